@@ -1,0 +1,199 @@
+"""The recipe: everything a run can choose, as one YAML file, validated before anything runs."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+RECIPES = Path(__file__).parent / "recipes"
+PositiveInt = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot run; the message names the file, the key and what to do."""
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Paths(Part):
+    """Relative paths are taken from the directory where the command runs."""
+
+    store: Path = Path("store")
+    runs: Path = Path("runs")
+    data: Path = Path("data")  # annotations and images are given relative to it
+
+
+class SampleCorpus(Part):
+    """Generate the sample corpus into `paths.data` first (pipelines/sample)."""
+
+    scenes: PositiveInt = 20000
+    held_out: PositiveInt = 400
+    seed: int = 0
+
+
+class SampleBackbones(Part):
+    """Train a small CLIP and a small Llama on the sample corpus first (model/backbones.py)."""
+
+    image_size: PositiveInt = 32
+    vision_steps: PositiveInt = 400
+    llm_steps: PositiveInt = 400
+    seed: int = 0
+
+
+class Backbones(Part):
+    """Either `train`, or hub names or directories of a CLIP-like vision model and a causal language model."""
+
+    vision: str | None = None
+    llm: str | None = None
+    train: SampleBackbones | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Backbones":
+        if (self.train is None) == (self.vision is None or self.llm is None):
+            raise ValueError("give either `train`, or both `vision` and `llm`")
+        return self
+
+
+class Projector(Part):
+    """Paper section 3.2; settings that a type does not know are errors in model/projectors."""
+
+    type: str = "c-abstractor"
+    num_tokens: PositiveInt = 144  # M, the visual tokens of an image
+    settings: dict[str, Any] = {}
+
+
+class Model(Part):
+    projector: Projector = Projector()
+    image_size: PositiveInt | None = None  # S; the vision model's own where absent
+    vision_layer: int = -2  # index into hidden_states: the paper reads the second to last
+
+
+class Dedup(Part):
+    """Semantic de-duplication inside one multi-turn example (paper section 4, Table 5d)."""
+
+    rule: Literal["semantic", "answer", "semantic+answer", "off"] = "semantic"
+    compare: Literal["pair", "question", "answer"] = "pair"
+    threshold: Annotated[float, Field(gt=0, le=1)] | None = None  # None: the default chosen in pipelines/dedup.py
+
+
+class Dataset(Part):
+    source: str | None = None  # a name in pipelines/sources; the dataset's own name where absent
+    annotations: Path  # the directory of the official files, relative to paths.data
+    images: Path | None = None  # the root of its images; the annotations directory where absent
+    max_turns: PositiveInt = 1
+    dedup: Dedup = Dedup()
+
+
+class Embedder(Part):
+    """Where de-duplication's sentence embeddings come from; the default model travels in a package."""
+
+    model: str = "all-MiniLM-L6-v2"
+
+
+class Data(Part):
+    """What one stage learns from."""
+
+    weights: dict[str, Share]  # dataset → share; normalised
+    templates: str = "fine"  # a set under templates/
+    chat: str = "honeybee"  # a style under templates/chat/
+    max_text_tokens: PositiveInt = 1024
+    shard_samples: PositiveInt = 4096
+
+
+class Train(Part):
+    """One stage on the DeepSpeed engine. Defaults are those of the paper's instruction tuning (FACTS section 2)."""
+
+    trains: tuple[Literal["vision", "projector", "llm"], ...] = ("projector", "llm")
+    steps: PositiveInt
+    global_batch: PositiveInt  # examples in an optimiser step, over all ranks
+    micro_batch: PositiveInt  # examples in a forward pass of one rank
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    min_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
+    warmup_steps: Annotated[int, Field(ge=0)] = 150
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    epsilon: Annotated[float, Field(gt=0)] = 1e-6
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    precision: Literal["fp32", "bf16"] = "bf16"
+    zero_stage: Literal[0, 2, 3] = 2
+    offload: bool = False
+    gradient_checkpointing: bool = True
+    save_every: PositiveInt = 500  # steps between checkpoints
+    keep_checkpoints: PositiveInt = 2
+    log_every: PositiveInt = 10
+
+
+class Stage(Part):
+    data: Data
+    train: Train
+
+
+class Launch(Part):
+    """Processes of a training or evaluation job."""
+
+    ranks: PositiveInt = 1
+    threads: PositiveInt | None = None  # CPU threads of a rank; cores / ranks where absent
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class Benchmark(Part):
+    """`path`: the official file or directory, `images`: the root of its images, both relative to paths.data."""
+
+    path: Path
+    images: Path | None = None
+
+
+class Evaluation(Part):
+    benchmarks: dict[str, Benchmark] = {}
+    batch_size: PositiveInt = 64
+    shuffled_control: bool = False  # ask again with the images shuffled among the questions
+
+
+class Recipe(Part):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+    seed: int = 0
+    paths: Paths = Paths()
+    sample: SampleCorpus | None = None
+    backbones: Backbones
+    model: Model = Model()
+    datasets: dict[str, Dataset]
+    images: Literal["embed", "skip"] = "embed"
+    embedder: Embedder = Embedder()
+    pretrain: Stage
+    finetune: Stage
+    launch: Launch = Launch()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> "Recipe":
+        for stage in ("pretrain", "finetune"):
+            unknown = sorted(set(getattr(self, stage).data.weights) - set(self.datasets))
+            if unknown:
+                raise ValueError(f"{stage}.data.weights names {unknown}, which `datasets` does not describe")
+        return self
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """Reads a recipe file, or one of flows/recipes by its name. Raises RecipeError naming file, key and remedy."""
+    path = Path(name_or_path)
+    if not path.suffix:
+        path = RECIPES / f"{name_or_path}.yaml"
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        raise RecipeError(f"no recipe {name_or_path}: give a YAML file or one of: {known}") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not valid YAML: {error}") from None
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors(include_url=False)
+        )
+        raise RecipeError(f"{path}: {problems}") from None

@@ -1,0 +1,14 @@
+"""The Honeybee model. Importing this package makes it known to the Auto classes of transformers."""
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+
+from model.configuration import HoneybeeConfig
+from model.modeling import HoneybeeForConditionalGeneration
+from model.processing import HoneybeeImageProcessor, HoneybeeProcessor
+
+AutoConfig.register("honeybee", HoneybeeConfig)
+AutoModelForImageTextToText.register(HoneybeeConfig, HoneybeeForConditionalGeneration)
+AutoImageProcessor.register(HoneybeeConfig, image_processor_classes={"pil": HoneybeeImageProcessor})
+AutoProcessor.register(HoneybeeConfig, HoneybeeProcessor)
+
+__all__ = ["HoneybeeConfig", "HoneybeeForConditionalGeneration", "HoneybeeImageProcessor", "HoneybeeProcessor"]

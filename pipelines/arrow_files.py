@@ -1,0 +1,43 @@
+"""Arrow files on disk: written whole or not at all, read through the memory map without loading them."""
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yields a path to write to; it becomes `path` when the block ends without an error."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    yield partial
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
+    """Writes an uncompressed Arrow file (random access by batch); returns the number of rows."""
+    rows = 0
+    with whole_file(path) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+            rows += batch.num_rows
+    return rows
+
+
+def open_batches(path: Path) -> pa.ipc.RecordBatchFileReader:
+    """A memory-mapped Arrow file. Raises pyarrow.ArrowInvalid when it is not whole."""
+    return pa.ipc.open_file(pa.memory_map(str(path)))
+
+
+def read_table(path: Path) -> pa.Table:
+    return open_batches(path).read_all()
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    with whole_file(path) as partial:
+        pq.write_table(table, partial, compression="zstd")

@@ -1,0 +1,19 @@
+"""Stable hashes: the same on every machine, in every process, for ever (unlike `hash()`)."""
+
+import hashlib
+
+import numpy as np
+
+
+def seed64(*parts: str | int) -> int:
+    """A 64-bit number from a few names and numbers, to seed the functions below."""
+    text = "\x1f".join(map(str, parts))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def mix64(values: np.ndarray, seed: int) -> np.ndarray:
+    """splitmix64 of each value: uint64 in, uint64 out, a bijection for each seed."""
+    x = values.astype(np.uint64) + np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,109 @@
+"""The Arrow schemas: the one language that all stages speak.
+
+Annotation batches hold one row per row of the official file, in its order, good or bad: a row that the reader
+cannot use has `reject` set to a reason and null fields. So rows are conserved from the first step on.
+"""
+
+import pyarrow as pa
+
+# Every annotation row: its number in the official file, its image (see pipelines/images.py; null: text only),
+# and, if the reader could not use it, why (`reject`: a short stable name; `detail`: what exactly, for a person).
+_COMMON = [
+    pa.field("row", pa.int64(), nullable=False),
+    pa.field("image", pa.string()),
+    pa.field("reject", pa.string()),
+    pa.field("detail", pa.string()),
+]
+
+DIALOGUE_TURN = pa.struct([pa.field("user", pa.string()), pa.field("assistant", pa.string())])
+
+ANNOTATIONS: dict[str, pa.Schema] = {
+    "caption": pa.schema([*_COMMON, pa.field("caption", pa.string())]),
+    "open_question": pa.schema([*_COMMON, pa.field("question", pa.string()), pa.field("answer", pa.string())]),
+    "multiple_choice": pa.schema(
+        [
+            *_COMMON,
+            pa.field("question", pa.string()),
+            pa.field("choices", pa.list_(pa.string())),
+            pa.field("answer_index", pa.int32()),
+            pa.field("context", pa.string()),  # hint or passage; null where the dataset has none
+        ]
+    ),
+    # box: x1, y1, x2, y2 divided by image width and height, in [0, 1]
+    "referring": pa.schema([*_COMMON, pa.field("phrase", pa.string()), pa.field("box", pa.list_(pa.float64()))]),
+    "conversation": pa.schema([*_COMMON, pa.field("turns", pa.list_(DIALOGUE_TURN))]),
+}
+
+# One row per distinct image of a build. `reject` is null for a usable image; else width, height are null.
+IMAGES = pa.schema(
+    [
+        pa.field("image", pa.string(), nullable=False),
+        pa.field("sha256", pa.string()),  # of the encoded bytes
+        pa.field("num_bytes", pa.int64()),
+        pa.field("width", pa.int32()),  # pixels
+        pa.field("height", pa.int32()),
+        pa.field("reject", pa.string()),
+        pa.field("detail", pa.string()),
+    ]
+)
+
+# `row` is the row of the official file; `template` the id of the template that rendered the turn.
+TURN = pa.struct(
+    [
+        pa.field("user", pa.string()),
+        pa.field("assistant", pa.string()),
+        pa.field("template", pa.string()),
+        pa.field("row", pa.int64()),
+    ]
+)
+
+# An example's number within its dataset is its place in the files, taken in the order of the manifest.
+EXAMPLES = pa.schema(
+    [
+        pa.field("images", pa.list_(pa.string())),  # image references, in the order they appear
+        pa.field("image_sha256", pa.list_(pa.string())),  # what their bytes were when the images table was made
+        pa.field("turns", pa.list_(TURN)),
+        pa.field("input_ids", pa.list_(pa.int32())),  # one image token per image
+        pa.field("loss_mask", pa.list_(pa.bool_())),  # True: supervised
+        pa.field("num_tokens", pa.int32()),
+        pa.field("num_supervised", pa.int32()),
+    ]
+)
+
+# `turn` is the place inside a conversation row (0 for the other tasks); -1 where the whole row is meant.
+REJECTS = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("turn", pa.int32(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string()),
+    ]
+)
+
+DUPLICATES = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("kept_row", pa.int64(), nullable=False),
+        pa.field("similarity", pa.float32()),  # cosine of the two texts; null where the rule needs none
+        pa.field("rule", pa.string(), nullable=False),
+        pa.field("text", pa.string()),
+        pa.field("kept_text", pa.string()),
+    ]
+)
+
+# Hugging Face `Image()` layout, so that datasets.load_dataset("parquet", …) shows pictures.
+HF_IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+
+SHARD = pa.schema(
+    [
+        pa.field("index", pa.int64(), nullable=False),  # place in the order of all samples
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("example", pa.int64(), nullable=False),
+        pa.field("images", pa.list_(HF_IMAGE)),
+        pa.field("turns", pa.list_(TURN)),
+        pa.field("input_ids", pa.list_(pa.int32())),
+        pa.field("loss_mask", pa.list_(pa.bool_())),
+        pa.field("num_tokens", pa.int32()),
+        pa.field("num_supervised", pa.int32()),
+    ]
+)

@@ -1,0 +1,109 @@
+"""The content-addressed store: `store/<stage>/<fingerprint>/`, whole only when its manifest is there.
+
+A stage's directory is named by a fingerprint of everything its bytes depend on. `produce` returns it at once when
+it is whole, else makes it under a lock. A killed maker leaves a directory without a manifest: the next maker gets
+the same directory and may keep the files that it can verify.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+
+
+def fingerprint(key: Any) -> str:
+    """The first 16 hex digits of the SHA-256 of `key` as canonical JSON. Raises TypeError for what JSON cannot say."""
+    text = json.dumps(key, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def digest_of(items: Iterable[Any]) -> str:
+    """The SHA-256 of a stream of JSON values, for keys that are too long to stand in a manifest."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(json.dumps(item, separators=(",", ":"), ensure_ascii=False).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Writes a file so that a reader sees all of it or nothing, also after a power cut."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a whole directory. Raises FileNotFoundError if the directory is not whole."""
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory} has no {MANIFEST}: it was never finished; build it again")
+    return json.loads(path.read_text())
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """One process at a time, on this machine; the kernel frees the lock when its holder dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+class Store:
+    """Outputs of every stage under one root."""
+
+    def __init__(self, root: Path | str):
+        self.root = Path(root).resolve()
+
+    def path(self, stage: str, key: Mapping[str, Any]) -> Path:
+        return self.root / stage / fingerprint(key)
+
+    def has(self, stage: str, key: Mapping[str, Any]) -> bool:
+        return (self.path(stage, key) / MANIFEST).is_file()
+
+    def produce(self, stage: str, key: Mapping[str, Any], make: Callable[[Path], Mapping[str, Any]]) -> Path:
+        """Returns the directory of (stage, key), calling `make(directory)` first if it is not whole.
+
+        key: everything that the output's bytes depend on, as JSON. make: fills the directory and returns what the
+        manifest shall say of it. The manifest is written last.
+        """
+        directory = self.path(stage, key)
+        if (directory / MANIFEST).is_file():
+            return directory
+        with lock(self.root / stage / f".{directory.name}.lock"):
+            if not (directory / MANIFEST).is_file():
+                directory.mkdir(parents=True, exist_ok=True)
+                result = make(directory)
+                manifest = {"stage": stage, "key": key, **result}
+                write_atomic(directory / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        return directory
+
+
+class FileDigests:
+    """SHA-256 of input files, remembered by (path, size, modification time) so that big files are hashed once."""
+
+    def __init__(self, store: Store):
+        self._memo_path = store.root / "digests.json"
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            self._memo: dict[str, str] = json.loads(self._memo_path.read_text())
+            return
+        self._memo = {}
+
+    def digest(self, path: Path) -> str:
+        stat = path.stat()
+        key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+        if key not in self._memo:
+            with path.open("rb") as file:
+                self._memo[key] = hashlib.file_digest(file, "sha256").hexdigest()
+            self._memo_path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(self._memo_path, json.dumps(self._memo))
+        return self._memo[key]
