@@ -1,0 +1,56 @@
+"""Turns of one image → multi-turn examples (paper section 4): which turns stand together, in which order."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines.hashing import mix64, seed64
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Turns in conversation order: conversation c is `order[offsets[c] : offsets[c + 1]]`, numbers of turns."""
+
+    order: np.ndarray  # int64 (T,)
+    offsets: np.ndarray  # int64 (C + 1,)
+
+
+def group_turns(
+    row: np.ndarray, turn: np.ndarray, image: np.ndarray, *, is_dialogue: bool, max_turns: int, dataset: str, seed: int
+) -> Grouping:
+    """row, turn, image: (T,) integers; image: the number of each turn's image, -1 for text only.
+
+    Dialogue rows stay as the dataset wrote them. Other turns of one image are put in an order that depends on
+    (seed, dataset, row) alone and cut after every `max_turns`; a turn without image is a conversation of its own.
+    """
+    rows_in_turns = np.column_stack([row, turn])
+    if is_dialogue:
+        order = np.lexsort((rows_in_turns[:, 1], rows_in_turns[:, 0]))
+        starts_new = _changes(row[order])
+    else:
+        place = mix64(row.astype(np.uint64), seed64("turn order", dataset, seed))
+        first_row = _first_row_of_image(row, image)
+        order = np.lexsort((row, place, first_row))
+        group = first_row[order]
+        starts_group = _changes(group)
+        group_start = np.maximum.accumulate(np.where(starts_group, np.arange(len(order)), 0))
+        starts_new = (np.arange(len(order)) - group_start) % max_turns == 0
+    starts = np.flatnonzero(starts_new)
+    return Grouping(order, np.append(starts, len(order)))
+
+
+def _first_row_of_image(row: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """For each turn the smallest row of its image: groups come in the order of the official file."""
+    result = row.copy()
+    with_image = image >= 0
+    if with_image.any():
+        first = np.full(int(image.max()) + 1, np.iinfo(np.int64).max)
+        np.minimum.at(first, image[with_image], row[with_image])
+        result[with_image] = first[image[with_image]]
+    return result
+
+
+def _changes(values: np.ndarray) -> np.ndarray:
+    changed = np.ones(len(values), dtype=bool)
+    changed[1:] = values[1:] != values[:-1]
+    return changed
