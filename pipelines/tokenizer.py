@@ -1,0 +1,78 @@
+"""The tokenizer of a run: the language model's own, with the image token added, in the store."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from pipelines.store import FileDigests, Store, read_manifest
+
+IMAGE_TOKEN = "<image>"
+VERSION = 1
+
+
+class TokenizerError(ValueError):
+    """A tokenizer that cannot be used for training; the message says what it lacks."""
+
+
+@dataclass(frozen=True)
+class PreparedTokenizer:
+    """What text becomes tokens with. `fingerprint` names its vocabulary and settings in every manifest."""
+
+    tokenizer: Tokenizer
+    fingerprint: str
+    image_token_id: int
+    bos_token: str
+    eos_token: str
+    special_tokens: tuple[str, ...]
+
+
+def prepare_tokenizer(store: Store, llm: str) -> Path:
+    """Returns the store's directory of the tokenizer of `llm` (a directory or hub name) with the image token added.
+
+    A missing pad token becomes the end token (its labels never count). Raises TokenizerError without bos or eos.
+    """
+    local = Path(llm)
+    digests = FileDigests(store)
+    files = sorted(p for p in local.glob("*token*") if p.is_file()) if local.is_dir() else []
+    key = {
+        "version": VERSION,
+        "llm": [[p.name, digests.digest(p)] for p in files] if files else llm,
+    }
+
+    def make(out: Path) -> dict:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(llm, use_fast=True)
+        for name in ("bos_token", "eos_token"):
+            if getattr(tokenizer, name) is None:
+                raise TokenizerError(f"the tokenizer of {llm} has no {name}: set it in its tokenizer_config.json")
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "left"
+        tokenizer.save_pretrained(out)
+        specials = sorted({token.content for token in tokenizer.added_tokens_decoder.values() if token.special})
+        digest = digests.digest(out / "tokenizer.json")[:16]
+        return {
+            "fingerprint": digest,
+            "image_token_id": tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+            "bos_token": tokenizer.bos_token,
+            "eos_token": tokenizer.eos_token,
+            "special_tokens": specials,
+        }
+
+    return store.produce("tokenizers", key, make)
+
+
+def load_tokenizer(directory: Path) -> PreparedTokenizer:
+    """Reads what `prepare_tokenizer` made."""
+    manifest = read_manifest(directory)
+    return PreparedTokenizer(
+        tokenizer=Tokenizer.from_file(str(directory / "tokenizer.json")),
+        fingerprint=manifest["fingerprint"],
+        image_token_id=manifest["image_token_id"],
+        bos_token=manifest["bos_token"],
+        eos_token=manifest["eos_token"],
+        special_tokens=tuple(manifest["special_tokens"]),
+    )

@@ -1,0 +1,33 @@
+"""A small byte-level tokenizer, made the way a language model's own is."""
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from pipelines.store import Store
+from pipelines.tokenizer import prepare_tokenizer
+
+
+@pytest.fixture(scope="session")
+def llm_dir(tmp_path_factory) -> Path:
+    """A directory that holds a tokenizer as a language model on a hub does."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(["Human: what colour is the red circle? AI: yes, no, the picture shows it."] * 9, trainer)
+    out = tmp_path_factory.mktemp("llm")
+    PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>").save_pretrained(out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(llm_dir, tmp_path_factory) -> Path:
+    return prepare_tokenizer(Store(tmp_path_factory.mktemp("store")), str(llm_dir))
