@@ -35,9 +35,11 @@ ANNOTATIONS: dict[str, pa.Schema] = {
 }
 
 # One row per distinct image of a build. `reject` is null for a usable image; else width, height are null.
+# `identity` tells unchanged bytes without opening them: file|size|mtime_ns, in a tar |offset:size too.
 IMAGES = pa.schema(
     [
         pa.field("image", pa.string(), nullable=False),
+        pa.field("identity", pa.string()),  # null: there is no file
         pa.field("sha256", pa.string()),  # of the encoded bytes
         pa.field("num_bytes", pa.int64()),
         pa.field("width", pa.int32()),  # pixels

@@ -93,17 +93,30 @@ class FileDigests:
 
     def __init__(self, store: Store):
         self._memo_path = store.root / "digests.json"
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-            self._memo: dict[str, str] = json.loads(self._memo_path.read_text())
-            return
-        self._memo = {}
 
     def digest(self, path: Path) -> str:
-        stat = path.stat()
-        key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-        if key not in self._memo:
-            with path.open("rb") as file:
-                self._memo[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        return self.digests([path])[0]
+
+    def digests(self, paths: Iterable[Path]) -> list[str]:
+        """The digests of files, in order. Raises OSError for a file that cannot be read."""
+        known = self._read()
+        fresh: dict[str, str] = {}
+        result = []
+        for path in paths:
+            stat = path.stat()
+            key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+            if key not in known:
+                with path.open("rb") as file:
+                    known[key] = fresh[key] = hashlib.file_digest(file, "sha256").hexdigest()
+            result.append(known[key])
+        if fresh:
             self._memo_path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(self._memo_path, json.dumps(self._memo))
-        return self._memo[key]
+            with lock(self._memo_path.with_name(".digests.lock")):
+                write_atomic(self._memo_path, json.dumps(self._read() | fresh))
+        return result
+
+    def _read(self) -> dict[str, str]:
+        # A memo that cannot be read costs only time: the files are hashed again.
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            return json.loads(self._memo_path.read_text())
+        return {}

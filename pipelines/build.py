@@ -1,0 +1,286 @@
+"""The data stages of a recipe, each an entry of the store named by all that its bytes depend on."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines import dedup, embed, sources
+from pipelines.arrow_files import open_batches, read_table, write_batches
+from pipelines.encode import chat_style_file
+from pipelines.examples import ExamplesJob, run_examples_job
+from pipelines.images import identities, images_table
+from pipelines.instructify import raw_texts
+from pipelines.render import RenderSettings, check_ledger
+from pipelines.schema import ANNOTATIONS, IMAGES
+from pipelines.store import FileDigests, Store, digest_of, read_manifest
+from pipelines.templates import template_file
+from pipelines.tokenizer import load_tokenizer
+
+# Raise one when the code behind it changes the bytes that it writes.
+ANNOTATIONS_VERSION = 1
+IMAGES_VERSION = 1
+EXAMPLES_VERSION = 1
+
+ROWS_PER_BATCH = 32768
+ROWS_PER_FILE = 1 << 18
+ROWS_PER_PARTITION = 16384
+BEAM_OPTIONS = ["--runner=FnApiRunner"]  # DirectRunner would first try to download another runner
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One dataset of a recipe, with its paths resolved."""
+
+    name: str
+    source: str
+    annotations: Path
+    images: Path
+    max_turns: int = 1
+    dedup_rule: str = "semantic"
+    dedup_compare: str = "pair"
+    dedup_threshold: float | None = None
+
+    @property
+    def task(self) -> str:
+        return sources.get(self.source).task
+
+
+def build_annotations(store: Store, spec: DatasetSpec, log: Log = print) -> Path:
+    """Official files → annotation batches: `annotations-*.arrow`. Raises SourceError for files that cannot be read."""
+    source = sources.get(spec.source)
+    files = source.files(spec.annotations)
+    digests = FileDigests(store).digests(files)
+    key = {
+        "version": ANNOTATIONS_VERSION,
+        "source": source.name,
+        "source_version": source.version,
+        "files": [
+            [str(path.relative_to(spec.annotations)), digest] for path, digest in zip(files, digests, strict=True)
+        ],
+    }
+
+    def make(out: Path) -> dict[str, Any]:
+        rows = 0
+        batches = _rebatched(source.read(spec.annotations), ANNOTATIONS[source.task])
+        for number, group in enumerate(_grouped(batches, ROWS_PER_FILE)):
+            rows += write_batches(out / f"annotations-{number:05d}.arrow", ANNOTATIONS[source.task], group)
+            log(f"{spec.name}: {rows:,} rows read")
+        if not rows:
+            raise sources.SourceError(f"{spec.annotations}: the files of {source.name} hold no row")
+        return {"num_rows": rows}
+
+    return store.produce("annotations", key, make)
+
+
+def build_images(store: Store, specs: Sequence[DatasetSpec], log: Log = print) -> dict[str, Path]:
+    """Measures every distinct image of the datasets, once for each image root. Returns dataset name → the directory
+    of the table of its root. An image is opened again only when its path, size or time of change is another."""
+    tables: dict[str, Path] = {}
+    for root in sorted({spec.images.resolve() for spec in specs}):
+        users = [spec for spec in specs if spec.images.resolve() == root]
+        names: set[str] = set()
+        for spec in users:
+            names |= _distinct_images(build_annotations(store, spec, log))
+        tables |= dict.fromkeys((s.name for s in users), _images_of_root(store, root, sorted(names), log))
+    return tables
+
+
+def _images_of_root(store: Store, root: Path, names: list[str], log: Log) -> Path:
+    key = {"version": IMAGES_VERSION, "images": digest_of(zip(names, identities(root, names), strict=True))}
+
+    def make(out: Path) -> dict[str, Any]:
+        tables = [read_table(path) for path in sorted((store.root / "images").glob("*/images.arrow"))]
+        table = images_table(root, names, pa.concat_tables(tables) if tables else None)
+        write_batches(out / "images.arrow", IMAGES, table.to_batches(ROWS_PER_BATCH))
+        rejects = Counter(reason for reason in table["reject"].to_pylist() if reason)
+        log(f"{root}: {table.num_rows:,} images, {sum(rejects.values())} of them unusable")
+        return {"num_images": table.num_rows, "rejects": dict(sorted(rejects.items()))}
+
+    return store.produce("images", key, make)
+
+
+def build_embeddings(store: Store, specs: Sequence[DatasetSpec], model: str, log: Log = print) -> Path | None:
+    """One table of the vectors of all distinct texts that the datasets' de-duplication compares; None if there are
+    none. Texts that an earlier table of the same embedder holds are taken from there."""
+    texts: set[str] = set()
+    for spec in specs:
+        texts |= _texts_to_compare(spec, build_annotations(store, spec, log))
+    if not texts:
+        return None
+    embedder = embed.embedder_fingerprint(model)
+    key = {"embedder": embedder, "texts": digest_of(sorted(texts))}
+
+    def make(out: Path) -> dict[str, Any]:
+        known = [
+            read_table(manifest.parent / "embeddings.arrow")
+            for manifest in sorted((store.root / "embeddings").glob("*/manifest.json"))
+            if json.loads(manifest.read_text())["key"]["embedder"] == embedder
+        ]
+        table = embed.embed_texts(texts, model, pa.concat_tables(known) if known else None)
+        write_batches(out / "embeddings.arrow", table.schema, table.to_batches(ROWS_PER_BATCH))
+        log(f"{table.num_rows:,} distinct texts embedded or taken over")
+        return {"num_texts": table.num_rows}
+
+    return store.produce("embeddings", key, make)
+
+
+def build_examples(
+    store: Store,
+    spec: DatasetSpec,
+    *,
+    templates: str,
+    chat: str,
+    tokenizer: Path,
+    max_text_tokens: int,
+    images: Path | None,
+    embeddings: Path | None,
+    seed: int,
+    beam_options: Sequence[str] = BEAM_OPTIONS,
+    log: Log = print,
+) -> Path:
+    """Beam job 1 for one dataset. Returns the directory of its examples; its manifest holds the conservation ledger.
+
+    images, embeddings: what build_images and build_embeddings returned, or None for text-only work and where nothing
+    is compared. Raises RuntimeError when rows are not conserved.
+    """
+    digests = FileDigests(store)
+    annotations = build_annotations(store, spec, log)
+    num_rows = read_manifest(annotations)["num_rows"]
+    template_path = template_file(templates, spec.name, spec.task)
+    compares = spec.max_turns > 1 and spec.task != "conversation" and spec.dedup_rule != "off"
+    uses_vectors = compares and "semantic" in spec.dedup_rule
+    key = {
+        "version": EXAMPLES_VERSION,
+        "dataset": spec.name,
+        "annotations": annotations.name,
+        "images": _digest_of_images(annotations, images),
+        "dedup": _dedup_key(spec, embeddings) if compares else None,
+        "template": digests.digest(template_path),
+        "chat": digests.digest(chat_style_file(chat)),
+        "tokenizer": load_tokenizer(tokenizer).fingerprint,
+        "max_turns": spec.max_turns,
+        "max_text_tokens": max_text_tokens,
+        "seed": seed,
+    }
+
+    def make(out: Path) -> dict[str, Any]:
+        job = ExamplesJob(
+            annotations=str(annotations),
+            images=str(images) if images else None,
+            render=RenderSettings(
+                dataset=spec.name,
+                task=spec.task,
+                template_file=str(template_path),
+                chat=chat,
+                tokenizer=str(tokenizer),
+                embeddings=str(embeddings) if uses_vectors and embeddings else None,
+                max_turns=spec.max_turns,
+                max_text_tokens=max_text_tokens,
+                dedup_rule=spec.dedup_rule,
+                dedup_compare=spec.dedup_compare,
+                dedup_threshold=spec.dedup_threshold,
+                seed=seed,
+            ),
+            partitions=-(-num_rows // ROWS_PER_PARTITION),
+            out=str(out),
+        )
+        log(f"{spec.name}: {num_rows:,} rows in {job.partitions} partitions")
+        counts = run_examples_job(job, list(beam_options))
+        manifest = _total(counts)
+        check_ledger("rows", manifest["rows"])
+        if manifest["rows"]["read"] != num_rows:
+            raise RuntimeError(f"{spec.name}: {num_rows} rows read, but {manifest['rows']['read']} reached a partition")
+        for marker in out.glob("counts-*.json"):
+            marker.unlink()
+        log(f"{spec.name}: {manifest['num_examples']:,} examples; rows {manifest['rows']}")
+        files = [[f"examples-{p:05d}.arrow", c["num_examples"]] for p, c in enumerate(counts)]
+        return {"dataset": spec.name, "task": spec.task, **manifest, "files": files}
+
+    return store.produce("examples", key, make)
+
+
+def _total(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Adds up the counts of all partitions, key by key."""
+    total: dict[str, Any] = {}
+    for part in counts:
+        for name, value in part.items():
+            nested = isinstance(value, dict)
+            total[name] = _total([total.get(name, {}), value]) if nested else total.get(name, 0) + value
+    return total
+
+
+def _dedup_key(spec: DatasetSpec, embeddings: Path | None) -> dict[str, Any]:
+    chosen = {"rule": spec.dedup_rule, "compare": spec.dedup_compare, "threshold": spec.dedup_threshold}
+    embedder = read_manifest(embeddings)["key"]["embedder"] if embeddings and "semantic" in spec.dedup_rule else None
+    return {**chosen, "version": dedup.STAGE_VERSION, "embedder": embedder}
+
+
+def _annotation_batches(annotations: Path) -> Iterator[pa.RecordBatch]:
+    for path in sorted(annotations.glob("*.arrow")):
+        reader = open_batches(path)
+        for number in range(reader.num_record_batches):
+            yield reader.get_batch(number)
+
+
+def _distinct_images(annotations: Path) -> set[str]:
+    names: set[str] = set()
+    for batch in _annotation_batches(annotations):
+        names |= set(pc.unique(batch.column("image").drop_null()).to_pylist())
+    return names
+
+
+def _digest_of_images(annotations: Path, images: Path | None) -> str | None:
+    """What the examples depend on of the images table: the facts of the dataset's own images, not of others."""
+    if images is None:
+        return None
+    table = read_table(images / "images.arrow").select(["image", "sha256", "width", "height", "reject"])
+    own = pc.is_in(table["image"], value_set=pa.array(sorted(_distinct_images(annotations)), pa.string()))
+    return digest_of(map(tuple, (row.values() for row in table.filter(own).to_pylist())))
+
+
+def _texts_to_compare(spec: DatasetSpec, annotations: Path) -> set[str]:
+    """The texts of turns that share their image with another; all others stand alone and are compared with nothing."""
+    if spec.max_turns == 1 or spec.task == "conversation" or "semantic" not in spec.dedup_rule:
+        return set()
+    table = pa.Table.from_batches(_annotation_batches(annotations), ANNOTATIONS[spec.task])
+    table = table.filter(pc.and_(table["reject"].is_null(), table["image"].is_valid()))
+    counts = table.group_by("image").aggregate([("image", "count")])
+    shared = counts.filter(pc.greater(counts["image_count"], 1))["image"]
+    texts: set[str] = set()
+    for batch in table.filter(pc.is_in(table["image"], value_set=shared)).to_batches(ROWS_PER_BATCH):
+        questions, answers = raw_texts(batch, spec.task)
+        texts |= set(dedup.texts_to_embed(questions, answers, spec.dedup_rule, spec.dedup_compare))
+    return texts
+
+
+def _rebatched(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Fewer, larger batches: a batch is cut into one piece per partition later."""
+    waiting: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in batches:
+        waiting.append(batch)
+        rows += batch.num_rows
+        if rows >= ROWS_PER_BATCH:
+            yield pa.Table.from_batches(waiting, schema).combine_chunks().to_batches()[0]
+            waiting, rows = [], 0
+    if rows:
+        yield pa.Table.from_batches(waiting, schema).combine_chunks().to_batches()[0]
+
+
+def _grouped(batches: Iterator[pa.RecordBatch], rows_per_file: int) -> Iterator[list[pa.RecordBatch]]:
+    group: list[pa.RecordBatch] = []
+    for batch in batches:
+        group.append(batch)
+        if sum(b.num_rows for b in group) >= rows_per_file:
+            yield group
+            group = []
+    if group:
+        yield group

@@ -1,0 +1,128 @@
+"""Beam job 1: a dataset's annotations → its examples, rejects and duplicates.
+
+The graph uses only what every runner does alike: Create → Reshuffle → ParDo → GroupByKey(int) → Map. Elements name
+batches (file, place), never rows. The first step cuts every batch of annotations, and of the images table, into one
+piece per partition by a hash of the image; GroupByKey brings the names of a partition's pieces together; the last step
+makes the partition's files and, at the end, its marker with the counts. A partition with a marker is not made again.
+"""
+
+import itertools
+import json
+import shutil
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.arrow_files import open_batches, write_batches, write_parquet
+from pipelines.hashing import mix64
+from pipelines.render import Renderer, RenderSettings
+from pipelines.schema import ANNOTATIONS, EXAMPLES, IMAGES
+from pipelines.store import write_atomic
+
+ROWS_PER_BATCH = 1024  # of examples: the unit of random access when shards are written
+
+Piece = tuple[str, str, int]  # kind ("annotations" or "images"), file, batch number in it
+
+
+@dataclass(frozen=True)
+class ExamplesJob:
+    """All that a worker needs to know, as plain values that travel as JSON."""
+
+    annotations: str  # directory of annotation files
+    images: str | None  # directory of the images table; None: text-only work, images are not looked at
+    render: RenderSettings
+    partitions: int
+    out: str
+
+    def marker(self, partition: int) -> Path:
+        return Path(self.out) / f"counts-{partition:05d}.json"
+
+    def part(self, kind: str, partition: int, suffix: str) -> Path:
+        return Path(self.out) / f"{kind}-{partition:05d}.{suffix}"
+
+
+def run_examples_job(job: ExamplesJob, beam_options: list[str]) -> list[dict[str, Any]]:
+    """Runs the job; returns the counts of every partition, in order. Raises RuntimeError if the runner lost one."""
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    class Spill(beam.DoFn):
+        def process(self, piece: Piece) -> Iterator[tuple[int, tuple[str, str]]]:
+            spilled = spill(job, piece)
+            for partition in range(job.partitions):
+                yield partition, (piece[0], str(spilled))
+
+    class Render(beam.DoFn):
+        def process(self, element: tuple[int, Iterable[tuple[str, str]]]) -> Iterator[int]:
+            partition, spilled = element
+            render_partition(job, partition, sorted(spilled))
+            yield partition
+
+    if not all(job.marker(p).is_file() for p in range(job.partitions)):
+        pieces = _pieces("annotations", job.annotations) + (_pieces("images", job.images) if job.images else [])
+        (Path(job.out) / "spill").mkdir(parents=True, exist_ok=True)
+        with beam.Pipeline(options=PipelineOptions(beam_options)) as pipeline:
+            _ = (
+                pipeline
+                | "name the batches" >> beam.Create(pieces)
+                | "spread" >> beam.Reshuffle()
+                | "cut by image" >> beam.ParDo(Spill()).with_output_types(tuple[int, tuple[str, str]])
+                | "bring together" >> beam.GroupByKey()
+                | "render" >> beam.ParDo(Render()).with_output_types(int)
+            )
+        shutil.rmtree(Path(job.out) / "spill")
+    lost = [p for p in range(job.partitions) if not job.marker(p).is_file()]
+    if lost:
+        raise RuntimeError(f"{job.render.dataset}: the runner lost the partitions {lost}; run again with FnApiRunner")
+    return [json.loads(job.marker(p).read_text()) for p in range(job.partitions)]
+
+
+def _pieces(kind: str, directory: str) -> list[Piece]:
+    paths = sorted(Path(directory).glob("*.arrow"))
+    return [(kind, str(path), n) for path in paths for n in range(open_batches(path).num_record_batches)]
+
+
+def spill(job: ExamplesJob, piece: Piece) -> Path:
+    """Cuts one batch by the hash of the image into a file whose batch number p is the piece of partition p."""
+    kind, source, number = piece
+    batch = open_batches(Path(source)).get_batch(number)
+    partition = _partition_of(batch, job.partitions)
+    order = np.argsort(partition, kind="stable")
+    bounds = np.searchsorted(partition[order], np.arange(job.partitions + 1))
+    cut = batch.take(pa.array(order))
+    path = Path(job.out) / "spill" / f"{kind}-{Path(source).stem}-{number:06d}.arrow"
+    write_batches(path, batch.schema, (cut.slice(a, b - a) for a, b in itertools.pairwise(bounds)))
+    return path
+
+
+def _partition_of(batch: pa.RecordBatch, partitions: int) -> np.ndarray:
+    """By image, so that all turns of an image and its measures meet; a row without image by its row number."""
+    images = batch.column("image").dictionary_encode()
+    hashes = np.array([zlib.crc32(i.encode()) for i in images.dictionary.to_pylist()] + [0], dtype=np.uint64)
+    partition = hashes[pc.fill_null(images.indices, len(hashes) - 1).to_numpy()]
+    if images.null_count:
+        alone = images.indices.is_null().to_numpy(zero_copy_only=False)
+        partition[alone] = mix64(batch.column("row").to_numpy()[alone].astype(np.uint64), 0)
+    return (partition % np.uint64(partitions)).astype(np.int64)
+
+
+def render_partition(job: ExamplesJob, partition: int, spilled: list[tuple[str, str]]) -> None:
+    """Makes the files of one partition from its pieces; the marker comes last."""
+    if job.marker(partition).is_file():
+        return
+    pieces: dict[str, list[pa.RecordBatch]] = {"annotations": [], "images": []}
+    for kind, path in spilled:
+        pieces[kind].append(open_batches(Path(path)).get_batch(partition))
+    annotations = pa.Table.from_batches(pieces["annotations"], ANNOTATIONS[job.render.task]).sort_by("row")
+    images = pa.Table.from_batches(pieces["images"], IMAGES) if job.images else None
+    result = Renderer.of(job.render).render(annotations, images)
+    write_batches(job.part("examples", partition, "arrow"), EXAMPLES, result.examples.to_batches(ROWS_PER_BATCH))
+    write_parquet(job.part("rejects", partition, "parquet"), result.rejects)
+    write_parquet(job.part("duplicates", partition, "parquet"), result.duplicates)
+    write_atomic(job.marker(partition), json.dumps(result.counts))

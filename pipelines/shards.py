@@ -1,0 +1,212 @@
+"""Shards: Parquet files of examples in training order with their images embedded."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.arrow_files import open_batches, whole_file
+from pipelines.images import ImageRoot
+from pipelines.mixture import Mixture
+from pipelines.schema import SHARD
+from pipelines.store import read_manifest
+
+ROWS_PER_GROUP = 256  # a reader holds one row group at a time
+
+# What `datasets` needs to show the pictures.
+_FEATURES = {
+    "index": {"dtype": "int64", "_type": "Value"},
+    "dataset": {"dtype": "string", "_type": "Value"},
+    "example": {"dtype": "int64", "_type": "Value"},
+    "images": {"feature": {"_type": "Image"}, "_type": "List"},
+    "turns": {
+        "feature": {
+            "user": {"dtype": "string", "_type": "Value"},
+            "assistant": {"dtype": "string", "_type": "Value"},
+            "template": {"dtype": "string", "_type": "Value"},
+            "row": {"dtype": "int64", "_type": "Value"},
+        },
+        "_type": "List",
+    },
+    "input_ids": {"feature": {"dtype": "int32", "_type": "Value"}, "_type": "List"},
+    "loss_mask": {"feature": {"dtype": "bool", "_type": "Value"}, "_type": "List"},
+    "num_tokens": {"dtype": "int32", "_type": "Value"},
+    "num_supervised": {"dtype": "int32", "_type": "Value"},
+}
+
+
+class ShardError(ValueError):
+    """A shard, or what it is made of, that is not as its manifest says."""
+
+
+class ExampleFiles:
+    """Random access to the examples of a dataset, through the memory map: nothing is loaded but what is asked for."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        manifest = read_manifest(directory)
+        self._readers = [open_batches(directory / file) for file, count in manifest["files"] if count]
+        starts = [0]
+        self._places: list[tuple[int, int]] = []
+        for number, reader in enumerate(self._readers):
+            for batch in range(reader.num_record_batches):
+                self._places.append((number, batch))
+                starts.append(starts[-1] + reader.get_batch(batch).num_rows)
+        self._starts = np.array(starts)
+        if starts[-1] != manifest["num_examples"]:
+            raise ShardError(f"{directory}: {starts[-1]} examples, its manifest says {manifest['num_examples']}")
+
+    @staticmethod
+    @functools.lru_cache(maxsize=64)
+    def of(directory: Path) -> "ExampleFiles":
+        return ExampleFiles(directory)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def take(self, examples: np.ndarray) -> pa.Table:
+        """The rows of the given examples, (n,) integers in any order, in that order."""
+        order = np.argsort(examples, kind="stable")
+        batch_of = np.searchsorted(self._starts, examples[order], side="right") - 1
+        pieces = []
+        for batch in np.unique(batch_of):
+            number, inner = self._places[batch]
+            local = examples[order][batch_of == batch] - self._starts[batch]
+            pieces.append(self._readers[number].get_batch(inner).take(pa.array(local)))
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return pa.Table.from_batches(pieces).combine_chunks().take(pa.array(back))
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """What a worker needs to write any shard of a stage."""
+
+    out: Path
+    examples: Mapping[str, Path]
+    image_roots: Mapping[str, Path]
+    embed_images: bool
+    mixture: Mixture
+    num_samples: int
+    shard_samples: int
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_samples // self.shard_samples)
+
+    def file(self, shard: int) -> Path:
+        return self.out / f"shard-{shard:05d}-of-{self.num_shards:05d}.parquet"
+
+    def facts_file(self, shard: int) -> Path:
+        return self.out / f"shard-{shard:05d}.json"
+
+
+def write_shard(plan: ShardPlan, shard: int) -> None:
+    """Writes one shard, then its facts. A shard whose facts are there and whose file has that sum is kept.
+    Raises ShardError when an image's bytes are not those that were measured."""
+    if _is_whole(plan, shard):
+        return
+    first = shard * plan.shard_samples
+    indices = np.arange(first, min(first + plan.shard_samples, plan.num_samples))
+    table = _rows(plan, indices)
+    schema = SHARD.with_metadata({"huggingface": json.dumps({"info": {"features": _FEATURES}})})
+    with whole_file(plan.file(shard)) as partial:
+        pq.write_table(
+            table.cast(schema),
+            partial,
+            row_group_size=ROWS_PER_GROUP,
+            use_dictionary=["dataset"],
+            # Encoded images do not shrink further; all else does.
+            compression={name: "none" if "bytes" in name else "zstd" for name in _leaf_names(schema)},
+        )
+        sha256 = hashlib.sha256(partial.read_bytes()).hexdigest()
+        num_bytes = partial.stat().st_size
+    facts = {"file": plan.file(shard).name, "first": first, "num_samples": len(indices), "num_bytes": num_bytes}
+    facts |= {"sha256": sha256, "num_tokens": int(pa.compute.sum(table["num_tokens"]).as_py())}
+    facts |= {"num_supervised": int(pa.compute.sum(table["num_supervised"]).as_py())}
+    with whole_file(plan.facts_file(shard)) as partial:
+        partial.write_text(json.dumps(facts))
+
+
+def _is_whole(plan: ShardPlan, shard: int) -> bool:
+    if not plan.facts_file(shard).is_file() or not plan.file(shard).is_file():
+        return False
+    with plan.file(shard).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return digest == json.loads(plan.facts_file(shard).read_text())["sha256"]
+
+
+def _rows(plan: ShardPlan, indices: np.ndarray) -> pa.Table:
+    datasets, examples = plan.mixture.locate(indices)
+    tables, places = [], []
+    for number, name in enumerate(plan.mixture.names):
+        mine = np.flatnonzero(datasets == number)
+        if not len(mine):
+            continue
+        rows = ExampleFiles.of(plan.examples[name]).take(examples[mine])
+        images = _embedded(plan, name, rows)
+        rows = rows.drop_columns(["images", "image_sha256"]).append_column("images", images)
+        rows = rows.append_column("index", pa.array(indices[mine]))
+        rows = rows.append_column("dataset", pa.array([name] * len(mine)))
+        tables.append(rows.append_column("example", pa.array(examples[mine])).select(SHARD.names))
+        places.append(mine)
+    back = np.argsort(np.concatenate(places), kind="stable")
+    return pa.concat_tables(tables).combine_chunks().take(pa.array(back))
+
+
+def _embedded(plan: ShardPlan, dataset: str, rows: pa.Table) -> pa.Array:
+    root = ImageRoot(plan.image_roots[dataset]) if plan.embed_images else None
+    known: dict[str, bytes] = {}
+    column = []
+    for names, sums in zip(rows["images"].to_pylist(), rows["image_sha256"].to_pylist(), strict=True):
+        images = []
+        for name, sha256 in zip(names, sums, strict=True):
+            if root is not None and name not in known:
+                known[name] = root.read(name)
+                if hashlib.sha256(known[name]).hexdigest() != sha256:
+                    raise ShardError(
+                        f"{dataset}: image {name} under {plan.image_roots[dataset]} is not what it was when the "
+                        "examples were built: build again"
+                    )
+            images.append({"bytes": known.get(name), "path": name})
+        column.append(images)
+    return pa.array(column, SHARD.field("images").type)
+
+
+def _leaf_names(schema: pa.Schema) -> list[str]:
+    """Parquet's names of the leaf columns of a schema."""
+
+    def leaves(name: str, kind: pa.DataType) -> list[str]:
+        if pa.types.is_list(kind):
+            return leaves(f"{name}.list.element", kind.value_type)
+        if pa.types.is_struct(kind):
+            return [leaf for field in kind for leaf in leaves(f"{name}.{field.name}", field.type)]
+        return [name]
+
+    return [leaf for field in schema for leaf in leaves(field.name, field.type)]
+
+
+def verify_shards(directory: Path) -> dict[str, Any]:
+    """Checks every shard's sum, count and places against the manifest, which it returns. Raises ShardError."""
+    manifest = read_manifest(directory)
+    at = 0
+    for facts in manifest["shards"]:
+        path = directory / facts["file"]
+        if not path.is_file():
+            raise ShardError(f"{path} is missing: build again")
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
+                raise ShardError(f"{path} is not the file that the manifest names: delete {directory} and build again")
+        if facts["first"] != at or pq.read_metadata(path).num_rows != facts["num_samples"]:
+            raise ShardError(f"{path}: its rows are not {at} to {at + facts['num_samples']}")
+        at += facts["num_samples"]
+    if at != manifest["num_samples"]:
+        raise ShardError(f"{directory}: {at} samples in its shards, {manifest['num_samples']} in the manifest")
+    return manifest

@@ -1,0 +1,88 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipelines.instructify import instructify, raw_texts
+from pipelines.schema import ANNOTATIONS
+from pipelines.templates import Template, load_templates
+
+ROWS = {
+    "caption": [{"caption": " a red circle "}],
+    "open_question": [{"question": "What is {it}?", "answer": "a cat"}, {"question": "Why?", "answer": "so"}],
+    "multiple_choice": [
+        {"question": "Which?", "choices": ["red", "blue", "green", "grey"], "answer_index": 1, "context": None},
+        {"question": "Who?", "choices": ["he", "she"], "answer_index": 0, "context": "A hint."},
+    ],
+    "referring": [{"phrase": "left man", "box": [0, 0.12345, 0.5, 1]}],
+    "conversation": [
+        {"turns": [{"user": "Hi", "assistant": "Hello"}, {"user": "And?", "assistant": "No"}]},
+        {"turns": [{"user": "Bye", "assistant": "Bye"}]},
+    ],
+}
+
+
+def batch(task, rows=None, first=10):
+    rows = [{"row": first + i, "image": "i.jpg", **row} for i, row in enumerate(rows or ROWS[task])]
+    return pa.RecordBatch.from_pylist(rows, ANNOTATIONS[task])
+
+
+def render(task, templates, **options):
+    return instructify(batch(task, **options), task, templates, "some", seed=0)
+
+
+def test_fields_stand_where_the_template_puts_them():
+    turns = render("open_question", [Template("t", "Q: {question} {{brief}}", "A: {answer}")])
+    assert turns.user == ["Q: What is {it}? {brief}", "Q: Why? {brief}"]
+    assert turns.assistant == ["A: a cat", "A: so"]
+    assert turns.template == ["t", "t"]
+    assert turns.row.tolist() == [10, 11]
+    assert (turns.question, turns.answer) == (["What is {it}?", "Why?"], ["a cat", "so"])
+
+
+def test_a_caption_needs_no_prompt():
+    turns = render("caption", [Template("t", "", "{caption}")])
+    assert (turns.user, turns.assistant) == ([""], ["a red circle"])
+
+
+def test_the_letter_leads_to_the_right_choice_and_the_shuffle_is_stable():
+    template = [Template("t", "{context}{question}\n{options}", "{letter}. {answer}")]
+    rows = ROWS["multiple_choice"] * 50
+    turns = render("multiple_choice", template, rows=rows)
+    for user, assistant, row in zip(turns.user, turns.assistant, rows, strict=True):
+        assert assistant in user.split("\n")
+        assert assistant.endswith(row["choices"][row["answer_index"]])
+        assert user.startswith("A hint.\nWho?" if row["context"] else "Which?")
+    assert len({a[0] for a in turns.assistant}) == 4
+    alone = render("multiple_choice", template, rows=rows[30:31], first=40)
+    assert (alone.user[0], alone.assistant[0]) == (turns.user[30], turns.assistant[30])
+
+
+def test_boxes_have_three_decimals():
+    turns = render("referring", [Template("t", "{phrase}", "{box}")])
+    assert turns.assistant == ["0.000,0.123,0.500,1.000"]
+
+
+def test_a_conversation_row_gives_its_turns():
+    turns = render("conversation", [Template("t", "{user}", "{assistant}")])
+    assert turns.user == ["Hi", "And?", "Bye"]
+    assert (turns.row.tolist(), turns.turn.tolist()) == ([10, 10, 11], [0, 1, 0])
+
+
+def test_which_template_is_used_depends_on_seed_and_row_alone():
+    templates = [Template(str(i), "{question}", "{answer}") for i in range(10)]
+    rows = ROWS["open_question"] * 500
+    whole = render("open_question", templates, rows=rows)
+    part = render("open_question", templates, rows=rows[100:200], first=110)
+    assert part.template == whole.template[100:200]
+    counts = np.bincount([int(t) for t in whole.template], minlength=10)
+    assert counts.min() > 60, "each of ten is used about as often"
+    other = instructify(batch("open_question", rows), "open_question", templates, "some", seed=1)
+    assert other.template != whole.template
+
+
+@pytest.mark.parametrize("task", ROWS)
+def test_raw_texts_are_those_that_turns_carry(task):
+    name = {"caption": "coyo100m", "open_question": "vqav2", "multiple_choice": "aokvqa", "referring": "refcoco"}
+    templates = load_templates("fine", name.get(task, "llava150k"), task)
+    turns = render(task, templates)
+    assert raw_texts(batch(task), task) == (turns.question, turns.answer)

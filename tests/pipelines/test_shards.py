@@ -1,0 +1,165 @@
+"""Beam job 2 on hand-made examples with real pictures on disk."""
+
+import hashlib
+import io
+import json
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import load_dataset
+from PIL import Image
+
+from pipelines.arrow_files import write_batches
+from pipelines.mix import build_shards
+from pipelines.schema import EXAMPLES
+from pipelines.shards import ExampleFiles, ShardError, verify_shards
+from pipelines.store import Store, read_manifest
+
+SIZES = {"a": 700, "b": 31}
+COUNT = 1500
+
+
+@pytest.fixture
+def world(tmp_path, tokenizer_dir):
+    """Two datasets of examples in the store's layout, their pictures, and the arguments of build_shards."""
+    examples = {}
+    for name, size in SIZES.items():
+        root = tmp_path / "pictures" / name
+        root.mkdir(parents=True)
+        rows = []
+        for i in range(size):
+            file = root / f"{i % 20}.png"
+            if not file.exists():
+                Image.new("RGB", (4, 3), (i, 0, 50 if name == "a" else 200)).save(file)
+            turn = {"user": f"question {i}", "assistant": f"{name}{i}", "template": "t", "row": i}
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            text_only = i % 10 == 9
+            rows.append(
+                {
+                    "images": [] if text_only else [file.name],
+                    "image_sha256": [] if text_only else [digest],
+                    "turns": [turn],
+                    "input_ids": [1, 2, i],
+                    "loss_mask": [False, False, True],
+                    "num_tokens": 3,
+                    "num_supervised": 1,
+                }
+            )
+        directory = tmp_path / "examples" / name
+        directory.mkdir(parents=True)
+        half = size // 2
+        for number, part in enumerate((rows[:half], rows[half:])):
+            table = pa.Table.from_pylist(part, EXAMPLES)
+            write_batches(directory / f"examples-{number:05d}.arrow", EXAMPLES, table.to_batches(64))
+        files = [["examples-00000.arrow", half], ["examples-00001.arrow", size - half]]
+        (directory / "manifest.json").write_text(json.dumps({"files": files, "num_examples": size}))
+        examples[name] = directory
+    return {
+        "examples": examples,
+        "image_roots": {name: tmp_path / "pictures" / name for name in SIZES},
+        "weights": {"a": 3, "b": 1},
+        "num_samples": COUNT,
+        "shard_samples": 400,
+        "tokenizer": tokenizer_dir,
+        "seed": 5,
+        "log": lambda line: None,
+    }
+
+
+def rows_of(directory):
+    shards = read_manifest(directory)["shards"]
+    return pa.concat_tables([pq.read_table(directory / shard["file"]) for shard in shards])
+
+
+def test_samples_stand_in_the_order_of_the_mixture_with_their_own_pictures(world, tmp_path):
+    directory = build_shards(Store(tmp_path / "store"), **world)
+    table = rows_of(directory).to_pylist()
+    assert [row["index"] for row in table] == list(range(COUNT))
+    assert [row["dataset"] for row in table].count("a") == COUNT * 3 // 4
+    for row in table:
+        assert row["turns"][0]["assistant"] == f"{row['dataset']}{row['example']}"
+        assert row["turns"][0]["row"] == row["example"]
+        assert len(row["images"]) == (row["example"] % 10 != 9)
+        for picture in row["images"]:
+            assert picture["path"] == f"{row['example'] % 20}.png"
+            colour = Image.open(io.BytesIO(picture["bytes"])).getpixel((0, 0))
+            assert colour[2] == (50 if row["dataset"] == "a" else 200)
+    assert verify_shards(directory)["datasets"]["b"] == {
+        "samples": 375,
+        "examples": 31,
+        "share": 0.25,
+        "epochs": 375 / 31,
+    }
+
+
+def test_the_same_recipe_gives_the_same_bytes(world, tmp_path):
+    one = build_shards(Store(tmp_path / "one"), **world)
+    workers = ["--runner=FnApiRunner", "--direct_num_workers=2", "--direct_running_mode=multi_processing"]
+    two = build_shards(Store(tmp_path / "two"), **world, beam_options=workers)
+    assert (one / "manifest.json").read_bytes() == (two / "manifest.json").read_bytes()
+    for shard in read_manifest(one)["shards"]:
+        assert (one / shard["file"]).read_bytes() == (two / shard["file"]).read_bytes()
+
+
+def test_a_killed_build_is_finished_with_the_same_bytes(world, tmp_path):
+    store = Store(tmp_path / "store")
+    whole = build_shards(store, **world)
+    before = {p.name: p.read_bytes() for p in whole.iterdir()}
+    # As a kill leaves it: no manifest, one shard gone, one half-written under its final name.
+    (whole / "manifest.json").unlink()
+    shards = sorted(whole.glob("*.parquet"))
+    shards[0].unlink()
+    shards[1].write_bytes(shards[1].read_bytes()[:100])
+    assert build_shards(store, **world) == whole
+    assert {p.name: p.read_bytes() for p in whole.iterdir()} == before
+
+
+def test_a_picture_that_changed_since_it_was_measured_is_an_error(world, tmp_path):
+    Image.new("RGB", (9, 9)).save(world["image_roots"]["b"] / "3.png")
+    with pytest.raises(Exception, match=r"b: image 3.png .* is not what it was"):
+        build_shards(Store(tmp_path / "store"), **world)
+    assert not list((tmp_path / "store").rglob("manifest.json"))
+
+
+def test_others_read_the_shards(world, tmp_path):
+    directory = build_shards(Store(tmp_path / "store"), **world)
+    pattern = str(directory / "*.parquet")
+    dataset = load_dataset("parquet", data_files=pattern, split="train", cache_dir=str(tmp_path / "cache"))
+    assert dataset[0]["images"][0].size == (4, 3)
+    assert dataset[0]["turns"][0]["user"].startswith("question")
+    counts = duckdb.sql(f"select dataset, count(*) from '{pattern}' group by 1 order by 1").fetchall()
+    assert counts == [("a", 1125), ("b", 375)]
+
+
+@pytest.mark.parametrize("harm", ["missing", "edited", "swapped"])
+def test_verify_finds_a_shard_that_is_not_the_one_written(world, tmp_path, harm):
+    directory = build_shards(Store(tmp_path / "store"), **world)
+    first, second = (directory / shard["file"] for shard in read_manifest(directory)["shards"][:2])
+    if harm == "missing":
+        first.unlink()
+    elif harm == "edited":
+        data = bytearray(first.read_bytes())
+        data[len(data) // 2] ^= 1
+        first.write_bytes(data)
+    else:
+        one, two = first.read_bytes(), second.read_bytes()
+        first.write_bytes(two)
+        second.write_bytes(one)
+    with pytest.raises(ShardError, match=first.name):
+        verify_shards(directory)
+
+
+def test_examples_are_read_at_random_in_any_order(world):
+    files = ExampleFiles(world["examples"]["a"])
+    places = np.array([699, 0, 5, 350, 5, 349])
+    assert [turns[0]["row"] for turns in files.take(places)["turns"].to_pylist()] == places.tolist()
+
+
+def test_no_shard_is_written_for_a_dataset_without_examples(world, tmp_path):
+    manifest = world["examples"]["b"] / "manifest.json"
+    manifest.write_text(json.dumps({"files": [], "num_examples": 0}))
+    with pytest.raises(ValueError, match="b: a share in the mixture, but no example"):
+        build_shards(Store(tmp_path / "store"), **world)
