@@ -1,0 +1,231 @@
+"""The authors' projectors → ours, and back: their configuration keys, their parameter names, equal outputs.
+
+`FORMATS` is all that is known of them; source: the configurations and state dicts of the released checkpoints.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from model.projectors import Projector, Shape, build_projector
+
+REQUIRED = object()
+
+
+@dataclass(frozen=True)
+class Format:
+    """One of the authors' projector types.
+
+    type: ours. settings: our setting → their key, and the value that their code takes where the key is absent.
+    name: our parameter name → theirs. tokens: their key for M; None where M is N. fixed: keys of theirs that may only
+    have this value, if they are there. values: our setting → their value → ours, where these differ.
+    """
+
+    type: str
+    settings: dict[str, tuple[str, Any]]
+    name: Callable[[str], str]
+    tokens: str | None = "num_query_tokens"
+    fixed: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+def _replace(name: str, pairs: dict[str, str]) -> str:
+    for ours, theirs in pairs.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def _mlp_name(name: str) -> str:
+    return _replace(name, {"position_embedding": "pos_emb", "end_tokens": "eos_tokens"})
+
+
+def _c_abstractor_name(name: str) -> str:
+    name = re.sub(r"^blocks_before\.(\d+)", lambda block: f"net.0.b{int(block[1]) + 1}", name)
+    name = re.sub(r"^blocks_after\.(\d+)", lambda block: f"net.2.b{int(block[1]) + 1}", name)
+    parts = {
+        ".reduce.": ".conv1.conv.",
+        ".reduce_norm.": ".conv1.bn.",
+        ".spatial.": ".conv2.conv.",
+        ".spatial_norm.": ".conv2.bn.",
+        ".squeeze.": ".se.fc1.",
+        ".excite.": ".se.fc2.",
+        ".expand.": ".conv3.conv.",
+        ".expand_norm.": ".conv3.bn.",
+        ".shortcut.0.": ".downsample.conv.",
+        ".shortcut.1.": ".downsample.bn.",
+    }
+    return _mlp_name(_replace(name, parts))
+
+
+def _resampler_name(name: str) -> str:
+    name = re.sub(r"^(input|output)\.", r"visual_\1_fc.", name)
+    name = re.sub(r"^layers\.(\d+)\.", r"encoder.layers.\1.crossattention.", name)
+    parts = {
+        ".query_norm.": ".norm1.",
+        ".feature_norm.": ".normk.",
+        ".query.": ".attention.query.",
+        ".key.": ".attention.key.",
+        ".value.": ".attention.value.",
+        ".output.": ".output.out_proj.",
+        ".mlp_norm.": ".output.norm2.",
+        ".gate.": ".output.mlp.w1.",
+        ".down.": ".output.mlp.w2.",
+        ".up.": ".output.mlp.w3.",
+        ".inner_norm.": ".output.mlp.ffn_ln.",
+        "queries": "query_tokens",
+        "end_tokens": "vit_eos",
+    }
+    return _mlp_name(_replace(name, parts))
+
+
+def _d_abstractor_name(name: str) -> str:
+    name = re.sub(r"^input\.", "input_proj.0.", name)
+    name = re.sub(r"^output\.", "output_proj.", name)
+    parts = {
+        ".deformable.offsets.": ".encoder_attn.sampling_offsets.",
+        ".deformable.weights.": ".encoder_attn.attention_weights.",
+        ".deformable.value.": ".encoder_attn.value_proj.",
+        ".deformable.output.": ".encoder_attn.output_proj.",
+        ".deformable_norm.": ".encoder_attn_layer_norm.",
+        ".query.": ".self_attn.q_proj.",
+        ".key.": ".self_attn.k_proj.",
+        ".value.": ".self_attn.v_proj.",
+        ".output.": ".self_attn.out_proj.",
+        ".self_norm.": ".self_attn_layer_norm.",
+        ".up.": ".fc1.",
+        ".down.": ".fc2.",
+        ".mlp_norm.": ".final_layer_norm.",
+    }
+    whole = {"position_embedding": "v_pos_emb", "queries": "query_position_embeddings.weight"}
+    return whole.get(name) or _mlp_name(_replace(name, parts))
+
+
+_COMMON: dict[str, tuple[str, Any]] = {
+    "position_embedding": ("pos_emb", False),
+    "num_end_tokens": ("num_eos_tokens", 1),
+    "initializer_range": ("initializer_range", 0.02),
+}
+_PRENORM = {"prenorm": ("prenorm", False)}
+
+FORMATS = {
+    "mlp": Format("mlp", {**_COMMON, **_PRENORM, "depth": ("depth", REQUIRED)}, _mlp_name, tokens=None),
+    "c-abs": Format(
+        "c-abstractor",
+        {
+            **_COMMON,
+            **_PRENORM,
+            "hidden_size": ("hidden_size", 1024),
+            "depth": ("depth", REQUIRED),
+            "mlp_depth": ("mlp_depth", REQUIRED),
+        },
+        _c_abstractor_name,
+    ),
+    "resampler": Format(
+        "resampler",
+        {
+            **_COMMON,
+            "hidden_size": ("hidden_size", 1024),
+            "num_layers": ("num_hidden_layers", 6),
+            "num_heads": ("num_attention_heads", 16),
+            "intermediate_size": ("intermediate_size", 4096),
+            "layer_norm_eps": ("layer_norm_eps", 1e-6),
+            "dropout": ("attention_probs_dropout_prob", 0.1),
+        },
+        _resampler_name,
+    ),
+    "d-abs": Format(
+        "d-abstractor",
+        {
+            "position_embedding": ("pos_emb", REQUIRED),
+            "num_end_tokens": ("num_eos_tokens", REQUIRED),
+            "initializer_range": ("initializer_range", 0.02),
+            "hidden_size": ("d_model", 256),
+            "num_layers": ("decoder_layers", 6),
+            "num_heads": ("decoder_attention_heads", 8),
+            "intermediate_size": ("decoder_ffn_dim", 1024),
+            "num_points": ("decoder_n_points", 4),
+            "pooled_map": ("pooled_v_target", REQUIRED),
+            "dropout": ("dropout", 0.1),
+        },
+        _d_abstractor_name,
+        tokens="num_queries",
+        fixed={
+            "num_feature_levels": 1,
+            "activation_function": "relu",
+            "manual_init_refPoints": True,
+            "learnable_mRP": True,
+        },
+        values={"pooled_map": {"query": "position", "tgt": "query", "none": "off"}},
+    ),
+}
+
+
+def projector_from_official(config: dict[str, Any], state: dict[str, Tensor], num_input_tokens: int) -> Projector:
+    """Their projector as one of ours, in evaluation mode, in the precision of its weights.
+
+    config: the projector's part of their configuration. state: its state dict, names as in their module (in a
+    released checkpoint they stand under `abstractor.`). num_input_tokens: N, without the class token.
+
+    Raises ValueError, naming the key, for an unknown type, an absent configuration key, and weights that are missing,
+    surplus or of another shape.
+    """
+    type = config.get("projector_type")
+    if type not in FORMATS:
+        raise ValueError(f"unknown projector_type {type!r}: the known ones are {', '.join(FORMATS)}")
+    format = FORMATS[type]
+    needed = {"encoder_hidden_size", "output_hidden_size"} | ({format.tokens} if format.tokens else set())
+    needed |= {theirs for theirs, default in format.settings.values() if default is REQUIRED}
+    if needed - set(config):
+        raise ValueError(f"the configuration of a {type} projector must have {sorted(needed - set(config))}")
+    for key, only in format.fixed.items():
+        if config.get(key, only) != only:
+            raise ValueError(f"{key} is {config[key]!r} in the configuration: only {only!r} is supported")
+    settings = {ours: config.get(theirs, default) for ours, (theirs, default) in format.settings.items()}
+    for ours, meaning in format.values.items():
+        if settings[ours] not in meaning:
+            raise ValueError(f"{format.settings[ours][0]} is {settings[ours]!r}: the known values are {list(meaning)}")
+        settings[ours] = meaning[settings[ours]]
+    projector = build_projector(
+        format.type,
+        Shape(
+            num_features=num_input_tokens,
+            num_tokens=config[format.tokens] if format.tokens else num_input_tokens,
+            encoder_width=config["encoder_hidden_size"],
+            output_width=config["output_hidden_size"],
+        ),
+        settings,
+    )
+    state = dict(state)
+    own = projector.state_dict()
+    for ours, wanted in own.items():
+        theirs = format.name(ours)
+        if theirs not in state:
+            raise ValueError(f"the state dict lacks {theirs!r} (ours: {ours})")
+        tensor = state.pop(theirs)
+        if ours == "position_embedding" and tensor.shape[1] == wanted.shape[1] + 1:
+            tensor = tensor[:, 1:]  # old checkpoints have one for the class token too
+        if tensor.ndim == 4 and wanted.ndim == 2 and tensor.shape[2:] == (1, 1):
+            tensor = tensor[:, :, 0, 0]  # a 1×1 convolution is a linear layer
+        if tensor.shape != wanted.shape:
+            raise ValueError(f"{theirs!r} has shape {tuple(tensor.shape)}, expected {tuple(wanted.shape)}")
+        own[ours] = tensor
+    if state:
+        raise ValueError(f"the state dict has weights that a {type} has not: {sorted(state)}")
+    projector.load_state_dict(own, assign=True)
+    return projector.eval()
+
+
+def official_state(projector: Projector) -> dict[str, Tensor]:
+    """The projector's state dict under their names and in their shapes; the inverse of projector_from_official."""
+    type = "mlp" if projector.name == "linear" else projector.name  # theirs is an MLP of depth 1
+    (format,) = (format for format in FORMATS.values() if format.type == type)
+    state = {format.name(ours): tensor for ours, tensor in projector.state_dict().items()}
+    # their convolutions have four dimensions, ours are linear layers where the kernel is 1×1
+    of_convolution = re.compile(r"\.(conv|se\.fc1|se\.fc2)\.weight$")
+    return {
+        theirs: tensor[:, :, None, None] if of_convolution.search(theirs) and tensor.ndim == 2 else tensor
+        for theirs, tensor in state.items()
+    }

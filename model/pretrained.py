@@ -1,0 +1,79 @@
+"""Loads the pre-trained parts that a new Honeybee model starts from."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+IMAGE_TOKEN = "<image>"
+
+
+def image_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of `<image>`. Raises ValueError if it is not one token of the tokenizer."""
+    ids = tokenizer.encode(IMAGE_TOKEN, add_special_tokens=False)
+    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path} has no token {IMAGE_TOKEN} (it gives {ids}): "
+            "add it as a special token first"
+        )
+    return ids[0]
+
+
+def load_vision(name: str | Path, image_size: int | None, dtype: torch.dtype) -> PreTrainedModel:
+    """A vision encoder, or that of a CLIP-like pair of encoders, for images of `image_size` (None: its own).
+
+    name: a directory or a hub name. Raises ValueError where weights are missing or the size does not fit.
+    """
+    model, info = AutoModel.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    _refuse_missing(name, info)
+    vision = getattr(model, "vision_model", model)
+    if image_size is not None and image_size != vision.config.image_size:
+        vision = _resize(vision, image_size)
+    return vision
+
+
+def _resize(vision: PreTrainedModel, image_size: int) -> PreTrainedModel:
+    """The same encoder with position embeddings interpolated, bicubic, from its own grid of patches to another."""
+    config = vision.config
+    state = vision.state_dict()
+    keys = [key for key in state if key.endswith("position_embedding.weight")]
+    if len(keys) != 1:
+        raise ValueError(f"image_size: the position embeddings of a {config.model_type} cannot be interpolated")
+    if image_size % config.patch_size:
+        raise ValueError(f"image_size {image_size} is not a multiple of the patch size, {config.patch_size}")
+    positions = state[keys[0]]
+    old, new = config.image_size // config.patch_size, image_size // config.patch_size
+    first = len(positions) - old * old  # a class token has a position of its own
+    grid = positions[first:].float().T.reshape(1, -1, old, old)
+    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    state[keys[0]] = torch.cat([positions[:first], grid.flatten(2)[0].T.to(positions.dtype)])
+    config.image_size = image_size
+    resized = AutoModel.from_config(config, dtype=vision.dtype)
+    resized.load_state_dict(state)
+    return resized.eval()
+
+
+def load_llm(name: str | Path, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> PreTrainedModel:
+    """A causal language model with an embedding for every token of the tokenizer; new ones are the mean of the old.
+
+    name: a directory or a hub name. Raises ValueError where weights are missing.
+    """
+    loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    model, info = loaded
+    _refuse_missing(name, info)
+    rows = len(model.get_input_embeddings().weight)
+    tokens = max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
+    if tokens > rows:
+        model.resize_token_embeddings(tokens, mean_resizing=False)
+        for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+            with torch.no_grad():
+                table.weight[rows:] = table.weight[:rows].mean(dim=0)
+    return model
+
+
+def _refuse_missing(name: str | Path, info: dict[str, Any]) -> None:
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ValueError(f"{name} lacks {len(missing)} weights that its model has; the first is {missing[0]}")

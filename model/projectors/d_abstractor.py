@@ -1,0 +1,146 @@
+"""D-Abstractor: M learned queries look at a few points of the feature map each (paper section 3.2, figure 4).
+
+A decoder as in Deformable DETR (Zhu et al., 2021): self-attention, deformable attention over the map, feed-forward
+network, each followed by dropout, residual and norm. Reference points start on a uniform √M×√M grid and are learned.
+The map, pooled to √M×√M, is the queries' position embedding.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from model.projectors.base import PositiveInt, Projector, Settings, Shape, side
+
+
+class DAbstractorSettings(Settings):
+    hidden_size: PositiveInt = 1024
+    num_layers: PositiveInt = 6
+    num_heads: PositiveInt = 8
+    intermediate_size: PositiveInt = 1024
+    num_points: PositiveInt = 4  # that a query samples in each head
+    pooled_map: Literal["position", "query", "off"] = "position"  # what it serves as; what it does not is learned
+    dropout: float = 0.1
+    position_embedding: bool = True
+
+
+class DeformableAttention(nn.Module):
+    """Each head of a query reads `num_points` places of the map, bilinearly; outside of the map there is zero."""
+
+    def __init__(self, settings: DAbstractorSettings):
+        super().__init__()
+        width, self.num_heads, self.num_points = settings.hidden_size, settings.num_heads, settings.num_points
+        self.offsets = nn.Linear(width, self.num_heads * self.num_points * 2)
+        self.weights = nn.Linear(width, self.num_heads * self.num_points)
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+
+    def initialize(self) -> None:
+        """As Deformable DETR: head h looks in direction 2πh/heads, its point p at distance p + 1; equal weights."""
+        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
+        directions = directions / directions.abs().amax(dim=-1, keepdim=True)
+        distances = torch.arange(1, self.num_points + 1)
+        init.zeros_(self.offsets.weight)
+        init.copy_(self.offsets.bias, (directions[:, None] * distances[:, None]).flatten())
+        init.zeros_(self.weights.weight)
+        init.zeros_(self.weights.bias)
+
+    def forward(self, queries: Tensor, reference_points: Tensor, features: Tensor, side: int) -> Tensor:
+        """queries: (B, M, H); reference_points: (1, M, 2), x and y in [0, 1]; features: (B, side², H) → (B, M, H)."""
+        heads, points = self.num_heads, self.num_points
+        offsets = self.offsets(queries).unflatten(-1, (heads, points, 2)).float()
+        weights = self.weights(queries).unflatten(-1, (heads, points)).float().softmax(dim=-1)
+        # where the points lie, in pixels from the centre of the first: (B, M, heads, points, 2), in fp32
+        places = reference_points[:, :, None, None].float() * side + offsets - 0.5
+        # bilinear interpolation is a product of two tent functions, so that attention is one matrix product
+        tents = (1 - (places[..., None] - torch.arange(side, device=places.device)).abs()).clamp(min=0)
+        x, y = tents.unbind(dim=-2)
+        attention = torch.einsum("bmhp,bmhpy,bmhpx->bhmyx", weights, y, x).flatten(-2)
+        value = self.value(features).unflatten(-1, (heads, -1)).transpose(1, 2)
+        read = attention.to(value.dtype) @ value
+        return self.output(read.transpose(1, 2).flatten(2))
+
+
+class DecoderLayer(nn.Module):
+    """(B, M, H) → (B, M, H)."""
+
+    def __init__(self, settings: DAbstractorSettings):
+        super().__init__()
+        width = settings.hidden_size
+        self.num_heads = settings.num_heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+        self.self_norm = nn.LayerNorm(width)
+        self.deformable = DeformableAttention(settings)
+        self.deformable_norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, settings.intermediate_size)
+        self.down = nn.Linear(settings.intermediate_size, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(settings.dropout)
+
+    def forward(self, x: Tensor, position: Tensor, reference_points: Tensor, features: Tensor, side: int) -> Tensor:
+        placed = x + position
+        q, k, v = (
+            layer(y).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for layer, y in ((self.query, placed), (self.key, placed), (self.value, x))
+        )
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = self.self_norm(x + self.dropout(self.output(attended)))
+        x = self.deformable_norm(x + self.dropout(self.deformable(x + position, reference_points, features, side)))
+        return self.mlp_norm(x + self.dropout(self.down(F.relu(self.up(x)))))
+
+
+class DAbstractor(Projector):
+    name = "d-abstractor"
+    settings_type = DAbstractorSettings
+    settings: DAbstractorSettings
+
+    def __init__(self, shape: Shape, settings: DAbstractorSettings):
+        width = settings.hidden_size
+        super().__init__(shape, settings, position_width=width, end_width=width)
+        self.input_side = side(shape.num_features, "the number of features of an image")
+        self.output_side = side(shape.num_tokens, "num_tokens of the d-abstractor")
+        if width % settings.num_heads:
+            raise ValueError(
+                f"hidden_size {width} of the d-abstractor must be a multiple of {settings.num_heads} heads"
+            )
+        self.input = nn.Linear(shape.encoder_width, width) if shape.encoder_width != width else nn.Identity()
+        # queries or their positions; both, positions first, where the pooled map serves as neither
+        self.queries = nn.Parameter(torch.empty(shape.num_tokens, width * (2 if settings.pooled_map == "off" else 1)))
+        self.reference_points = nn.Parameter(torch.empty(1, shape.num_tokens, 2))
+        self.layers = nn.ModuleList(DecoderLayer(settings) for _ in range(settings.num_layers))
+        self.output = nn.Linear(width, shape.output_width) if shape.output_width != width else nn.Identity()
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        super().initialize()
+        for module in self.modules():
+            if isinstance(module, DeformableAttention):
+                module.initialize()
+        steps = torch.linspace(0.5, self.input_side - 0.5, self.output_side) / self.input_side
+        y, x = torch.meshgrid(steps, steps, indexing="ij")
+        init.copy_(self.reference_points, torch.stack([x, y], dim=-1).flatten(0, 1)[None])
+
+    def prepare(self, features: Tensor) -> Tensor:
+        return super().prepare(self.input(features))
+
+    def project(self, features: Tensor) -> Tensor:
+        learned = self.queries.expand(len(features), -1, -1)
+        if self.settings.pooled_map == "off":
+            position, queries = learned.chunk(2, dim=-1)
+        else:
+            feature_map = features.unflatten(1, (self.input_side, self.input_side)).permute(0, 3, 1, 2)
+            pooled = F.adaptive_avg_pool2d(feature_map, self.output_side).flatten(2).transpose(1, 2)
+            queries, position = (learned, pooled) if self.settings.pooled_map == "position" else (pooled, learned)
+        for layer in self.layers:
+            queries = layer(queries, position, self.reference_points, features, self.input_side)
+        return queries
+
+    def finish(self, tokens: Tensor) -> Tensor:
+        return self.output(super().finish(tokens))

@@ -1,0 +1,18 @@
+"""An MLP with SiLU on each feature; as inflexible as the linear projector (paper section 3.2)."""
+
+from model.projectors.base import PositiveInt, Settings
+from model.projectors.linear import LinearProjector
+
+
+class MLPSettings(Settings):
+    depth: PositiveInt = 2
+
+
+class MLPProjector(LinearProjector):
+    name = "mlp"
+    settings_type = MLPSettings
+    settings: MLPSettings
+
+    @property
+    def depth(self) -> int:
+        return self.settings.depth
