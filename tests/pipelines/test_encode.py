@@ -36,6 +36,17 @@ def test_tokens_are_those_of_the_same_template_in_transformers(prepared, tokeniz
         assert tokenizer(text, add_special_tokens=False)["input_ids"] == encoded.input_ids.tolist()
 
 
+def test_a_message_may_be_a_plain_string(prepared, tokenizer_dir):
+    for style in ("honeybee", "caption"):
+        encoder = Encoder(prepared, style)
+        [encoded] = encoder.encode([DIALOGUE], [0])
+        plain = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(DIALOGUE)]
+        text = AutoTokenizer.from_pretrained(tokenizer_dir).apply_chat_template(
+            plain, chat_template=encoder.style.text, tokenize=False
+        )
+        assert prepared.tokenizer.encode(text, add_special_tokens=False).ids == encoded.input_ids.tolist()
+
+
 def test_the_prompt_at_inference_is_a_prefix_of_the_training_tokens(prepared, tokenizer_dir):
     encoder = Encoder(prepared, "honeybee")
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
