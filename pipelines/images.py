@@ -1,0 +1,244 @@
+"""Images by reference: read safely below a root; decoded, measured and hashed once.
+
+A reference is a path relative to the image root (`train2017/000000000009.jpg`), or a member of a tar by position
+(`00000.tar#<offset>:<size>`, both in bytes; tars are never unpacked).
+"""
+
+import errno
+import hashlib
+import io
+import logging
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from pipelines.schema import IMAGES
+
+log = logging.getLogger(__name__)
+
+MAX_PIXELS = 178_956_970 // 2  # half of where Pillow itself refuses
+MAX_BYTES = 256 << 20  # of an encoded image
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # others are rare, and some of Pillow's decoders run programs
+_TAR_MEMBER = re.compile(r"(.+\.tar)#(\d{1,18}):(\d{1,18})", re.DOTALL)
+_CHUNK = 64  # images that a thread takes at a time
+_LOG_EVERY = 20_000  # images
+
+
+class ImageRefError(ValueError):
+    """An image that cannot be used. `reason`: a short stable name; `detail`: what exactly, for a person."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail.encode("utf-8", "backslashreplace").decode()
+
+
+class Location(NamedTuple):
+    """Where an image's bytes lie."""
+
+    path: str  # real path: no link in it
+    offset: int
+    size: int
+    identity: str  # the same as long as the file is unchanged: real path|size|mtime_ns, in a tar |offset:size too
+
+
+class ImageRoot:
+    """The images below one directory. No reference leads out of it, not even by a symbolic link.
+
+    Remembers where directories and tars lie: make a new one for every pass over the images.
+    Raises FileNotFoundError if there is no such directory.
+    """
+
+    def __init__(self, root: Path):
+        if not root.is_dir():
+            raise FileNotFoundError(f"image root {root} is no directory: correct the recipe's `images`")
+        self._root = os.path.realpath(root)
+        self._inside = self._root.rstrip("/") + "/"
+        self._directories: dict[str, str] = {}
+        self._tars: dict[str, tuple[str, os.stat_result]] = {}
+
+    def locate(self, image: str) -> Location:
+        """Raises ImageRefError: image_missing, image_outside_root, image_bad_reference."""
+        member = _TAR_MEMBER.fullmatch(image)
+        if member is None:
+            path, status = self._file(image)
+            return Location(path, 0, status.st_size, _identity(path, status))
+        tar, offset, size = member[1], int(member[2]), int(member[3])
+        if tar not in self._tars:
+            self._tars[tar] = self._file(tar)
+        path, status = self._tars[tar]
+        if offset + size > status.st_size:
+            raise ImageRefError("image_missing", f"{tar} has {status.st_size} bytes, so no member at {offset}:{size}")
+        return Location(path, offset, size, f"{_identity(path, status)}|{offset}:{size}")
+
+    def read(self, image: str) -> bytes:
+        """The encoded bytes. Raises ImageRefError: those of `locate`, image_too_large, image_corrupt."""
+        return self.read_at(self.locate(image))
+
+    def read_at(self, location: Location) -> bytes:
+        if location.size > MAX_BYTES:
+            raise ImageRefError("image_too_large", f"{location.size} bytes, more than {MAX_BYTES}")
+        descriptor = os.open(location.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            data = os.pread(descriptor, location.size, location.offset)
+        finally:
+            os.close(descriptor)
+        if len(data) < location.size:
+            raise ImageRefError("image_corrupt", f"only {len(data)} of {location.size} bytes are there")
+        return data
+
+    def _file(self, name: str) -> tuple[str, os.stat_result]:
+        """Real path and status of a plain file."""
+        if not name or "\0" in name:
+            raise ImageRefError("image_bad_reference", f"{name!r} is no file name")
+        if name.startswith("/") or ".." in name.split("/"):
+            raise ImageRefError("image_outside_root", f"{name!r} is absolute or has '..'")
+        try:
+            directory, base = os.path.split(name)
+            path = f"{self._directory(directory)}/{base}"
+            status = os.lstat(path)
+            if stat.S_ISLNK(status.st_mode):
+                path = self._checked(os.path.realpath(path, strict=True), name)
+                status = os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise ImageRefError("image_missing", f"there is no {name!r}") from None
+        except (OSError, UnicodeEncodeError) as error:
+            if isinstance(error, OSError) and error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+                raise  # no fault of the reference: permissions, input and output
+            raise ImageRefError("image_bad_reference", f"{name[:80]!r}: {error.args[-1]}") from None
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageRefError("image_missing", f"{name!r} is no plain file")
+        return path, status
+
+    def _directory(self, name: str) -> str:
+        if name not in self._directories:
+            real = os.path.realpath(f"{self._root}/{name}", strict=True)
+            self._directories[name] = self._checked(real, name)
+        return self._directories[name]
+
+    def _checked(self, real: str, name: str) -> str:
+        if real != self._root and not real.startswith(self._inside):
+            raise ImageRefError("image_outside_root", f"{name!r} is a link that leads out of the image root")
+        return real
+
+
+def _identity(path: str, status: os.stat_result) -> str:
+    printable = path.encode("utf-8", "backslashreplace").decode()  # a column of Arrow strings holds it
+    return f"{printable}|{status.st_size}|{status.st_mtime_ns}"
+
+
+def read_image_bytes(root: Path, image: str) -> bytes:
+    """The encoded bytes of one image. For many, keep an ImageRoot. Raises as ImageRoot and ImageRoot.read do."""
+    return ImageRoot(root).read(image)
+
+
+def decode(data: bytes) -> Image.Image:
+    """The image, decoded whole (of an animation, its first frame), in the file's own mode and orientation.
+
+    Raises ImageRefError: image_corrupt (also when cut off), image_too_large (before any pixel is decoded).
+    """
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on: cut-off images would pass; switch it off")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ImageRefError("image_too_large", f"{width} by {height} pixels, more than {MAX_PIXELS}")
+        image.load()
+        return image
+    except (ImageRefError, MemoryError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageRefError("image_too_large", str(error)) from None
+    except UnidentifiedImageError:
+        raise ImageRefError("image_corrupt", f"{len(data)} bytes that are no {', '.join(FORMATS)}") from None
+    except Exception as error:  # decoders raise almost anything on bad bytes
+        raise ImageRefError("image_corrupt", f"{type(error).__name__}: {error}") from None
+
+
+def measure(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels, after a full decode. Raises as `decode`."""
+    return decode(data).size
+
+
+def identities(root: Path, images: Iterable[str]) -> list[str | None]:
+    """What names each image's bytes without opening its file (see Location.identity); None where there is no file."""
+    place = ImageRoot(root)
+    located = (_try(place.locate, image) for image in images)
+    return [each.identity if isinstance(each, Location) else None for each in located]
+
+
+def images_table(
+    root: Path, images: Iterable[str], known: pa.Table | None = None, threads: int | None = None
+) -> pa.Table:
+    """One row per distinct image, schema IMAGES, sorted by `image`; an unusable image has `reject` and `detail`.
+
+    known: tables of earlier passes, of any root or dataset (concatenated), schema IMAGES. An image whose `identity`
+    stands there is not opened: the file has the real path, size and modification time that it had. A changed file
+    has another identity and is measured again; a missing one has none and is looked for again.
+    threads: that decode; as many as cores where None.
+    Raises FileNotFoundError (no root), PermissionError and other OSErrors that no reference is to blame for.
+    """
+    names = sorted(set(images))
+    place = ImageRoot(root)
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        located = list(_map(pool, lambda image: _try(place.locate, image), names))
+        identities = pa.array([each.identity if isinstance(each, Location) else None for each in located], pa.string())
+        seen = _lookup(identities, known)
+        new = [i for i, index in enumerate(seen.to_pylist()) if index is None]
+        if known is not None:
+            log.info("images: %d of %d are known", len(names) - len(new), len(names))
+        rows = []
+        for row in _map(pool, lambda i: _row(place, names[i], located[i]), new):
+            rows.append(row)
+            if len(rows) % _LOG_EVERY == 0:
+                log.info("images: %d of %d measured", len(rows), len(new))
+    table = pa.Table.from_pylist(rows, schema=IMAGES)
+    if known is not None and len(new) < len(names):
+        old = known.select(IMAGES.names).take(seen.drop_null())
+        renamed = pa.array(names, pa.string()).filter(seen.is_valid())
+        table = pa.concat_tables([table, old.set_column(0, IMAGES.field("image"), renamed).cast(IMAGES)])
+    return table.sort_by("image").combine_chunks()
+
+
+def _lookup(identities: pa.Array, known: pa.Table | None) -> pa.Array:
+    """For each identity its row in `known`, or null."""
+    if known is None:
+        return pa.nulls(len(identities), pa.int32())
+    return pc.index_in(identities, value_set=known["identity"].combine_chunks(), skip_nulls=True)
+
+
+def _try(locate: Callable[[str], Location], image: str) -> Location | ImageRefError:
+    try:
+        return locate(image)
+    except ImageRefError as error:
+        return error
+
+
+def _row(place: ImageRoot, image: str, location: Location | ImageRefError) -> dict[str, Any]:
+    row: dict[str, Any] = {"image": image}
+    try:
+        if isinstance(location, ImageRefError):
+            raise location
+        row["identity"] = location.identity
+        data = place.read_at(location)
+        row["num_bytes"], row["sha256"] = len(data), hashlib.sha256(data).hexdigest()
+        row["width"], row["height"] = measure(data)
+    except ImageRefError as error:
+        row["reject"], row["detail"] = error.reason, error.detail
+    return row
+
+
+def _map(pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterable[Any]:
+    """`pool.map`, in chunks: a thread's turn costs more than a small image."""
+    chunks = (items[i : i + _CHUNK] for i in range(0, len(items), _CHUNK))
+    for results in pool.map(lambda chunk: [function(item) for item in chunk], chunks):
+        yield from results

@@ -1,0 +1,25 @@
+"""Datasets by name: official annotation files → Arrow batches of annotations. A new dataset is one new file here."""
+
+from pipelines.sources import aokvqa, llava, refcoco, vqav2, webdataset
+from pipelines.sources.base import Reject, Source, SourceError
+
+__all__ = ["SOURCES", "Reject", "Source", "SourceError", "get"]
+
+SOURCES: dict[str, Source] = {
+    source.name: source
+    for source in (
+        webdataset.source("blipcapfilt"),
+        webdataset.source("coyo100m"),
+        vqav2.SOURCE,
+        aokvqa.SOURCE,
+        *refcoco.SOURCES,
+        llava.SOURCE,
+    )
+}
+
+
+def get(name: str) -> Source:
+    """The source of that name. Raises SourceError listing the known names."""
+    if name not in SOURCES:
+        raise SourceError(f"no source named {name!r}; known are: {', '.join(sorted(SOURCES))}")
+    return SOURCES[name]

@@ -1,0 +1,224 @@
+"""What every source shares: the Source itself, field checks with named rejects, and rows → Arrow batches.
+
+A reader ends in one of three ways and no other: a row, a reject (one bad row: `Reject`), or one `SourceError`
+(a file that cannot be read on). `reason` of a reject is a short stable name, `detail` names the field and its value.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from pipelines.schema import ANNOTATIONS
+
+BATCH_ROWS = 8192
+CONVERSATION_ROWS = 1024  # a conversation may hold tens of kilobytes
+_SHOWN = 80  # characters of a bad value that a detail quotes
+_COMMON_FIELDS = 4  # row, image, reject, detail
+
+T = TypeVar("T")
+
+
+class SourceError(ValueError):
+    """An annotation file that is missing or cannot be read on; the message names file, position and remedy."""
+
+
+class Reject(Exception):
+    """A row that cannot be used, and why."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail.encode("utf-8", "backslashreplace").decode()  # a column of Arrow strings holds it
+
+
+@dataclass(frozen=True)
+class Source:
+    """One dataset's official files.
+
+    files: annotations root → the files that must be there (raises SourceError naming what is missing).
+    read: annotations root → batches of at most 8,192 rows, schema `ANNOTATIONS[task]`, one row per official row.
+    """
+
+    name: str
+    task: str
+    files: Callable[[Path], list[Path]]
+    read: Callable[[Path], Iterator[pa.RecordBatch]]
+    version: int = 1  # part of the fingerprint: raise it when the reader's rows change
+
+
+def named_files(*names: str) -> Callable[[Path], list[Path]]:
+    """A `files` function for a dataset whose official file names are fixed."""
+
+    def files(root: Path) -> list[Path]:
+        paths = [root / name for name in names]
+        for path in paths:
+            if not path.is_file():
+                raise SourceError(f"{path} is missing: put the official file there, or correct the recipe's path")
+        return paths
+
+    return files
+
+
+def matching_files(root: Path, pattern: str) -> list[Path]:
+    """All files below `root` that match, sorted by path. Raises SourceError if there are none."""
+    paths = sorted(path for path in root.glob(pattern) if path.is_file())
+    if not paths:
+        raise SourceError(f"no {pattern} in {root}: put the dataset's files there, or correct the recipe's path")
+    return paths
+
+
+def batches(
+    task: str, records: Iterable[T | Reject], parse: Callable[[T], tuple[Any, ...]]
+) -> Iterator[pa.RecordBatch]:
+    """Numbers the records 0, 1, 2, … and turns each into one row.
+
+    records: a Reject among them is a row that was found bad before it could be parsed.
+    parse: record → (image, *fields of the task), in the schema's order; raises Reject for a bad record.
+    """
+    schema = ANNOTATIONS[task]
+    bad_row = (None,) * (1 + len(schema) - _COMMON_FIELDS)
+    batch_rows = CONVERSATION_ROWS if task == "conversation" else BATCH_ROWS
+    records, first = iter(records), 0
+    while True:
+        rows: list[tuple[Any, ...]] = []
+        rejects: dict[int, Reject] = {}
+        for record in islice(records, batch_rows):
+            try:
+                if isinstance(record, Reject):
+                    raise record
+                rows.append(parse(record))
+            except Reject as reject:
+                rejects[len(rows)] = reject
+                rows.append(bad_row)
+        if not rows:
+            return
+        image, *fields = zip(*rows, strict=True)
+        reason: list[str | None] = [None] * len(rows)
+        detail: list[str | None] = [None] * len(rows)
+        for i, why in rejects.items():
+            reason[i], detail[i] = why.reason, why.detail
+        columns = [
+            pa.array(range(first, first + len(rows)), pa.int64()),
+            pa.array(image, pa.string()),
+            pa.array(reason, pa.string()),
+            pa.array(detail, pa.string()),
+            *(pa.array(values, kind) for values, kind in zip(fields, schema.types[_COMMON_FIELDS:], strict=True)),
+        ]
+        yield pa.RecordBatch.from_arrays(columns, schema=schema)
+        first += len(rows)
+
+
+def show(value: Any) -> str:
+    """`value` for a detail: printable, valid UTF-8, short."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def field(record: Any, name: str, kind: type[T], where: str = "") -> T:
+    """record[name], exactly of type `kind` (a bool is no int). Rejects: missing_field, wrong_type.
+
+    where: what stands before the name in a reject's detail, for an object inside the row (`conversations[3].`).
+    """
+    if type(record) is not dict:
+        raise Reject("wrong_type", f"{where.rstrip('.') or 'the row'} is {show(record)}, not an object")
+    if name not in record:
+        raise Reject("missing_field", f"{where}{name} is missing; there are {show(list(record))}")
+    value = record[name]
+    if type(value) is not kind:
+        raise Reject("wrong_type", f"{where}{name} is {show(value)}, not {kind.__name__}")
+    return value
+
+
+def optional_text(record: Any, name: str) -> str | None:
+    """As `text`, but None where the field is absent or null."""
+    if type(record) is dict and record.get(name) is None:
+        return None
+    return text(record, name)
+
+
+def number(record: Any, name: str) -> float:
+    """A finite int or float of ordinary size. Rejects: missing_field, wrong_type, bad_number."""
+    kind = float if type(record) is dict and type(record.get(name)) is float else int
+    return finite(name, field(record, name, kind))
+
+
+def finite(name: str, value: Any) -> float:
+    if type(value) is not int and type(value) is not float:
+        raise Reject("wrong_type", f"{name} is {show(value)}, not a number")
+    if not -1e9 < value < 1e9:  # also false for NaN
+        raise Reject("bad_number", f"{name} is {show(value)}")
+    return float(value)
+
+
+def text(record: Any, name: str, empty: str = "empty_field", where: str = "") -> str:
+    """A stripped string that is not empty. Rejects: missing_field, wrong_type, not_utf8, and `empty`."""
+    return clean(f"{where}{name}", field(record, name, str, where), empty)
+
+
+def clean(name: str, value: Any, empty: str = "empty_field") -> str:
+    """What `text` does, for a value that is not a field of an object."""
+    if type(value) is not str:
+        raise Reject("wrong_type", f"{name} is {show(value)}, not str")
+    stripped = utf8(name, value).strip()
+    if not stripped:
+        raise Reject(empty, f"{name} is {show(value)}")
+    return stripped
+
+
+def utf8(name: str, value: str) -> str:
+    """`value`, if it holds no lone surrogate (an undecodable byte of the file, or a broken escape in it)."""
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise Reject("not_utf8", f"{name} is {show(value)}") from None
+    return value
+
+
+def normalised_box(x1: float, y1: float, x2: float, y2: float, width: float, height: float) -> list[float]:
+    """Corners in pixels → [x1, y1, x2, y2] over width and height, clipped to the image.
+
+    Rejects: bad_image_size, box_empty (no area), box_outside_image (no area of it is in the image).
+    """
+    if width <= 0 or height <= 0:
+        raise Reject("bad_image_size", f"width {width:g}, height {height:g}")
+    if x2 <= x1 or y2 <= y1:
+        raise Reject("box_empty", f"box {x1:g}, {y1:g}, {x2:g}, {y2:g} (corners)")
+    left, top, right, bottom = max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)
+    if right <= left or bottom <= top:
+        raise Reject(
+            "box_outside_image", f"box {x1:g}, {y1:g}, {x2:g}, {y2:g} (corners) in an image of {width:g} by {height:g}"
+        )
+    return [left / width, top / height, right / width, bottom / height]
+
+
+class Unique:
+    """Refuses an id that came before. Memory: the ids."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self._seen: set[Any] = set()
+
+    def check(self, value: Any) -> None:
+        """Rejects: duplicate_id."""
+        if value in self._seen:
+            raise Reject("duplicate_id", f"{self._name} {show(value)} came before")
+        self._seen.add(value)
+
+
+def choices(record: Any, options: str, index: str) -> tuple[list[str], int]:
+    """The options (at least two, none empty) and the index of the right one, from the two named fields.
+
+    Rejects: missing_field, wrong_type, too_few_choices, empty_choice, not_utf8, answer_index_out_of_range.
+    """
+    found = [clean(f"{options}[{i}]", option, "empty_choice") for i, option in enumerate(field(record, options, list))]
+    if len(found) < 2:
+        raise Reject("too_few_choices", f"{options} is {show(found)}")
+    answer = field(record, index, int)
+    if not 0 <= answer < len(found):
+        raise Reject("answer_index_out_of_range", f"{index} is {show(answer)}, of {len(found)} {options}")
+    return found, answer

@@ -1,0 +1,208 @@
+"""Reads large monolithic JSON files piece by piece, with memory bounded by the largest element.
+
+The C scanner of the standard library parses one element at a time out of a sliding window of text. An element that
+the window cuts off is parsed again from a longer window. Bytes that are not UTF-8 become lone surrogates, so that
+only the row that holds them is lost (`base.utf8`).
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+from pipelines.sources.base import SourceError
+
+WINDOW = 1 << 20  # bytes read at a time
+MAX_ELEMENT = 16 << 20  # characters of one array element or member value
+_NUMBER_END = 4  # a number this close to the window's end may go on after it
+_SPACE = re.compile(r"[ \t\n\r]*")
+_COMMA = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
+
+
+def array(path: Path, *keys: str) -> Iterator[Any]:
+    """Elements of the array at `keys` (a path of object keys; none: the file is the array). Raises SourceError."""
+    with JsonStream(path) as stream:
+        yield from stream.at(keys, stream.elements())
+
+
+def members(path: Path, *keys: str) -> Iterator[tuple[str, Any]]:
+    """(key, value) of the object at `keys`, in file order, repeated keys included. Raises SourceError."""
+    with JsonStream(path) as stream:
+        yield from stream.at(keys, stream.members())
+
+
+def lines(path: Path) -> Iterator[Any]:
+    """Values of a JSON-lines file; blank lines are passed over. Raises SourceError."""
+    with JsonStream(path) as stream:
+        while stream.peek():
+            yield stream.value()
+
+
+class JsonStream:
+    """A cursor over one JSON file. All errors of content are SourceErrors with line, column and character."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        try:
+            self._file = path.open("rb", buffering=0)
+        except OSError as error:
+            raise SourceError(f"{path} cannot be read: {error.strerror}") from None
+        self._utf8 = codecs.getincrementaldecoder("utf-8-sig")(errors="surrogateescape")
+        self._scan = json.JSONDecoder().raw_decode
+        self._text, self._pos = "", 0  # the window, and the cursor in it
+        self._ended = False
+        # what was dropped before the window: characters, lines, and characters of the line that the window begins in
+        self._chars, self._lines, self._column = 0, 0, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._file.close()
+
+    def peek(self) -> str:
+        """The next character that is not white space; "" at the end of the file."""
+        while True:
+            match = _SPACE.match(self._text, self._pos)
+            assert match  # the pattern matches the empty string
+            self._pos = match.end()
+            if self._pos < len(self._text):
+                return self._text[self._pos]
+            if not self._more():
+                return ""
+
+    def value(self) -> Any:
+        """The next value, whole."""
+        self.peek()
+        while True:
+            try:
+                value, end = self._scan(self._text, self._pos)
+            except json.JSONDecodeError as error:
+                if self._more():
+                    continue
+                self._fail(error.msg, error.pos)
+            except (ValueError, RecursionError) as error:  # an integer of thousands of digits; nesting
+                self._fail(str(error))
+            if len(self._text) - end < _NUMBER_END and self._more():
+                continue
+            self._pos = end
+            return value
+
+    def elements(self) -> Iterator[Any]:
+        """Elements of the array that begins here."""
+        self._expect("[")
+        if self._skip_if("]"):
+            return
+        scan, comma = self._scan, _COMMA.match
+        while True:
+            # The same as `yield self.value()` and a comma, for the common case that all of it is in the window.
+            text = self._text
+            try:
+                value, end = scan(text, self._pos)
+                match = comma(text, end)
+            except (ValueError, RecursionError):
+                match = None
+            if match and match.end() < len(text):
+                self._pos = match.end()
+                yield value
+                continue
+            yield self.value()
+            if self._skip_if("]"):
+                return
+            self._expect(",")
+            self.peek()
+
+    def members(self) -> Iterator[tuple[str, Any]]:
+        """(key, value) of the object that begins here."""
+        for key in self.keys():
+            yield key, self.value()
+
+    def keys(self) -> Iterator[str]:
+        """Keys of the object that begins here; the caller consumes the value of each before the next."""
+        self._expect("{")
+        if self._skip_if("}"):
+            return
+        while True:
+            if self.peek() != '"':
+                self._fail("Expecting a key in double quotes")
+            key = self.value()
+            self._expect(":")
+            yield key
+            if self._skip_if("}"):
+                return
+            self._expect(",")
+
+    def skip(self) -> None:
+        """Passes over the next value; a large array or object element by element."""
+        if self.peek() == "[":
+            for _ in self.elements():
+                pass
+        elif self.peek() == "{":
+            for _ in self.members():
+                pass
+        else:
+            self.value()
+
+    def at(self, keys: tuple[str, ...], content: Iterator[Any]) -> Iterator[Any]:
+        """Goes to the value at `keys`, yields `content`, and reads on to the end of the file: it must be whole."""
+        yield from self._below(keys, content)
+        if self.peek():
+            self._fail("Extra data after the end of the JSON value")
+
+    def _below(self, keys: tuple[str, ...], content: Iterator[Any]) -> Iterator[Any]:
+        if not keys:
+            yield from content
+            return
+        found = False
+        for key in self.keys():
+            if key == keys[0]:
+                if found:
+                    self._fail(f"{key!r} stands here a second time")
+                found = True
+                yield from self._below(keys[1:], content)
+            else:
+                self.skip()
+        if not found:
+            raise SourceError(f"{self._path} has no {keys[0]!r} where it should be: is it the official file?")
+
+    def _skip_if(self, character: str) -> bool:
+        found = self.peek() == character
+        self._pos += found
+        return found
+
+    def _expect(self, character: str) -> None:
+        found = self.peek()
+        if found != character:
+            self._fail(f"Expecting {character!r} but found {found!r}" if found else f"Expecting {character!r}")
+        self._pos += 1
+
+    def _more(self) -> bool:
+        """Drops what was consumed and lengthens the window. False: the file has ended, or the window is too long."""
+        rest = len(self._text) - self._pos
+        if self._ended or rest > MAX_ELEMENT:
+            return False
+        # At least doubled, so that an element of n characters costs O(n) however often it is tried.
+        data = self._file.read(max(WINDOW, rest))
+        self._ended = not data
+        piece = self._utf8.decode(data, final=self._ended)
+        newlines = self._text.count("\n", 0, self._pos)
+        last = self._text.rfind("\n", 0, self._pos)
+        self._column = self._pos - last - 1 if newlines else self._column + self._pos
+        self._lines += newlines
+        self._chars += self._pos
+        self._text, self._pos = self._text[self._pos :] + piece, 0
+        return True
+
+    def _fail(self, message: str, pos: int | None = None) -> NoReturn:
+        pos = self._pos if pos is None else pos
+        newlines = self._text.count("\n", 0, pos)
+        column = pos - self._text.rfind("\n", 0, pos) if newlines else self._column + pos + 1
+        where = f"line {self._lines + newlines + 1} column {column} (character {self._chars + pos})"
+        if self._ended and (pos >= len(self._text.rstrip()) or message.startswith("Unterminated string")):
+            message = f"{message}: the file ends here, it is cut off"
+        elif len(self._text) - self._pos > MAX_ELEMENT:
+            message = f"{message} (in an element of more than {MAX_ELEMENT} characters)"
+        raise SourceError(f"{self._path}: {where}: {message}. Fetch the file again, or repair it there.")

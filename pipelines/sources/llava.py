@@ -1,0 +1,45 @@
+"""LLaVA-Instruct-150K, and any other conversations in its JSON layout: every `*.json` of the annotations directory.
+
+A row is an entry of a file's list; rows are counted on over the files, sorted by name. Ids are not unique in the
+official files (one image has several conversations), so they are not checked. A row without `image` is text only.
+"""
+
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.sources import json_stream
+from pipelines.sources.base import Reject, Source, SourceError, batches, matching_files, optional_text
+from pipelines.sources.conversations import IMAGE, turns, without_placeholder
+
+_MERGED = "llava_instruct_150k.json"
+_PARTS = {"complex_reasoning_77k.json", "conversation_58k.json", "detail_23k.json"}
+
+
+def files(root: Path) -> list[Path]:
+    paths = matching_files(root, "*.json")
+    names = {path.name for path in paths}
+    if _MERGED in names and names & _PARTS:
+        parts = ", ".join(sorted(names & _PARTS))
+        raise SourceError(f"{root} holds {_MERGED} and parts of it ({parts}): keep the one or the others")
+    return paths
+
+
+def _row(record: Any) -> tuple[str | None, list[tuple[str, str]]]:
+    image = optional_text(record, "image")
+    (question, answer), *rest = turns(record)
+    question, has_placeholder = without_placeholder(question)
+    if has_placeholder and image is None:
+        raise Reject("missing_field", f"image is missing, but conversations[0].value has {IMAGE}")
+    return image, [(question, answer), *rest]
+
+
+def read(root: Path) -> Iterator[pa.RecordBatch]:
+    records = chain.from_iterable(json_stream.array(path) for path in files(root))
+    yield from batches("conversation", records, _row)
+
+
+SOURCE = Source("llava150k", "conversation", files, read)

@@ -1,0 +1,134 @@
+"""Every source on whole corpora: the generated one with its broken rows, and real official files."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pipelines.images import images_table
+from pipelines.sample import write_sample
+from pipelines.schema import ANNOTATIONS
+from pipelines.sources import SOURCES
+
+# What the sample corpus breaks → the reject of the row, or of its image.
+BROKEN = {
+    "missing image": "image_missing",
+    "truncated JPEG": "image_corrupt",
+    "not an image": "image_corrupt",
+    "no image": "no_image",
+    "image outside its root": "image_outside_root",
+    "empty answer": "empty_answer",
+    "empty caption": "empty_caption",
+    "empty phrase": "empty_phrase",
+    "empty question": "empty_question",
+    "no annotation for this question": "unmatched_question",
+    "correct_choice_idx out of range": "answer_index_out_of_range",
+    "box without area": "box_empty",
+    "box outside the image": "box_outside_image",
+    "assistant speaks first": "wrong_role",
+}
+SAMPLE = {
+    "blipcapfilt": ("BLIP", "BLIP"),
+    "coyo100m": ("COYO", "COYO"),
+    "vqav2": ("VQAv2", "VQAv2/images"),
+    "aokvqa": ("A-OKVQA", "coco/images"),
+    "refcoco": ("refcoco/annotations", "coco/images/train2014"),
+    "refcoco+": ("refcoco/annotations", "coco/images/train2014"),
+    "refcocog": ("refcoco/annotations", "coco/images/train2014"),
+    "llava150k": ("llava_instruct", "coco/images/train2017"),
+}
+
+
+def read(name: str, root: Path) -> list[dict]:
+    source = SOURCES[name]
+    batches = list(source.read(root))
+    for batch in batches:
+        batch.validate(full=True)
+        assert batch.schema == ANNOTATIONS[source.task]
+    rows = [row for batch in batches for row in batch.to_pylist()]
+    assert [row["row"] for row in rows] == list(range(len(rows)))
+    return rows
+
+
+def rejects(name: str, root: Path, images: Path) -> tuple[list[dict], dict[int, str]]:
+    """The rows, and row number → reject, of the row or of its image."""
+    rows = read(name, root)
+    table = images_table(images, [row["image"] for row in rows if row["image"]])
+    of_image = dict(zip(table["image"].to_pylist(), table["reject"].to_pylist(), strict=True))
+    found = {row["row"]: row["reject"] or of_image.get(row["image"]) for row in rows}
+    return rows, {row: reason for row, reason in found.items() if reason}
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory) -> tuple[Path, dict]:
+    directory = tmp_path_factory.mktemp("sample")
+    return directory, write_sample(directory, scenes=32, held_out=8, seed=0)
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLE))
+def test_sample(sample, name):
+    directory, manifest = sample
+    annotations, images = (directory / folder for folder in SAMPLE[name])
+    layout = manifest["layouts"]["refcoco" if name.startswith("refcoco") else name]
+    rows, found = rejects(name, annotations, images)
+    files = [str(path.relative_to(directory)) for path in SOURCES[name].files(annotations)]
+    counted_on = files[:1] if name == "vqav2" else files  # its rows are the questions
+    first = {file: sum(layout["rows"][before] for before in counted_on[:i]) for i, file in enumerate(counted_on)}
+    assert len(rows) == sum(layout["rows"][file] for file in counted_on)
+    assert found == {
+        first[broken["file"]] + broken["row"]: BROKEN[broken["what"]]
+        for broken in layout["broken"]
+        if broken["file"] in first
+    }
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    ("name", "annotations", "images", "count"),
+    [
+        ("vqav2", "VQAv2", "VQAv2/images", 73),
+        ("aokvqa", "A-OKVQA", "coco/images", 26),
+        ("refcoco", "refcoco/annotations", "coco/images/train2014", 14),
+        ("refcoco+", "refcoco/annotations", "coco/images/train2014", 12),
+        ("refcocog", "refcoco/annotations", "coco/images/train2014", 4),
+        ("blipcapfilt", "BLIP", "BLIP", 200),
+        ("coyo100m", "coyo", "coyo", 32),
+        ("llava150k", "llava_instruct", "llava_instruct/images", 82),
+    ],
+)
+def test_real_corpus(realdata, name, annotations, images, count):
+    corpus = realdata / "corpus"
+    rows, found = rejects(name, corpus / annotations, corpus / images)
+    assert len(rows) == count
+    assert Counter(found.values()) == ({"image_missing": 20} if name == "vqav2" else {})
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    ("name", "root", "count"),
+    [
+        ("vqav2", "VQAv2", 48_061),
+        ("refcoco", "refcoco/annotations", 10_752),
+        ("refcoco+", "refcoco/annotations", 10_615),
+        ("refcocog", "refcoco/annotations", 4_896),
+    ],
+)
+def test_real_text(realdata, name, root, count):
+    rows = read(name, realdata / "text" / root)
+    assert len(rows) == count
+    assert not [row for row in rows if row["reject"]]
+
+
+@pytest.mark.realdata
+def test_real_conversations_beside_another_layout(realdata):
+    rows = read("llava150k", realdata / "text" / "LLaVA")
+    bad = [row for row in rows if row["reject"]]
+    assert len(rows) - len(bad) == 420 + 90
+    assert Counter(row["reject"] for row in bad) == {"missing_field": 6}
+    assert not any("<image>" in turn["user"] for row in rows for turn in row["turns"] or ())
+
+
+@pytest.mark.realdata
+def test_real_boxes_are_inside(realdata):
+    boxes = [row["box"] for row in read("refcoco", realdata / "text" / "refcoco" / "annotations")]
+    assert all(0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1 for x1, y1, x2, y2 in boxes)

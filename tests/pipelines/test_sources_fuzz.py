@@ -1,0 +1,136 @@
+"""Fuzzed files: a reader ends with rows, rejects or one SourceError, and with no other exception."""
+
+import io
+import json
+import re
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.schema import ANNOTATIONS
+from pipelines.sources import SOURCES, SourceError
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["\ud800", ""]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=5,
+)  # fmt: skip
+
+
+def mixed(**fields):
+    """Objects whose fields are right, absent or junk; now and then junk altogether."""
+    field = {name: good | JUNK for name, good in fields.items()}
+    return st.fixed_dictionaries({}, optional=field) | st.fixed_dictionaries(field) | JUNK
+
+
+NUMBER, TEXT = st.integers(-2, 4), st.text(max_size=6)
+MESSAGE = mixed(**{"from": st.sampled_from(["human", "gpt"]), "value": TEXT})
+ROWS = {
+    "question": mixed(question_id=NUMBER, image_id=NUMBER, question=TEXT),
+    "annotation": mixed(question_id=NUMBER, multiple_choice_answer=TEXT),
+    "choice": mixed(
+        question_id=TEXT, image_id=NUMBER, question=TEXT, choices=st.lists(TEXT, max_size=3), correct_choice_idx=NUMBER
+    ),
+    "expression": mixed(id=NUMBER, file_name=TEXT, caption=TEXT, width=st.integers(), height=st.floats()),
+    "box": mixed(image_id=NUMBER, bbox=st.lists(st.integers() | st.floats(), min_size=3, max_size=4)),
+    "dialogue": mixed(image=TEXT, conversations=st.lists(MESSAGE, max_size=4)),
+}
+
+
+def listed(row):
+    return st.lists(ROWS[row], max_size=5)
+
+
+FILES = {
+    "vqav2": {
+        "v2_OpenEnded_mscoco_train2014_questions.json": st.fixed_dictionaries({"questions": listed("question")}),
+        "v2_mscoco_train2014_annotations.json": st.fixed_dictionaries({"annotations": listed("annotation")}),
+    },
+    "aokvqa": {"aokvqa_v1p0_train.json": listed("choice")},
+    "refcoco": {
+        "finetune_refcoco_train.json": st.fixed_dictionaries(
+            {"images": listed("expression"), "annotations": listed("box")}
+        )
+    },
+    "llava150k": {"conversation_58k.json": listed("dialogue")},
+}
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory) -> dict[str, Path]:
+    return {name: tmp_path_factory.mktemp("fuzz") for name in SOURCES}
+
+
+def read(name: str, root: Path) -> list[dict]:
+    batches = list(SOURCES[name].read(root))
+    for batch in batches:
+        batch.validate(full=True)
+        assert batch.schema == ANNOTATIONS[SOURCES[name].task]
+    rows = [row for batch in batches for row in batch.to_pylist()]
+    fields = ANNOTATIONS[SOURCES[name].task].names[4:]
+    for row in rows:
+        assert (row["reject"] is None) == (row["detail"] is None)
+        assert row["reject"] is None or not any(row[field] for field in ["image", *fields])
+        assert row["reject"] or row[fields[0]]
+    return rows
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_wrong_content(roots, name, data):
+    root = roots[name]
+    official = {file: data.draw(content) for file, content in FILES[name].items()}
+    for file, content in official.items():
+        (root / file).write_text(json.dumps(content))
+    rows = read(name, root)
+    first = next(iter(official.values()))
+    left = first if isinstance(first, list) else next(iter(first.values()))
+    assert len(rows) >= len(left)
+    if name in ("aokvqa", "llava150k"):
+        assert len(rows) == len(left)
+
+
+def damage(data: st.DataObject, content: bytes) -> bytes:
+    """Some bytes replaced, some cut out, the end cut off."""
+    damaged = bytearray(content)
+    for at in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=4)):
+        damaged[at] = data.draw(st.integers(0, 255) | st.sampled_from(list(b'{}[]",:\\ 0')))
+    begin = data.draw(st.integers(0, len(damaged)))
+    del damaged[begin : begin + data.draw(st.integers(0, 5))]
+    return bytes(damaged[: data.draw(st.just(len(damaged)) | st.integers(0, len(damaged)))])
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_damaged_json(roots, data):
+    root = roots["llava150k"]
+    rows = [{"from": "human", "value": "<image>\nWo ist der Käfer?"}, {"from": "gpt", "value": "Left. \u2190"}]
+    content = json.dumps([{"id": "1", "image": "1.jpg", "conversations": rows}] * 3, ensure_ascii=False).encode()
+    (root / "conversation_58k.json").write_bytes(damage(data, content))
+    try:
+        assert len(read("llava150k", root)) <= 3
+    except SourceError as error:
+        assert re.search(r"conversation_58k\.json: line \d column \d+ ", str(error))
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), layout=st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
+def test_damaged_tar(roots, data, layout):
+    root = roots["coyo100m"]
+    long = "long" if layout == tarfile.USTAR_FORMAT else "ä" * 60
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=layout) as tar:
+        for name, content in (("0.jpg", b"jpeg"), ("0.txt", b"a cup"), (f"{long}.jpg", b"jpeg"), ("1.json", b"{}")):
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(content), 1.5 if layout == tarfile.PAX_FORMAT else 1
+            tar.addfile(info, io.BytesIO(content))
+    content = buffer.getvalue().rstrip(b"\0") + bytes(1024)
+    (root / "00000.tar").write_bytes(damage(data, content))
+    try:
+        read("coyo100m", root)
+    except SourceError as error:
+        assert "00000.tar" in str(error)
