@@ -1,0 +1,99 @@
+"""The evaluation job: `python -m model.evaluation JOB.json`.
+
+JOB = {"model": directory, "benchmarks": {name: {"path", "images"}}, "batch_size", "shuffled_control", "seed",
+"output": directory} and, optional, "device" and "precision". Writes `output/<benchmark>[.shuffled].predictions.jsonl`
+and, when all is answered, `output/scores.json`. Run again after a kill, it goes on where it stopped.
+"""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import transformers
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from model import evaluation
+from model.evaluation.ask import ask
+from model.evaluation.base import EvaluationError, Question, load_prompt
+from model.evaluation.control import shuffle_images
+from model.evaluation.generator import Generator
+from model.evaluation.images import ImageCache
+from model.evaluation.predictions import load
+from pipelines.store import write_atomic
+from pipelines.templates import TemplateError
+
+log = logging.getLogger("evaluation")
+
+
+class Place(BaseModel):
+    """`path`: the official file or directory; `images`: the root of its images, `path`'s directory where absent."""
+
+    model_config = ConfigDict(extra="forbid")
+    path: Path
+    images: Path | None = None
+
+
+class Job(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    model: Path
+    benchmarks: dict[str, Place] = Field(min_length=1)
+    batch_size: int = Field(default=64, gt=0)
+    shuffled_control: bool = False
+    seed: int = 0
+    output: Path
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+def evaluate(job: Job) -> dict[str, Any]:
+    """Asks and scores every benchmark of a job; returns what scores.json holds.
+
+    Raises EvaluationError for questions that cannot be read, before the first one is asked, and TemplateError for a
+    benchmark's prompt.
+    """
+    work = []
+    for name, place in job.benchmarks.items():
+        benchmark = evaluation.get(name)
+        root = place.images or (place.path if place.path.is_dir() else place.path.parent)
+        work.append((benchmark, load_prompt(name), benchmark.read(place.path, root)))
+    generator = Generator(job.model, job.device, job.precision)
+    job.output.mkdir(parents=True, exist_ok=True)
+    scores: dict[str, Any] = {}
+    shuffled: dict[str, Any] = {}
+    settings: dict[str, Any] = {"seed": job.seed}
+    for benchmark, prompt, questions in work:
+        images = ImageCache(lambda image: generator.processor.preprocess([image])[0], threads=os.cpu_count() or 1)
+        images.inspect(questions)
+        runs: list[tuple[dict[str, Any], str, Any, list[Question]]] = [(scores, "", None, questions)]
+        if job.shuffled_control:
+            mixed = shuffle_images(questions, images.digests, job.seed)
+            runs.append((shuffled, ".shuffled", {"images": "shuffled", "seed": job.seed}, mixed))
+        for result, suffix, control, asked in runs:
+            path = job.output / f"{benchmark.name}{suffix}.predictions.jsonl"
+            header = {"benchmark": benchmark.name, "control": control}
+            ask(generator, images, asked, prompt, job.batch_size, path, header)
+            predictions = load(benchmark, path)
+            result[benchmark.name] = benchmark.score(predictions.questions, predictions.answers)
+            settings[benchmark.name] = predictions.settings
+            log.info("%s: accuracy %s %%", path.name, result[benchmark.name].get("accuracy"))
+    whole = scores | ({"shuffled": shuffled} if job.shuffled_control else {}) | {"settings": settings}
+    write_atomic(job.output / "scores.json", json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return whole
+
+
+def main(arguments: list[str]) -> None:
+    if len(arguments) != 1:
+        raise SystemExit("usage: python -m model.evaluation JOB.json")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        evaluate(Job.model_validate_json(Path(arguments[0]).read_bytes()))
+    except (ValidationError, EvaluationError, TemplateError) as error:
+        raise SystemExit(f"{arguments[0]}: {error}") from None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,72 @@
+"""The images of an evaluation: each read, checked and decoded once, in threads, and kept while memory allows."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from threading import Lock
+
+import torch
+from PIL import Image
+
+from model.evaluation.base import Question, QuestionImage
+from pipelines.images import ImageRefError, decode
+
+CACHE_BYTES = 2 << 30
+
+
+@dataclass
+class ImageCache:
+    """Pixels of images by name.
+
+    preprocess: a decoded image → (3, S, S), as the model takes it. digests: name → SHA-256 of the encoded bytes of
+    each usable image; errors: name → reason and detail of each other.
+    """
+
+    preprocess: Callable[[Image.Image], torch.Tensor]
+    threads: int = 4
+    digests: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    _pixels: OrderedDict[str, torch.Tensor] = field(default_factory=OrderedDict)  # by digest, last used last
+    _num_bytes: int = 0
+    _lock: Lock = field(default_factory=Lock)
+
+    def inspect(self, questions: Iterable[Question]) -> None:
+        """Reads and decodes every image of the questions once; fills `digests` and `errors`."""
+        images = {image.name: image for question in questions for image in question.images}
+        with ThreadPoolExecutor(self.threads) as pool:
+            list(pool.map(self._inspect, images.values()))
+
+    def _inspect(self, image: QuestionImage) -> None:
+        try:
+            data = image.read()
+            digest = hashlib.sha256(data).hexdigest()
+            self._decode(digest, data)
+            self.digests[image.name] = digest
+        except ImageRefError as error:
+            self.errors[image.name] = str(error)
+
+    def pixels(self, images: Iterable[QuestionImage]) -> list[torch.Tensor]:
+        """The (3, S, S) tensors of inspected images."""
+        with ThreadPoolExecutor(self.threads) as pool:
+            return list(pool.map(self._get, images))
+
+    def _get(self, image: QuestionImage) -> torch.Tensor:
+        digest = self.digests[image.name]
+        with self._lock:
+            if digest in self._pixels:
+                self._pixels.move_to_end(digest)
+                return self._pixels[digest]
+        return self._decode(digest, image.read())
+
+    def _decode(self, digest: str, data: bytes) -> torch.Tensor:
+        pixels = self.preprocess(decode(data))
+        with self._lock:
+            if digest not in self._pixels:
+                self._pixels[digest] = pixels
+                self._num_bytes += pixels.nbytes
+            while self._num_bytes > CACHE_BYTES:
+                _, oldest = self._pixels.popitem(last=False)
+                self._num_bytes -= oldest.nbytes
+        return pixels

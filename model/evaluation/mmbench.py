@@ -1,0 +1,193 @@
+"""MMBench: single-choice questions, each asked again with its options rotated. (Liu et al., "MMBench", ECCV 2024)
+
+Official file: a TSV with index, question, hint, A, B, …, answer, category, l2-category, image (base64), split.
+A rotated copy has the index of its question plus k · 1,000,000; an image field that is a number says "the image of
+that index". Official predictions: an .xlsx with index, question, options, prediction (and answer).
+"""
+
+import base64
+import binascii
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from model.evaluation.base import (
+    LETTERS,
+    Answer,
+    Benchmark,
+    EvaluationError,
+    Predictions,
+    Question,
+    QuestionImage,
+    answered,
+    named,
+    unique,
+)
+from model.evaluation.multiple_choice import match_option
+from model.evaluation.xlsx import read_xlsx
+from pipelines.images import ImageRefError
+
+ROTATION = 1_000_000
+_GROUPS = {"category": "category", "l2_category": "l2-category", "split": "split"}  # ours: the column
+_MAX_FIELD = 1 << 28  # characters: an image in base64
+
+
+def read(path: Path, images: Path | None) -> list[Question]:
+    """The questions of an official TSV, rotated copies among them; ids are the index. The images stand in the file:
+    `images` is not used."""
+    rows = list(_tsv_rows(path))
+    if not rows:
+        raise EvaluationError(f"{path}: holds no question")
+    if "image" not in rows[0][1]:
+        raise EvaluationError(f"{path}: has no column 'image'; it has {', '.join(rows[0][1])}")
+    encoded = {_index(where, row): row["image"] for where, row in rows}
+    images_by_text: dict[str, QuestionImage] = {}  # rotated copies share one image, held once
+    questions = []
+    for where, row in rows:
+        index = _index(where, row)
+        text = _image_text(where, encoded, index)
+        image = QuestionImage(f"{path.name}#{index}", partial(_decode, where, text))
+        if text:
+            image = images_by_text.setdefault(text, image)
+        questions.append(_question(where, row, (image,)))
+    return unique(questions, path)
+
+
+def _tsv_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """(`file:line`, row); raises EvaluationError for a missing file and a row of another length than the header."""
+    csv.field_size_limit(max(csv.field_size_limit(), _MAX_FIELD))
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter="\t", strict=True)
+            header = next(reader, [])
+            for cells in reader:
+                where = f"{path}:{reader.line_num}"
+                if len(cells) != len(header):
+                    raise EvaluationError(
+                        f"{where}: {len(cells)} fields, the header has {len(header)}: is the file truncated?"
+                    )
+                yield where, dict(zip(header, cells, strict=True))
+    except (FileNotFoundError, IsADirectoryError):
+        raise EvaluationError(f"{path}: there is no such file") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise EvaluationError(f"{path}: not a whole TSV file: {error}") from None
+
+
+def _index(where: str, row: Mapping[str, str]) -> int:
+    text = row.get("index", "").removesuffix(".0")
+    if not text.isdecimal():
+        raise EvaluationError(f"{where}: index is {row.get('index')!r}, must be a whole number")
+    return int(text)
+
+
+def _question(where: str, row: Mapping[str, str], images: tuple[QuestionImage, ...]) -> Question:
+    columns = [letter for letter in LETTERS if letter in row]
+    options = [row[letter].strip() for letter in columns]
+    while options and not options[-1]:
+        options.pop()
+    if len(options) < 2 or not all(options) or "".join(columns) != LETTERS[: len(columns)]:
+        raise EvaluationError(f"{where}: the options {options} must be two or more, from A on, without a gap")
+    truth = row.get("answer", "").strip() or None
+    if truth is not None and truth not in LETTERS[: len(options)]:
+        raise EvaluationError(f"{where}: answer is {truth!r}, must be one of {', '.join(LETTERS[: len(options)])}")
+    question, hint = row.get("question", "").strip(), row.get("hint", "").strip()
+    if not question:
+        raise EvaluationError(f"{where}: has no question")
+    return Question(
+        id=str(_index(where, row)),
+        fields={"question": question, "context": f"{hint}\n" if hint else ""},
+        truth=truth,
+        options=tuple(options),
+        groups={ours: row[column] for ours, column in _GROUPS.items() if row.get(column)},
+        images=images,
+    )
+
+
+def _image_text(where: str, encoded: Mapping[int, str], index: int) -> str:
+    """The base64 text of a question's image, through at most one reference; "" where there is none."""
+    text = encoded[index]
+    if not text.isdecimal() or len(text) > 12:
+        return text
+    if int(text) not in encoded:
+        raise EvaluationError(f"{where}: takes the image of index {text}, which is not in the file")
+    return encoded[int(text)]
+
+
+def _decode(where: str, text: str) -> bytes:
+    if not text:
+        raise ImageRefError("image_missing", f"{where}: the image field is empty")
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise ImageRefError("image_corrupt", f"{where}: not base64: {error}") from None
+
+
+def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> Predictions:
+    """The official workbook. `truth`, the official TSV, gives the answers and categories that the workbook lacks;
+    `questions` is not used."""
+    official = {question.id: question for question in read(truth, None)} if truth is not None else None
+    asked: list[Question] = []
+    answers: dict[str, Answer] = {}
+    for number, row in enumerate(read_xlsx(path), start=2):
+        where = f"{path}: row {number}"
+        if "prediction" not in row:
+            raise EvaluationError(f"{where}: has no column 'prediction'; it has {', '.join(row)}")
+        question = _question(where, row, ())
+        if official is not None:
+            if question.id not in official:
+                raise EvaluationError(f"{where}: index {question.id} is not in {truth}: of another split?")
+            if official[question.id].options != question.options:
+                raise EvaluationError(f"{where}: the options are not those of {truth}: of another version?")
+            question = official[question.id]
+        asked.append(question)
+        if question.id in answers:
+            raise EvaluationError(f"{where}: index {question.id} is answered twice")
+        answers[question.id] = Answer(row["prediction"])
+    if asked and all(question.truth is None for question in asked):
+        raise EvaluationError(f"{path}: has no answers to compare with: give the official TSV (truth)")
+    return Predictions(unique(asked if official is None else list(official.values()), path), answers)
+
+
+def score(questions: Sequence[Question], answers: Mapping[str, Answer]) -> dict[str, Any]:
+    """Accuracies in percent, over all and by category and coarser l2_category.
+
+    accuracy ("vanilla"): over the questions as they stand. circular: a question is right only if all its rotated
+    copies are; None if there are none. An answer that the rule matches to no option is wrong, counted and named.
+    """
+    scored, report = answered(questions, answers)
+    chosen = {question.id: match_option(text, question.options) for question, text in scored}
+    right = {question.id: chosen[question.id] == question.truth for question, _ in scored}
+    copies: dict[str, list[str]] = {}  # a question's id: the ids of all its rows
+    for question in questions:
+        copies.setdefault(str(int(question.id) % ROTATION), []).append(question.id)
+    if alone := [base for base, ids in copies.items() if base not in ids]:
+        raise EvaluationError(f"{len(alone)} questions have rotated copies only, no row of their own: {alone[:5]}")
+    has_copies = len(copies) < len(questions)
+
+    def accuracies(bases: Sequence[str]) -> dict[str, Any]:
+        whole = [base for base in bases if all(row in right for row in copies[base])]
+        return {
+            "accuracy": _percent([right[base] for base in bases if base in right]),
+            "circular": _percent([all(right[row] for row in copies[base]) for base in whole]) if has_copies else None,
+            "num_questions": len(bases),
+        }
+
+    result = report | accuracies(list(copies)) | {"num_rows": len(questions)}
+    for kind, plural in (("category", "categories"), ("l2_category", "l2_categories")):
+        members: dict[str, list[str]] = {}
+        for question in questions:
+            if kind in question.groups and question.id in copies:
+                members.setdefault(question.groups[kind], []).append(question.id)
+        result[plural] = {name: accuracies(bases) for name, bases in sorted(members.items())}
+    result["unmatched_answers"] = named([key for key, letter in chosen.items() if letter is None])
+    result["parsing"] = "by rule: option letter, or option text; what matches no option is wrong"
+    return result
+
+
+def _percent(right: Sequence[bool]) -> float | None:
+    return 100 * sum(right) / len(right) if right else None
+
+
+BENCHMARK = Benchmark("mmbench", read, read_predictions, score)

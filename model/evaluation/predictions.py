@@ -1,0 +1,142 @@
+"""Our predictions file: a header line that says how the answers were made, then one line for each question.
+
+A line holds its question without the image bytes, so that a file can be scored and looked through alone. Lines are
+appended batch by batch in an order fixed before the first answer: a killed evaluation goes on at the last whole batch.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from model.evaluation.base import Answer, Benchmark, EvaluationError, Predictions, Question
+from model.evaluation.jsonl import Fields, check_fields, parse_row, read_rows
+from pipelines.store import write_atomic
+
+FORMAT = "honeybee predictions 1"
+log = logging.getLogger(__name__)
+_TEXT_OR_NONE = (str, type(None))
+_LINE: Fields = {
+    "id": str,
+    "answer": _TEXT_OR_NONE,
+    "error": _TEXT_OR_NONE,
+    "truth": _TEXT_OR_NONE,
+    "options": list,
+    "fields": dict,
+    "groups": dict,
+    "images": list,
+}
+
+
+def load(benchmark: Benchmark, path: Path, truth: Path | None = None, questions: Path | None = None) -> Predictions:
+    """Reads predictions in our format or in one of the benchmark's official ones.
+
+    truth, questions: what an official format needs beside the answers, see the benchmark's file. Ours needs neither;
+    if `truth` is given, the official questions there stand in for those of the file.
+    Raises EvaluationError for predictions of another benchmark, unfinished or malformed.
+    """
+    header = read_header(path)
+    if header is None:
+        return benchmark.read_predictions(path, truth, questions)
+    check_fields(f"{path}:1", header, {"benchmark": str, "num_questions": int, "settings": dict})
+    if header["benchmark"] != benchmark.name:
+        raise EvaluationError(f"{path}: holds predictions for {header['benchmark']}, not for {benchmark.name}")
+    asked, answers = _read(path, header["num_questions"])
+    return Predictions(asked if truth is None else benchmark.read(truth, None), answers, header["settings"])
+
+
+def read_header(path: Path) -> dict[str, Any] | None:
+    """The first line of a file in our format; None if it is in another. Raises EvaluationError if there is no file."""
+    if not path.is_file() and not path.is_dir():
+        raise EvaluationError(f"{path}: there are no such predictions")
+    if path.is_dir():  # some official formats are folders
+        return None
+    with path.open("rb") as file:
+        try:
+            header = parse_row(f"{path}:1", file.readline())
+        except EvaluationError:
+            return None
+    return header if header.get("format") == FORMAT else None
+
+
+def _read(path: Path, num_questions: int) -> tuple[list[Question], dict[str, Answer]]:
+    asked: list[Question] = []
+    answers: dict[str, Answer] = {}
+    rows = read_rows(path, {})
+    next(rows)  # the header
+    for where, row in rows:
+        check_fields(where, row, _LINE)
+        if row["id"] in answers:
+            raise EvaluationError(f"{where}: question {row['id']} is answered twice")
+        answers[row["id"]] = Answer(row["answer"], row["error"])
+        asked.append(Question(row["id"], row["fields"], row["truth"], tuple(row["options"]), row["groups"]))
+    if len(asked) != num_questions:
+        raise EvaluationError(
+            f"{path}: holds {len(asked)} of {num_questions} answers: the evaluation was not finished; run it again, "
+            "it goes on where it stopped"
+        )
+    return asked, answers
+
+
+class PredictionsFile:
+    """Writes a predictions file; `done`: the number of leading questions that it already answers."""
+
+    def __init__(self, path: Path, header: Mapping[str, Any], ids: Sequence[str], batch_size: int):
+        """Keeps the whole batches of a file with this very header that follow the order `ids`; what stands after
+        them is cut off, and a file with another header (another model, other settings) is begun anew."""
+        self.path = path
+        first = {"format": FORMAT, **header}
+        self.done = 0
+        if path.is_file():
+            if read_header(path) == first:
+                self.done = self._keep_whole_batches(ids, batch_size)
+                return
+            log.warning("%s was made by another model or other settings: begun anew", path)
+        write_atomic(path, _line(first))
+
+    def _keep_whole_batches(self, ids: Sequence[str], batch_size: int) -> int:
+        end_of = []  # byte position after each good line
+        with self.path.open("rb") as file:
+            file.readline()
+            start = file.tell()
+            for expected in ids:
+                line = file.readline()
+                try:
+                    row = parse_row(str(self.path), line)
+                    check_fields(str(self.path), row, _LINE)
+                except EvaluationError:
+                    break
+                if not line.endswith(b"\n") or row["id"] != expected:
+                    break
+                end_of.append(file.tell())
+        done = len(end_of) if len(end_of) == len(ids) else len(end_of) // batch_size * batch_size
+        os.truncate(self.path, end_of[done - 1] if done else start)
+        return done
+
+    def append(self, questions: Sequence[Question], answers: Sequence[Answer]) -> None:
+        """Adds a batch's lines, on disk when this returns."""
+        lines = [
+            _line(
+                {
+                    "id": question.id,
+                    "answer": answer.text,
+                    "error": answer.error,
+                    "truth": question.truth,
+                    "options": list(question.options),
+                    "fields": dict(question.fields),
+                    "groups": dict(question.groups),
+                    "images": [image.name for image in question.images],
+                }
+            )
+            for question, answer in zip(questions, answers, strict=True)
+        ]
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(lines))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"

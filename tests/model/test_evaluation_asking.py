@@ -1,0 +1,316 @@
+"""Asking a model: batches, resuming, the control, images that cannot be read. The model is a random tiny one."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import HoneybeeForConditionalGeneration, HoneybeeProcessor
+from model.evaluation import mmbench, pope
+from model.evaluation.__main__ import Job, evaluate, main
+from model.evaluation.ask import ask
+from model.evaluation.base import EvaluationError, Prompt, Question, QuestionImage
+from model.evaluation.control import shuffle_images
+from model.evaluation.generator import Generator
+from model.evaluation.images import ImageCache
+from model.evaluation.predictions import load
+from pipelines.images import decode
+from pipelines.sample import write_sample
+
+PROMPT = Prompt("{question} Say it shortly.", 6)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_backbones: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory as training leaves it, with weights so large that words and picture change the answer."""
+    directory = tmp_path_factory.mktemp("model")
+    processor = HoneybeeProcessor.from_backbones(tiny_backbones / "vision", tiny_backbones / "llm", 16)
+    model = HoneybeeForConditionalGeneration.from_backbones(
+        tiny_backbones / "vision", tiny_backbones / "llm", {"type": "linear", "num_tokens": 16}, processor.tokenizer
+    )
+    with torch.no_grad():
+        for parameter in [*model.projector.parameters(), *model.llm.parameters()]:
+            if parameter.ndim == 2:
+                parameter.mul_(8)
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("sample")
+    write_sample(directory, scenes=8, held_out=12, seed=0)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def questions(corpus: Path) -> list[Question]:
+    return pope.read(corpus / "POPE", corpus / "POPE" / "images")
+
+
+@pytest.fixture(scope="module")
+def generator(model: Path) -> Generator:
+    return Generator(model, "cpu")
+
+
+@pytest.fixture
+def put(generator: Generator, questions: list[Question]) -> Callable[..., None]:
+    """Asks the questions with these defaults."""
+
+    def put(path: Path, batch_size: int = 16, prompt: Prompt = PROMPT, asked: list[Question] = questions, **header):
+        ask(generator, _inspected(generator, asked), asked, prompt, batch_size, path, {"benchmark": "pope", **header})
+
+    return put
+
+
+def _inspected(generator: Generator, questions: list[Question]) -> ImageCache:
+    cache = ImageCache(lambda image: generator.processor.preprocess([image])[0], threads=2)
+    cache.inspect(questions)
+    return cache
+
+
+def _texts(path: Path) -> dict[str, str | None]:
+    return {key: answer.text for key, answer in load(pope.BENCHMARK, path).answers.items()}
+
+
+def test_answers_do_not_depend_on_the_batch_size(put, generator, questions, tmp_path):
+    by_size = {}
+    for size in (1, 7, 64):
+        put(tmp_path / str(size), size)
+        by_size[size] = _texts(tmp_path / str(size))
+    assert set(by_size[1]) == {question.id for question in questions}
+    assert len(set(by_size[1].values())) > 5, "a model that always says the same would prove nothing"
+    assert by_size[1] == by_size[7] == by_size[64]
+    cache = _inspected(generator, questions)
+    put(tmp_path / "mixed", asked=shuffle_images(questions, cache.digests, 0))
+    mixed = _texts(tmp_path / "mixed")
+    assert sum(mixed[key] != text for key, text in by_size[1].items()) > 5, (
+        "pictures must count here, for the same reason"
+    )
+
+
+def test_answers_are_those_of_the_plain_model(put, questions, model, tmp_path):
+    put(tmp_path / "p.jsonl")
+    texts = _texts(tmp_path / "p.jsonl")
+    processor = HoneybeeProcessor.from_pretrained(model)
+    plain = HoneybeeForConditionalGeneration.from_pretrained(model)
+    for question in questions[::17]:
+        content = [{"type": "image"}, {"type": "text", "text": PROMPT.render(question)}]
+        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        inputs = processor(text=text, images=decode(question.images[0].read()), return_tensors="pt")
+        output = plain.generate(**inputs, max_new_tokens=PROMPT.max_new_tokens, do_sample=False)
+        new = output[0, inputs["input_ids"].shape[1] :]
+        assert processor.tokenizer.decode(new, skip_special_tokens=True).strip() == texts[question.id]
+
+
+class Counting(Generator):
+    """Counts the questions that reach the model."""
+
+    asked = 0
+
+    def generate(self, prompts, pixels, max_new_tokens):
+        self.asked += len(prompts)
+        return super().generate(prompts, pixels, max_new_tokens)
+
+
+@pytest.mark.parametrize("kept_lines", [0, 1, 17, 40, 1000])
+def test_a_killed_evaluation_goes_on_where_it_stopped(put, model, questions, tmp_path, kept_lines):
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    put(whole)
+    lines = whole.read_bytes().splitlines(keepends=True)
+    kept = lines[: 1 + kept_lines]
+    half = lines[1 + kept_lines][:-9] if kept_lines + 1 < len(lines) else b""
+    cut.write_bytes(b"".join(kept) + half)
+    counting = Counting(model, "cpu")
+    ask(counting, _inspected(counting, questions), questions, PROMPT, 16, cut, {"benchmark": "pope"})
+    assert cut.read_bytes() == whole.read_bytes()
+    done = len(questions) if kept_lines >= len(questions) else kept_lines // 16 * 16
+    assert counting.asked == len(questions) - done
+
+
+def test_a_damaged_line_is_asked_again(put, tmp_path):
+    path = tmp_path / "p.jsonl"
+    put(path)
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    lines[20] = b'{"id": "some other"}\n'
+    path.write_bytes(b"".join(lines))
+    put(path)
+    assert path.read_bytes() == whole
+
+
+def test_predictions_of_other_settings_are_not_reused(put, model, questions, tmp_path, caplog):
+    path = tmp_path / "p.jsonl"
+    put(path)
+    first = path.read_bytes()
+    put(path)
+    assert path.read_bytes() == first
+    assert "begun anew" not in caplog.text
+    put(path, prompt=Prompt("{question} At length.", 6))
+    assert "begun anew" in caplog.text
+    assert json.loads(path.read_text().splitlines()[0])["settings"]["prompt"] == "{question} At length."
+
+    put(path)
+    put(path, asked=[dataclasses.replace(questions[0], truth="maybe"), *questions[1:]])
+    assert "maybe" in {question.truth for question in load(pope.BENCHMARK, path).questions}
+
+    other = tmp_path / "other"
+    trained = HoneybeeForConditionalGeneration.from_pretrained(model)
+    with torch.no_grad():
+        next(trained.projector.parameters()).add_(1)
+    trained.save_pretrained(other)
+    HoneybeeProcessor.from_pretrained(model).save_pretrained(other)
+    counting = Counting(other, "cpu")
+    ask(counting, _inspected(counting, questions), questions, PROMPT, 16, path, {"benchmark": "pope"})
+    assert counting.asked == len(questions)
+
+
+def test_settings_are_in_the_header(put, tmp_path):
+    put(tmp_path / "p.jsonl", batch_size=5, control={"seed": 3})
+    header = json.loads((tmp_path / "p.jsonl").read_text().splitlines()[0])
+    assert header["control"] == {"seed": 3}
+    settings = header["settings"]
+    assert (settings["batch_size"], settings["max_new_tokens"], settings["decoding"]) == (5, 6, "greedy")
+    assert (settings["precision"], settings["device"]) == ("fp32", "cpu")
+    assert len(settings["model"]) == 16
+
+
+def test_bad_images_are_named_not_asked(put, questions, corpus, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes((corpus / "POPE" / "images" / questions[0].fields["image"]).read_bytes()[:300])
+    rows = [
+        {"question_id": i, "image": image, "text": "Is it?", "label": "yes"}
+        for i, image in enumerate(["broken.jpg", "gone.jpg", "../secret.jpg"])
+    ]
+    path = tmp_path / "coco_pope_random.json"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = [*questions[:3], *pope.read(path, tmp_path)]
+    put(tmp_path / "p.jsonl", asked=asked, batch_size=2)
+    predictions = load(pope.BENCHMARK, tmp_path / "p.jsonl")
+    scores = pope.score(predictions.questions, predictions.answers)
+    assert scores["num_scored"] == 3
+    reasons = {key: error.split(":")[0] for key, error in scores["not_asked"]["errors"].items()}
+    assert reasons == {
+        "random/0": "image_corrupt",
+        "random/1": "image_missing",
+        "random/2": "image_outside_root",
+    }
+
+
+def test_text_only_and_several_images_in_one_batch(put, questions, tmp_path):
+    first, second = questions[0].images[0], questions[-1].images[0]
+    asked = [
+        Question("random/none", {"question": "Is it?"}, "yes", groups={"split": "random"}),
+        Question("random/two", {"question": "Are they?"}, "yes", groups={"split": "random"}, images=(first, second)),
+        Question("random/one", {"question": "Is it?"}, "yes", groups={"split": "random"}, images=(second,)),
+    ]
+    put(tmp_path / "3", asked=asked, batch_size=3)
+    put(tmp_path / "1", asked=asked, batch_size=1)
+    assert _texts(tmp_path / "3") == _texts(tmp_path / "1")
+
+
+def test_a_question_with_the_image_token_is_an_error(put, tmp_path):
+    asked = [Question("random/1", {"question": "What is <image>?"}, "yes")]
+    with pytest.raises(EvaluationError, match="contains the image token <image>: 'What is"):
+        put(tmp_path / "p.jsonl", asked=asked)
+
+
+def _with_image(key: int, name: str) -> Question:
+    return Question(str(key), {}, None, images=(QuestionImage(name, bytes),))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_question_keeps_its_image_or_an_equal_one(seed):
+    names = ["a", "b", "c", "c", "d", "e", "e", "a2", "c"] * 3
+    digests = {name: name[0] for name in names}  # a2 is another file with the bytes of a
+    asked = [*(_with_image(i, name) for i, name in enumerate(names)), _with_image(99, "bad"), Question("100", {}, None)]
+    mixed = shuffle_images(asked, digests, seed)
+    assert [q.id for q in mixed] == [q.id for q in asked]
+    for before, after in zip(asked[:-2], mixed[:-2], strict=True):
+        assert digests[before.images[0].name] != digests[after.images[0].name]
+    assert sorted(q.images[0].name for q in mixed[:-2]) == sorted(names), "a permutation"
+    assert mixed[-2:] == asked[-2:]
+    assert mixed == shuffle_images(asked, digests, seed)
+    assert mixed != shuffle_images(asked, digests, seed + 1)
+
+
+def test_a_control_that_cannot_be_is_an_error():
+    half = [_with_image(i, name) for i, name in enumerate("aabc")]
+    mixed = shuffle_images(half, {name: name for name in "abc"}, 0)
+    assert {q.images[0].name for q in mixed[:2]} == {"b", "c"}
+    with pytest.raises(EvaluationError, match="3 of 5 questions have the same image"):
+        shuffle_images([*half, _with_image(5, "a")], {name: name for name in "abc"}, 0)
+
+
+def test_pixels_come_back_after_they_were_dropped(generator, questions, monkeypatch):
+    monkeypatch.setattr("model.evaluation.images.CACHE_BYTES", 3 * 32 * 32 * 4 * 2)
+    cache = _inspected(generator, questions)
+    images = [question.images[0] for question in questions[:10]]
+    pixels = cache.pixels(images)
+    for image, tensor in zip(images, pixels, strict=True):
+        assert torch.equal(tensor, generator.processor.preprocess([decode(image.read())])[0])
+    assert cache._num_bytes <= 3 * 32 * 32 * 4 * 2
+
+
+def _job(model: Path, corpus: Path, output: Path) -> dict:
+    return {
+        "model": str(model),
+        "benchmarks": {
+            "pope": {"path": str(corpus / "POPE"), "images": str(corpus / "POPE" / "images")},
+            "mmbench": {"path": str(corpus / "MMBench" / "mmbench_dev.tsv")},
+        },
+        "batch_size": 64,
+        "shuffled_control": True,
+        "seed": 0,
+        "output": str(output),
+        "device": "cpu",
+    }
+
+
+def test_the_job_asks_scores_and_controls(model, corpus, tmp_path):
+    (tmp_path / "job.json").write_text(json.dumps(_job(model, corpus, tmp_path / "out")))
+    main([str(tmp_path / "job.json")])
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert set(scores) == {"pope", "mmbench", "shuffled", "settings"}
+    assert set(scores["pope"]["splits"]) == {"random", "popular", "adversarial", "relation"}
+    assert set(scores["shuffled"]) == {"pope", "mmbench"}
+    assert scores["settings"]["mmbench"]["batch_size"] == 64
+    assert scores["mmbench"]["num_scored"] == scores["mmbench"]["num_rows"]
+    assert scores["mmbench"]["circular"] is not None
+
+    asked = {q.id: q for q in mmbench.read(corpus / "MMBench" / "mmbench_dev.tsv", None)}
+    mixed = tmp_path / "out" / "mmbench.shuffled.predictions.jsonl"
+    shown = {row["id"]: row["images"][0] for row in map(json.loads, mixed.read_text().splitlines()[1:])}
+    assert set(shown) == set(asked)
+    assert all(name != asked[key].images[0].name for key, name in shown.items())
+
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert set(before) == {
+        "scores.json",
+        *(f"{name}{kind}.predictions.jsonl" for name in ("pope", "mmbench") for kind in ("", ".shuffled")),
+    }
+    evaluate(Job.model_validate(_job(model, corpus, tmp_path / "out")))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"temperature": 1}, "temperature"),
+        ({"benchmarks": {"mme9": {"path": "x"}}}, "no benchmark 'mme9'; known: mmbench, pope"),
+        ({"benchmarks": {"pope": {"path": "/nowhere/coco_pope_random.json"}}}, "no directory"),
+        ({"benchmarks": {"mmbench": {"path": "/nowhere/dev.tsv"}}}, "there is no such file"),
+        ({"model": "/nowhere"}, "/nowhere: there is no such model"),
+    ],
+)
+def test_bad_jobs_end_with_a_clear_message(model, corpus, tmp_path, changes, message):
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps(_job(model, corpus, tmp_path / "out") | changes))
+    with pytest.raises(SystemExit, match=message):
+        main([str(path)])
+    assert not (tmp_path / "out" / "scores.json").exists()

@@ -1,0 +1,274 @@
+"""Scoring from predictions alone: the published numbers, and what must not be hidden."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from model import evaluation
+from model.evaluation import mmbench, pope
+from model.evaluation.base import Answer, EvaluationError, Question
+from model.evaluation.multiple_choice import match_option
+from model.evaluation.predictions import PredictionsFile, load
+from model.evaluation.xlsx import read_xlsx
+
+
+def _pope_files(realdata: Path) -> tuple[Path, Path, Path]:
+    folder = realdata / "scorers" / "pope"
+    return folder / "llava-v1.5-13b.jsonl", folder / "coco_v2023_2910", folder / "llava_pope_test.jsonl"
+
+
+@pytest.mark.realdata
+def test_pope_gives_the_published_f1(realdata):
+    predictions = load(pope.BENCHMARK, *_pope_files(realdata))
+    scores = pope.score(predictions.questions, predictions.answers)
+    f1 = {split: round(values["f1"], 2) for split, values in scores["splits"].items()}
+    assert f1 == {"adversarial": 84.46, "popular": 86.25, "random": 87.14}
+    assert scores["num_scored"] == 8910
+    assert scores["unclear_answers"]["count"] == 0
+    assert scores["f1"] == pytest.approx((84.46 + 86.25 + 87.14) / 3, abs=0.005)
+
+
+@pytest.mark.realdata
+def test_mmbench_gives_the_published_accuracies(realdata):
+    predictions = load(mmbench.BENCHMARK, realdata / "scorers" / "mmbench" / "llava-v1.5-13b.xlsx")
+    scores = mmbench.score(predictions.questions, predictions.answers)
+    assert (round(scores["accuracy"], 2), round(scores["circular"], 2)) == (75.43, 67.69)
+    assert (scores["num_questions"], scores["num_rows"]) == (1176, 4377)
+    assert scores["unmatched_answers"]["count"] == 0
+
+
+@pytest.mark.realdata
+def test_pope_predictions_of_other_files_are_refused(realdata, tmp_path):
+    answers, truth, questions = _pope_files(realdata)
+    with pytest.raises(EvaluationError, match="annotation folder"):
+        load(pope.BENCHMARK, answers)
+    with pytest.raises(EvaluationError, match="has only 0 rows of category 'random'"):
+        load(pope.BENCHMARK, answers, truth / "coco_pope_popular.json", _only(questions, '"random"', tmp_path))
+    with pytest.raises(EvaluationError, match="of another split"):
+        load(pope.BENCHMARK, answers, truth, _only(questions, '"adversarial"', tmp_path))
+    reordered = tmp_path / "reordered.jsonl"
+    reordered.write_text("".join(reversed(questions.read_text().splitlines(keepends=True))))
+    with pytest.raises(EvaluationError, match="different versions"):
+        load(pope.BENCHMARK, answers, truth, reordered)
+    cut = tmp_path / "cut.jsonl"
+    cut.write_text(answers.read_text()[:1000])
+    with pytest.raises(EvaluationError, match=r"cut\.jsonl:5: not a whole JSON line"):
+        load(pope.BENCHMARK, cut, truth, questions)
+
+
+@pytest.mark.realdata
+def test_pope_predictions_that_lack_answers_are_named(realdata, tmp_path):
+    answers, truth, questions = _pope_files(realdata)
+    some = tmp_path / "some.jsonl"
+    some.write_text("".join(answers.read_text().splitlines(keepends=True)[1:]))
+    predictions = load(pope.BENCHMARK, some, truth, questions)
+    scores = pope.score(predictions.questions, predictions.answers)
+    assert scores["without_answer"] == {"count": 1, "ids": ["adversarial/1"]}
+    assert (scores["num_questions"], scores["num_scored"]) == (8910, 8909)
+    twice = tmp_path / "twice.jsonl"
+    twice.write_text(some.read_text() + some.read_text().splitlines()[-1] + "\n")
+    with pytest.raises(EvaluationError, match="answered twice"):
+        load(pope.BENCHMARK, twice, truth, questions)
+
+
+def _only(path: Path, text: str, directory: Path) -> Path:
+    out = directory / f"only-{text.strip(chr(34))}.jsonl"
+    out.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if text in line))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed", "clear"),
+    [
+        ("Yes", "yes", True),
+        ("yes", "yes", True),
+        ("No", "no", True),
+        ("no.", "no", True),
+        ("No, there is no dog.", "no", True),
+        ("There is not a dog in the image. Yes.", "no", False),
+        ("Yes, a dog lies there.", "yes", True),
+        ("", "yes", False),  # the official rule takes all it does not know for yes: named as unclear
+        ("NO", "yes", False),
+        ("no!", "yes", False),
+        ("a dog", "yes", False),
+        ("Nothing", "yes", False),
+    ],
+)
+def test_pope_parses_officially_and_names_what_a_person_would_read_otherwise(text, parsed, clear):
+    assert (pope.parse(text), pope.is_clear(text)) == (parsed, clear)
+
+
+def _yes_no(truths: str, split: str = "random") -> list[Question]:
+    return [
+        Question(f"{split}/{i}", {"question": "?"}, {"y": "yes", "n": "no"}[truth], groups={"split": split})
+        for i, truth in enumerate(truths)
+    ]
+
+
+def test_pope_metrics_by_hand():
+    questions = _yes_no("yynn") + _yes_no("yn", "relation")
+    texts = ["Yes", "No", "Yes", "No", "maybe", "No"]
+    scores = pope.score(questions, {q.id: Answer(t) for q, t in zip(questions, texts, strict=True)})
+    expected = {"accuracy": 50, "precision": 50, "recall": 50, "f1": 50, "yes_ratio": 50}
+    assert {k: scores["splits"]["random"][k] for k in expected} == expected
+    assert {k: scores[k] for k in expected} == expected, "another split than the official ones is outside the mean"
+    assert scores["averaged_over"] == ["random"]
+    assert scores["splits"]["relation"]["accuracy"] == 100
+    assert scores["unclear_answers"] == {"count": 1, "ids": ["relation/0"]}
+
+
+def test_pope_leaves_undefined_values_out():
+    questions = _yes_no("yn")
+    scores = pope.score(questions, {q.id: Answer("No") for q in questions})
+    assert scores["precision"] is None
+    assert (scores["recall"], scores["f1"], scores["accuracy"]) == (0, 0, 50)
+
+
+def test_questions_that_were_not_asked_are_named_and_foreign_answers_refused():
+    questions = _yes_no("yyn")
+    answers = {"random/0": Answer("Yes"), "random/1": Answer(None, "image_missing: a.jpg")}
+    scores = pope.score(questions, answers)
+    assert scores["not_asked"] == {"count": 1, "errors": {"random/1": "image_missing: a.jpg"}}
+    assert scores["without_answer"]["ids"] == ["random/2"]
+    assert scores["splits"]["random"]["num_scored"] == 1
+    with pytest.raises(EvaluationError, match=r"belong to no question \(popular/1\)"):
+        pope.score(questions, {"popular/1": Answer("Yes")})
+    with pytest.raises(EvaluationError, match="none of 3 questions can be scored"):
+        pope.score(questions, {"random/1": Answer(None, "image_missing: a.jpg")})
+
+
+OPTIONS = ("a red circle", "a dark red circle", "two dogs", "dogs")
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("B", "B"),
+        ("b", "B"),
+        (" (c). ", "C"),
+        ("C. two dogs", "C"),
+        ("The answer is A.", "A"),
+        ("A", "A"),
+        ("A is right", "A"),
+        ("Two dogs!", "C"),
+        ("It shows two dogs", "C"),
+        ("I see a dark red circle", "B"),
+        ("There are dogs", "D"),
+        ("A dark red circle stands there", "B"),  # an article, no letter
+        ("E", None),
+        ("", None),
+        ("A or B", None),
+        ("a red circle and two dogs", None),
+        ("hotdogs", None),
+        ("nothing of that", None),
+    ],
+)
+def test_free_form_answers_are_matched_by_rule(text, letter):
+    assert match_option(text, OPTIONS) == letter
+
+
+def _choice(index: int, truth: str, category: str) -> Question:
+    return Question(str(index), {"question": "?"}, truth, ("red", "blue"), {"category": category})
+
+
+def test_mmbench_circular_needs_every_copy_and_categories_are_apart():
+    questions = [
+        _choice(1, "A", "color"),
+        _choice(1_000_001, "B", "color"),
+        _choice(2, "A", "color"),
+        _choice(1_000_002, "B", "color"),
+        _choice(3, "A", "count"),
+        _choice(1_000_003, "B", "count"),
+    ]
+    texts = ["A", "blue", "red.", "A", "green", "B"]
+    scores = mmbench.score(questions, {q.id: Answer(t) for q, t in zip(questions, texts, strict=True)})
+    assert scores["accuracy"] == pytest.approx(200 / 3)
+    assert scores["circular"] == pytest.approx(100 / 3)
+    assert scores["categories"]["color"] == {"accuracy": 100, "circular": 50, "num_questions": 2}
+    assert scores["categories"]["count"] == {"accuracy": 0, "circular": 0, "num_questions": 1}
+    assert scores["unmatched_answers"] == {"count": 1, "ids": ["3"]}
+    assert scores["num_questions"] == 3
+    plain = mmbench.score(questions[::2], {q.id: Answer("A") for q in questions[::2]})
+    assert (plain["accuracy"], plain["circular"]) == (100, None)
+    with pytest.raises(EvaluationError, match="rotated copies only"):
+        mmbench.score(questions[1:2], {"1000001": Answer("A")})
+
+
+def test_mmbench_circular_leaves_out_what_was_not_asked():
+    questions = [_choice(1, "A", "color"), _choice(1_000_001, "B", "color")]
+    answers = {"1": Answer("A"), "1000001": Answer(None, "image_corrupt: x")}
+    scores = mmbench.score(questions, answers)
+    assert (scores["accuracy"], scores["circular"]) == (100, None)
+    assert scores["not_asked"]["count"] == 1
+
+
+def test_our_predictions_score_alone(tmp_path):
+    questions = _yes_no("yn")
+    header = {"benchmark": "pope", "num_questions": 2, "settings": {"batch_size": 2}}
+    path = tmp_path / "pope.predictions.jsonl"
+    file = PredictionsFile(path, header, [q.id for q in questions], 2)
+    with pytest.raises(EvaluationError, match="holds 0 of 2 answers: the evaluation was not finished"):
+        load(evaluation.get("pope"), path)
+    file.append(questions, [Answer("Yes"), Answer("Yes")])
+    predictions = load(evaluation.get("pope"), path)
+    assert predictions.settings == {"batch_size": 2}
+    assert pope.score(predictions.questions, predictions.answers)["accuracy"] == 50
+    with pytest.raises(EvaluationError, match="holds predictions for pope, not for mmbench"):
+        load(evaluation.get("mmbench"), path)
+    with pytest.raises(EvaluationError, match="no such predictions"):
+        load(evaluation.get("pope"), tmp_path / "no.jsonl")
+    with pytest.raises(EvaluationError, match="no benchmark 'mme2'; known: mmbench, pope"):
+        evaluation.get("mme2")
+
+
+def _workbook(path: Path, sheet: str, shared: str | None = None) -> Path:
+    main = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
+    office = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(
+            "xl/workbook.xml",
+            f'<workbook {main} xmlns:r="{office}"><sheets><sheet name="S" r:id="rId1"/></sheets></workbook>',
+        )
+        archive.writestr(
+            "xl/_rels/workbook.xml.rels",
+            '<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships">'
+            '<Relationship Id="rId1" Target="worksheets/sheet1.xml"/></Relationships>',
+        )
+        archive.writestr("xl/worksheets/sheet1.xml", f"<worksheet {main}><sheetData>{sheet}</sheetData></worksheet>")
+        if shared:
+            archive.writestr("xl/sharedStrings.xml", f"<sst {main}>{shared}</sst>")
+    return path
+
+
+def test_xlsx_shared_inline_and_rich_texts_and_gaps(tmp_path):
+    sheet = (
+        '<row r="1"><c r="A1" t="s"><v>0</v></c><c r="B1" t="inlineStr"><is><t>answer</t></is></c><c r="AA1" t="s">'
+        '<v>1</v></c></row><row r="2"><c r="A2"><v>7</v></c><c r="AA2" t="s"><v>1</v></c></row>'
+    )
+    shared = "<si><t>index</t></si><si><r><t>no</t></r><r><t>te</t></r><rPh><t>x</t></rPh></si>"
+    path = _workbook(tmp_path / "a.xlsx", sheet, shared)
+    assert list(read_xlsx(path)) == [{"index": "7", "answer": "", "note": "note"}]
+
+
+def test_xlsx_errors_are_clear(tmp_path):
+    broken = tmp_path / "broken.xlsx"
+    broken.write_bytes(b"PK not really")
+    with pytest.raises(EvaluationError, match=r"broken\.xlsx: not a readable \.xlsx workbook"):
+        list(read_xlsx(broken))
+    stray = _workbook(tmp_path / "stray.xlsx", '<row><c t="str"><v>a</v></c></row><row><c/><c><v>1</v></c></row>')
+    with pytest.raises(EvaluationError, match="row 2 has a cell in column B, which has no header"):
+        list(read_xlsx(stray))
+    with pytest.raises(EvaluationError, match="has no column 'prediction'"):
+        mmbench.read_predictions(
+            _workbook(tmp_path / "b.xlsx", '<row><c t="str"><v>index</v></c></row><row><c><v>1</v></c></row>'),
+            None,
+            None,
+        )
+
+
+def test_settings_and_scores_are_json(tmp_path):
+    questions = _yes_no("yn")
+    scores = pope.score(questions, {q.id: Answer("Yes") for q in questions})
+    assert json.loads(json.dumps(scores, allow_nan=False)) == scores
