@@ -86,7 +86,7 @@ DUPLICATES = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),
         pa.field("kept_row", pa.int64(), nullable=False),
-        pa.field("similarity", pa.float32()),  # cosine of the two texts; null where the rule needs none
+        pa.field("similarity", pa.float32()),  # of the two turns, 0 to 1; null where the rule needs none
         pa.field("rule", pa.string(), nullable=False),
         pa.field("text", pa.string()),
         pa.field("kept_text", pa.string()),

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.arrow_files import read_table, write_batches
+from pipelines.dedup import texts_to_embed
 from pipelines.embed import PACKAGED_MODEL, embed_texts
 from pipelines.examples import ExamplesJob, run_examples_job
 from pipelines.render import Renderer, RenderSettings, check_ledger
@@ -55,8 +56,9 @@ def job(tmp_path, tokenizer_dir):
     table = annotations()
     write_batches(tmp_path / "annotations" / "annotations-00000.arrow", table.schema, table.to_batches(128))
     write_batches(tmp_path / "images" / "images.arrow", IMAGES, images().to_batches(64))
-    texts = {f"{r['question']} {r['answer'].strip()}" for r in table.to_pylist() if not r["reject"]}
-    embedded = embed_texts(texts, PACKAGED_MODEL)
+    good = [row for row in table.to_pylist() if not row["reject"]]
+    questions, answers = [row["question"] for row in good], [row["answer"].strip() for row in good]
+    embedded = embed_texts(texts_to_embed(questions, answers, "semantic", "pair"), PACKAGED_MODEL)
     write_batches(tmp_path / "embeddings" / "embeddings.arrow", embedded.schema, embedded.to_batches())
     settings = RenderSettings(
         dataset="vqav2",
@@ -195,7 +197,8 @@ def test_duplicates_leave_the_example_and_are_logged(job):
         ("How many people are there?", "3"),
     ]
     rows = [{"row": i, "image": "i0.jpg", "question": q, "answer": a} for i, (q, a) in enumerate(texts)]
-    embedded = embed_texts([f"{q} {a}" for q, a in texts], PACKAGED_MODEL)
+    wanted = texts_to_embed([q for q, _ in texts], [a for _, a in texts], "semantic", "pair")
+    embedded = embed_texts(wanted, PACKAGED_MODEL)
     path = job.render.embeddings + "/embeddings.arrow"
     write_batches(type(job.marker(0))(path), embedded.schema, embedded.to_batches())
     table = pa.Table.from_pylist(rows, ANNOTATIONS["open_question"])

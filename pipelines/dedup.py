@@ -1,0 +1,132 @@
+"""Semantic duplicates inside a conversation: turns whose answer another turn already gives away (paper section 4).
+
+Turns stand in groups (conversations), in the order in which they would be asked. A turn is dropped when it duplicates
+a *kept* turn before it: with a~b, b~c but not a~c, b goes and c stays.
+
+How similar two turns are: pipelines/similarity.py.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines.embed import Embeddings
+from pipelines.similarity import COMPARISONS, Similarity
+from pipelines.similarity import texts_to_embed as texts_to_compare
+
+STAGE_VERSION = 2  # part of a stage's key: raise it when a change here, in similarity.py or wording.py moves a decision
+RULES = ("semantic", "answer", "semantic+answer", "off")
+# By what is compared, from benchmarks/dedup_quality.py. The first two drop less than 5 % of hard distinct pairs; to
+# compare answers alone drops 30 % at any threshold, since distinct facts often have equal answers.
+DEFAULT_THRESHOLD = {"pair": 0.7, "question": 0.85, "answer": 0.9}
+PAIRS_AT_ONCE = 1 << 14  # bounds memory
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """One entry per turn. A kept turn has partner −1, similarity nan and rule ''."""
+
+    keep: np.ndarray  # (N,) bool
+    partner: np.ndarray  # (N,) int64: the kept turn that made it go
+    similarity: np.ndarray  # (N,) float32: of the two, 0 to 1; nan for the rule `answer`
+    rule: list[str]  # "semantic" or "answer"
+
+
+def texts_to_embed(questions: Sequence[str], answers: Sequence[str], rule: str, compare: str) -> set[str]:
+    """The texts whose vectors `deduplicate` will ask for. Turns that stand alone in their group need none."""
+    _check(rule, compare)
+    if "semantic" not in rule:
+        return set()
+    return texts_to_compare(questions, answers, compare)
+
+
+def deduplicate(
+    offsets: np.ndarray,
+    questions: Sequence[str],
+    answers: Sequence[str],
+    embeddings: Embeddings | None,
+    rule: str = "semantic",
+    compare: str = "pair",
+    threshold: float | None = None,
+) -> Decisions:
+    """Decides for each turn whether it stays.
+
+    offsets: (G + 1,) int; group g is turns offsets[g]:offsets[g + 1], in the order they are asked.
+    questions, answers: N annotation texts, not rendered by a template. embeddings: holds the texts of
+    `texts_to_embed`; may be None for the rules `answer` and `off`.
+    rule: `answer` drops a turn whose answer string is that of a kept turn (the authors' released rule, whatever the
+    case, accents, punctuation and articles); `semantic` one whose similarity to a kept turn reaches the threshold;
+    `semantic+answer` one that either drops; `off` nothing.
+    compare: `pair` scores question and answer together (pipelines/similarity.py); `question` and `answer` take the
+    cosine of these texts alone. threshold: 0 to 1; DEFAULT_THRESHOLD[compare] where None.
+    Raises ValueError for an unknown rule or comparison, KeyError for a text without a vector.
+    """
+    _check(rule, compare)
+    n = len(questions)
+    if len(answers) != n or offsets[0] != 0 or offsets[-1] != n:
+        raise ValueError(f"{n} questions, {len(answers)} answers and offsets {offsets[0]}…{offsets[-1]} do not agree")
+    keep, partner = np.ones(n, bool), np.full(n, -1, np.int64)
+    similarity, rules = np.full(n, np.nan, np.float32), [""] * n
+    if rule == "off":
+        return Decisions(keep, partner, similarity, rules)
+    limit = DEFAULT_THRESHOLD[compare] if threshold is None else threshold
+    normal = np.array([normalize(a) for a in answers], dtype=object) if "answer" in rule else None
+    score: Similarity | None = None
+    if "semantic" in rule:
+        if embeddings is None:
+            raise ValueError(f"rule {rule!r} needs embeddings")
+        accompanied = np.flatnonzero(np.repeat(np.diff(offsets) > 1, np.diff(offsets)))
+        place = np.zeros(n, np.int64)
+        place[accompanied] = np.arange(len(accompanied))
+        chosen = accompanied.tolist()
+        score = Similarity([questions[k] for k in chosen], [answers[k] for k in chosen], embeddings, compare)
+    for later, earlier in _pairs(offsets):
+        if score is None:
+            values = np.full(len(later), np.nan, np.float32)
+        else:
+            values = score(place[earlier], place[later], limit)
+        same = np.zeros(len(later), bool) if normal is None else normal[earlier] == normal[later]
+        for k in np.flatnonzero(same | (values >= limit)):
+            i, j = earlier[k], later[k]
+            if not keep[i]:
+                continue
+            # Of several kept partners the most telling is logged: one with an equal answer, else the most similar.
+            name = "answer" if same[k] else "semantic"
+            if keep[j] or (rules[j] == name == "semantic" and values[k] > similarity[j]):
+                keep[j], partner[j], rules[j] = False, i, name
+                similarity[j] = values[k] if name == "semantic" else np.nan
+    return Decisions(keep, partner, similarity, rules)
+
+
+def normalize(text: str) -> str:
+    """A text for comparison: no case, accents, punctuation, articles, double spaces; itself when nothing is left."""
+    bare = "".join(c for c in unicodedata.normalize("NFKD", text).casefold() if not unicodedata.combining(c))
+    words = re.sub(r"[^\w\s]|_", " ", bare).split()
+    return " ".join(word for word in words if word not in ("a", "an", "the")) or text.strip()
+
+
+def _pairs(offsets: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields (later, earlier): all pairs of turns inside a group, by rising later turn, in blocks of bounded size."""
+    n = int(offsets[-1])
+    starts = np.repeat(offsets[:-1], np.diff(offsets))
+    ends = np.cumsum(np.arange(n) - starts)  # number of pairs up to and with each turn
+    first = 0
+    while first < n:
+        before = ends[first - 1] if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, before + PAIRS_AT_ONCE, "right")))
+        turns = np.arange(first, last)
+        counts = turns - starts[first:last]
+        later = np.repeat(turns, counts)
+        rank = np.arange(len(later)) - np.repeat(np.cumsum(counts) - counts, counts)
+        yield later, starts[later] + rank
+        first = last
+
+
+def _check(rule: str, compare: str) -> None:
+    if rule not in RULES:
+        raise ValueError(f"unknown de-duplication rule {rule!r}; known: {', '.join(RULES)}")
+    if compare not in COMPARISONS:
+        raise ValueError(f"unknown comparison {compare!r}; known: {', '.join(COMPARISONS)}")
