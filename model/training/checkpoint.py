@@ -1,0 +1,225 @@
+"""Checkpoints: whole or not there, independent of the number of ranks and of the ZeRO stage, without pickle.
+
+`checkpoints/step-00000500/` holds, for every trained parameter, its fp32 weight and AdamW's two moments as flat
+safetensors, and `manifest.json` with the facts of the run. Frozen parameters are not in it: they come from where they
+came from before. It is written beside under another name and renamed when it is complete and on disk.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from model.training.engine import STATE, Engine
+from pipelines.store import MANIFEST, write_atomic
+
+log = logging.getLogger("honeybee.training")
+
+VERSION = 1
+FILE_BYTES = 2 << 30  # a rank holds about this much in memory before it writes
+_NAME = re.compile(r"step-(\d{8})")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or resumed; the message says what to do."""
+
+
+class Checkpoints:
+    """Those of one work directory, of which the newest `keep` stay."""
+
+    def __init__(self, work: Path, keep: int, engine: Engine, identity: dict[str, Any]):
+        """identity: what the weights depend on; a checkpoint with another is refused."""
+        self.directory = work / "checkpoints"
+        self.keep, self.engine, self.identity = keep, engine, identity
+        numbers = sum(_whole_shape(parameter).numel() for _, parameter in engine.trained)
+        self.num_bytes = int(numbers * len(STATE) * 4 * 1.01) + (1 << 20)
+        if engine.ranks.first:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for leftover in self.directory.glob(".step-*"):
+                shutil.rmtree(leftover)
+        engine.ranks.barrier()
+
+    def save(self, step: int, facts: dict[str, Any]) -> None:
+        """Writes the state after `step` steps, with `facts` (JSON). All ranks must call it.
+
+        Raises CheckpointError, before writing, where the disk is too full for it.
+        """
+        ranks = self.engine.ranks
+        self.check_space()
+        partial = self.directory / f".step-{step:08d}"
+        if ranks.first:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+        ranks.barrier()
+        self._write_tensors(partial)
+        ranks.barrier()
+        if ranks.first:
+            files = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+            manifest = {"version": VERSION, "step": step, "identity": self.identity, "files": files, **facts}
+            write_atomic(partial / MANIFEST, json.dumps(manifest, indent=1))
+            _sync(partial)
+            final = self.directory / partial.name[1:]
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            _sync(self.directory)
+            for old in self.steps()[: -self.keep]:
+                _remove(self.directory / f"step-{old:08d}")
+            log.info("checkpoint of step %d: %s (%.1f MB)", step, final, sum(files.values()) / 1e6)
+        ranks.barrier()
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, ascending."""
+        names = [_NAME.fullmatch(path.name) for path in self.directory.iterdir()]
+        return sorted(int(name[1]) for name in names if name)
+
+    def load(self) -> dict[str, Any] | None:
+        """Puts the newest whole checkpoint into the engine and returns its manifest; None where there is none.
+
+        All ranks must call it. A damaged checkpoint is reported, and the one before it taken. Raises CheckpointError
+        where the newest is of another job, or where there are checkpoints but every one of them is damaged.
+        """
+        damages = []
+        for step in reversed(self.steps()):
+            directory = self.directory / f"step-{step:08d}"
+            try:
+                manifest = _read_manifest(directory)
+                index = _index(directory, manifest)
+            except CheckpointError as error:
+                damages.append(str(error))
+                log.warning("%s; the checkpoint before it is taken", error)
+                continue
+            self._check_identity(directory, manifest)
+            self._read_tensors(directory, index, manifest["step"])
+            return manifest
+        if damages:
+            raise CheckpointError(f"every checkpoint is damaged ({'; '.join(damages)}): remove {self.directory}")
+        return None
+
+    def check_space(self) -> None:
+        """Raises CheckpointError where the disk has no room for one more checkpoint."""
+        require_space(self.directory, self.num_bytes)
+
+    def _check_identity(self, directory: Path, manifest: dict[str, Any]) -> None:
+        if manifest["identity"] == self.identity:
+            return
+        changes = "; ".join(_differences(manifest["identity"], self.identity))
+        raise CheckpointError(
+            f"{directory} is of another job ({changes}): give another work directory, or remove {self.directory}"
+        )
+
+    def _write_tensors(self, directory: Path) -> None:
+        """Each rank writes its share of the parameters, dealt out by size."""
+        ranks = self.engine.ranks
+        loads = [0] * ranks.world
+        held: dict[str, Tensor] = {}
+        held_bytes = written = 0
+
+        def flush() -> None:
+            nonlocal held, held_bytes, written
+            if held:
+                path = directory / f"rank-{ranks.rank:05d}-{written:03d}.safetensors"
+                save_file(held, path)
+                _sync(path)
+                held, held_bytes, written = {}, 0, written + 1
+
+        for name, parameter in self.engine.trained:
+            owner = loads.index(min(loads))
+            state = self.engine.full_state(parameter)
+            loads[owner] += state["weight"].numel()
+            if owner == ranks.rank:
+                for key, tensor in state.items():
+                    held[f"{name}:{key}"] = tensor.to("cpu", torch.float32).flatten().contiguous()
+                    held_bytes += tensor.numel() * 4
+                if held_bytes >= FILE_BYTES:
+                    flush()
+        flush()
+
+    def _read_tensors(self, directory: Path, index: dict[str, Path], step: int) -> None:
+        expected = {f"{name}:{key}" for name, _ in self.engine.trained for key in STATE}
+        if set(index) != expected:
+            raise CheckpointError(
+                f"{directory} holds other parameters than those that train (e.g. {min(set(index) ^ expected)}): "
+                f"remove {self.directory}"
+            )
+        self.engine.set_steps(step)
+        files: dict[Path, Any] = {}
+        for name, parameter in self.engine.trained:
+            state = {}
+            for key in STATE:
+                path = index[f"{name}:{key}"]
+                if path not in files:
+                    files[path] = safe_open(path, framework="pt")
+                state[key] = files[path].get_tensor(f"{name}:{key}").view(_whole_shape(parameter))
+            self.engine.set_full_state(parameter, state)
+
+
+def require_space(directory: Path, num_bytes: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if free < num_bytes:
+        raise CheckpointError(
+            f"a checkpoint needs {num_bytes / 1e9:.2f} GB, but {directory} has {free / 1e9:.2f} GB free: "
+            "make room, then run again; training goes on from the last checkpoint"
+        )
+
+
+def _whole_shape(parameter: nn.Parameter) -> torch.Size:
+    return getattr(parameter, "ds_shape", parameter.shape)  # ds_shape: of a parameter that ZeRO-3 has partitioned
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    """Raises CheckpointError where the checkpoint is damaged or of another version."""
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    if manifest["version"] != VERSION:
+        raise CheckpointError(f"{path} is of version {manifest['version']}, this program writes version {VERSION}")
+    for name, size in manifest["files"].items():
+        found = (directory / name).stat().st_size if (directory / name).is_file() else None
+        if found != size:
+            raise CheckpointError(f"{directory / name} is damaged: {found} bytes instead of {size}")
+    return manifest
+
+
+def _index(directory: Path, manifest: dict[str, Any]) -> dict[str, Path]:
+    """Which file holds which tensor."""
+    index = {}
+    for name in manifest["files"]:
+        try:
+            with safe_open(directory / name, framework="pt") as file:
+                index.update(dict.fromkeys(file.keys(), directory / name))
+        except SafetensorError as error:
+            raise CheckpointError(f"{directory / name} is damaged: {error}") from None
+    return index
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if old == new else [f"{path} was {old}, is {new}"]
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or a directory's list of names, is on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(directory: Path) -> None:
+    """A reader never sees half of it: it gets a name that no reader looks for, first."""
+    doomed = directory.with_name(f".{directory.name}.old")
+    directory.rename(doomed)
+    shutil.rmtree(doomed)

@@ -1,0 +1,154 @@
+"""The job of one stage: a JSON file that says all of it, checked before anything is loaded. Needs no torch."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+PartName = Literal["vision", "projector", "llm"]
+
+
+class JobError(ValueError):
+    """A job that cannot run; the message names the file, the key and what to do."""
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Train(Settings):
+    """How a stage learns. Defaults are those of the paper's instruction tuning."""
+
+    trains: tuple[PartName, ...] = ("projector", "llm")
+    steps: PositiveInt
+    global_batch: PositiveInt  # examples in an optimiser step, over all ranks
+    micro_batch: PositiveInt  # examples in a forward pass of one rank
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    min_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
+    warmup_steps: Count = 150
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    epsilon: Annotated[float, Field(gt=0)] = 1e-6
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    precision: Literal["fp32", "bf16"] = "bf16"
+    zero_stage: Literal[0, 2, 3] = 2
+    offload: bool = False
+    gradient_checkpointing: bool = True
+    save_every: PositiveInt = 500  # steps between checkpoints
+    keep_checkpoints: PositiveInt = 2
+    log_every: PositiveInt = 10
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Train":
+        if not self.trains or len(set(self.trains)) != len(self.trains):
+            raise ValueError("trains: name at least one of vision, projector, llm, each once")
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} leave nothing of {self.steps} steps: lower them")
+        if self.offload and self.zero_stage == 0:
+            raise ValueError("offload needs zero_stage 2 or 3")
+        return self
+
+    def accumulation(self, ranks: int) -> int:
+        """Forward passes of a rank in one step. Raises ValueError when global_batch does not divide."""
+        if self.global_batch % (self.micro_batch * ranks):
+            raise ValueError(
+                f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch} × {ranks} "
+                f"ranks = {self.micro_batch * ranks}: change one of the three"
+            )
+        return self.global_batch // (self.micro_batch * ranks)
+
+
+class Projector(Settings):
+    type: str
+    num_tokens: PositiveInt
+    settings: dict[str, Any] = {}
+
+
+class Init(Settings):
+    """Where the weights come from: the directory of a Honeybee model, or backbones with a new projector."""
+
+    model: Path | None = None
+    vision: str | None = None
+    llm: str | None = None
+    tokenizer: Path | None = None
+    projector: Projector | None = None
+    vision_layer: int = -2
+    image_size: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Init":
+        backbones = (self.vision, self.llm, self.tokenizer, self.projector)
+        if self.model is None and None in backbones:
+            raise ValueError("give either `model`, or all of `vision`, `llm`, `tokenizer` and `projector`")
+        if self.model is not None and any(part is not None for part in backbones):
+            raise ValueError("`model` says all of it: leave out vision, llm, tokenizer and projector")
+        return self
+
+    @property
+    def tokenizer_directory(self) -> Path:
+        directory = self.model or self.tokenizer
+        assert directory is not None  # by _one_origin
+        return directory
+
+
+class Loading(Settings):
+    """How samples are read. Nothing of it changes what is learned."""
+
+    decode_threads: PositiveInt = 2  # of one rank
+    prefetch_steps: PositiveInt = 2  # steps made ready ahead of the model
+    max_bad_samples: Count = 10  # samples whose image does not decode; one more stops the run
+
+
+class Job(Settings):
+    """output: the final model, processor and tokenizer, whole when its manifest.json is there.
+    work: checkpoints, metrics.jsonl and tensorboard, on a disk that all ranks see."""
+
+    stage: str
+    seed: int = 0
+    shards: Path
+    init: Init
+    train: Train
+    loading: Loading = Loading()
+    output: Path
+    work: Path
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def identity(self) -> dict[str, Any]:
+        """All that the learned weights depend on, as JSON. A checkpoint is resumed only by a job with the same."""
+        free = {
+            "micro_batch",
+            "zero_stage",
+            "offload",
+            "gradient_checkpointing",
+            "save_every",
+            "keep_checkpoints",
+            "log_every",
+        }
+        # The seed, the stage's name and the origin of the weights; the shards add what they are made of.
+        return {
+            "stage": self.stage,
+            "seed": self.seed,
+            "init": self.init.model_dump(mode="json"),
+            "train": self.train.model_dump(mode="json", exclude=free),
+        }
+
+
+def load_job(path: Path) -> Job:
+    """Reads a job file. Raises JobError naming the file, each wrong key and what is wrong with it."""
+    try:
+        return Job.model_validate(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise JobError(f"no job file {path}") from None
+    except json.JSONDecodeError as error:
+        raise JobError(f"{path} is not valid JSON: {error}") from None
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'job'}: {e['msg']}" for e in error.errors(include_url=False)
+        )
+        raise JobError(f"{path}: {problems}") from None

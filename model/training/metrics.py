@@ -1,0 +1,136 @@
+"""What a person watches: metrics.jsonl, TensorBoard, and a line of progress."""
+
+import json
+import logging
+import math
+import resource
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from model.training.ranks import Ranks
+from pipelines.store import write_atomic
+
+log = logging.getLogger("honeybee.training")
+
+
+class Metrics:
+    """Sums over the steps since the last line of metrics.jsonl.
+
+    Its `state` is part of a checkpoint, so that the lines of a run that was stopped are those of one that was not:
+    losses in it are sums over all ranks, and each is added in the order of the steps.
+    """
+
+    def __init__(self, work: Path, datasets: Sequence[str], ranks: Ranks, steps: int):
+        """steps: how many the stage has, for the estimate of its end."""
+        self.path, self.datasets, self.ranks, self.steps = work / "metrics.jsonl", datasets, ranks, steps
+        self.losses = [0.0] * len(datasets)  # sums over supervised tokens
+        self.supervised = [0.0] * len(datasets)
+        self._writer: SummaryWriter | None = None
+        self._tensorboard = work / "tensorboard"
+        self._restart_clock()
+        self.begun: tuple[float, int] | None = None  # when this process began, and after how many steps
+
+    def begin(self, step: int, state: dict[str, Any] | None) -> None:
+        """`step` steps are done: forgets lines of later ones, which will be written again."""
+        if state:
+            self.losses, self.supervised = list(state["losses"]), list(state["supervised"])
+        if self.ranks.first:
+            if self.path.is_file():
+                write_atomic(self.path, "".join(line for line in _lines(self.path) if json.loads(line)["step"] <= step))
+            self._writer = SummaryWriter(str(self._tensorboard), purge_step=step + 1)
+        self._restart_clock()
+        self.begun = (time.perf_counter(), step)
+
+    def state(self) -> dict[str, Any]:
+        return {"losses": self.losses, "supervised": self.supervised}
+
+    def add(
+        self, losses: Sequence[float], supervised: Sequence[float], samples: int, tokens: int, positions: int
+    ) -> None:
+        """Adds a step. losses, supervised: by dataset, over all ranks; the others over this rank."""
+        self.losses = [total + new for total, new in zip(self.losses, losses, strict=True)]
+        self.supervised = [total + new for total, new in zip(self.supervised, supervised, strict=True)]
+        self._supervised += sum(supervised)
+        self._samples += samples
+        self._tokens += tokens
+        self._positions += positions
+
+    def write(self, step: int, learning_rate: float, grad_norm: float, data_wait: float, bad_samples: int) -> None:
+        """Writes the line of a step and begins anew. data_wait: seconds of this rank. All ranks must call it."""
+        seconds = time.perf_counter() - self._since
+        samples, tokens, positions = self.ranks.sum([self._samples, self._tokens, self._positions])
+        device_bytes = torch.cuda.max_memory_allocated() if self.ranks.device.type == "cuda" else 0
+        host_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        wait, host, device = self.ranks.maximum([data_wait / seconds, host_bytes, device_bytes])
+        if self.ranks.first:
+            line: dict[str, Any] = {
+                "step": step,
+                "loss": _mean(sum(self.losses), sum(self.supervised)),
+                "losses": {
+                    name: _mean(loss, count)
+                    for name, loss, count in zip(self.datasets, self.losses, self.supervised, strict=True)
+                    if count
+                },
+                "learning_rate": learning_rate,
+                "grad_norm": grad_norm,
+                "samples_per_second": samples / seconds,
+                "supervised_tokens_per_second": self._supervised / seconds,
+                "tokens_per_second": tokens / seconds,
+                "padding_share": 1 - tokens / positions if positions else 0.0,
+                "data_wait_share": wait,  # of the rank that waited most
+                "host_memory_bytes": int(host),  # peak of the largest rank
+                "device_memory_bytes": int(device),
+                "bad_samples": bad_samples,
+                "time": time.time(),
+            }
+            self._record(step, line)
+        self.losses = [0.0] * len(self.datasets)
+        self.supervised = [0.0] * len(self.datasets)
+        self._restart_clock()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _restart_clock(self) -> None:
+        self._samples = self._tokens = self._positions = 0
+        self._supervised = 0.0
+        self._since = time.perf_counter()
+
+    def _record(self, step: int, line: dict[str, Any]) -> None:
+        assert self._writer is not None and self.begun is not None, "begin first"
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        scalars = {key: value for key, value in line.items() if key not in ("step", "losses", "time")}
+        scalars |= {f"loss/{name}": value for name, value in line["losses"].items()}
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+        since, first = self.begun
+        left = timedelta(seconds=round((time.perf_counter() - since) / (step - first) * (self.steps - step)))
+        log.info(
+            "step %d/%d  loss %.4f  rate %.2e  gradient %.3f  %.0f samples/s  %.0f tokens/s  %s left",
+            step,
+            self.steps,
+            line["loss"],
+            line["learning_rate"],
+            line["grad_norm"],
+            line["samples_per_second"],
+            line["tokens_per_second"],
+            left,
+        )
+
+
+def _mean(total: float, count: float) -> float:
+    return total / count if count else math.nan
+
+
+def _lines(path: Path) -> list[str]:
+    """The whole lines of a file; a killed writer leaves half of one at the end."""
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

@@ -1,0 +1,105 @@
+"""Runs training jobs in real processes, forked from a server that has imported torch and DeepSpeed once."""
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["model.training.stage"])
+TIMEOUT = 120.0  # seconds
+
+
+class Ranks:
+    """The processes of a job. `errors` has the traceback of each rank that raised, "" for the others."""
+
+    def __init__(self, job: Mapping[str, Any], ranks: int = 1):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.logs = [Path(job["work"]).with_suffix(f".rank{rank}.log") for rank in range(ranks)]
+        self.processes = []
+        for rank, log in enumerate(self.logs):
+            environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
+            environment["MASTER_ADDR"] = "127.0.0.1"
+            log.unlink(missing_ok=True)
+            process = _server.Process(target=_rank, args=(json.dumps(job), environment, str(log)))
+            process.start()
+            self.processes.append(process)
+
+    def wait(self) -> list[int | None]:
+        """Exit codes; a rank that takes too long is killed."""
+        deadline = time.monotonic() + TIMEOUT
+        for process in self.processes:
+            process.join(max(0.1, deadline - time.monotonic()))
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+        return [process.exitcode for process in self.processes]
+
+    def signal_when(self, path: Path, number: signal.Signals) -> list[int | None]:
+        """Sends the signal to every rank as soon as the path is there; then waits."""
+        deadline = time.monotonic() + TIMEOUT
+        while not path.exists():
+            assert all(process.is_alive() for process in self.processes), self.output()
+            assert time.monotonic() < deadline, f"no {path}: {self.output()}"
+            time.sleep(0.002)
+        for process in self.processes:
+            assert process.pid is not None
+            os.kill(process.pid, number)
+        return self.wait()
+
+    def output(self) -> str:
+        return "\n".join(log.read_text() for log in self.logs if log.exists())
+
+
+def train(job: Mapping[str, Any], ranks: int = 1) -> None:
+    """Trains a job that must succeed."""
+    running = Ranks(job, ranks)
+    codes = running.wait()
+    assert codes == [0] * ranks, running.output()
+
+
+def fails(job: Mapping[str, Any], ranks: int = 1) -> str:
+    """Trains a job that must fail; returns what its ranks said."""
+    running = Ranks(job, ranks)
+    assert 0 not in running.wait()
+    return running.output()
+
+
+def curve(job: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (Path(job["work"]) / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(job: Mapping[str, Any]) -> list[tuple[int, float, float]]:
+    """(step, loss, gradient norm) of each line."""
+    return [(line["step"], line["loss"], line["grad_norm"]) for line in curve(job)]
+
+
+def _rank(job: str, environment: Mapping[str, Any], log: str) -> None:
+    import torch
+
+    from model.training.job import Job
+    from model.training.stage import run
+
+    warnings.simplefilter("ignore")
+    logging.basicConfig(filename=log, level=logging.INFO, force=True)
+    os.environ.update({key: str(value) for key, value in environment.items()})
+    torch.set_num_threads(1)
+    try:
+        code = run(Job.model_validate_json(job))
+    except Exception:
+        with Path(log).open("a") as file:
+            file.write(traceback.format_exc())
+        os._exit(1)  # as a rank of its own would: at once, also if others wait for it
+    sys.exit(code)
