@@ -1,0 +1,63 @@
+"""LLaVA150K's three official files: descriptions, conversations, answers with their reasons."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.sample.facts import full_caption, open_questions, relations
+from pipelines.sample.scenes import POSITIONS, Picture
+from pipelines.sample.writing import Account, coco_2017, write_image, write_json
+
+_FOLDER = Path("llava_instruct")
+_IMAGES = Path("coco") / "images" / "train2017"
+
+
+def write_llava(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
+    """Every second picture: a description, a conversation and, where things stand apart, an answer with its reason."""
+    conversations, descriptions, reasoned = [], [], []
+    for picture in pictures[::2]:
+        scene = picture.scene
+        write_image(directory / _IMAGES / coco_2017(picture.id), picture.jpeg)
+        description = f"The picture shows {full_caption(scene)}."
+        turns = [(question.text, question.answer) for question in open_questions(scene, rng)]
+        descriptions.append(_row(picture, [("Describe the picture.", description)], rng))
+        conversations.append(_row(picture, [("What do you see?", description), *turns], rng))
+        for question in relations(scene, rng)[:1]:
+            places = " and ".join(
+                f"the {thing.kind} is at the {POSITIONS[cell]}"
+                for cell, thing in scene.things.items()
+                if thing.kind in question.text
+            )
+            answer = f"{places[0].upper()}{places[1:]}, so the answer is {question.answer}."
+            reasoned.append(_row(picture, [(f"{question.text} Say why.", answer)], rng))
+
+    account = Account()
+    first = pictures[0]
+    file = str(_FOLDER / "conversation_58k.json")
+    for what, row in {
+        "missing image": {**conversations[0], "image": coco_2017(0)},
+        "image outside its root": {**conversations[0], "image": "../../outside.jpg"},
+        "empty answer": _row(first, [("Describe the picture.", "")], rng),
+        "assistant speaks first": {**conversations[0], "conversations": conversations[0]["conversations"][1:]},
+    }.items():
+        account.broke(file, len(conversations), what)
+        conversations.append(row)
+    for name, rows in (
+        ("complex_reasoning_77k", reasoned),
+        ("conversation_58k", conversations),
+        ("detail_23k", descriptions),
+    ):
+        write_json(directory / _FOLDER / f"{name}.json", rows)
+        account.rows[str(_FOLDER / f"{name}.json")] = len(rows)
+    return account
+
+
+def _row(picture: Picture, turns: list[tuple[str, str]], rng: random.Random) -> dict[str, Any]:
+    """One official row; `<image>` stands before or after the first question."""
+    messages = []
+    for number, (user, assistant) in enumerate(turns):
+        if number == 0:
+            user = rng.choice((f"<image>\n{user}", f"{user}\n<image>"))
+        messages += [{"from": "human", "value": user}, {"from": "gpt", "value": assistant}]
+    return {"id": f"{picture.id:012d}", "image": coco_2017(picture.id), "conversations": messages}

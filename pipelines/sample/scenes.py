@@ -1,0 +1,157 @@
+"""The small world of the sample corpus: scenes on a 2×2 grid, and how Pillow draws them.
+
+Small on purpose: two CPU cores must learn it in minutes, so pictures are 32×32 px and the vocabulary is short.
+"""
+
+import dataclasses
+import functools
+import io
+import random
+from collections.abc import Collection
+
+from PIL import Image, ImageDraw
+
+SIZE = 32  # px, width and height
+CELL = SIZE // 2
+COLORS = {"red": (214, 40, 40), "green": (24, 150, 62), "blue": (38, 84, 214), "yellow": (238, 196, 22)}
+SHAPES = ("circle", "square", "triangle", "cross")
+RADIUS = {"small": 3, "large": 6}  # px
+POSITIONS = ("top left", "top right", "bottom left", "bottom right")  # of the four cells, in reading order
+WORDS = ("GO", "UP", "HI", "BE")
+MAX_SCENES = 200_000  # of the million and more that there are, so that drawing distinct ones stays quick
+_MIRRORED = (1, 0, 3, 2)  # cell → its cell in the picture flipped left to right
+_INK = (40, 40, 40)
+# 5×7 px letters, drawn here so that no installed font changes the bytes.
+_GLYPHS = {
+    "B": "####.#...##...#####.#...##...#####.",
+    "E": "######....#....####.#....#....#####",
+    "G": ".###.#...##....#.####...##...#.###.",
+    "H": "#...##...##...#######...##...##...#",
+    "I": "#####..#....#....#....#....#..#####",
+    "O": ".###.#...##...##...##...##...#.###.",
+    "P": "####.#...##...#####.#....#....#....",
+    "U": "#...##...##...##...##...##...#.###.",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Thing:
+    """A coloured shape."""
+
+    color: str
+    shape: str
+    size: str
+
+    @property
+    def kind(self) -> str:
+        """What names it: no two things of a scene share it."""
+        return f"{self.color} {self.shape}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """What is in each of the four cells: a thing, a printed word, or nothing."""
+
+    cells: tuple[Thing | str | None, ...]
+
+    @functools.cached_property
+    def things(self) -> dict[int, Thing]:
+        """Cell → thing, in reading order."""
+        return {cell: content for cell, content in enumerate(self.cells) if isinstance(content, Thing)}
+
+    @functools.cached_property
+    def word(self) -> str | None:
+        return next((content for content in self.cells if isinstance(content, str)), None)
+
+    @functools.cached_property
+    def kinds(self) -> frozenset[str]:
+        return frozenset(thing.kind for thing in self.things.values())
+
+    def mirrored(self) -> "Scene":
+        """The scene with left and right exchanged."""
+        return Scene(tuple(self.cells[cell] for cell in _MIRRORED))
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A drawn scene; `id` is its number in the COCO manner."""
+
+    id: int
+    scene: Scene
+    jpeg: bytes
+    boxes: dict[int, tuple[int, int, int, int]]  # cell of a thing → x, y, width, height in px
+
+    @property
+    def truncated(self) -> bytes:
+        """A JPEG that ends too early."""
+        return self.jpeg[: len(self.jpeg) // 2]
+
+
+def draw_scene(rng: random.Random) -> Scene:
+    """A random scene: one to four things of distinct kinds and, where there is room, often a word."""
+    count = rng.choice((1, 1, 2, 2, 2, 3, 3, 4))
+    cells: list[Thing | str | None] = [None] * 4
+    kinds = rng.sample([(color, shape) for color in COLORS for shape in SHAPES], count)
+    places = rng.sample(range(4), count + 1 if count < 4 else count)
+    for (color, shape), cell in zip(kinds, places, strict=False):
+        cells[cell] = Thing(color, shape, rng.choice(tuple(RADIUS)))
+    if count < 4 and rng.random() < 0.25:
+        cells[places[-1]] = rng.choice(WORDS)
+    return Scene(tuple(cells))
+
+
+def distinct_scenes(rng: random.Random, count: int, without: Collection[Scene] = ()) -> list[Scene]:
+    """`count` distinct scenes, none of them in `without`. Raises ValueError for more than MAX_SCENES of both."""
+    if count + len(without) > MAX_SCENES:
+        raise ValueError(f"the sample world is too small for {count + len(without)} scenes: at most {MAX_SCENES}")
+    taken = set(without)
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        scene = draw_scene(rng)
+        if scene not in taken:
+            taken.add(scene)
+            scenes.append(scene)
+    return scenes
+
+
+def render(identity: int, scene: Scene, rng: random.Random) -> Picture:
+    """Draws a scene on a light background, everything shifted by up to one pixel."""
+    shade = rng.randint(225, 255)
+    image = Image.new("RGB", (SIZE, SIZE), (shade, shade, shade))
+    canvas = ImageDraw.Draw(image)
+    boxes = {}
+    for cell, content in enumerate(scene.cells):
+        x = CELL * (cell % 2) + CELL // 2 + rng.randint(-1, 1)
+        y = CELL * (cell // 2) + CELL // 2 + rng.randint(-1, 1)
+        if isinstance(content, Thing):
+            radius = RADIUS[content.size]
+            _draw_shape(canvas, content, x, y, radius)
+            boxes[cell] = (x - radius, y - radius, 2 * radius + 1, 2 * radius + 1)
+        elif content:
+            _print_word(image, content, x - 6, y - 3)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=92, subsampling=0)
+    return Picture(identity, scene, buffer.getvalue(), boxes)
+
+
+def _draw_shape(canvas: ImageDraw.ImageDraw, thing: Thing, x: int, y: int, radius: int) -> None:
+    box = (x - radius, y - radius, x + radius, y + radius)
+    fill = COLORS[thing.color]
+    if thing.shape == "circle":
+        canvas.ellipse(box, fill=fill)
+    elif thing.shape == "square":
+        canvas.rectangle(box, fill=fill)
+    elif thing.shape == "triangle":
+        canvas.polygon([(x, y - radius), (x - radius, y + radius), (x + radius, y + radius)], fill=fill)
+    else:
+        arm = radius // 3
+        canvas.rectangle((x - arm, y - radius, x + arm, y + radius), fill=fill)
+        canvas.rectangle((x - radius, y - arm, x + radius, y + arm), fill=fill)
+
+
+def _print_word(image: Image.Image, word: str, left: int, top: int) -> None:
+    """5×7 px letters with one pixel between them; (left, top) is the corner of the first."""
+    for place, letter in enumerate(word):
+        for index, dot in enumerate(_GLYPHS[letter]):
+            if dot == "#":
+                image.putpixel((left + 6 * place + index % 5, top + index // 5), _INK)

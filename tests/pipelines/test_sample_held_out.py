@@ -1,0 +1,145 @@
+"""The held-out benchmarks: scenes never seen in training, balanced answers, nothing to gain without the picture."""
+
+import base64
+import csv
+import io
+import json
+import random
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipelines.sample import _scenes, write_sample
+from pipelines.sample.scenes import COLORS
+
+FILES = ("random", "popular", "adversarial", "relation")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("sample") / "corpus"
+    write_sample(directory, scenes=16, held_out=120, seed=0)
+    return directory
+
+
+def pope(corpus: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (corpus / "POPE" / f"coco_pope_{name}.json").open()]
+
+
+def mmbench(corpus: Path) -> list[dict]:
+    with (corpus / "MMBench" / "mmbench_dev.tsv").open(newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def test_held_out_scenes_are_not_learnt():
+    held_out, learnt = _scenes(3000, 200, 0)
+    assert (len(held_out), len(learnt)) == (200, 3000)
+    assert not set(held_out) & set(learnt)
+    assert not {scene.mirrored() for scene in held_out} & set(learnt)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_wording_has_as_many_yes_as_no(corpus, name):
+    rows = pope(corpus, name)
+    by_wording = defaultdict(Counter)
+    for row in rows:
+        by_wording[row["text"]][row["label"]] += 1
+        assert (corpus / "POPE" / "images" / row["image"]).is_file()
+    assert len(rows) >= 60 and len({(row["image"], row["text"]) for row in rows}) == len(rows)
+    assert [row["question_id"] for row in rows] == list(range(1, len(rows) + 1))
+    assert all(counts["yes"] == counts["no"] for counts in by_wording.values())
+
+
+def test_pope_answers_are_seen_in_the_pictures(corpus):
+    seen = 0
+    for row in pope(corpus, "random"):
+        image = Image.open(corpus / "POPE" / "images" / row["image"])
+        present = colors_of(image)
+        color = row["text"].split()[3]
+        if row["label"] == "yes":
+            assert color in present
+        seen += color not in present
+    assert seen > 10
+
+
+def test_adversarial_questions_name_a_color_that_is_there(corpus):
+    for row in pope(corpus, "adversarial"):
+        image = Image.open(corpus / "POPE" / "images" / row["image"])
+        assert row["text"].split()[3] in colors_of(image)
+
+
+def test_relations_have_opposite_answers_in_mirrored_pictures(corpus):
+    by_wording = defaultdict(list)
+    for row in pope(corpus, "relation"):
+        by_wording[row["text"]].append(row["label"])
+    assert all(sorted(labels)[: len(labels) // 2] == ["no"] * (len(labels) // 2) for labels in by_wording.values())
+
+
+def test_four_way_answers_cannot_be_guessed(corpus):
+    """Every option of a wording and option set is right equally often, and so is every letter."""
+    answers = defaultdict(Counter)
+    for row in mmbench(corpus):
+        options = frozenset(row[letter] for letter in "ABCD")
+        assert len(options) == 4
+        answers[row["question"], options][row[row["answer"]]] += 1
+    assert len(answers) > 10
+    for (_, options), counts in answers.items():
+        assert set(counts) == options and len(set(counts.values())) == 1
+    for circular in (False, True):
+        letters = Counter(row["answer"] for row in mmbench(corpus) if circular or int(row["index"]) < 1_000_000)
+        assert len(letters) == 4 and len(set(letters.values())) == 1
+
+
+def test_circular_rows_rotate_the_options(corpus):
+    groups = defaultdict(list)
+    for row in mmbench(corpus):
+        groups[int(row["index"]) % 1_000_000].append(row)
+    assert sorted(groups) == list(range(len(groups)))
+    for rows in groups.values():
+        assert sorted(int(row["index"]) // 1_000_000 for row in rows) == [0, 1, 2, 3]
+        assert len({(row["question"], row["image"], row[row["answer"]]) for row in rows}) == 1
+        assert len({row["answer"] for row in rows}) == 4
+        image = Image.open(io.BytesIO(base64.b64decode(rows[0]["image"])))
+        assert image.size == (32, 32)
+
+
+def test_four_way_colors_are_seen_in_the_pictures(corpus):
+    rows = [row for row in mmbench(corpus) if row["question"].startswith("What color")]
+    assert len(rows) >= 16
+    for row in rows:
+        assert row[row["answer"]] in colors_of(Image.open(io.BytesIO(base64.b64decode(row["image"]))))
+
+
+def test_a_very_small_held_out_part_still_has_questions(tmp_path):
+    for seed in range(3):
+        write_sample(tmp_path / str(seed), scenes=8, held_out=16, seed=seed)
+        assert all(pope(tmp_path / str(seed), name) for name in FILES)
+        assert mmbench(tmp_path / str(seed))
+
+
+def test_images_of_other_pictures_say_nothing(corpus):
+    """Someone who sees everything, but in another picture, is right half of the time."""
+    rng = random.Random(0)
+    for name in FILES[:3]:
+        rows = pope(corpus, name)
+        colors = {row["image"]: colors_of(Image.open(corpus / "POPE" / "images" / row["image"])) for row in rows}
+        right = trials = 0
+        for _ in range(20):
+            shuffled = [row["image"] for row in rows]
+            rng.shuffle(shuffled)
+            for row, image in zip(rows, shuffled, strict=True):
+                guess = "yes" if row["text"].split()[3] in colors[image] else "no"
+                right += guess == row["label"]
+                trials += 1
+        assert 0.45 < right / trials < 0.55
+
+
+def colors_of(image: Image.Image) -> set[str]:
+    """The colours of which a picture has at least nine pixels."""
+    counts: Counter[str] = Counter()
+    for pixel in image.get_flattened_data():
+        for name, value in COLORS.items():
+            counts[name] += sum(abs(a - b) for a, b in zip(pixel, value, strict=True)) < 60
+    return {name for name, count in counts.items() if count >= 9}

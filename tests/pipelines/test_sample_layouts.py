@@ -1,0 +1,128 @@
+"""The sample corpus's training files: the official fields, and answers that the pictures bear out."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipelines.sample import write_sample
+from pipelines.sample.facts import FOUR_WAY, open_questions
+from pipelines.sample.scenes import COLORS, Scene, Thing, distinct_scenes, render
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("sample") / "corpus"
+    write_sample(directory, scenes=48, held_out=16, seed=0)
+    return directory
+
+
+def rows_of(corpus: Path, name: str) -> dict[str, list]:
+    """Official lists of rows of a layout, by a name for each."""
+    if name == "vqav2":
+        questions = json.loads((corpus / "VQAv2" / "v2_OpenEnded_mscoco_train2014_questions.json").read_text())
+        annotations = json.loads((corpus / "VQAv2" / "v2_mscoco_train2014_annotations.json").read_text())
+        return {"questions": questions["questions"], "annotations": annotations["annotations"]}
+    if name == "aokvqa":
+        return {"rows": json.loads((corpus / "A-OKVQA" / "aokvqa_v1p0_train.json").read_text())}
+    if name.startswith("refcoco"):
+        content = json.loads((corpus / "refcoco" / "annotations" / f"finetune_{name}_train.json").read_text())
+        return {part: content[part] for part in ("images", "annotations", "categories")}
+    path = next(path for path in (corpus / "llava_instruct").glob("conversation*.json"))
+    return {"rows": json.loads(path.read_text())}
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("name", ["vqav2", "aokvqa", "refcoco", "refcoco+", "refcocog", "llava150k"])
+def test_rows_have_the_fields_of_the_real_ones(corpus, realdata, name):
+    ours, real = rows_of(corpus, name), rows_of(realdata / "corpus", name)
+    for part, rows in real.items():
+        assert {frozenset(row) for row in ours[part]} == {frozenset(row) for row in rows}
+
+
+def test_vqav2_pairs_by_question_id_and_has_ten_answers(corpus):
+    files = rows_of(corpus, "vqav2")
+    questions = {row["question_id"]: row for row in files["questions"]}
+    assert len(questions) == len(files["questions"])
+    for row in files["annotations"]:
+        assert questions[row["question_id"]]["image_id"] == row["image_id"]
+        said = [answer["answer"] for answer in row["answers"]]
+        assert len(said) == 10
+        assert max(sorted(set(said)), key=said.count) == row["multiple_choice_answer"]
+        assert questions[row["question_id"]]["question"].lower().startswith(row["question_type"])
+
+
+def test_referred_boxes_hold_the_color_of_the_phrase(corpus):
+    content = rows_of(corpus, "refcoco+")
+    checked = 0
+    for row, annotation in zip(content["images"][:-4], content["annotations"][:-4], strict=True):
+        picture = Image.open(corpus / "coco" / "images" / "train2014" / row["file_name"])
+        x, y, width, height = annotation["bbox"]
+        assert x >= 0 and y >= 0 and x + width <= row["width"] and y + height <= row["height"]
+        assert color_at(picture, x + width // 2, y + height // 2) == row["caption"].split()[1]
+        assert (width > 9) == (row["caption"].split()[0] == "large")
+        checked += 1
+    assert checked > 40
+
+
+def test_conversations_put_the_image_before_or_after_the_first_question(corpus):
+    first = {row["conversations"][0]["value"] for row in rows_of(corpus, "llava150k")["rows"][:-4]}
+    assert {text.startswith("<image>\n") for text in first} == {True, False}
+    assert all(text.startswith("<image>\n") or text.endswith("\n<image>") for text in first)
+
+
+def test_questions_of_a_picture_differ_and_answers_are_options():
+    rng = random.Random(0)
+    for scene in distinct_scenes(rng, 300):
+        questions = open_questions(scene, rng)
+        assert len({question.text for question in questions}) == len(questions)
+        assert all(question.answer in question.options for question in questions)
+        for ask in FOUR_WAY.values():
+            assert all(len(question.options) >= 4 for question in ask(scene, rng))
+
+
+def test_existence_is_asked_as_often_with_yes_as_with_no():
+    rng = random.Random(0)
+    answers = [
+        question.answer
+        for scene in distinct_scenes(rng, 300)
+        for question in open_questions(scene, rng)
+        if question.text.startswith("Is there")
+    ]
+    assert abs(answers.count("yes") - answers.count("no")) < 0.1 * len(answers)
+
+
+def test_relations_follow_the_places():
+    left, right = Thing("red", "circle", "small"), Thing("blue", "square", "large")
+    questions = {
+        question.text: question.answer
+        for seed in range(40)
+        for question in open_questions(Scene((left, right, None, "GO")), random.Random(seed))
+    }
+    assert questions["Is the red circle left of the blue square?"] == "yes"
+    assert questions["Is the blue square left of the red circle?"] == "no"
+    assert questions["Is the red circle right of the blue square?"] == "no"
+    assert questions["What is at the top left?"] == "red circle"
+    assert questions["Which word is printed?"] == "GO"
+
+
+def test_a_scene_is_drawn_where_it_says(tmp_path):
+    scene = Scene((None, Thing("blue", "square", "large"), "UP", None))
+    picture = render(1, scene, random.Random(0))
+    (tmp_path / "scene.jpg").write_bytes(picture.jpeg)
+    image = Image.open(tmp_path / "scene.jpg")
+    x, y, width, height = picture.boxes[1]
+    assert (color_at(image, 24, 8), color_at(image, 8, 8), list(picture.boxes)) == ("blue", None, [1])
+    assert (color_at(image, x + 1, y + 1), color_at(image, x + width - 2, y + height - 2)) == ("blue", "blue")
+    dark = [(x, y) for x in range(16) for y in range(16, 32) if max(image.getpixel((x, y))) < 110]
+    assert len(dark) > 15
+
+
+def color_at(image: Image.Image, x: int, y: int) -> str | None:
+    """The colour of a thing at a pixel, None for background or ink."""
+    pixel = image.getpixel((x, y))
+    near = {name: sum(abs(a - b) for a, b in zip(pixel, value, strict=True)) for name, value in COLORS.items()}
+    name = min(near, key=lambda name: near[name])
+    return name if near[name] < 90 else None

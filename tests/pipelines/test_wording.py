@@ -1,0 +1,102 @@
+"""Content words, slots, polarity and opposites of questions and answers."""
+
+import pytest
+
+from pipelines.wording import contradict, is_opposite, new_words, read_answer, read_question, singular, tokens
+
+
+def test_tokens():
+    assert tokens("Isn't the dog's bowl 12:30, two 😀s?") == [
+        "is",
+        "not",
+        "the",
+        "dog",
+        "bowl",
+        "12:30",
+        "2",
+        "😀",
+        "s",
+    ]
+    assert tokens("?! … —") == []
+
+
+@pytest.mark.parametrize(
+    ("question", "words", "slot"),
+    [
+        ("What kind of animal is on the rug?", ("rug",), ("animal",)),
+        ("Which pieces of furniture are wooden?", ("wooden",), ("furniture",)),
+        ("What vehicle is this?", (), ("vehicle",)),
+        ("What is the name of the vehicle?", (), ("vehicle",)),
+        ("What color shoes does the man have on?", ("shoes", "man"), ()),
+        ("How many people are in the picture?", ("people",), ()),
+        ("Is the bus number red?", ("bus", "number", "red"), ()),
+        ("Is the lamp on?", ("lamp", "on"), ()),
+        ("Are the cups the same color?", ("cups", "same", "color"), ()),
+        ("猫は何匹ですか", ("猫は何匹ですか",), ()),
+        ("", (), ()),
+    ],
+)
+def test_what_a_question_speaks_of(question, words, slot):
+    read = read_question(question)
+    assert (read.words, read.slot) == (words, slot)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words", "polarity"),
+    [
+        ("Yes.", (), 1),
+        ("no", (), -1),
+        ("No, the man is asleep.", ("man", "asleep"), -1),
+        ("On the table", ("table",), 0),
+        ("There are two.", ("2",), 0),
+        ("him", ("him",), 0),  # all there is
+        ("", (), 0),
+    ],
+)
+def test_what_an_answer_says(answer, words, polarity):
+    read = read_answer(answer)
+    assert (read.words, read.polarity) == (words, polarity)
+
+
+def test_news_of_an_answer():
+    question = read_question("Is the cat or the dog asleep?")
+    assert new_words(question, read_answer("The dog is asleep on the rug")) == ("rug",)
+    assert new_words(question, read_answer("the dog")) == ("dog",)  # a choice: the question says every answer
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [("cups", "cup"), ("boxes", "box"), ("glass", "glass"), ("bus", "bus"), ("buses", "bus"), ("women", "woman"),
+     ("berries", "berry"), ("gas", "gas"), ("tennis", "tennis"), ("horses", "horse")],
+)  # fmt: skip
+def test_singular(word, expected):
+    assert singular(word) == expected
+
+
+def test_opposites():
+    assert is_opposite("red", "blue") and is_opposite("small", "huge") and not is_opposite("big", "large")
+    assert not is_opposite("left", "right")  # turned round, they state the same fact
+    assert not is_opposite("cup", "red")
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        (("What color is the left cup?", "red"), ("What color is the right cup?", "red"), True),
+        (("What is behind the car?", "dog"), ("What is in front of the car?", "cat"), True),
+        (("What is behind the car?", "dog"), ("What is the car in front of?", "dog"), False),
+        (("Is it a red circle?", "yes"), ("Is it a blue circle?", "no"), True),
+        (("Is the cup white?", "no"), ("Is the cup pink?", "no"), True),
+        (("Is the cup white?", "no"), ("Is the cup pink?", "yes"), False),  # one gives the other away
+        (("Is the red cup by the blue plate?", "yes"), ("Is the blue cup by the red plate?", "yes"), True),
+        (("Are there 2 cups?", "yes"), ("Are there 3 cups?", "yes"), True),
+        (("Which food is cut?", "apple"), ("Which food is not cut?", "pear"), True),
+        (("Is it open?", "yes"), ("Is it not open?", "no"), False),
+        (("What does the man hold?", "cup"), ("What does the woman hold?", "cup"), True),
+        (("What color is the cup?", "red"), ("What color is the plate?", "blue"), False),  # merely different
+    ],
+)
+def test_contradictions(a, b, expected):
+    questions, answers = [read_question(q) for q, _ in (a, b)], [read_answer(answer) for _, answer in (a, b)]
+    assert contradict(questions[0], answers[0], questions[1], answers[1]) is expected
+    assert contradict(questions[1], answers[1], questions[0], answers[0]) is expected
