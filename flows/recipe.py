@@ -6,10 +6,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from model.training.job import Train
+
 RECIPES = Path(__file__).parent / "recipes"
 PositiveInt = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class RecipeError(ValueError):
@@ -29,7 +30,7 @@ class Paths(Part):
 
 
 class SampleCorpus(Part):
-    """Generate the sample corpus into `paths.data` first (pipelines/sample)."""
+    """Generate the sample corpus in the store first (pipelines/sample), and use it in place of `paths.data`."""
 
     scenes: PositiveInt = 20000
     held_out: PositiveInt = 400
@@ -103,29 +104,6 @@ class Data(Part):
     chat: str = "honeybee"  # a style under templates/chat/
     max_text_tokens: PositiveInt = 1024
     shard_samples: PositiveInt = 4096
-
-
-class Train(Part):
-    """One stage on the DeepSpeed engine. Defaults are those of the paper's instruction tuning (FACTS section 2)."""
-
-    trains: tuple[Literal["vision", "projector", "llm"], ...] = ("projector", "llm")
-    steps: PositiveInt
-    global_batch: PositiveInt  # examples in an optimiser step, over all ranks
-    micro_batch: PositiveInt  # examples in a forward pass of one rank
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
-    min_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
-    warmup_steps: Annotated[int, Field(ge=0)] = 150
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
-    epsilon: Annotated[float, Field(gt=0)] = 1e-6
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    precision: Literal["fp32", "bf16"] = "bf16"
-    zero_stage: Literal[0, 2, 3] = 2
-    offload: bool = False
-    gradient_checkpointing: bool = True
-    save_every: PositiveInt = 500  # steps between checkpoints
-    keep_checkpoints: PositiveInt = 2
-    log_every: PositiveInt = 10
 
 
 class Stage(Part):

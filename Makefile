@@ -1,0 +1,40 @@
+# What a newcomer runs. Variables go on the command line, e.g. `make train PORT=4300 PIP_OPTIONS="--index-url …"`.
+PYTHON ?= python3.11
+VENV ?= .venv
+# Options for pip; e.g. `--extra-index-url https://download.pytorch.org/whl/cpu` for a machine without a GPU.
+PIP_OPTIONS ?=
+PORT ?= 4200
+DEPLOYMENT ?= sample
+
+BIN := $(VENV)/bin
+RUN_ID := $(shell date -u +%Y%m%d-%H%M%S)
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install train up down test check
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## make .venv and install the project into it
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+up: install ## start the Prefect server and a worker, and deploy prefect.yaml
+	$(BIN)/honeybee up --port $(PORT)
+
+train: up ## run the deployment train-honeybee/$(DEPLOYMENT) and print its scores
+	$(BIN)/honeybee submit train-honeybee/$(DEPLOYMENT) --run-id $(RUN_ID) --port $(PORT)
+
+down: ## stop what `up` started, and only that
+	@if test -x $(BIN)/honeybee; then $(BIN)/honeybee down; fi
+
+test: install ## run the tests
+	$(BIN)/python -m pytest
+
+check: install ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy

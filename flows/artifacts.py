@@ -1,0 +1,44 @@
+"""What a run shows in Prefect's UI. Keys are the same for every run of a recipe, so that each has a history."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+
+from flows import gallery, tables
+
+PER_DATASET = 2  # cards of a dataset in the UI's gallery: its pictures travel inside the artifact
+DUPLICATES = 5  # rows of a dataset in the UI's table of duplicates
+
+
+def publish_data(recipe: str, stage: str, examples: dict[str, Path], shards: Path) -> None:
+    """Mixture, rejects, duplicates and gallery of a stage's data."""
+    _table(recipe, f"{stage} mixture", tables.mixture(examples, shards), f"What {stage} learns from: {shards}")
+    _table(recipe, f"{stage} rejects", tables.losses(examples), "Rows that are in no example, by reason")
+    dropped = tables.duplicates(examples, DUPLICATES)
+    _table(recipe, f"{stage} duplicates", dropped, "Turns that left an example because another one there says the same")
+    text = gallery.markdown(gallery.cards(shards, PER_DATASET), lambda _, png: gallery.data_uri(png))
+    _markdown(recipe, f"{stage} gallery", f"### The first samples of each dataset in {stage}\n\n{text}")
+
+
+def publish_results(recipe: str, curve: bytes, scores: Sequence[tables.Row], directory: Path) -> None:
+    """Loss curve (PNG), scores, and where the results lie."""
+    _markdown(recipe, "loss curve", f"### Loss and learning rate\n\n![loss curve]({gallery.data_uri(curve)})")
+    _table(recipe, "scores", scores, "Scores on the held-out benchmarks, in percent")
+    create_link_artifact(key=_key(recipe, "results"), link=directory.as_uri(), description=f"Results: `{directory}`")
+
+
+def _table(recipe: str, name: str, rows: Sequence[tables.Row], description: str) -> None:
+    shown: Any = list(rows) or [{"": "none"}]
+    create_table_artifact(key=_key(recipe, name), table=shown, description=description)
+
+
+def _markdown(recipe: str, name: str, text: str) -> None:
+    create_markdown_artifact(key=_key(recipe, name), markdown=text)
+
+
+def _key(recipe: str, name: str) -> str:
+    """Prefect allows lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", f"{recipe} {name}".lower()).strip("-")

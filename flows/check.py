@@ -1,0 +1,99 @@
+"""What can be wrong with a recipe besides its form, found before hours of work: all of it at once."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from flows.recipe import Recipe, RecipeError, Stage
+from flows.workspace import STAGES, Workspace
+from model import evaluation
+from model.evaluation.base import load_prompt
+from model.projectors import build_projector
+from model.projectors.base import Shape
+from pipelines import sources
+from pipelines.embed import embedder_path
+from pipelines.encode import chat_style_file
+from pipelines.mixture import make_mixture
+from pipelines.templates import load_templates
+
+
+def check_settings(recipe: Recipe) -> None:
+    """Names, templates, schedules: all that needs no official file. Raises RecipeError with every problem found."""
+    _raise(recipe, _settings(recipe))
+
+
+def check_inputs(workspace: Workspace) -> None:
+    """Annotation files, image roots, benchmarks, local models. Raises RecipeError with every problem found."""
+    _raise(workspace.recipe, _inputs(workspace))
+
+
+def _settings(recipe: Recipe) -> Iterator[str]:
+    for name, dataset in recipe.datasets.items():
+        yield from _problems(f"datasets.{name}", sources.get, dataset.source or name)
+        if "semantic" in dataset.dedup.rule and dataset.max_turns > 1:
+            yield from _problems("embedder", embedder_path, recipe.embedder.model)
+    for name in STAGES:
+        yield from _stage_settings(recipe, name)
+    yield from _problems("model.projector", _build_small_projector, recipe)
+    for name in recipe.evaluation.benchmarks:
+        yield from _problems(f"evaluation.benchmarks.{name}", evaluation.get, name)
+        if name in evaluation.BENCHMARKS:
+            yield from _problems(f"evaluation.benchmarks.{name}", load_prompt, name)
+
+
+def _stage_settings(recipe: Recipe, name: str) -> Iterator[str]:
+    stage = recipe.pretrain if name == "pretrain" else recipe.finetune
+    weights = stage.data.weights
+    yield from _problems(f"{name}.data.chat", chat_style_file, stage.data.chat)
+    yield from _problems(f"{name}.data.weights", make_mixture, weights, dict.fromkeys(weights, 1), 0)
+    for dataset in weights:
+        source = recipe.datasets[dataset].source or dataset
+        if source in sources.SOURCES:
+            task = sources.get(source).task
+            yield from _problems(f"{name}.data.templates", load_templates, stage.data.templates, dataset, task)
+    yield from _problems(f"{name}.train", _accumulation, recipe, stage)
+
+
+def _accumulation(recipe: Recipe, stage: Stage) -> int:
+    return stage.train.accumulation(recipe.launch.ranks)
+
+
+def _inputs(workspace: Workspace) -> Iterator[str]:
+    recipe = workspace.recipe
+    for name in sorted({*recipe.pretrain.data.weights, *recipe.finetune.data.weights}):
+        spec = workspace.spec(name)
+        yield from _problems(f"datasets.{name}", sources.get(spec.source).files, spec.annotations)
+        if recipe.images == "embed" and not spec.images.is_dir():
+            yield f"datasets.{name}.images: there is no directory {spec.images}"
+    for name, part in recipe.evaluation.benchmarks.items():
+        for key, path in (("path", part.path), ("images", part.images)):
+            if path is not None and not (workspace.data / path).exists():
+                yield f"evaluation.benchmarks.{name}.{key}: there is no {workspace.data / path}"
+    for key, model in (("vision", recipe.backbones.vision), ("llm", recipe.backbones.llm)):
+        if model and _looks_local(model) and not (Path(model) / "config.json").is_file():
+            yield f"backbones.{key}: there is no model (no config.json) in {model}"
+
+
+def _looks_local(model: str) -> bool:
+    """Hub names are `name` or `owner/name`."""
+    return Path(model).is_dir() or model.startswith(("/", "./", "../", "~")) or model.count("/") > 1
+
+
+def _build_small_projector(recipe: Recipe) -> None:
+    """Of any width: the number of tokens, the type and its settings are what can be wrong."""
+    projector = recipe.model.projector
+    features = projector.num_tokens if projector.type in ("linear", "mlp") else 16  # those two keep the number
+    build_projector(projector.type, Shape(features, projector.num_tokens, 8, 8), projector.settings)
+
+
+def _problems(key: str, check: Callable[..., object], *arguments: object) -> Iterator[str]:
+    try:
+        check(*arguments)
+    except ValueError as error:  # what all our own checks raise
+        yield f"{key}: {error}"
+
+
+def _raise(recipe: Recipe, problems: Iterator[str]) -> None:
+    found = list(dict.fromkeys(problems))
+    if found:
+        lines = "".join(f"\n  {problem}" for problem in found)
+        raise RecipeError(f"the recipe {recipe.name} cannot run; nothing was started:{lines}")

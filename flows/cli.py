@@ -1,0 +1,181 @@
+"""The `honeybee` command. Heavy imports stand inside the commands, so that each loads only what it needs."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows import settings
+
+if TYPE_CHECKING:
+    from flows.recipe import Recipe
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of one that comes with the project.")]
+PortOption = Annotated[int, typer.Option(help="Port of the Prefect server on 127.0.0.1.")]
+
+
+@app.command()
+def sample(
+    directory: Annotated[Path, typer.Argument(help="Where to write; must be empty or a whole sample corpus.")],
+    scenes: Annotated[int, typer.Option(min=1, help="Pictures to learn from.")] = 20000,
+    held_out: Annotated[int, typer.Option(min=1, help="Pictures that only the benchmarks show.")] = 400,
+    seed: int = 0,
+) -> None:
+    """Writes the sample corpus: small drawn scenes in the official layouts of datasets and benchmarks."""
+    from pipelines.sample import write_sample
+
+    manifest = write_sample(directory, scenes, held_out, seed)
+    for name, layout in manifest["layouts"].items():
+        broken = sum(layout["broken"].values()) if isinstance(layout["broken"], dict) else layout["broken"]
+        typer.echo(f"{name}: {layout['rows']} rows, broken on purpose: {broken}")
+
+
+@app.command()
+def build(recipe: RecipeArgument) -> None:
+    """Builds a recipe's shards, both stages; what is whole in the store is taken from there."""
+    parsed = _check(recipe)
+    settings.configure()
+    from flows.rebuild import rebuild_dataset
+
+    for stage, data in rebuild_dataset(recipe).items():
+        typer.echo(f"{stage}: {data.shards}")
+    typer.echo(f"report: {parsed.paths.runs / parsed.name / 'build' / 'report.md'}")
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and say what it would do.")] = False,
+    run_id: Annotated[str | None, typer.Option(help="Name of the results directory; the time where absent.")] = None,
+) -> None:
+    """Runs a recipe to the end on a short-lived Prefect server: data, both stages, evaluation, report."""
+    if dry_run:
+        from flows.plan import plan
+        from flows.recipe import load_recipe
+
+        for line in plan(load_recipe(recipe)):
+            typer.echo(line)
+        return
+    _check(recipe)
+    settings.configure()
+    from flows.train_honeybee import train_honeybee
+
+    run_id = run_id or time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    train_honeybee(recipe, run_id)
+    _show(recipe, run_id)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A model directory, e.g. runs/sample/latest/model.")],
+    recipe: Annotated[str, typer.Option(help="The recipe whose benchmarks are asked.")] = "sample",
+) -> None:
+    """Scores a model on the benchmarks of a recipe."""
+    settings.configure()
+    from flows import tables
+    from flows.evaluate import evaluate_honeybee
+
+    for line in tables.plain(tables.scores(evaluate_honeybee(recipe, str(model)))):
+        typer.echo(line)
+
+
+@app.command()
+def chat(
+    model: Annotated[Path, typer.Argument(help="A model directory, e.g. runs/sample/latest/model.")],
+    image: Annotated[Path, typer.Argument(help="The picture to talk about.")],
+    question: Annotated[
+        str | None, typer.Argument(help="One question; without it, questions are read until EOF.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+) -> None:
+    """Answers questions about a picture."""
+    from flows.chat import Chat
+
+    talk = Chat(model, image, max_new_tokens)
+    if question is not None:
+        typer.echo(talk.ask(question))
+        return
+    typer.echo("Human: ", nl=False)
+    for line in sys.stdin:
+        typer.echo(f"AI: {talk.ask(line.strip())}\nHuman: ", nl=False)
+
+
+@app.command()
+def up(port: PortOption = settings.PORT) -> None:
+    """Starts the Prefect server and a worker unless they run, and deploys prefect.yaml."""
+    from flows.services import start
+
+    start(port, Path("prefect.yaml"), typer.echo)
+    typer.echo(f"UI: {settings.ui_url(port)}")
+
+
+@app.command()
+def down() -> None:
+    """Stops what `up` started, and only that."""
+    from flows.services import stop
+
+    stop(typer.echo)
+
+
+@app.command()
+def submit(
+    deployment: Annotated[str, typer.Argument(help="FLOW/NAME, as in prefect.yaml.")],
+    run_id: Annotated[str | None, typer.Option(help="Name of the results directory.")] = None,
+    port: PortOption = settings.PORT,
+) -> None:
+    """Runs a deployment on the server, shows its log to the end, then its scores. Exits with 1 if it fails."""
+    settings.configure(port)
+    from flows.services import running
+    from flows.submit import submit as run
+
+    parameters = {"run_id": run_id} if run_id else {}
+    ours = running("worker") is not None  # else somebody else's worker takes the run
+    state, used = run(deployment, parameters, alive=lambda: not ours or running("worker") is not None)
+    if state.is_completed() and run_id:
+        _show(used["recipe"], run_id)
+    typer.echo(f"UI: {settings.ui_url(port)}")
+    raise typer.Exit(0 if state.is_completed() else 1)
+
+
+def _check(recipe: str) -> "Recipe":
+    """The recipe, after what the flow checks too: before a server is started for it."""
+    from flows.check import check_inputs, check_settings
+    from flows.recipe import load_recipe
+    from flows.workspace import locate_workspace
+
+    parsed = load_recipe(recipe)
+    check_settings(parsed)
+    if parsed.sample is None:
+        check_inputs(locate_workspace(parsed))
+    return parsed
+
+
+def _show(recipe: str, run_id: str) -> None:
+    """Scores and places of a finished run."""
+    from flows import tables
+    from flows.recipe import load_recipe
+    from flows.results import Results
+
+    directory = Results(load_recipe(recipe), run_id).directory
+    summary = json.loads((directory / "scores.json").read_text())
+    typer.echo("")
+    for line in tables.plain(tables.scores(summary)):
+        typer.echo(line)
+    typer.echo(f"\nResults: {os.path.relpath(directory)}  (start with report.md; the model is in model/)")
+
+
+def main() -> None:
+    """Runs the command; an error of our own, or about a file, is one message, without a traceback."""
+    try:
+        app()
+    except Exception as error:
+        ours = type(error).__module__.split(".")[0] in ("flows", "model", "pipelines")
+        if not ours and not isinstance(error, OSError):
+            raise
+        sys.exit(f"honeybee: {error}")

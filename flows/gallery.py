@@ -1,0 +1,93 @@
+"""Rendered examples with their pictures, for a person to look at: the first ones of each dataset in training order."""
+
+import base64
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from PIL import Image, ImageDraw
+
+from pipelines.store import read_manifest
+
+THUMBNAIL = 224  # pixels of the longer side
+_BOX = re.compile(r"(?<![\d.,])" + ",".join([r"([01]\.\d{3})"] * 4) + r"(?![\d,])")
+_COLUMNS = ["index", "dataset", "example", "images", "turns", "num_tokens", "num_supervised"]
+
+
+@dataclass(frozen=True)
+class Card:
+    """One sample: its picture as PNG (with the boxes that its text names drawn in), and its conversation."""
+
+    title: str
+    picture: bytes | None
+    text: str
+
+
+def cards(shards: Path, per_dataset: int) -> list[Card]:
+    """The first samples of each dataset, by dataset. Reads row groups until there are enough, at most 32."""
+    wanted = {name: min(per_dataset, d["samples"]) for name, d in read_manifest(shards)["datasets"].items()}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in sorted(wanted)}
+    for group in _row_groups(shards, limit=32):
+        for row in group:
+            if len(found[row["dataset"]]) < wanted[row["dataset"]]:
+                found[row["dataset"]].append(row)
+        if all(len(rows) >= wanted[name] for name, rows in found.items()):
+            break
+    return [_card(row) for rows in found.values() for row in rows]
+
+
+def markdown(gallery: list[Card], address: Callable[[int, bytes], str]) -> str:
+    """The cards as Markdown. address: (number of the card, PNG) → what the picture's link shall say."""
+    blocks = []
+    for number, card in enumerate(gallery):
+        picture = f"![{card.title}]({address(number, card.picture)})\n\n" if card.picture else ""
+        fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", card.text)), default=0))
+        blocks.append(f"#### {card.title}\n\n{picture}{fence}text\n{card.text}\n{fence}\n")
+    return "\n".join(blocks)
+
+
+def data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _row_groups(shards: Path, limit: int):
+    for entry in read_manifest(shards)["shards"]:
+        file = pq.ParquetFile(shards / entry["file"])
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, columns=_COLUMNS).to_pylist()
+            limit -= 1
+            if not limit:
+                return
+
+
+def _card(row: dict[str, Any]) -> Card:
+    text = "\n".join(f"Human: {turn['user']}\nAI: {turn['assistant']}".strip() for turn in row["turns"])
+    sources = ", ".join(sorted({f"row {turn['row']} by {turn['template']}" for turn in row["turns"]}))
+    counts = f"{row['num_tokens']} tokens, {row['num_supervised']} of them supervised"
+    data = row["images"][0]["bytes"] if row["images"] else None
+    return Card(
+        title=f"{row['dataset']}, sample {row['index']} (example {row['example']})",
+        picture=_picture(data, text) if data else None,
+        text=f"{text}\n\n({counts}; {sources})",
+    )
+
+
+def _picture(data: bytes, text: str) -> bytes:
+    with Image.open(io.BytesIO(data)) as opened:
+        picture = opened.convert("RGB")
+    scale = THUMBNAIL / max(picture.size)
+    size = tuple(max(1, round(side * scale)) for side in picture.size)
+    # Small drawn scenes stay sharp when enlarged.
+    picture = picture.resize((size[0], size[1]), Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+    draw = ImageDraw.Draw(picture)
+    for box in _BOX.findall(text):
+        x1, y1, x2, y2 = (float(v) * side for v, side in zip(box, (*size, *size), strict=True))
+        if x1 <= x2 and y1 <= y2:
+            draw.rectangle((x1, y1, x2, y2), outline=(255, 0, 160), width=2)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,80 @@
+"""Collects what a run made under its results directory: links, scores, report.md with its pictures, UI artifacts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from flows import charts, gallery, tables
+from flows.artifacts import publish_results
+from flows.build_dataset import StageData
+from flows.recipe import Recipe
+from flows.results import Results
+
+CARDS = 4  # of each dataset in the gallery
+DUPLICATES = 10  # of each dataset
+
+
+@task(name="report", task_run_name="report", cache_policy=NO_CACHE)
+def write_report(
+    recipe: Recipe, results: Results, data: dict[str, StageData], stages: dict[str, Path], scores: Path | None
+) -> dict[str, Any]:
+    """data, stages: of each stage, what it learned from and its directory in the store; scores: the evaluation's, if
+    the recipe names a benchmark. Returns what scores.json holds."""
+    text = (scores / "scores.json").read_text() if scores else "{}\n"
+    summary = json.loads(text)
+    curve = charts.loss_curve({stage: directory / "work" / "metrics.jsonl" for stage, directory in stages.items()})
+    rows = tables.scores(summary)
+    results.link("model", stages["finetune"] / "output")
+    if scores:
+        results.link("predictions", scores)
+    results.write("scores.json", text)
+    results.write("report/loss.png", curve)
+    parts = [
+        f"# {recipe.name}, run {results.run_id}\n",
+        "The recipe as it ran: [recipe.yaml](recipe.yaml). The model: [model](model). "
+        "Every answer that it gave to a benchmark: [predictions](predictions).\n",
+        f"## Scores\n\n{tables.markdown(rows)}",
+        "## Training\n\n![loss and learning rate](report/loss.png)\n",
+        *_data_sections(results, data),
+    ]
+    places = [{"what": f"{stage} weights, checkpoints, metrics", "where": path} for stage, path in stages.items()]
+    parts.append(f"## Where the training lies\n\n{tables.markdown(places)}")
+    results.write("report.md", "\n".join(parts))
+    publish_results(recipe.name, curve, rows, results.directory)
+    results.announce()
+    return summary
+
+
+@task(name="data report", task_run_name="data report", cache_policy=NO_CACHE)
+def write_data_report(recipe: Recipe, results: Results, data: dict[str, StageData]) -> None:
+    """The report of a run that only builds data."""
+    head = f"# {recipe.name}, data only\n\nThe recipe: [recipe.yaml](recipe.yaml).\n"
+    results.write("report.md", "\n".join([head, *_data_sections(results, data)]))
+
+
+def _data_sections(results: Results, data: dict[str, StageData]) -> list[str]:
+    """Links and galleries are made; what report.md says of the data is returned."""
+    parts = []
+    for stage, built in data.items():
+        results.link(f"data/{stage}", built.shards)
+        _write_gallery(results, stage, built.shards)
+        parts += [
+            f"## Data of {stage}\n\n[data/{stage}](data/{stage}) · [gallery](gallery-{stage}.md)\n",
+            tables.markdown(tables.mixture(built.examples, built.shards)),
+            f"### Rows in no example\n\n{tables.markdown(tables.losses(built.examples))}",
+            f"### Some duplicates\n\n{tables.markdown(tables.duplicates(built.examples, DUPLICATES))}",
+        ]
+    return parts
+
+
+def _write_gallery(results: Results, stage: str, shards: Path) -> None:
+    def address(number: int, png: bytes) -> str:
+        name = f"report/{stage}-{number:03d}.png"
+        results.write(name, png)
+        return name
+
+    text = gallery.markdown(gallery.cards(shards, CARDS), address)
+    results.write(f"gallery-{stage}.md", f"# The first samples of each dataset in {stage}\n\n{text}")

@@ -1,0 +1,119 @@
+"""Runs a deployment on the server and follows its log to the end.
+
+`prefect deployment run --watch` shows state changes only, unless the server streams logs, and then reads their square
+brackets as markup; this asks the API for the log lines themselves.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import LogFilter
+from prefect.client.schemas.objects import FlowRun, Log, State
+from prefect.client.schemas.sorting import LogSort
+from prefect.exceptions import ObjectNotFound
+
+POLL_SECONDS = 1.0
+LATE = timedelta(seconds=10)  # the API receives log lines in batches, so a line may arrive after younger ones
+DRAIN_SECONDS = 3.0  # … also after the run has ended
+PAGE = 200  # the API's limit
+
+
+class SubmitError(RuntimeError):
+    """A run that could not be started or followed."""
+
+
+def submit(deployment: str, parameters: dict[str, Any], alive: Callable[[], bool]) -> tuple[State, dict[str, Any]]:
+    """Runs FLOW/NAME and prints its log until it ends; returns its final state and all its parameters.
+
+    alive: whether the worker still lives; a run whose worker died would be "Running" for ever.
+    Raises SubmitError for an unknown deployment, a dead worker, or a server that does not answer.
+    """
+    with _answering(), get_client(sync_client=True) as client:
+        try:
+            found = client.read_deployment_by_name(deployment)
+        except ObjectNotFound:
+            known = ", ".join(sorted(f"…/{d.name}" for d in client.read_deployments()))
+            raise SubmitError(f"no deployment {deployment}: the server has {known}") from None
+        run = client.create_flow_run_from_deployment(found.id, parameters=parameters)
+        print(f"Run {run.name} of {deployment}", flush=True)
+        try:
+            return _follow(client, run, alive), run.parameters
+        except KeyboardInterrupt:
+            print(f"\nThe run goes on; `prefect flow-run cancel {run.id}` or `make down` ends it.", flush=True)
+            raise
+
+
+@contextlib.contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise SubmitError(f"the Prefect server does not answer ({error}); `honeybee up` starts it") from error
+
+
+def _follow(client: SyncPrefectClient, run: FlowRun, alive: Callable[[], bool]) -> State:
+    lines = _Lines(client, run.id)
+    shown = None
+    while True:
+        if not alive():
+            raise SubmitError("the worker has ended, and the run with it; see .honeybee/worker.log, then run it again")
+        lines.show()
+        state = client.read_flow_run(run.id).state
+        assert state is not None  # the server gives every run a state
+        if state.name != shown and not state.is_final():
+            shown = state.name
+            print(f"{_clock(datetime.now().astimezone())}  ({state.name})", flush=True)
+        if state.is_final():
+            time.sleep(DRAIN_SECONDS)
+            lines.show()
+            print(f"{_clock(datetime.now().astimezone())}  ({state.name}) {state.message or ''}".rstrip(), flush=True)
+            return state
+        time.sleep(POLL_SECONDS)
+
+
+class _Lines:
+    """Prints each log line of a flow run once, in the order of arrival."""
+
+    def __init__(self, client: SyncPrefectClient, flow_run: UUID):
+        self.client, self.flow_run = client, flow_run
+        self.seen: dict[UUID, datetime] = {}  # the lines young enough to come again
+        self.names: dict[UUID, str] = {}  # of task runs
+
+    def show(self) -> None:
+        newest = max(self.seen.values(), default=None)
+        after = {} if newest is None else {"timestamp": {"after_": newest - LATE}}
+        for line in self._read({"flow_run_id": {"any_": [self.flow_run]}, **after}):
+            if line.id not in self.seen:
+                print(f"{_clock(line.timestamp)}  {self._speaker(line)}{line.message}", flush=True)
+            self.seen[line.id] = line.timestamp
+        if self.seen:
+            oldest = max(self.seen.values()) - LATE
+            self.seen = {key: time for key, time in self.seen.items() if time >= oldest}
+
+    def _speaker(self, line: Log) -> str:
+        """The name of the task that logs, with a bar after it."""
+        if line.task_run_id is None:
+            return ""
+        if line.task_run_id not in self.names:
+            self.names[line.task_run_id] = self.client.read_task_run(line.task_run_id).name
+        return f"{self.names[line.task_run_id]} | "
+
+    def _read(self, where: dict[str, Any]) -> list[Log]:
+        found: list[Log] = []
+        while True:
+            page = self.client.read_logs(
+                LogFilter.model_validate(where), limit=PAGE, offset=len(found), sort=LogSort.TIMESTAMP_ASC
+            )
+            found += page
+            if len(page) < PAGE:
+                return found
+
+
+def _clock(moment: datetime) -> str:
+    return f"{moment.astimezone():%H:%M:%S}"

@@ -1,0 +1,128 @@
+"""What the manifests of a stage's data say, as table rows for the report and the UI."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipelines.store import read_manifest
+
+Row = dict[str, Any]
+
+
+def mixture(examples: Mapping[str, Path], shards: Path) -> list[Row]:
+    """One row for each dataset of a stage: rows read, examples, and how often training sees them."""
+    rows = []
+    for name, entry in sorted(read_manifest(shards)["datasets"].items()):
+        built = read_manifest(examples[name])
+        rows.append(
+            {
+                "dataset": name,
+                "rows": built["rows"]["read"],
+                "examples": entry["examples"],
+                "turns": built["turns"]["examples"],
+                "share": f"{entry['share']:.1%}",
+                "samples": entry["samples"],
+                "epochs": f"{entry['epochs']:.2f}",
+            }
+        )
+    return rows
+
+
+def losses(examples: Mapping[str, Path]) -> list[Row]:
+    """Where the rows that are in no example went: one row for each dataset and reason."""
+    rows: list[Row] = []
+    for name, directory in sorted(examples.items()):
+        built = read_manifest(directory)
+        counts = {**built["rows"]["rejects"], "duplicate": built["rows"]["duplicates"]}
+        samples = _first_details(directory)
+        rows += [
+            {"dataset": name, "reason": reason, "rows": count, "for example": samples.get(reason, "")}
+            for reason, count in sorted(counts.items())
+            if count
+        ]
+    return rows
+
+
+def duplicates(examples: Mapping[str, Path], limit: int) -> list[Row]:
+    """Some of the turns that left an example because another one there says the same."""
+    rows: list[Row] = []
+    for name, directory in sorted(examples.items()):
+        found: list[Row] = []
+        for path in sorted(directory.glob("duplicates-*.parquet")):
+            if len(found) < limit:
+                found += pq.read_table(path).slice(0, limit - len(found)).to_pylist()
+        rows += [
+            {
+                "dataset": name,
+                "dropped": entry["text"],
+                "kept": entry["kept_text"],
+                "similarity": "" if entry["similarity"] is None else f"{entry['similarity']:.3f}",
+                "rule": entry["rule"],
+                "row": entry["row"],
+                "kept row": entry["kept_row"],
+            }
+            for entry in found
+        ]
+    return rows
+
+
+def scores(summary: Mapping[str, Any]) -> list[Row]:
+    """scores.json as rows: each benchmark's percentages, over all and by group, beside those of the control."""
+    control = summary.get("shuffled", {})
+    rows: list[Row] = []
+    for benchmark, entry in summary.items():
+        if benchmark in ("shuffled", "settings"):
+            continue
+        shuffled = _percentages(control.get(benchmark, {}))
+        for (part, measure), value in _percentages(entry).items():
+            row = {"benchmark": benchmark, "part": part, "measure": measure, "score": f"{value:.1f}"}
+            if control:
+                row["images shuffled"] = f"{shuffled[part, measure]:.1f}" if (part, measure) in shuffled else ""
+            rows.append(row)
+    return rows
+
+
+def _percentages(entry: Mapping[str, Any]) -> dict[tuple[str, str], float]:
+    """(part, measure) → percent: of the whole benchmark every measure, of its groups the accuracies."""
+    found = {("all", measure): value for measure, value in entry.items() if isinstance(value, float)}
+    for groups in entry.values():
+        if isinstance(groups, dict):
+            for part, measures in groups.items():
+                if isinstance(measures, dict) and isinstance(measures.get("accuracy"), float):
+                    found[part, "accuracy"] = measures["accuracy"]
+    return found
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A Markdown table; columns are those of the first row."""
+    if not rows:
+        return "None.\n"
+    columns = list(rows[0])
+    lines = [columns, ["---"] * len(columns), *([_cell(row[column]) for column in columns] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:,}" if isinstance(value, int) else str(value)
+    for mark in "\\`*[]<>|":
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(text.split())
+
+
+def _first_details(directory: Path) -> dict[str, str]:
+    """reason → row and detail of its first reject."""
+    first: dict[str, str] = {}
+    for path in sorted(directory.glob("rejects-*.parquet")):
+        for entry in pq.read_table(path).to_pylist():
+            first.setdefault(entry["reason"], f"row {entry['row']}: {entry['detail'] or ''}".rstrip(": "))
+    return first
+
+
+def plain(rows: Sequence[Row]) -> list[str]:
+    """Lines of aligned columns, for a terminal."""
+    columns = list(rows[0]) if rows else []
+    lines = [columns, *([f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]

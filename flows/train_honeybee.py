@@ -1,0 +1,57 @@
+"""The main flow: a recipe's annotation files → a trained and evaluated model."""
+
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.build_dataset import build_stage_data
+from flows.check import check_inputs, check_settings
+from flows.evaluate import evaluate
+from flows.recipe import load_recipe
+from flows.report import write_report
+from flows.results import Results
+from flows.train_stage import train_backbones, train_stage
+from flows.workspace import open_workspace
+from pipelines.tokenizer import prepare_tokenizer
+
+# One thread beside the flow's own: the fine-tuning data is built in it while stage 1 trains.
+_BESIDE: Any = ThreadPoolTaskRunner(max_workers=1)
+
+
+@flow(name="train-honeybee", flow_run_name="{recipe} {run_id}", task_runner=_BESIDE)
+def train_honeybee(recipe: str = "sample", run_id: str | None = None) -> dict[str, Any]:
+    """recipe: a file, or the name of one in flows/recipes. run_id: of the results; a new one where absent.
+
+    All outputs lie in the store under what they depend on, so a second run takes them from there, and a run after a
+    crash goes on where the first one stopped. Returns the scores.
+    """
+    log = get_run_logger().info
+    parsed = load_recipe(recipe)
+    check_settings(parsed)
+    workspace = open_workspace(parsed, log)
+    check_inputs(workspace)
+    results = Results(parsed, run_id)
+    log(f"Results: {results.directory}")
+
+    vision, llm = train_backbones(workspace)
+    tokenizer = prepare_tokenizer(workspace.store, llm)
+    pretrain = build_stage_data(workspace, "pretrain", tokenizer)
+    results.link("data/pretrain", pretrain.shards)
+    building = build_stage_data.submit(workspace, "finetune", tokenizer)
+    init = {
+        "vision": vision,
+        "llm": llm,
+        "tokenizer": str(tokenizer),
+        "projector": parsed.model.projector.model_dump(),
+        "vision_layer": parsed.model.vision_layer,
+        "image_size": parsed.model.image_size,
+    }
+    stage1 = train_stage(workspace, "pretrain", pretrain.shards, init)
+    finetune = building.result()
+    results.link("data/finetune", finetune.shards)
+    stage2 = train_stage(workspace, "finetune", finetune.shards, {"model": str(stage1 / "output")})
+
+    scores = evaluate(workspace, stage2 / "output") if parsed.evaluation.benchmarks else None
+    data = {"pretrain": pretrain, "finetune": finetune}
+    return write_report(parsed, results, data, {"pretrain": stage1, "finetune": stage2}, scores)

@@ -1,0 +1,105 @@
+"""The training jobs: sample backbones and the two stages, each in processes of its own (flows/launch.py).
+
+A job's directory in the store holds `job.json`, what the job writes, and the manifest once it is done. It is named by
+what the weights depend on; micro-batch, ZeRO stage, number of ranks, device and the like are not part of the name, so
+that a run can be resumed with others.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from flows.launch import launch
+from flows.workspace import Log, Workspace
+from model.training.job import Job
+from pipelines.store import FileDigests, Store, write_atomic
+
+# Raise one when the code behind it changes the weights that it trains.
+BACKBONES_VERSION = 1
+STAGE_VERSION = 1
+
+
+@task(name="backbones", task_run_name="backbones", cache_policy=NO_CACHE)
+def train_backbones(workspace: Workspace) -> tuple[str, str]:
+    """(vision model, language model), as hub names or directories; the sample recipe trains its own first."""
+    backbones = workspace.recipe.backbones
+    if backbones.train is None:
+        assert backbones.vision and backbones.llm  # the recipe's own check
+        return backbones.vision, backbones.llm
+    settings = backbones.train.model_dump()
+    key = {"version": BACKBONES_VERSION, "corpus": workspace.data.name, **settings}
+    job = {"corpus": str(workspace.data), **settings}
+    directory = run_job(workspace, "backbones", key, "model.backbones", job, get_run_logger().info)
+    return str(directory / "output" / "vision"), str(directory / "output" / "llm")
+
+
+@task(task_run_name="train {stage}", cache_policy=NO_CACHE)
+def train_stage(workspace: Workspace, stage: str, shards: Path, init: Mapping[str, Any]) -> Path:
+    """Trains a stage on its shards; returns its directory in the store: `output` is the model, `work` its metrics.
+
+    init: {"vision", "llm", "tokenizer", "projector", "vision_layer", "image_size"}, or {"model": directory}.
+    """
+    recipe = workspace.recipe
+    job = {
+        "stage": stage,
+        "seed": recipe.seed,
+        "shards": str(shards),
+        "init": dict(init),
+        "train": workspace.stage(stage).train.model_dump(mode="json"),
+        "device": recipe.launch.device,
+    }
+    # What the weights depend on, in the training job's own words; its inputs by content instead of by place.
+    depends = Job.model_validate({**job, "output": "output", "work": "work"}).identity()
+    key = {
+        **depends,
+        "version": STAGE_VERSION,
+        "shards": shards.name,
+        "init": {name: identity(workspace.store, value) for name, value in init.items()},
+    }
+    log, ranks = get_run_logger().info, recipe.launch.ranks
+    return run_job(workspace, "models", key, "model.training", job, log, ranks, places_of_job=("output", "work"))
+
+
+def run_job(
+    workspace: Workspace,
+    kind: str,
+    key: Mapping[str, Any],
+    module: str,
+    job: Mapping[str, Any],
+    log: Log,
+    ranks: int = 1,
+    places_of_job: Sequence[str] = ("output",),
+) -> Path:
+    """The store's directory of (kind, key); runs `python -m module job.json` first if it is not whole.
+
+    places_of_job: the keys under which the job is told directories inside that one. Raises what flows.launch raises
+    if a process fails.
+    """
+    options = workspace.recipe.launch
+
+    def make(directory: Path) -> dict[str, Any]:
+        job_path = directory / "job.json"
+        places = {name: str(directory / name) for name in places_of_job}
+        write_atomic(job_path, json.dumps({**job, **places}, indent=1) + "\n")
+        launch(module, job_path, ranks=ranks, threads=options.threads, log=log)
+        return {"job": {**job, **places}}
+
+    directory = workspace.store.produce(kind, key, make)
+    log(f"{module}: {directory}")
+    return directory
+
+
+def identity(store: Store, value: Any) -> Any:
+    """What a job's input is, whatever the directory it lies in: an entry of the store is known by its name, a model
+    directory by the content of its files, all else (a hub name, a setting) by itself."""
+    path = Path(value) if isinstance(value, str | Path) else None
+    if path is None or (not path.is_absolute() and not path.is_dir()):
+        return value
+    if path.resolve().is_relative_to(store.root):
+        return path.resolve().relative_to(store.root).as_posix()
+    files = [file for file in sorted(path.iterdir()) if file.is_file()]
+    return dict(zip([file.name for file in files], FileDigests(store).digests(files), strict=True))

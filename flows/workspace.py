@@ -1,0 +1,69 @@
+"""What every step of a run needs: the recipe, the store, and the directory of the official files."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.recipe import Recipe, SampleCorpus, Stage
+from pipelines.build import DatasetSpec
+from pipelines.sample import VERSION as SAMPLE_VERSION
+from pipelines.sample import write_sample
+from pipelines.store import Store
+
+STAGES = ("pretrain", "finetune")
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Workspace:
+    recipe: Recipe
+    store: Store
+    data: Path  # annotation, image and benchmark paths are relative to it
+
+    def stage(self, name: str) -> Stage:
+        return {"pretrain": self.recipe.pretrain, "finetune": self.recipe.finetune}[name]
+
+    def spec(self, dataset: str) -> DatasetSpec:
+        """What the builders need to know of a dataset of the recipe."""
+        part = self.recipe.datasets[dataset]
+        return DatasetSpec(
+            name=dataset,
+            source=part.source or dataset,
+            annotations=self.data / part.annotations,
+            images=self.data / (part.images or part.annotations),
+            max_turns=part.max_turns,
+            dedup_rule=part.dedup.rule,
+            dedup_compare=part.dedup.compare,
+            dedup_threshold=part.dedup.threshold,
+        )
+
+    def specs(self, stage: str) -> list[DatasetSpec]:
+        """Those of the datasets that have a share in a stage, by name."""
+        return [self.spec(name) for name in sorted(self.stage(stage).data.weights)]
+
+
+def locate_workspace(recipe: Recipe) -> Workspace:
+    """The workspace as it is: a sample corpus that the recipe asks for may not be generated yet."""
+    store = Store(recipe.paths.store)
+    if recipe.sample is None:
+        return Workspace(recipe, store, recipe.paths.data.resolve())
+    return Workspace(recipe, store, store.path("corpora", _corpus_key(recipe.sample)))
+
+
+def open_workspace(recipe: Recipe, log: Log = print) -> Workspace:
+    """The workspace, with the sample corpus generated in the store if the recipe asks for one."""
+    workspace = locate_workspace(recipe)
+    if recipe.sample is not None:
+        settings = recipe.sample.model_dump()
+
+        def make(directory: Path) -> dict:
+            log(f"Generating the sample corpus: {settings['scenes']:,} scenes and {settings['held_out']:,} held out")
+            return write_sample(directory, **settings)
+
+        workspace.store.produce("corpora", _corpus_key(recipe.sample), make)
+        log(f"Sample corpus: {workspace.data}")
+    return workspace
+
+
+def _corpus_key(sample: SampleCorpus) -> dict:
+    return {**sample.model_dump(), "version": SAMPLE_VERSION}

@@ -1,0 +1,62 @@
+"""What a recipe names must be there, before anything is started."""
+
+import pytest
+
+from flows.check import check_inputs, check_settings
+from flows.recipe import RecipeError, load_recipe
+from flows.workspace import locate_workspace, open_workspace
+
+OTHER_DATASET = {"annotations": "x", "source": "gqa-typo"}
+
+
+def test_a_good_recipe_passes(write_recipe):
+    recipe = load_recipe(write_recipe())
+    check_settings(recipe)
+    check_inputs(open_workspace(recipe, lambda _: None))
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        ({"datasets/other": OTHER_DATASET}, ["datasets.other: no source named 'gqa-typo'", "vqav2"]),
+        ({"finetune/data/templates": "fein"}, ["finetune.data.templates: template set 'fein'"]),
+        ({"finetune/data/chat": "honeybear"}, ["finetune.data.chat: no chat style 'honeybear'", "caption, honeybee"]),
+        ({"finetune/train/micro_batch": 3}, ["finetune.train: global_batch 8 is not a multiple of micro_batch 3"]),
+        ({"finetune/train/warmup_steps": 9}, ["finetune.train", "warmup_steps 9 leave nothing of 3 steps"]),
+        ({"model/projector/num_tokens": 5}, ["model.projector: num_tokens of the c-abstractor is 5", "4 or 9"]),
+        ({"model/projector/type": "q-former"}, ["model.projector: unknown projector type 'q-former'", "linear"]),
+        ({"model/projector/settings": {"dept": 1}}, ["model.projector: settings of the c-abstractor", "dept"]),
+        ({"evaluation/benchmarks/mmme": {"path": "x"}}, ["evaluation.benchmarks.mmme: no benchmark 'mmme'", "pope"]),
+        ({"finetune/data/weights/vqav2": 1e-9}, ["finetune.data.weights: vqav2: a share below"]),
+        (
+            {"embedder": {"model": "nowhere"}, "datasets/vqav2/dedup": {"rule": "semantic"}},
+            ["embedder: embedder.model 'nowhere'"],
+        ),
+    ],
+)
+def test_settings_that_name_what_is_not_there(write_recipe, changes, messages):
+    with pytest.raises(RecipeError) as caught:
+        check_settings(load_recipe(write_recipe(changes)))
+    for message in messages:
+        assert message in str(caught.value)
+
+
+def test_all_problems_come_at_once(write_recipe):
+    changes = {"finetune/data/chat": "honeybear", "model/projector/num_tokens": 5}
+    with pytest.raises(RecipeError, match=r"honeybear[\s\S]*num_tokens"):
+        check_settings(load_recipe(write_recipe(changes)))
+
+
+def test_files_that_are_missing(write_recipe, tmp_path):
+    path = write_recipe({"sample": None, "backbones": {"vision": "./vit", "llm": "owner/name"}})
+    (tmp_path / "data" / "VQAv2").mkdir(parents=True)
+    with pytest.raises(RecipeError) as caught:
+        check_inputs(locate_workspace(load_recipe(path)))
+    text = str(caught.value)
+    data = tmp_path / "data"
+    assert f"datasets.vqav2: {data}/VQAv2/v2_OpenEnded_mscoco_train2014_questions.json is missing" in text
+    assert f"datasets.vqav2.images: there is no directory {data}/VQAv2/images" in text
+    assert f"datasets.blipcapfilt: no **/*.tar in {data}/BLIP" in text
+    assert f"evaluation.benchmarks.pope.path: there is no {data}/POPE" in text
+    assert "backbones.vision: there is no model (no config.json) in ./vit" in text
+    assert "backbones.llm" not in text

@@ -1,0 +1,51 @@
+"""The command as a newcomer types it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def honeybee(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess:
+    command = [Path(sys.executable).with_name("honeybee"), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, text=True, capture_output=True, env=os.environ | {"COLUMNS": "200"})
+
+
+def test_help_names_every_command(tmp_path):
+    done = honeybee("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for command in ("sample", "build", "train", "evaluate", "chat", "up", "down", "submit"):
+        assert f" {command} " in done.stdout
+
+
+def test_sample_writes_the_corpus_and_refuses_foreign_directories(tmp_path):
+    done = honeybee("sample", "corpus", "--scenes", "20", "--held-out", "4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "vqav2:" in done.stdout
+    assert (tmp_path / "corpus/VQAv2/v2_OpenEnded_mscoco_train2014_questions.json").is_file()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").touch()
+    done = honeybee("sample", "mine", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "holds files that are no sample corpus" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_dry_run(write_recipe, tmp_path):
+    done = honeybee("train", write_recipe(), "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "finetune: 3 steps × 8 examples = 24 samples" in done.stdout
+
+
+@pytest.mark.parametrize("command", [["train"], ["train", "--dry-run"], ["build"]])
+def test_a_bad_recipe_fails_at_once_with_one_message(write_recipe, tmp_path, command):
+    path = write_recipe({"finetune/data/templates": "fein"})
+    done = honeybee(*command, path, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("honeybee: the recipe tiny cannot run; nothing was started:")
+    assert "template set 'fein'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == [path]

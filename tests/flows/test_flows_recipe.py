@@ -1,0 +1,45 @@
+"""A recipe that cannot be is refused with the file, the key and the remedy."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.recipe import RECIPES, RecipeError, load_recipe
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_that_come_with_the_project_are_valid(path: Path):
+    assert load_recipe(path.stem) == load_recipe(path)
+    assert load_recipe(path).name == path.stem
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pretrain/train/stepps": 5}, "pretrain.train.stepps: Extra inputs are not permitted"),
+        ({"pretrain/train/steps": 0}, "pretrain.train.steps: Input should be greater than 0"),
+        ({"pretrain/train/steps": None}, "pretrain.train.steps: Field required"),
+        ({"pretrain/data/weights": {"gqa": 1.0}}, "names ['gqa'], which `datasets` does not describe"),
+        ({"pretrain/data/weights": {"blipcapfilt": -1.0}}, "pretrain.data.weights.blipcapfilt"),
+        ({"backbones": {"vision": "a/b"}}, "give either `train`, or both `vision` and `llm`"),
+        ({"datasets/vqav2/dedup": {"rule": "sometimes"}}, "datasets.vqav2.dedup.rule"),
+    ],
+)
+def test_bad_values_are_named(write_recipe, changes, message):
+    path = write_recipe(changes)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert str(path) in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(RecipeError, match="honeybee-13b, honeybee-7b"):
+        load_recipe("nonesuch")
+
+
+def test_broken_yaml_is_named_with_its_line(tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text("name: x\npretrain: [1, 2\n")
+    with pytest.raises(RecipeError, match=r"broken\.yaml is not valid YAML[\s\S]*line 3"):
+        load_recipe(path)

@@ -1,0 +1,101 @@
+"""Tables, gallery and curve say what manifests, shards and metrics say."""
+
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from flows import charts, gallery, tables
+from pipelines.schema import SHARD
+
+BOX = "0.250,0.500,0.750,1.000"
+
+
+def picture(color: str = "white") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 16), color).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def row(index: int, dataset: str, user: str, assistant: str, image: bytes | None) -> dict:
+    return {
+        "index": index,
+        "dataset": dataset,
+        "example": index,
+        "images": [{"bytes": image, "path": "a.png"}] if image else [],
+        "turns": [{"user": user, "assistant": assistant, "template": "t.x", "row": 7}],
+        "input_ids": [1, 2],
+        "loss_mask": [False, True],
+        "num_tokens": 2,
+        "num_supervised": 1,
+    }
+
+
+@pytest.fixture
+def shards(tmp_path):
+    rows = [row(i, "many", f"question {i}", "yes", picture()) for i in range(600)]
+    rows.append(row(600, "rare", "Where is it? ``` <b>", BOX, picture()))
+    rows.append(row(601, "text", "Hello", "Hello", None))
+    pq.write_table(pa.Table.from_pylist(rows, SHARD), tmp_path / "s.parquet", row_group_size=100)
+    datasets = {"many": {"samples": 600}, "rare": {"samples": 1}, "text": {"samples": 1}}
+    (tmp_path / "manifest.json").write_text(json.dumps({"shards": [{"file": "s.parquet"}], "datasets": datasets}))
+    return tmp_path
+
+
+def test_the_gallery_shows_every_dataset_however_rare(shards):
+    cards = gallery.cards(shards, 2)
+    assert [card.title.split(",")[0] for card in cards] == ["many", "many", "rare", "text"]
+    assert cards[0].text.startswith("Human: question 0\nAI: yes\n")
+    assert "row 7 by t.x" in cards[0].text
+    assert cards[3].picture is None
+
+
+def test_boxes_are_drawn_where_the_text_says(shards):
+    plain, boxed = (Image.open(io.BytesIO(gallery.cards(shards, 1)[i].picture)) for i in (0, 1))
+    assert plain.size == boxed.size == (224, 112)
+    assert plain.getcolors() == [(224 * 112, (255, 255, 255))]
+    marked = boxed.getpixel((224 // 4, 112 * 3 // 4))
+    assert marked != (255, 255, 255)
+    assert boxed.getpixel((224 // 2, 112 * 3 // 4)) == boxed.getpixel((10, 10)) == (255, 255, 255)
+
+
+def test_text_cannot_break_out_of_its_block(shards):
+    text = gallery.markdown([gallery.cards(shards, 1)[1]], lambda number, png: f"{number}.png")
+    assert "](0.png)" in text
+    assert "\n````text\nHuman: Where is it? ``` <b>" in text
+
+
+def test_scores_stand_beside_their_control():
+    summary = {
+        "pope": {
+            "accuracy": 90.0,
+            "num_questions": 3,
+            "recall": None,
+            "splits": {"random": {"accuracy": 95.0, "tp": 1}},
+        },
+        "shuffled": {"pope": {"accuracy": 51.0, "splits": {"random": {"accuracy": 52.0}}}},
+        "settings": {"seed": 0, "pope": {"accuracy": 1.0}},
+    }
+    assert tables.scores(summary) == [
+        {"benchmark": "pope", "part": "all", "measure": "accuracy", "score": "90.0", "images shuffled": "51.0"},
+        {"benchmark": "pope", "part": "random", "measure": "accuracy", "score": "95.0", "images shuffled": "52.0"},
+    ]
+    assert "images shuffled" not in tables.scores({"pope": {"accuracy": 90.0}})[0]
+
+
+def test_table_cells_stay_in_their_cells():
+    text = tables.markdown([{"a": "x | y\nz", "b": 12345}])
+    assert text.splitlines() == ["| a | b |", "| --- | --- |", "| x \\| y z | 12,345 |"]
+
+
+def test_a_step_logged_twice_counts_once(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [
+        {"step": s, "loss": v, "losses": {"a": v}, "learning_rate": 0.1} for s, v in ((2, 5.0), (4, 4.0), (4, 3.0))
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [row["loss"] for row in charts.read_metrics(path)] == [5.0, 3.0]
+    assert Image.open(io.BytesIO(charts.loss_curve({"pretrain": path}))).format == "PNG"

@@ -1,0 +1,152 @@
+"""The whole way on a tiny corpus: what a run leaves, and that a second one makes nothing again."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import write_tiny
+from datasets import load_dataset
+
+from flows.recipe import RecipeError
+from model.modeling import HoneybeeForConditionalGeneration
+from pipelines import templates
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, prefect) -> Path:
+    """A directory in which the tiny recipe ran once."""
+    from flows.train_honeybee import train_honeybee
+
+    root = tmp_path_factory.mktemp("run")
+    scores = train_honeybee(str(write_tiny(root, {})), "first")
+    assert scores == json.loads((root / "runs/tiny/first/scores.json").read_text())
+    return root
+
+
+def entries(root: Path) -> dict[str, int]:
+    """Whole entries of the store and when they were made."""
+    return {str(m.parent.relative_to(root)): m.stat().st_mtime_ns for m in root.glob("store/*/*/manifest.json")}
+
+
+def test_results(root):
+    results = root / "runs/tiny/latest"
+    assert results.resolve().name == "first"
+    for stage in ("pretrain", "finetune"):
+        manifest = json.loads((results / "data" / stage / "manifest.json").read_text())
+        rows = load_dataset("parquet", data_files=str(results / "data" / stage / "*.parquet"), split="train")
+        assert len(rows) == manifest["num_samples"] == 24
+        assert rows[0]["images"][0].size == (32, 32)
+    model = HoneybeeForConditionalGeneration.from_pretrained(results / "model")
+    assert model.config.num_image_tokens == 4
+    scores = json.loads((results / "scores.json").read_text())
+    assert {"pope", "mmbench", "shuffled"} <= set(scores)
+    report = (results / "report.md").read_text()
+    for text in ("| pope | all | accuracy |", "| blipcapfilt | 62 | 60 |", "image_corrupt"):
+        assert text in report
+    gallery = (results / "gallery-finetune.md").read_text()
+    pictures = [line.split("](")[1].rstrip(")") for line in gallery.splitlines() if line.startswith("![")]
+    assert len(pictures) == 8
+    assert all((results / picture).is_file() for picture in pictures)
+
+
+def test_artifacts_in_the_ui(root):
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        found = {artifact.key: artifact for artifact in client.read_artifacts()}
+    for name in ("mixture", "rejects", "duplicates", "gallery"):
+        assert {f"tiny-pretrain-{name}", f"tiny-finetune-{name}"} <= set(found)
+    assert {"tiny-loss-curve", "tiny-scores", "tiny-results"} <= set(found)
+    assert "data:image/png;base64," in found["tiny-finetune-gallery"].data
+
+
+def test_a_second_run_makes_nothing_again(root):
+    from flows.rebuild import rebuild_dataset
+    from flows.train_honeybee import train_honeybee
+
+    before = entries(root)
+    train_honeybee(str(root / "tiny.yaml"), "second")
+    assert entries(root) == before
+    assert (root / "runs/tiny/latest").resolve().name == "second"
+    begun = time.monotonic()
+    rebuild_dataset(str(root / "tiny.yaml"))
+    assert time.monotonic() - begun < 5
+    assert entries(root) == before
+
+
+@pytest.fixture
+def edited_template(tmp_path, monkeypatch):
+    """The templates of the project, with another wording for VQAv2."""
+    shutil.copytree(templates.ROOT, tmp_path / "templates")
+    file = tmp_path / "templates/fine/vqav2.yaml"
+    file.write_text(file.read_text().replace("{question}", "Look, then say: {question}"))
+    monkeypatch.setattr(templates, "ROOT", tmp_path / "templates")
+
+
+@pytest.mark.usefixtures("edited_template")
+def test_a_changed_template_rebuilds_its_dataset_and_the_mix(root):
+    from flows.rebuild import rebuild_dataset
+
+    before = entries(root)
+    shards = rebuild_dataset(str(write_tiny(root, {"name": "reworded"})))["finetune"].shards
+    new = [name.split("/")[1] for name in entries(root).keys() - before.keys()]
+    assert sorted(new) == ["examples", "shards"]
+    assert {name: made for name, made in entries(root).items() if name in before} == before
+    rows = pq.read_table(sorted(shards.glob("*.parquet"))).to_pylist()
+    assert any(turn["user"].startswith("Look, then say: ") for row in rows for turn in row["turns"])
+    assert "### Rows in no example" in (root / "runs/reworded/build/report.md").read_text()
+
+
+def test_logging_more_often_trains_nothing_again(root):
+    from flows.train_honeybee import train_honeybee
+
+    before = entries(root)
+    train_honeybee(str(write_tiny(root, {"name": "chatty", "pretrain/train/log_every": 2, "launch/threads": 1})), "one")
+    assert entries(root) == before
+
+
+def test_a_model_is_evaluated_by_itself(root):
+    from flows.evaluate import evaluate_honeybee
+
+    before = entries(root)
+    scores = evaluate_honeybee(str(root / "tiny.yaml"), str(root / "runs/tiny/first/model"))
+    assert scores == json.loads((root / "runs/tiny/first/scores.json").read_text())
+    assert entries(root) == before
+
+
+def test_a_conversation_about_a_picture(root):
+    from flows.chat import Chat
+
+    picture = next((root / "store/corpora").glob("*/POPE/images/*"))
+    talk = Chat(root / "runs/tiny/first/model", picture, max_new_tokens=4)
+    assert isinstance(talk.ask("Is there a circle?"), str)
+    assert isinstance(talk.ask("And a square?"), str)
+    assert [message["role"] for message in talk.messages] == ["user", "assistant"] * 2
+    with pytest.raises(ValueError, match="<image>"):
+        talk.ask("<image>")
+
+
+def test_a_bad_recipe_fails_the_run_before_any_work(prefect, tmp_path):
+    from flows.train_honeybee import train_honeybee
+
+    path = write_tiny(tmp_path, {"finetune/data/chat": "honeybear"})
+    with pytest.raises(RecipeError, match="honeybear"):
+        train_honeybee(str(path), "one")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_rank_fails_the_run_with_its_own_error(root):
+    from flows.launch import LaunchError
+    from flows.rebuild import rebuild_dataset
+    from flows.train_honeybee import train_honeybee
+
+    path = write_tiny(root, {"name": "damaged", "pretrain/data/weights": {"blipcapfilt": 1.0}})
+    shard = max(rebuild_dataset(str(path))["pretrain"].shards.glob("*.parquet"))  # the gallery shows only the first
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(LaunchError, match=shard.name):
+        train_honeybee(str(path), "one")
