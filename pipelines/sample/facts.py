@@ -43,18 +43,22 @@ def short_caption(scene: Scene) -> str:
     return listed(parts + [f"the word {scene.word}"] if scene.word else parts)
 
 
-def existence(scene: Scene, rng: random.Random, count: int) -> list[Question]:
-    """`count` questions, "yes" or "no" by a fair coin each, so that no answer follows from those before it.
+def existence(scene: Scene, rng: random.Random, most: int) -> list[Question]:
+    """At most `most` questions, "yes" or "no" by a fair coin each, so that no answer follows from those before it.
 
-    Half of the absent things share color and shape with present ones.
+    No more than there are things, so that a "yes" never runs out. Half of the absent things share color and shape
+    with present ones.
     """
-    present, absent = sorted(scene.kinds), [kind for kind in KINDS if kind not in scene.kinds]
-    near = [kind for kind in absent if adversarial(kind, scene)]
-    kinds = [
-        rng.choice(present if rng.random() < 0.5 else near if near and rng.random() < 0.5 else absent)
-        for _ in range(count)
-    ]
-    return [ask_existence(kind, scene) for kind in dict.fromkeys(kinds)]
+    present, absent = rng.sample(sorted(scene.kinds), len(scene.kinds)), [k for k in KINDS if k not in scene.kinds]
+    kinds = []
+    for _ in range(min(most, len(present))):
+        if rng.random() < 0.5:
+            kinds.append(present.pop())
+        else:
+            near = [kind for kind in absent if adversarial(kind, scene)]
+            kinds.append(rng.choice(near if near and rng.random() < 0.5 else absent))
+            absent.remove(kinds[-1])
+    return [ask_existence(kind, scene) for kind in kinds]
 
 
 def adversarial(kind: str, scene: Scene) -> bool:

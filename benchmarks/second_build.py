@@ -1,0 +1,92 @@
+"""What a build costs when nothing changed, and when one template changed: `python benchmarks/second_build.py [RECIPE]`.
+
+Builds the data of both stages of a recipe in a store of its own, three ways in one process: cold, again with nothing
+changed, and again with one dataset's template reworded (in a copy of the templates). Prints seconds and what was made.
+"""
+
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pipelines.encode
+import pipelines.templates
+from flows.recipe import Recipe, load_recipe
+from flows.workspace import STAGES, Workspace, open_workspace
+from pipelines.build import build_embeddings, build_examples, build_images
+from pipelines.mix import build_shards
+from pipelines.tokenizer import prepare_tokenizer
+
+CHANGED = "refcoco"
+
+
+def quiet(line: str) -> None:
+    """Swallows progress: only the table is of interest here."""
+
+
+def build(workspace: Workspace, llm: str) -> None:
+    """What the flow's data tasks do, without Prefect around it."""
+    recipe, store = workspace.recipe, workspace.store
+    tokenizer = prepare_tokenizer(store, llm)
+    for name in STAGES:
+        stage, specs = workspace.stage(name), workspace.specs(name)
+        images = build_images(store, specs, log=quiet)
+        embeddings = build_embeddings(store, specs, recipe.embedder.model, log=quiet)
+        examples = {
+            spec.name: build_examples(
+                store,
+                spec,
+                templates=stage.data.templates,
+                chat=stage.data.chat,
+                tokenizer=tokenizer,
+                max_text_tokens=stage.data.max_text_tokens,
+                images=images[spec.name],
+                embeddings=embeddings,
+                seed=recipe.seed,
+                log=quiet,
+            )
+            for spec in specs
+        }
+        build_shards(
+            store,
+            examples=examples,
+            image_roots={spec.name: spec.images for spec in specs},
+            weights=stage.data.weights,
+            num_samples=stage.train.steps * stage.train.global_batch,
+            shard_samples=stage.data.shard_samples,
+            tokenizer=tokenizer,
+            seed=recipe.seed,
+            log=quiet,
+        )
+
+
+def made(workspace: Workspace) -> set[str]:
+    """Whole entries of the store, as stage/fingerprint."""
+    return {f"{p.parent.parent.name}/{p.parent.name}" for p in workspace.store.root.glob("*/*/manifest.json")}
+
+
+def main(recipe_name: str, llm: str, root: Path) -> None:
+    recipe = load_recipe(recipe_name)
+    content = recipe.model_dump()
+    content["paths"]["store"] = root / "store"
+    workspace = open_workspace(Recipe.model_validate(content), quiet)
+    templates = root / "templates"
+    shutil.copytree(pipelines.templates.ROOT, templates)
+    pipelines.templates.ROOT = pipelines.encode.ROOT = templates
+    for what in ("cold", "nothing changed", f"template of {CHANGED} changed"):
+        if what.startswith("template"):
+            path = templates / "fine" / f"{CHANGED}.yaml"
+            path.write_text(path.read_text().replace("Give the box", "Please give the box"))
+        before, started = made(workspace), time.perf_counter()
+        build(workspace, llm)
+        seconds = time.perf_counter() - started
+        new = sorted(entry.split("/")[0] for entry in made(workspace) - before)
+        print(f"{what}: {seconds:.1f} s, made {', '.join(new) or 'nothing'}", flush=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(f"usage: {sys.argv[0]} RECIPE LLM_DIRECTORY (whose tokenizer the examples are encoded with)")
+    with tempfile.TemporaryDirectory() as directory:
+        main(sys.argv[1], sys.argv[2], Path(directory))
