@@ -42,10 +42,11 @@ def build(recipe: RecipeArgument) -> None:
     parsed = _check(recipe)
     settings.configure()
     from flows.rebuild import rebuild_dataset
+    from flows.results import results_directory
 
     for stage, data in rebuild_dataset(recipe).items():
         typer.echo(f"{stage}: {data.shards}")
-    typer.echo(f"report: {parsed.paths.runs / parsed.name / 'build' / 'report.md'}")
+    typer.echo(f"report: {results_directory(parsed, 'build') / 'report.md'}")
 
 
 @app.command()
@@ -62,13 +63,13 @@ def train(
         for line in plan(load_recipe(recipe)):
             typer.echo(line)
         return
-    _check(recipe)
+    parsed = _check(recipe)
     settings.configure()
     from flows.train_honeybee import train_honeybee
 
     run_id = run_id or time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     train_honeybee(recipe, run_id)
-    _show(recipe, run_id)
+    _show(parsed, run_id)
 
 
 @app.command()
@@ -131,6 +132,7 @@ def submit(
 ) -> None:
     """Runs a deployment on the server, shows its log to the end, then its scores. Exits with 1 if it fails."""
     settings.configure(port)
+    from flows.recipe import load_recipe
     from flows.services import running
     from flows.submit import submit as run
 
@@ -138,7 +140,7 @@ def submit(
     ours = running("worker") is not None  # else somebody else's worker takes the run
     state, used = run(deployment, parameters, alive=lambda: not ours or running("worker") is not None)
     if state.is_completed() and run_id:
-        _show(used["recipe"], run_id)
+        _show(load_recipe(used["recipe"]), run_id)
     typer.echo(f"UI: {settings.ui_url(port)}")
     raise typer.Exit(0 if state.is_completed() else 1)
 
@@ -156,13 +158,12 @@ def _check(recipe: str) -> "Recipe":
     return parsed
 
 
-def _show(recipe: str, run_id: str) -> None:
+def _show(recipe: "Recipe", run_id: str) -> None:
     """Scores and places of a finished run."""
     from flows import tables
-    from flows.recipe import load_recipe
-    from flows.results import Results
+    from flows.results import results_directory
 
-    directory = Results(load_recipe(recipe), run_id).directory
+    directory = results_directory(recipe, run_id)
     summary = json.loads((directory / "scores.json").read_text())
     typer.echo("")
     for line in tables.plain(tables.scores(summary)):

@@ -13,6 +13,10 @@ from pipelines.store import write_atomic
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
+def results_directory(recipe: Recipe, run_id: str) -> Path:
+    return recipe.paths.runs / recipe.name / run_id
+
+
 class Results:
     """The directory of one run. Opened again under the same id, it goes on where it was."""
 
@@ -22,7 +26,7 @@ class Results:
         self.run_id = run_id or f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"[:-3]
         if not RUN_ID.fullmatch(self.run_id) or self.run_id == "latest":
             raise RecipeError(f"run id {self.run_id!r}: use letters, digits, dot, dash and underscore; not `latest`")
-        self.directory = recipe.paths.runs.resolve() / recipe.name / self.run_id
+        self.directory = results_directory(recipe, self.run_id).resolve()
         self.directory.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         written = self.directory / "recipe.yaml"
