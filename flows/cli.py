@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -172,7 +173,11 @@ def _show(recipe: "Recipe", run_id: str) -> None:
 
 
 def main() -> None:
-    """Runs the command; an error of our own, or about a file, is one message, without a traceback."""
+    """Runs the command; an error of our own, or about a file, is one message, without a traceback.
+
+    Being asked to end (SIGTERM) unwinds like an error, so that a short-lived Prefect server ends with its command.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         app()
     except Exception as error:

@@ -41,8 +41,8 @@ class SampleBackbones(Part):
     """Train a small CLIP and a small Llama on the sample corpus first (model/backbones.py)."""
 
     image_size: PositiveInt = 32
-    vision_steps: PositiveInt = 400
-    llm_steps: PositiveInt = 400
+    vision_steps: PositiveInt = 1200
+    llm_steps: PositiveInt = 100
     seed: int = 0
 
 

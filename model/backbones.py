@@ -25,20 +25,20 @@ from transformers import PreTrainedTokenizerFast as FastTokenizer
 VOCABULARY = 768
 CAPTION_TOKENS = 64  # of a caption, at most
 DOCUMENT_TOKENS = 160  # of a text of the language model, at most
-VISION_BATCH, LLM_BATCH = 256, 16
-LOG_EVERY = 20  # steps
+VISION_BATCH, LLM_BATCH = 64, 16  # many cheap steps teach small models more than few dear ones
+LOG_EVERY = 25  # steps
 
 log = logging.getLogger("backbones")
 
 
 def train_backbones(
-    corpus: Path, output: Path, image_size: int = 32, vision_steps: int = 400, llm_steps: int = 400, seed: int = 0
+    corpus: Path, output: Path, *, vision_steps: int, llm_steps: int, image_size: int = 32, seed: int = 0
 ) -> dict[str, float]:
     """Trains both on the official files of a sample corpus and saves them; returns their last losses.
 
     The same seed, machine and number of threads give the same weights. Raises FileNotFoundError for a missing file.
     """
-    captions = list(read_captions(corpus / "BLIP"))
+    captions = list(read_captions(corpus / "COYO"))  # short: they differ by what is there, not by where
     documents = read_documents(corpus)
     random.Random(seed).shuffle(documents)
     tokenizer = train_tokenizer(documents)
@@ -67,6 +67,10 @@ PHRASES = (
     "\nB.",
     "\nC.",
     "\nD.",
+    " top left",
+    " top right",
+    " bottom left",
+    " bottom right",
     " Is there a",
     " in the image?",
     " What color is the",
@@ -78,6 +82,8 @@ PHRASES = (
     " small or large?",
     " left of the",
     " right of the",
+    " Say in one sentence what the image shows.",
+    " Write the alt text that a web page would give this image.",
     " Reply with one word or a short phrase.",
     "\nReply with the letter of the right option.",
     " Give the box of the one thing called",

@@ -122,6 +122,7 @@ def write_shard(plan: ShardPlan, shard: int) -> None:
             table.cast(schema),
             partial,
             row_group_size=ROWS_PER_GROUP,
+            write_page_checksum=True,  # the loader verifies them: a bit that rots in a shard is an error, not a picture
             use_dictionary=["dataset"],
             # Encoded images do not shrink further; all else does.
             compression={name: "none" if "bytes" in name else "zstd" for name in _leaf_names(schema)},

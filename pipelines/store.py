@@ -82,6 +82,8 @@ class Store:
         with lock(self.root / stage / f".{directory.name}.lock"):
             if not (directory / MANIFEST).is_file():
                 directory.mkdir(parents=True, exist_ok=True)
+                for partial in directory.rglob(".*.partial"):  # of a maker that was killed
+                    partial.unlink(missing_ok=True)
                 result = make(directory)
                 manifest = {"stage": stage, "key": key, **result}
                 write_atomic(directory / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")

@@ -95,7 +95,7 @@ def draw_scene(rng: random.Random) -> Scene:
     places = rng.sample(range(4), count + 1 if count < 4 else count)
     for (color, shape), cell in zip(kinds, places, strict=False):
         cells[cell] = Thing(color, shape, rng.choice(tuple(RADIUS)))
-    if count < 4 and rng.random() < 0.25:
+    if count < 4 and rng.random() < 0.5:
         cells[places[-1]] = rng.choice(WORDS)
     return Scene(tuple(cells))
 

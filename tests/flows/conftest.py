@@ -24,6 +24,7 @@ TINY: dict[str, Any] = {
     "pretrain": {
         "data": {
             "weights": {"blipcapfilt": 0.5, "coyo100m": 0.5},
+            "templates": "plain",
             "chat": "caption",
             "max_text_tokens": 128,
             "shard_samples": 16,

@@ -22,6 +22,13 @@ def test_every_source_has_fine_templates():
         assert load_templates("fine", source.name, source.task)
 
 
+def test_instruction_tuning_always_instructs_and_pretraining_never():
+    for source in sources.SOURCES.values():
+        assert all(template.user.strip() for template in load_templates("fine", source.name, source.task))
+        if source.task == "caption":
+            assert [template.user for template in load_templates("plain", source.name, source.task)] == [""]
+
+
 def test_ids_are_unique_over_a_set():
     ids = [t.id for s in sources.SOURCES.values() for t in load_templates("fine", s.name, s.task)]
     assert len(ids) == len(set(ids))
