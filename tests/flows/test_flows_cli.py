@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 
@@ -49,3 +50,20 @@ def test_a_bad_recipe_fails_at_once_with_one_message(write_recipe, tmp_path, com
     assert "template set 'fein'" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_run_that_is_told_to_end_takes_its_server_along(write_recipe, tmp_path):
+    command = [Path(sys.executable).with_name("honeybee"), "train", str(write_recipe())]
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=clean, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as run:
+        assert run.stdout is not None
+        assert any("Results:" in line for line in run.stdout), "the run has begun"
+        started = psutil.Process(run.pid).children(recursive=True)
+        assert started, "a server of its own"
+        run.terminate()
+        run.communicate(timeout=120)
+    assert run.returncode != 0
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert not alive

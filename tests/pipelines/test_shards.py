@@ -134,6 +134,17 @@ def test_others_read_the_shards(world, tmp_path):
     assert counts == [("a", 1125), ("b", 375)]
 
 
+def test_a_bit_that_rots_in_a_picture_is_found_by_whoever_reads_it(world, tmp_path):
+    directory = build_shards(Store(tmp_path / "store"), **world)
+    path = next(directory.glob("*.parquet"))
+    content = bytearray(path.read_bytes())
+    picture = pq.read_table(path)["images"].combine_chunks().values.field("bytes")[0].as_py()
+    content[content.index(picture) + len(picture) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(OSError, match="CRC"):
+        pq.ParquetFile(path, page_checksum_verification=True).read()
+
+
 @pytest.mark.parametrize("harm", ["missing", "edited", "swapped"])
 def test_verify_finds_a_shard_that_is_not_the_one_written(world, tmp_path, harm):
     directory = build_shards(Store(tmp_path / "store"), **world)
