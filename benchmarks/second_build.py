@@ -1,4 +1,4 @@
-"""What a build costs when nothing changed, and when one template changed: `python benchmarks/second_build.py [RECIPE]`.
+"""What a build costs when nothing changed, and when one template did: `python benchmarks/second_build.py RECIPE LLM`.
 
 Builds the data of both stages of a recipe in a store of its own, three ways in one process: cold, again with nothing
 changed, and again with one dataset's template reworded (in a copy of the templates). Prints seconds and what was made.
@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import pipelines.encode
@@ -31,7 +32,7 @@ def build(workspace: Workspace, llm: str) -> None:
     tokenizer = prepare_tokenizer(store, llm)
     for name in STAGES:
         stage, specs = workspace.stage(name), workspace.specs(name)
-        images = build_images(store, specs, log=quiet)
+        images = build_images(store, specs, log=quiet) if recipe.images == "embed" else {}
         embeddings = build_embeddings(store, specs, recipe.embedder.model, log=quiet)
         examples = {
             spec.name: build_examples(
@@ -41,7 +42,7 @@ def build(workspace: Workspace, llm: str) -> None:
                 chat=stage.data.chat,
                 tokenizer=tokenizer,
                 max_text_tokens=stage.data.max_text_tokens,
-                images=images[spec.name],
+                images=images.get(spec.name),
                 embeddings=embeddings,
                 seed=recipe.seed,
                 log=quiet,
@@ -57,6 +58,7 @@ def build(workspace: Workspace, llm: str) -> None:
             shard_samples=stage.data.shard_samples,
             tokenizer=tokenizer,
             seed=recipe.seed,
+            embed_images=recipe.images == "embed",
             log=quiet,
         )
 
@@ -81,8 +83,12 @@ def main(recipe_name: str, llm: str, root: Path) -> None:
         before, started = made(workspace), time.perf_counter()
         build(workspace, llm)
         seconds = time.perf_counter() - started
-        new = sorted(entry.split("/")[0] for entry in made(workspace) - before)
-        print(f"{what}: {seconds:.1f} s, made {', '.join(new) or 'nothing'}", flush=True)
+        new = Counter(entry.split("/")[0] for entry in made(workspace) - before)
+        print(
+            f"{what}: {seconds:.1f} s, made",
+            ", ".join(f"{new[key]} {key}" for key in sorted(new)) or "nothing",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
