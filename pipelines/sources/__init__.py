@@ -1,6 +1,18 @@
 """Datasets by name: official annotation files → Arrow batches of annotations. A new dataset is one new file here."""
 
-from pipelines.sources import aokvqa, llava, refcoco, vqav2, webdataset
+from pipelines.sources import (
+    aokvqa,
+    gqa,
+    llava,
+    ocrvqa,
+    refcoco,
+    scienceqa,
+    sharegpt,
+    visual_genome,
+    vqav2,
+    vsr,
+    webdataset,
+)
 from pipelines.sources.base import Reject, Source, SourceError
 
 __all__ = ["SOURCES", "Reject", "Source", "SourceError", "get"]
@@ -11,9 +23,15 @@ SOURCES: dict[str, Source] = {
         webdataset.source("blipcapfilt"),
         webdataset.source("coyo100m"),
         vqav2.SOURCE,
+        gqa.SOURCE,
+        ocrvqa.SOURCE,
+        vsr.SOURCE,
+        scienceqa.SOURCE,
         aokvqa.SOURCE,
         *refcoco.SOURCES,
+        visual_genome.SOURCE,
         llava.SOURCE,
+        sharegpt.SOURCE,
     )
 }
 

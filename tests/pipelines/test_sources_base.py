@@ -105,7 +105,8 @@ def test_no_records_no_batch():
 
 def test_registry_lists_the_known_names():
     assert set(sources.SOURCES) == {
-        "vqav2", "aokvqa", "refcoco", "refcoco+", "refcocog", "blipcapfilt", "coyo100m", "llava150k",
+        "blipcapfilt", "coyo100m", "vqav2", "gqa", "ocrvqa", "vsr", "scienceqa", "aokvqa",
+        "refcoco", "refcoco+", "refcocog", "visual_genome", "llava150k", "sharegpt",
     }  # fmt: skip
     assert all(source.name == name and source.task in ANNOTATIONS for name, source in sources.SOURCES.items())
     with pytest.raises(SourceError, match=r"'vqav3'.*aokvqa, .*vqav2"):

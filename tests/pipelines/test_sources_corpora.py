@@ -1,5 +1,6 @@
 """Every source on whole corpora: the generated one with its broken rows, and real official files."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -94,6 +95,9 @@ def test_sample(sample, name):
         ("blipcapfilt", "BLIP", "BLIP", 200),
         ("coyo100m", "coyo", "coyo", 32),
         ("llava150k", "llava_instruct", "llava_instruct/images", 82),
+        ("vsr", "VSR", "VSR/images", 21),
+        ("scienceqa", "ScienceQA", "ScienceQA/images", 300),
+        ("sharegpt", "Vicuna", "Vicuna", 115),
     ],
 )
 def test_real_corpus(realdata, name, annotations, images, count):
@@ -111,12 +115,25 @@ def test_real_corpus(realdata, name, annotations, images, count):
         ("refcoco", "refcoco/annotations", 10_752),
         ("refcoco+", "refcoco/annotations", 10_615),
         ("refcocog", "refcoco/annotations", 4_896),
+        ("gqa", "GQA/annotations", 12_578),
+        ("visual_genome", "VisualGenome/metadata", 1_278),
+        ("vsr", "VSR", 7_680),
     ],
 )
 def test_real_text(realdata, name, root, count):
     rows = read(name, realdata / "text" / root)
     assert len(rows) == count
     assert not [row for row in rows if row["reject"]]
+
+
+@pytest.mark.realdata
+def test_every_real_statement_becomes_a_question(realdata):
+    rows = read("vsr", realdata / "text" / "VSR")
+    for row in rows:
+        # verb, subject with its article, …: and nothing left of the statement's own verb
+        assert re.fullmatch(r"(Is|Does) the [a-z ]+ [a-z ]+ the [a-z ]+\?", row["question"], re.IGNORECASE), row
+        assert not re.search(r"\b(is|contains|consists|has)\b", row["question"][2:]), row
+    assert {row["answer"] for row in rows} == {"yes", "no"}
 
 
 @pytest.mark.realdata

@@ -205,3 +205,112 @@ def test_wrong_top_level(tmp_path):
     write(tmp_path / "a.json", {"rows": []})
     with pytest.raises(SourceError, match=r"a\.json: line 1 column 1 .*'\['"):
         read("llava150k", tmp_path)
+
+
+def test_gqa(tmp_path):
+    good = {"imageId": "n1", "question": "Is it red?", "answer": "no", "fullAnswer": "No, it is blue."}
+    write(
+        tmp_path / "train_balanced_questions.json", {"07": good, "08": {**good, "answer": " "}, "09": {"question": 1}}
+    )
+    rows = read("gqa", tmp_path)
+    assert (rows[0]["image"], rows[0]["question"], rows[0]["answer"]) == ("n1.jpg", "Is it red?", "no")
+    assert rejects(rows) == {1: "empty_answer", 2: "missing_field"}
+
+
+def test_ocrvqa_has_a_row_for_each_question_of_a_training_book(tmp_path):
+    book = {"imageURL": "http://x/y/I/1.jpg", "questions": ["Who?", "What?"], "answers": ["She", ""], "split": 1}
+    write(
+        tmp_path / "dataset.json",
+        {
+            "0310": book,
+            "0311": {**book, "split": 2},
+            "0312": {**book, "answers": ["She"]},
+            "0313": {**book, "imageURL": "http://[x"},
+            "0314": {**book, "imageURL": "http://x/y.gif?a=b.png"},
+        },
+    )
+    rows = read("ocrvqa", tmp_path)
+    assert [row["image"] for row in rows if row["image"]] == ["0310.jpg", "0314.gif"]
+    assert (rows[0]["question"], rows[0]["answer"]) == ("Who?", "She")
+    assert rejects(rows) == {
+        1: "empty_answer",
+        2: "other_split",
+        3: "unmatched_answers",
+        4: "bad_address",
+        6: "empty_answer",
+    }
+
+
+def test_scienceqa_with_and_without_image_and_hint(tmp_path):
+    good = {"question": "Which?", "choices": ["a", "b"], "answer": 1, "hint": "", "image": None, "split": "train"}
+    write(
+        tmp_path / "problems.json",
+        {
+            "1": good,
+            "2": {**good, "image": "image.png", "hint": "Look."},
+            "3": {**good, "split": "test"},
+            "4": {**good, "answer": 2},
+        },
+    )
+    rows = read("scienceqa", tmp_path)
+    assert [(row["image"], row["context"]) for row in rows[:2]] == [(None, None), ("train/2/image.png", "Look.")]
+    assert rejects(rows) == {2: "other_split", 3: "answer_index_out_of_range"}
+
+
+@pytest.mark.parametrize(
+    ("statement", "relation", "expected"),
+    [
+        ("The dish is in this island.", "in", "Is the dish in this island?"),
+        ("The cat that is red is on top of the car.", "on top of", "Is the cat that is red on top of the car?"),
+        ("The cats are near the dish", "near", "Are the cats near the dish?"),
+        ("The bowl contains the apple.", "contains", "Does the bowl contain the apple?"),
+        ("The cake consists of the banana.", "consists of", "Does the cake consist of the banana?"),
+        ("The car has as a part the wheel.", "has as a part", "Does the car have the wheel as a part?"),
+        ("Paris lies on a river.", "beside", "Is it true that Paris lies on a river?"),
+    ],
+)
+def test_vsr_asks_what_its_statements_state(tmp_path, statement, relation, expected):
+    (tmp_path / "random").mkdir()
+    link = "http://images.cocodataset.org/val2017/000000000001.jpg"
+    row = {"caption": statement, "relation": relation, "image_link": link, "label": 1}
+    lines = [row, {**row, "label": 0}, {**row, "label": 2}, {**row, "label": True}]
+    (tmp_path / "random" / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    rows = read("vsr", tmp_path)
+    assert [(r["question"], r["answer"]) for r in rows[:2]] == [(expected, "yes"), (expected, "no")]
+    assert rows[0]["image"] == "val2017/000000000001.jpg"
+    assert rejects(rows) == {2: "bad_label", 3: "wrong_type"}
+
+
+def test_visual_genome_boxes_are_pixels_of_the_image_that_image_data_names(tmp_path):
+    region = {"image_id": 1, "x": 80, "y": 60, "width": 160, "height": 600, "phrase": "a clock"}
+    write(
+        tmp_path / "region_descriptions.json",
+        [
+            {"id": 1, "regions": [region, {**region, "width": 0}, {**region, "image_id": 2}, {**region, "phrase": ""}]},
+            {"id": 2},
+            {"id": 3, "regions": [{**region, "image_id": 3}]},
+        ],
+    )
+    url = "https://cs.stanford.edu/people/rak248/VG_100K_2/1.jpg"
+    write(
+        tmp_path / "image_data.json",
+        [{"image_id": 1, "url": url, "width": 800, "height": 600}, {"image_id": 3, "url": url, "width": "8"}],
+    )
+    rows = read("visual_genome", tmp_path)
+    assert (rows[0]["image"], rows[0]["phrase"]) == ("VG_100K_2/1.jpg", "a clock")
+    assert rows[0]["box"] == [0.1, 0.1, 0.3, 1.0]  # what sticks out is clipped
+    assert rejects(rows) == {
+        1: "box_empty",
+        2: "unmatched_region",
+        3: "empty_phrase",
+        4: "missing_field",
+        5: "bad_image_data",
+    }
+
+
+def test_sharegpt_is_text_only(tmp_path):
+    talk = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    write(tmp_path / "sharegpt.json", [{"id": "a", "conversations": talk}, {"id": "b", "conversations": talk[1:]}])
+    rows = read("sharegpt", tmp_path)
+    assert (rows[0]["image"], rows[0]["turns"]) == (None, [{"user": "Hi", "assistant": "Hello"}])
+    assert rejects(rows) == {1: "wrong_role"}

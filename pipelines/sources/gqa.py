@@ -1,0 +1,28 @@
+"""GQA's balanced training questions, `train_balanced_questions.json`: an object of question id → question."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.sources import json_stream
+from pipelines.sources.base import Source, Unique, batches, named_files, text
+
+_files = named_files("train_balanced_questions.json")
+
+
+def read(root: Path) -> Iterator[pa.RecordBatch]:
+    """Questions in file order, with the short answer. Images are `<imageId>.jpg`."""
+    unique = Unique("question id")
+
+    def row(member: tuple[str, Any]) -> tuple[str, str, str]:
+        key, record = member
+        unique.check(key)
+        image = f"{text(record, 'imageId')}.jpg"
+        return image, text(record, "question", "empty_question"), text(record, "answer", "empty_answer")
+
+    yield from batches("open_question", json_stream.members(_files(root)[0]), row)
+
+
+SOURCE = Source("gqa", "open_question", _files, read)

@@ -1,0 +1,63 @@
+"""OCR-VQA's `dataset.json`: an object of book id → image address, questions, answers, split (1: training).
+
+A row is one question with its answer. Books of the other splits are one reject each (`other_split`).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+
+from pipelines.sources import json_stream
+from pipelines.sources.base import Reject, Source, Unique, batches, clean, field, named_files, show, text
+
+_files = named_files("dataset.json")
+_TRAIN = 1
+
+Row = tuple[str, str, str]
+
+
+def _image(key: str, record: Any) -> str:
+    """`<id><extension of the address>`, as the official download script names them."""
+    address = text(record, "imageURL")
+    try:
+        extension = PurePosixPath(urlsplit(address).path).suffix
+    except ValueError:  # brackets that are no address of a host
+        extension = ""
+    if not extension:
+        raise Reject("bad_address", f"imageURL {show(address)} has no extension")
+    return f"{key}{extension}"
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Any, Any] | Reject]:
+    """(image, question, answer), or a Reject for a whole book."""
+    unique = Unique("book id")
+    for key, record in json_stream.members(path):
+        try:
+            unique.check(key)
+            split = field(record, "split", int)
+            if split != _TRAIN:
+                raise Reject("other_split", f"split is {split}")
+            image = _image(key, record)
+            questions, answers = field(record, "questions", list), field(record, "answers", list)
+            if not questions or len(questions) != len(answers):
+                raise Reject("unmatched_answers", f"{len(questions)} questions, {len(answers)} answers")
+        except Reject as reject:
+            yield reject
+            continue
+        for question, answer in zip(questions, answers, strict=True):
+            yield image, question, answer
+
+
+def _row(row: tuple[str, Any, Any]) -> Row:
+    image, question, answer = row
+    return image, clean("questions[…]", question, "empty_question"), clean("answers[…]", answer, "empty_answer")
+
+
+def read(root: Path) -> Iterator[pa.RecordBatch]:
+    yield from batches("open_question", _rows(_files(root)[0]), _row)
+
+
+SOURCE = Source("ocrvqa", "open_question", _files, read)

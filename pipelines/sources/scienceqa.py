@@ -1,0 +1,48 @@
+"""ScienceQA's `problems.json`: an object of problem id → question, choices, answer, hint, image or none, split.
+
+Only the training split is used; rows of the others are rejects (`other_split`), so that they stand in the ledger.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.sources import json_stream
+from pipelines.sources.base import (
+    Reject,
+    Source,
+    Unique,
+    batches,
+    choices,
+    field,
+    named_files,
+    optional_text,
+    show,
+    text,
+)
+
+_files = named_files("problems.json")
+
+
+def read(root: Path) -> Iterator[pa.RecordBatch]:
+    """Problems in file order. Images are `train/<id>/<file>`; a problem without one is text only."""
+    unique = Unique("problem id")
+
+    def row(member: tuple[str, Any]) -> tuple[Any, ...]:
+        key, record = member
+        unique.check(key)
+        split = text(record, "split")
+        if split != "train":
+            raise Reject("other_split", f"split is {show(split)}")
+        file = optional_text(record, "image")
+        hint = field(record, "hint", str).strip() if "hint" in record else ""
+        question = text(record, "question", "empty_question")
+        image = None if file is None else f"train/{key}/{file}"
+        return image, question, *choices(record, "choices", "answer"), hint or None
+
+    yield from batches("multiple_choice", json_stream.members(_files(root)[0]), row)
+
+
+SOURCE = Source("scienceqa", "multiple_choice", _files, read)

@@ -1,0 +1,31 @@
+"""ShareGPT: text-only conversations, `[{id, conversations: [{from, value}, …]}, …]` in every `*.json` of the directory.
+
+Rows are counted on over the files, sorted by name.
+"""
+
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.sources import json_stream
+from pipelines.sources.base import Source, batches, matching_files
+from pipelines.sources.conversations import turns
+
+
+def _files(root: Path) -> list[Path]:
+    return matching_files(root, "*.json")
+
+
+def _row(record: Any) -> tuple[None, list[tuple[str, str]]]:
+    return None, turns(record)
+
+
+def read(root: Path) -> Iterator[pa.RecordBatch]:
+    records = chain.from_iterable(json_stream.array(path) for path in _files(root))
+    yield from batches("conversation", records, _row)
+
+
+SOURCE = Source("sharegpt", "conversation", _files, read)
