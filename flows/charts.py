@@ -22,6 +22,7 @@ def loss_curve(metrics: dict[str, Path]) -> bytes:
         loss.plot(steps, [row["loss"] for row in rows], linewidth=1.2, color="black", label="all")
         loss.legend(fontsize="x-small")
         rate.plot(steps, [row["learning_rate"] for row in rows], linewidth=1, color="tab:gray")
+        loss.set_yscale("log")  # a dataset that begins at 8 leaves room for the others, which end near 0.1
         loss.set_title(stage)
         rate.set_xlabel("step")
         rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))

@@ -3,6 +3,9 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
+
+from flows.memory import sizes
 from flows.recipe import Recipe, RecipeError, Stage
 from flows.workspace import STAGES, Workspace
 from model import evaluation
@@ -24,6 +27,15 @@ def check_settings(recipe: Recipe) -> None:
 def check_inputs(workspace: Workspace) -> None:
     """Annotation files, image roots, benchmarks, local models. Raises RecipeError with every problem found."""
     _raise(workspace.recipe, _inputs(workspace))
+
+
+def check_device(recipe: Recipe) -> None:
+    """Whether this machine can train what the recipe asks it to. Raises RecipeError."""
+    if recipe.launch.device == "cuda" and torch.cuda.device_count() < recipe.launch.ranks:
+        raise RecipeError(
+            f"launch: {recipe.launch.ranks} ranks on cuda need as many GPUs, this machine has "
+            f"{torch.cuda.device_count()}: lower launch.ranks, set launch.device, or run it elsewhere"
+        )
 
 
 def _settings(recipe: Recipe) -> Iterator[str]:
@@ -64,13 +76,24 @@ def _inputs(workspace: Workspace) -> Iterator[str]:
         yield from _problems(f"datasets.{name}", sources.get(spec.source).files, spec.annotations)
         if recipe.images == "embed" and not spec.images.is_dir():
             yield f"datasets.{name}.images: there is no directory {spec.images}"
-    for name, part in recipe.evaluation.benchmarks.items():
-        for key, path in (("path", part.path), ("images", part.images)):
-            if path is not None and not (workspace.data / path).exists():
-                yield f"evaluation.benchmarks.{name}.{key}: there is no {workspace.data / path}"
+    for name in recipe.evaluation.benchmarks:
+        missing = [path for path in workspace.benchmark(name) if not path.exists()]
+        yield from (f"evaluation.benchmarks.{name}: there is no {path}" for path in missing)
+        if not missing:
+            yield from _problems(f"evaluation.benchmarks.{name}", _ask_nothing, workspace, name)
     for key, model in (("vision", recipe.backbones.vision), ("llm", recipe.backbones.llm)):
         if model and _looks_local(model) and not (Path(model) / "config.json").is_file():
             yield f"backbones.{key}: there is no model (no config.json) in {model}"
+            return
+    if recipe.backbones.vision and recipe.backbones.llm:
+        yield from _problems("model", sizes, recipe, recipe.backbones.vision, recipe.backbones.llm)
+
+
+def _ask_nothing(workspace: Workspace, name: str) -> None:
+    """Reads the questions and the first picture, as the evaluation will hours later."""
+    questions = evaluation.get(name).read(*workspace.benchmark(name))
+    for image in questions[0].images[:1]:
+        image.read()
 
 
 def _looks_local(model: str) -> bool:
@@ -82,7 +105,8 @@ def _build_small_projector(recipe: Recipe) -> None:
     """Of any width: the number of tokens, the type and its settings are what can be wrong."""
     projector = recipe.model.projector
     features = projector.num_tokens if projector.type in ("linear", "mlp") else 16  # those two keep the number
-    build_projector(projector.type, Shape(features, projector.num_tokens, 8, 8), projector.settings)
+    with torch.device("meta"):
+        build_projector(projector.type, Shape(features, projector.num_tokens, 8, 8), projector.settings)
 
 
 def _problems(key: str, check: Callable[..., object], *arguments: object) -> Iterator[str]:

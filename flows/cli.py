@@ -57,6 +57,8 @@ def train(
     run_id: Annotated[str | None, typer.Option(help="Name of the results directory; the time where absent.")] = None,
 ) -> None:
     """Runs a recipe to the end on a short-lived Prefect server: data, both stages, evaluation, report."""
+    from flows.check import check_device
+
     if dry_run:
         from flows.plan import plan
         from flows.recipe import load_recipe
@@ -65,6 +67,7 @@ def train(
             typer.echo(line)
         return
     parsed = _check(recipe)
+    check_device(parsed)
     settings.configure()
     from flows.train_honeybee import train_honeybee
 

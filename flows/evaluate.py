@@ -24,9 +24,8 @@ def evaluate(workspace: Workspace, model: Path) -> Path:
     digests = FileDigests(store)
     benchmarks: dict[str, dict[str, str]] = {}
     contents: dict[str, Any] = {}
-    for name, part in recipe.evaluation.benchmarks.items():
-        path = workspace.data / part.path
-        images = workspace.data / part.images if part.images else path if path.is_dir() else path.parent
+    for name in recipe.evaluation.benchmarks:
+        path, images = workspace.benchmark(name)
         benchmarks[name] = {"path": str(path), "images": str(images)}
         files = sorted(p for p in path.glob("**/*.*") if p.suffix in TEXTS) if path.is_dir() else [path]
         contents[name] = {

@@ -48,7 +48,9 @@ def model_config(model: str) -> PreTrainedConfig | None:
         return AutoConfig.for_model(**_KNOWN[model])
     try:
         return AutoConfig.from_pretrained(model, local_files_only=True)
-    except OSError:
+    except OSError as error:
+        if Path(model).is_dir():
+            raise ValueError(f"{model}: {error}") from None
         return None
 
 

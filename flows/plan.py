@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from flows import tables
 from flows.check import check_inputs, check_settings
-from flows.recipe import Recipe
+from flows.recipe import Recipe, RecipeError
 from flows.workspace import STAGES, Workspace, locate_workspace
 from pipelines import sources
 from pipelines.build import DatasetSpec
@@ -102,7 +102,10 @@ def _model_sizes(recipe: Recipe):
         return "The backbones will be trained first; they are small, and fit anywhere."
     from flows.memory import sizes  # imports torch and transformers
 
-    found = sizes(recipe, backbones.vision, backbones.llm)
+    try:
+        found = sizes(recipe, backbones.vision, backbones.llm)
+    except ValueError as error:
+        raise RecipeError(f"the recipe {recipe.name} cannot run; nothing was started:\n  model: {error}") from None
     if found is None:
         return (
             f"Memory: not known, since no configuration of {backbones.vision} or {backbones.llm} is in the local hub "

@@ -18,7 +18,7 @@ class RecipeError(ValueError):
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Paths(Part):
@@ -133,7 +133,7 @@ class Evaluation(Part):
 
 
 class Recipe(Part):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=100)]
     seed: int = 0
     paths: Paths = Paths()
     sample: SampleCorpus | None = None

@@ -37,6 +37,12 @@ class Workspace:
             dedup_threshold=part.dedup.threshold,
         )
 
+    def benchmark(self, name: str) -> tuple[Path, Path]:
+        """Where the official files of a benchmark of the recipe lie, and the root of its images."""
+        part = self.recipe.evaluation.benchmarks[name]
+        path = self.data / part.path
+        return path, self.data / part.images if part.images else path if path.is_dir() else path.parent
+
     def specs(self, stage: str) -> list[DatasetSpec]:
         """Those of the datasets that have a share in a stage, by name."""
         return [self.spec(name) for name in sorted(self.stage(stage).data.weights)]

@@ -42,6 +42,11 @@ class HoneybeeConfig(PreTrainedConfig):
                 f"vision_layer is {self.vision_layer}, but the vision encoder has {layers} layers: "
                 f"give an index from {-layers - 1} to {layers} of its {layers + 1} hidden states"
             )
+        if self.num_features == 0:
+            raise ValueError(
+                f"an image of {self.vision_config.image_size} pixels holds no patch of "
+                f"{self.vision_config.patch_size}: raise image_size"
+            )
 
     @property
     def num_image_tokens(self) -> int:

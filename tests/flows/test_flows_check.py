@@ -1,10 +1,13 @@
 """What a recipe names must be there, before anything is started."""
 
 import pytest
+import torch
 
-from flows.check import check_inputs, check_settings
+from flows.check import check_device, check_inputs, check_settings
 from flows.recipe import RecipeError, load_recipe
 from flows.workspace import locate_workspace, open_workspace
+from model.backbones import train_backbones
+from pipelines.sample import write_sample
 
 OTHER_DATASET = {"annotations": "x", "source": "gqa-typo"}
 
@@ -57,6 +60,47 @@ def test_files_that_are_missing(write_recipe, tmp_path):
     assert f"datasets.vqav2: {data}/VQAv2/v2_OpenEnded_mscoco_train2014_questions.json is missing" in text
     assert f"datasets.vqav2.images: there is no directory {data}/VQAv2/images" in text
     assert f"datasets.blipcapfilt: no **/*.tar in {data}/BLIP" in text
-    assert f"evaluation.benchmarks.pope.path: there is no {data}/POPE" in text
+    assert f"evaluation.benchmarks.pope: there is no {data}/POPE" in text
     assert "backbones.vision: there is no model (no config.json) in ./vit" in text
     assert "backbones.llm" not in text
+
+
+def test_benchmarks_are_read_before_anything_is_trained(write_recipe, tmp_path):
+    write_sample(tmp_path / "data", scenes=4, held_out=8, seed=0)
+    path = write_recipe(
+        {
+            "sample": None,
+            "evaluation/benchmarks/pope": {"path": "POPE", "images": "BLIP"},
+            "evaluation/benchmarks/mmbench": {"path": "POPE/coco_pope_random.json"},
+        }
+    )
+    with pytest.raises(RecipeError) as caught:
+        check_inputs(locate_workspace(load_recipe(path)))
+    assert "evaluation.benchmarks.pope: image_missing: there is no 'COCO_val2014_" in str(caught.value)
+    assert "evaluation.benchmarks.mmbench: " in str(caught.value)
+    assert "datasets" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model/projector": {"type": "linear", "num_tokens": 5}}, "model: "),
+        ({"model/vision_layer": 99}, "vision_layer"),
+        ({"model/image_size": 7}, "model: "),
+    ],
+)
+def test_parts_that_do_not_fit_are_told_before_their_weights_are_loaded(write_recipe, tmp_path, changes, message):
+    write_sample(tmp_path / "data", scenes=4, held_out=8, seed=0)
+    train_backbones(tmp_path / "data", tmp_path / "models", vision_steps=1, llm_steps=1)
+    backbones = {"vision": str(tmp_path / "models/vision"), "llm": str(tmp_path / "models/llm")}
+    path = write_recipe({"sample": None, "backbones": backbones})
+    check_inputs(locate_workspace(load_recipe(path)))
+    path = write_recipe({"sample": None, "backbones": backbones, **changes})
+    with pytest.raises(RecipeError, match=message):
+        check_inputs(locate_workspace(load_recipe(path)))
+
+
+def test_gpus_that_are_not_there(write_recipe):
+    recipe = load_recipe(write_recipe({"launch": {"ranks": 1 + torch.cuda.device_count(), "device": "cuda"}}))
+    with pytest.raises(RecipeError, match="need as many GPUs"):
+        check_device(recipe)
