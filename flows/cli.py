@@ -41,7 +41,7 @@ def sample(
 def build(recipe: RecipeArgument) -> None:
     """Builds a recipe's shards, both stages; what is whole in the store is taken from there."""
     parsed = _check(recipe)
-    settings.configure()
+    _own_server()
     from flows.rebuild import rebuild_dataset
     from flows.results import results_directory
 
@@ -68,7 +68,7 @@ def train(
         return
     parsed = _check(recipe)
     check_device(parsed)
-    settings.configure()
+    _own_server()
     from flows.train_honeybee import train_honeybee
 
     run_id = run_id or time.strftime("%Y%m%d-%H%M%S", time.gmtime())
@@ -82,7 +82,7 @@ def evaluate(
     recipe: Annotated[str, typer.Option(help="The recipe whose benchmarks are asked.")] = "sample",
 ) -> None:
     """Scores a model on the benchmarks of a recipe."""
-    settings.configure()
+    _own_server()
     from flows import tables
     from flows.evaluate import evaluate_honeybee
 
@@ -147,6 +147,14 @@ def submit(
         _show(load_recipe(used["recipe"]), run_id)
     typer.echo(f"UI: {settings.ui_url(port)}")
     raise typer.Exit(0 if state.is_completed() else 1)
+
+
+def _own_server() -> None:
+    """Prepares a run with a short-lived server of its own."""
+    from flows.services import end_orphans
+
+    end_orphans()
+    settings.configure()
 
 
 def _check(recipe: str) -> "Recipe":

@@ -18,8 +18,9 @@ from typing import Any
 
 import psutil
 
-from flows.settings import HOME, HOST, WORK_POOL, api_url, environment
+from flows.settings import HOME, HOST, OWNER, WORK_POOL, api_url, environment, owner
 
+_SERVER = "prefect.server.api.server:create_app"  # in the command line of every Prefect server
 STOP_SECONDS = 30  # between asking a process to end and killing it
 
 
@@ -61,6 +62,24 @@ def stop(log: Callable[[str], None] = print) -> None:
     """Ends the worker with the runs it carries out, then the server: those that `start` started here, if they live."""
     for name in ("worker", "server"):
         _stop(name, log)
+
+
+def end_orphans() -> None:
+    """Ends short-lived servers whose command was killed before it could end them."""
+    orphans = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # processes end meanwhile, and those of others tell nothing
+            served = process.environ().get(OWNER)
+            if served and _SERVER in process.cmdline() and not _lives(served):
+                orphans.append(process)
+    _end(orphans)
+
+
+def _lives(served: str) -> bool:
+    try:
+        return owner(psutil.Process(int(served.split()[0]))) == served
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _start(name: str, command: list[str], env: Mapping[str, str], ready: Callable[[], bool], port: int) -> None:

@@ -6,10 +6,13 @@ Prefect reads its settings from the environment at import: call `configure` befo
 import os
 from pathlib import Path
 
+import psutil
+
 HOME = Path(".honeybee")  # in the directory where commands run: databases, logs and pid files
 HOST = "127.0.0.1"
 PORT = 4200
 WORK_POOL = "local"
+OWNER = "HONEYBEE_OWNER"  # in the environment of a short-lived server: the command that it serves, as `owner()` says it
 
 _QUIET = {
     "DO_NOT_TRACK": "1",
@@ -43,7 +46,12 @@ def environment(port: int | None) -> dict[str, str]:
     return {**_QUIET, **where}
 
 
+def owner(process: psutil.Process) -> str:
+    """A process as no other will ever be called: a pid is given away again, a pid with its start time is not."""
+    return f"{process.pid} {process.create_time()}"
+
+
 def configure(port: int | None = None) -> None:
     """Puts `environment(port)` into this process's environment. Without a port, what is already set there wins, so
     that a run can report to a server of one's own by PREFECT_API_URL."""
-    os.environ.update(environment(port) | ({} if port else dict(os.environ)))
+    os.environ.update(environment(port) | ({} if port else {**os.environ, OWNER: owner(psutil.Process())}))

@@ -1,12 +1,16 @@
 """The command as a newcomer types it."""
 
+import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+
+from flows import services
 
 
 def honeybee(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess:
@@ -52,18 +56,38 @@ def test_a_bad_recipe_fails_at_once_with_one_message(write_recipe, tmp_path, com
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_run_that_is_told_to_end_takes_its_server_along(write_recipe, tmp_path):
+@pytest.fixture
+def begun(write_recipe, tmp_path) -> Iterator[tuple[subprocess.Popen, list[psutil.Process]]]:
+    """A run that has begun, and the processes that it has started: its server."""
     command = [Path(sys.executable).with_name("honeybee"), "train", str(write_recipe())]
     clean = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
     with subprocess.Popen(
         command, cwd=tmp_path, env=clean, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as run:
         assert run.stdout is not None
-        assert any("Results:" in line for line in run.stdout), "the run has begun"
+        assert any("Results:" in line for line in run.stdout)
         started = psutil.Process(run.pid).children(recursive=True)
-        assert started, "a server of its own"
-        run.terminate()
-        run.communicate(timeout=120)
-    assert run.returncode != 0
+        assert any(services._SERVER in process.cmdline() for process in started)
+        yield run, started
+        for process in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def test_a_run_that_is_told_to_end_takes_its_server_along(begun):
+    run, started = begun
+    run.terminate()
+    assert run.wait(timeout=120) != 0
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert not alive
+
+
+def test_the_next_run_ends_the_server_that_a_killed_one_left(begun):
+    run, started = begun
+    services.end_orphans()
+    assert all(process.is_running() for process in started), "its command lives"
+    run.kill()
+    run.wait(timeout=30)
+    services.end_orphans()
     _, alive = psutil.wait_procs(started, timeout=30)
     assert not alive
