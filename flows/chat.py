@@ -9,11 +9,17 @@ from model.modeling import HoneybeeForConditionalGeneration
 from model.processing import HoneybeeProcessor
 
 
+class ChatError(ValueError):
+    """A question or a model that cannot be used."""
+
+
 class Chat:
     """Remembers the turns so far; answers greedily."""
 
     def __init__(self, model: Path, image: Path, max_new_tokens: int = 256):
-        """Raises OSError for a directory without a model, or a file that is no image."""
+        """Raises ChatError for a directory without a model, OSError for a file that is no image."""
+        if not (model / "config.json").is_file():
+            raise ChatError(f"there is no model (no config.json) in {model}: give a run's model directory")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = HoneybeeForConditionalGeneration.from_pretrained(model).to(device).eval()
         self.processor = HoneybeeProcessor.from_pretrained(model)
@@ -24,9 +30,11 @@ class Chat:
 
     @torch.inference_mode()
     def ask(self, question: str) -> str:
-        """The answer to the next turn. Raises ValueError for a question that contains the image token."""
+        """The answer to the next turn. Raises ChatError for a question that is empty or contains the image token."""
         if self.processor.image_token in question:
-            raise ValueError(f"the question contains {self.processor.image_token}; the picture is already there")
+            raise ChatError(f"the question contains {self.processor.image_token}; the picture is already there")
+        if not question.strip():
+            raise ChatError("the question is empty")
         head = [] if self.messages else [{"type": "image"}]
         self.messages.append({"role": "user", "content": [*head, {"type": "text", "text": question}]})
         text = self.processor.apply_chat_template(self.messages, add_generation_prompt=True, tokenize=False)

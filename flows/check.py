@@ -1,5 +1,6 @@
 """What can be wrong with a recipe besides its form, found before hours of work: all of it at once."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -38,7 +39,19 @@ def check_device(recipe: Recipe) -> None:
         )
 
 
+def _writable(path: Path) -> str | None:
+    """What keeps a directory from being made or written at `path`; nothing is written to find out."""
+    there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    if not there.is_dir():
+        return f"{there} is no directory"
+    return None if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written to"
+
+
 def _settings(recipe: Recipe) -> Iterator[str]:
+    for key, path in (("store", recipe.paths.store), ("runs", recipe.paths.runs)):
+        problem = _writable(path)
+        if problem:
+            yield f"paths.{key}: {problem}"
     for name, dataset in recipe.datasets.items():
         yield from _problems(f"datasets.{name}", sources.get, dataset.source or name)
         if "semantic" in dataset.dedup.rule and dataset.max_turns > 1:

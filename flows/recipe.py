@@ -156,17 +156,32 @@ class Recipe(Part):
         return self
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML without the last of two equal keys winning in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    "in a mapping", node.start_mark, f"the key {key.value!r} stands twice", key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """Reads a recipe file, or one of flows/recipes by its name. Raises RecipeError naming file, key and remedy."""
     path = Path(name_or_path)
     if not path.suffix:
         path = RECIPES / f"{name_or_path}.yaml"
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
         raise RecipeError(f"no recipe {name_or_path}: give a YAML file or one of: {known}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also: not UTF-8, an endless number, endless nesting
         raise RecipeError(f"{path} is not valid YAML: {error}") from None
     try:
         return Recipe.model_validate(content)

@@ -48,13 +48,19 @@ class Mixture:
         return {name: int(periods * self.quotas[d] + tail[d]) for d, name in enumerate(self.names)}
 
 
+class MixtureError(ValueError):
+    """Weights that give no mixture."""
+
+
 def make_mixture(weights: Mapping[str, float], sizes: Mapping[str, int], seed: int) -> Mixture:
-    """weights: dataset → share, normalised here; sizes: dataset → number of examples. Raises ValueError for a dataset
+    """weights: dataset → share, normalised here; sizes: dataset → number of examples. Raises MixtureError for a dataset
     with a share but no example, or a share too small to give it one sample in a period."""
     names = tuple(sorted(weights))
     empty = [name for name in names if sizes[name] < 1]
+    if not names:
+        raise MixtureError("no dataset has a share")
     if empty:
-        raise ValueError(f"{', '.join(empty)}: a share in the mixture, but no example; see its rejects, or drop it")
+        raise MixtureError(f"{', '.join(empty)}: a share in the mixture, but no example; see its rejects, or drop it")
     quotas = _quotas(np.array([weights[name] for name in names], dtype=np.float64), names)
     period = _chairman_order(quotas)
     ranks = np.empty(PERIOD, dtype=np.int32)
@@ -65,13 +71,13 @@ def make_mixture(weights: Mapping[str, float], sizes: Mapping[str, int], seed: i
 
 def _quotas(weights: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
     """Largest-remainder rounding of the normalised weights to integers that sum to PERIOD."""
-    exact = weights / weights.sum() * PERIOD
+    exact = weights / weights.max() / (weights / weights.max()).sum() * PERIOD  # the sum of huge weights is finite, too
     quotas = np.floor(exact).astype(np.int64)
     order = np.argsort(quotas - exact, kind="stable")
     quotas[order[: PERIOD - int(quotas.sum())]] += 1
     if (quotas == 0).any():
         lost = [name for name, quota in zip(names, quotas, strict=True) if quota == 0]
-        raise ValueError(f"{', '.join(lost)}: a share below 1/{PERIOD} cannot be kept; raise it or drop the dataset")
+        raise MixtureError(f"{', '.join(lost)}: a share below 1/{PERIOD} cannot be kept; raise it or drop the dataset")
     return quotas
 
 

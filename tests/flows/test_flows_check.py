@@ -1,5 +1,7 @@
 """What a recipe names must be there, before anything is started."""
 
+import os
+
 import pytest
 import torch
 
@@ -104,3 +106,11 @@ def test_gpus_that_are_not_there(write_recipe):
     recipe = load_recipe(write_recipe({"launch": {"ranks": 1 + torch.cuda.device_count(), "device": "cuda"}}))
     with pytest.raises(RecipeError, match="need as many GPUs"):
         check_device(recipe)
+
+
+def test_places_that_cannot_be_written(write_recipe, tmp_path):
+    (tmp_path / "file").touch()
+    paths = {"store": str(tmp_path / "file" / "store"), "runs": "/proc/runs"}
+    with pytest.raises(RecipeError, match=r"paths.store: .*/file is no directory") as caught:
+        check_settings(load_recipe(write_recipe({"paths": paths})))
+    assert os.geteuid() == 0 or "paths.runs: /proc cannot be written to" in str(caught.value)

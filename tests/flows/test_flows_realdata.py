@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import write_tiny
+from tiny import write_tiny
 
 from model.backbones import train_backbones
 from pipelines.sample import write_sample

@@ -43,3 +43,18 @@ def test_broken_yaml_is_named_with_its_line(tmp_path):
     path.write_text("name: x\npretrain: [1, 2\n")
     with pytest.raises(RecipeError, match=r"broken\.yaml is not valid YAML[\s\S]*line 3"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name: a\nname: b\n", "the key 'name' stands twice"),
+        (b"name: \xff\xfe", "is not valid YAML"),
+        (b"[" * 5000, "is not valid YAML"),
+        (b"seed: " + b"1" * 10_000, "is not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_recipe(tmp_path, content, message):
+    (tmp_path / "r.yaml").write_bytes(content)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(tmp_path / "r.yaml")

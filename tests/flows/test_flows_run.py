@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import write_tiny
 from datasets import load_dataset
+from tiny import write_tiny
 
 from flows.recipe import RecipeError
 from model.modeling import HoneybeeForConditionalGeneration

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import write_tiny
+from tiny import write_tiny
 
 pytestmark = pytest.mark.slow
 FLOW = Path(__file__).resolve().parents[2] / "flows/rebuild.py:rebuild_dataset"

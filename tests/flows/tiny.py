@@ -1,0 +1,79 @@
+"""A recipe small enough for tests."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "sample": {"scenes": 60, "held_out": 12},
+    "backbones": {"train": {"image_size": 32, "vision_steps": 1, "llm_steps": 1}},
+    "model": {"projector": {"type": "c-abstractor", "num_tokens": 4, "settings": {"hidden_size": 32, "depth": 1}}},
+    "datasets": {
+        "blipcapfilt": {"annotations": "BLIP"},
+        "coyo100m": {"annotations": "COYO"},
+        "vqav2": {"annotations": "VQAv2", "images": "VQAv2/images", "max_turns": 4, "dedup": {"rule": "answer"}},
+        "refcoco": {"annotations": "refcoco/annotations", "images": "coco/images/train2014"},
+    },
+    "pretrain": {
+        "data": {
+            "weights": {"blipcapfilt": 0.5, "coyo100m": 0.5},
+            "templates": "plain",
+            "chat": "caption",
+            "max_text_tokens": 128,
+            "shard_samples": 16,
+        },
+        "train": {
+            "trains": ["projector"],
+            "steps": 3,
+            "global_batch": 8,
+            "micro_batch": 8,
+            "warmup_steps": 1,
+            "precision": "fp32",
+            "gradient_checkpointing": False,
+            "log_every": 1,
+        },
+    },
+    "finetune": {
+        "data": {"weights": {"vqav2": 0.75, "refcoco": 0.25}, "max_text_tokens": 256, "shard_samples": 16},
+        "train": {
+            "steps": 3,
+            "global_batch": 8,
+            "micro_batch": 8,
+            "warmup_steps": 1,
+            "precision": "fp32",
+            "gradient_checkpointing": False,
+            "log_every": 1,
+        },
+    },
+    "launch": {"ranks": 1, "device": "cpu"},
+    "evaluation": {
+        "benchmarks": {
+            "pope": {"path": "POPE", "images": "POPE/images"},
+            "mmbench": {"path": "MMBench/mmbench_dev.tsv"},
+        },
+        "shuffled_control": True,
+    },
+}
+
+WriteRecipe = Callable[..., Path]
+
+
+def write_tiny(root: Path, changes: dict[str, Any]) -> Path:
+    content = copy.deepcopy(TINY)
+    content["paths"] = {"store": str(root / "store"), "runs": str(root / "runs"), "data": str(root / "data")}
+    for dotted, value in changes.items():
+        *parents, last = dotted.split("/")
+        place = content
+        for parent in parents:
+            place = place[parent]
+        if value is None:
+            del place[last]
+        else:
+            place[last] = value
+    path = root / f"{content['name']}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
