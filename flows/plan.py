@@ -116,14 +116,14 @@ def _model_sizes(recipe: Recipe):
 
 def _count(workspace: Workspace, spec: DatasetSpec) -> Count | None:
     """As built where it was, else counted where its files are small."""
-    built = _built(workspace.store, spec)
-    if built is not None:
-        return built
     source = sources.get(spec.source)
     try:
         files = source.files(spec.annotations)
     except sources.SourceError:  # not there yet: said at the end, with all else that is missing
         return None
+    built = _built(workspace.store, spec)
+    if built is not None:
+        return built
     if sum(path.stat().st_size for path in files) > COUNTED_BYTES:
         return None
     images = [batch.select(["image", "reject"]) for batch in source.read(spec.annotations)]
