@@ -27,7 +27,7 @@ def port() -> int:
 def project(tmp_path_factory, port):
     """A directory with two deployments, of a good recipe and of a bad one, and what `up` started there."""
     root = tmp_path_factory.mktemp("project")
-    small = {"sample/scenes": 20, "sample/held_out": 4}
+    small = {"sample/scenes": 20, "sample/held_out": 12}
     good = write_tiny(root, small)
     bad = write_tiny(root, {**small, "name": "bad", "finetune/data/templates": "fein"})
     deployments = [

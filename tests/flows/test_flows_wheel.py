@@ -52,8 +52,8 @@ def test_nothing_comes_from_the_source_tree(environment, tmp_path):
 
 
 def test_sample_and_build(environment, tmp_path):
-    run(environment / "honeybee", "sample", "corpus", "--scenes", "20", "--held-out", "4", cwd=tmp_path)
-    changes = {"sample/scenes": 20, "sample/held_out": 4}
+    run(environment / "honeybee", "sample", "corpus", "--scenes", "20", "--held-out", "12", cwd=tmp_path)
+    changes = {"sample/scenes": 20, "sample/held_out": 12}
     out = run(environment / "honeybee", "build", write_tiny(tmp_path, changes), cwd=tmp_path)
     lines = [line.split(": ") for line in out.splitlines() if line.startswith(("pretrain: ", "finetune: "))]
     assert [stage for stage, _ in lines] == ["pretrain", "finetune"]
