@@ -18,14 +18,14 @@ from pipelines.images import identities, images_table
 from pipelines.instructify import raw_texts
 from pipelines.render import RenderSettings, check_ledger
 from pipelines.schema import ANNOTATIONS, IMAGES
-from pipelines.store import FileDigests, Store, digest_of, read_manifest
+from pipelines.store import FileDigests, Store, digest_of, file_sha256, read_manifest
 from pipelines.templates import template_file
 from pipelines.tokenizer import load_tokenizer
 
 # Raise one when the code behind it changes the bytes that it writes.
 ANNOTATIONS_VERSION = 1
 IMAGES_VERSION = 1
-EXAMPLES_VERSION = 1
+EXAMPLES_VERSION = 2
 
 ROWS_PER_BATCH = 32768
 ROWS_PER_FILE = 1 << 18
@@ -201,7 +201,8 @@ def build_examples(
         for marker in out.glob("counts-*.json"):
             marker.unlink()
         log(f"{spec.name}: {manifest['num_examples']:,} examples; rows {manifest['rows']}")
-        files = [[f"examples-{p:05d}.arrow", c["num_examples"]] for p, c in enumerate(counts)]
+        names = [f"examples-{p:05d}.arrow" for p in range(len(counts))]
+        files = [[name, c["num_examples"], file_sha256(out / name)] for name, c in zip(names, counts, strict=True)]
         return {"dataset": spec.name, "task": spec.task, **manifest, "files": files}
 
     return store.produce("examples", key, make)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.build import BEAM_OPTIONS
 from pipelines.mixture import PERIOD, make_mixture
-from pipelines.shards import ShardPlan, write_shard
+from pipelines.shards import ShardPlan, verify_examples, write_shard
 from pipelines.store import Store, read_manifest
 from pipelines.tokenizer import load_tokenizer
 
@@ -31,7 +31,7 @@ def build_shards(
     """Writes the first `num_samples` samples of the mixture as shards; returns their directory.
 
     examples: dataset → what build_examples returned; weights: dataset → share, normalised here.
-    Raises ValueError for a mixture that cannot be (see make_mixture), ShardError for images that changed.
+    Raises ValueError for a mixture that cannot be (see make_mixture), ShardError for images or examples that changed.
     """
     prepared = load_tokenizer(tokenizer)
     key = {
@@ -45,6 +45,8 @@ def build_shards(
     }
 
     def make(out: Path) -> dict[str, Any]:
+        for name in weights:
+            verify_examples(examples[name])
         sizes = {name: read_manifest(examples[name])["num_examples"] for name in weights}
         mixture = make_mixture(weights, sizes, seed)
         roots = {name: Path(image_roots[name]) for name in weights}

@@ -16,7 +16,7 @@ from pipelines.arrow_files import open_batches, whole_file
 from pipelines.images import ImageRoot
 from pipelines.mixture import Mixture
 from pipelines.schema import SHARD
-from pipelines.store import read_manifest
+from pipelines.store import file_sha256, read_manifest
 
 ROWS_PER_GROUP = 256  # a reader holds one row group at a time
 
@@ -52,7 +52,7 @@ class ExampleFiles:
     def __init__(self, directory: Path):
         self.directory = directory
         manifest = read_manifest(directory)
-        self._readers = [open_batches(directory / file) for file, count in manifest["files"] if count]
+        self._readers = [open_batches(directory / file) for file, count, _ in manifest["files"] if count]
         starts = [0]
         self._places: list[tuple[int, int]] = []
         for number, reader in enumerate(self._readers):
@@ -83,6 +83,14 @@ class ExampleFiles:
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
         return pa.Table.from_batches(pieces).combine_chunks().take(pa.array(back))
+
+
+def verify_examples(directory: Path) -> None:
+    """Raises ShardError unless every examples file is the one that was built."""
+    for name, _, digest in read_manifest(directory)["files"]:
+        path = directory / name
+        if not path.is_file() or file_sha256(path) != digest:
+            raise ShardError(f"{path} is not what was built: remove {directory} and build again")
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,7 @@ def write_shard(plan: ShardPlan, shard: int) -> None:
             # Encoded images do not shrink further; all else does.
             compression={name: "none" if "bytes" in name else "zstd" for name in _leaf_names(schema)},
         )
-        sha256 = hashlib.sha256(partial.read_bytes()).hexdigest()
+        sha256 = file_sha256(partial)
         num_bytes = partial.stat().st_size
     facts = {"file": plan.file(shard).name, "first": first, "num_samples": len(indices), "num_bytes": num_bytes}
     facts |= {"sha256": sha256, "num_tokens": int(pa.compute.sum(table["num_tokens"]).as_py())}

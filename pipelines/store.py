@@ -31,6 +31,12 @@ def digest_of(items: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
+def file_sha256(path: Path) -> str:
+    """Of a file's bytes, as hex digits. Raises OSError for a file that cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Writes a file so that a reader sees all of it or nothing, also after a power cut."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -108,8 +114,7 @@ class FileDigests:
             stat = path.stat()
             key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
             if key not in known:
-                with path.open("rb") as file:
-                    known[key] = fresh[key] = hashlib.file_digest(file, "sha256").hexdigest()
+                known[key] = fresh[key] = file_sha256(path)
             result.append(known[key])
         if fresh:
             self._memo_path.parent.mkdir(parents=True, exist_ok=True)

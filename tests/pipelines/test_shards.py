@@ -16,7 +16,7 @@ from pipelines.arrow_files import write_batches
 from pipelines.mix import build_shards
 from pipelines.schema import EXAMPLES
 from pipelines.shards import ExampleFiles, ShardError, verify_shards
-from pipelines.store import Store, read_manifest
+from pipelines.store import Store, file_sha256, read_manifest
 
 SIZES = {"a": 700, "b": 31}
 COUNT = 1500
@@ -54,7 +54,8 @@ def world(tmp_path, tokenizer_dir):
         for number, part in enumerate((rows[:half], rows[half:])):
             table = pa.Table.from_pylist(part, EXAMPLES)
             write_batches(directory / f"examples-{number:05d}.arrow", EXAMPLES, table.to_batches(64))
-        files = [["examples-00000.arrow", half], ["examples-00001.arrow", size - half]]
+        names = ["examples-00000.arrow", "examples-00001.arrow"]
+        files = [[n, c, file_sha256(directory / n)] for n, c in zip(names, (half, size - half), strict=True)]
         (directory / "manifest.json").write_text(json.dumps({"files": files, "num_examples": size}))
         examples[name] = directory
     return {
@@ -120,6 +121,18 @@ def test_a_killed_build_is_finished_with_the_same_bytes(world, tmp_path):
 def test_a_picture_that_changed_since_it_was_measured_is_an_error(world, tmp_path):
     Image.new("RGB", (9, 9)).save(world["image_roots"]["b"] / "3.png")
     with pytest.raises(Exception, match=r"b: image 3.png .* is not what it was"):
+        build_shards(Store(tmp_path / "store"), **world)
+    assert not list((tmp_path / "store").rglob("manifest.json"))
+
+
+@pytest.mark.parametrize("harm", ["edited", "missing"])
+def test_examples_that_are_not_what_was_built_are_an_error(world, tmp_path, harm):
+    path = world["examples"]["a"] / "examples-00001.arrow"
+    if harm == "edited":  # as many examples, of the same length
+        path.write_bytes(path.read_bytes().replace(b"question 400", b"QUESTION 400"))
+    else:
+        path.unlink()
+    with pytest.raises(ShardError, match=r"examples-00001.arrow is not what was built: remove .* and build again"):
         build_shards(Store(tmp_path / "store"), **world)
     assert not list((tmp_path / "store").rglob("manifest.json"))
 
