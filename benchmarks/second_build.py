@@ -9,14 +9,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pipelines.encode
 import pipelines.templates
+from flows.build_dataset import dataset_examples, stage_data
 from flows.recipe import Recipe, load_recipe
 from flows.workspace import STAGES, Workspace, open_workspace
-from pipelines.build import build_embeddings, build_examples, build_images
-from pipelines.mix import build_shards
 from pipelines.tokenizer import prepare_tokenizer
 
 CHANGED = "refcoco"
@@ -28,39 +28,9 @@ def quiet(line: str) -> None:
 
 def build(workspace: Workspace, llm: str) -> None:
     """What the flow's data tasks do, without Prefect around it."""
-    recipe, store = workspace.recipe, workspace.store
-    tokenizer = prepare_tokenizer(store, llm)
-    for name in STAGES:
-        stage, specs = workspace.stage(name), workspace.specs(name)
-        images = build_images(store, specs, log=quiet) if recipe.images == "embed" else {}
-        embeddings = build_embeddings(store, specs, recipe.embedder.model, log=quiet)
-        examples = {
-            spec.name: build_examples(
-                store,
-                spec,
-                templates=stage.data.templates,
-                chat=stage.data.chat,
-                tokenizer=tokenizer,
-                max_text_tokens=stage.data.max_text_tokens,
-                images=images.get(spec.name),
-                embeddings=embeddings,
-                seed=recipe.seed,
-                log=quiet,
-            )
-            for spec in specs
-        }
-        build_shards(
-            store,
-            examples=examples,
-            image_roots={spec.name: spec.images for spec in specs},
-            weights=stage.data.weights,
-            num_samples=stage.train.steps * stage.train.global_batch,
-            shard_samples=stage.data.shard_samples,
-            tokenizer=tokenizer,
-            seed=recipe.seed,
-            embed_images=recipe.images == "embed",
-            log=quiet,
-        )
+    tokenizer = prepare_tokenizer(workspace.store, llm)
+    for stage in STAGES:
+        stage_data(workspace, stage, tokenizer, partial(dataset_examples, log=quiet), quiet)
 
 
 def made(workspace: Workspace) -> set[str]:

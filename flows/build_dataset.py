@@ -1,5 +1,6 @@
 """Builds what a stage learns from: each dataset's examples, then the balanced shards."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.artifacts import publish_data
-from flows.workspace import Workspace
+from flows.workspace import Log, Workspace
 from pipelines.build import DatasetSpec, build_embeddings, build_examples, build_images
 from pipelines.mix import build_shards
 
@@ -23,15 +24,30 @@ class StageData:
 
 @task(task_run_name="{stage} data", cache_policy=NO_CACHE)
 def build_stage_data(workspace: Workspace, stage: str, tokenizer: Path) -> StageData:
-    """Examples of every dataset of a stage, then its shards; all that is whole in the store is taken from there."""
-    log = get_run_logger().info
+    """`stage_data` as a task, with a task for each dataset, and what it made as artifacts."""
+    data = stage_data(workspace, stage, tokenizer, build_dataset_examples, get_run_logger().info)
+    publish_data(workspace.recipe.name, stage, data.examples, data.shards)
+    return data
+
+
+@task(task_run_name="examples of {spec.name}", cache_policy=NO_CACHE)
+def build_dataset_examples(
+    workspace: Workspace, stage: str, spec: DatasetSpec, tokenizer: Path, images: Path | None, embeddings: Path | None
+) -> Path:
+    return dataset_examples(workspace, stage, spec, tokenizer, images, embeddings, log=get_run_logger().info)
+
+
+def stage_data(
+    workspace: Workspace, stage: str, tokenizer: Path, examples_of: Callable[..., Path], log: Log
+) -> StageData:
+    """Examples of every dataset of a stage, by `examples_of` (dataset_examples, or a task around it), then its shards;
+    all that is whole in the store is taken from there."""
     recipe, store = workspace.recipe, workspace.store
     specs = workspace.specs(stage)
     images = build_images(store, specs, log=log) if recipe.images == "embed" else {}
     embeddings = build_embeddings(store, specs, recipe.embedder.model, log=log)
     examples = {
-        spec.name: build_dataset_examples(workspace, stage, spec, tokenizer, images.get(spec.name), embeddings)
-        for spec in specs
+        spec.name: examples_of(workspace, stage, spec, tokenizer, images.get(spec.name), embeddings) for spec in specs
     }
     part = workspace.stage(stage)
     shards = build_shards(
@@ -47,13 +63,17 @@ def build_stage_data(workspace: Workspace, stage: str, tokenizer: Path) -> Stage
         log=log,
     )
     log(f"{stage} shards: {shards}")
-    publish_data(recipe.name, stage, examples, shards)
     return StageData(stage, examples, shards)
 
 
-@task(task_run_name="examples of {spec.name}", cache_policy=NO_CACHE)
-def build_dataset_examples(
-    workspace: Workspace, stage: str, spec: DatasetSpec, tokenizer: Path, images: Path | None, embeddings: Path | None
+def dataset_examples(
+    workspace: Workspace,
+    stage: str,
+    spec: DatasetSpec,
+    tokenizer: Path,
+    images: Path | None,
+    embeddings: Path | None,
+    log: Log,
 ) -> Path:
     data = workspace.stage(stage).data
     return build_examples(
@@ -66,5 +86,5 @@ def build_dataset_examples(
         images=images,
         embeddings=embeddings,
         seed=workspace.recipe.seed,
-        log=get_run_logger().info,
+        log=log,
     )

@@ -95,23 +95,27 @@ def _inputs(workspace: Workspace) -> Iterator[str]:
         if not missing:
             yield from _problems(f"evaluation.benchmarks.{name}", _ask_nothing, workspace, name)
     for key, model in (("vision", recipe.backbones.vision), ("llm", recipe.backbones.llm)):
-        if model and _looks_local(model) and not (Path(model) / "config.json").is_file():
+        if model and not _may_be_there(model):
             yield f"backbones.{key}: there is no model (no config.json) in {model}"
-            return
-    if recipe.backbones.vision and recipe.backbones.llm:
-        yield from _problems("model", sizes, recipe, recipe.backbones.vision, recipe.backbones.llm)
+    vision, llm = recipe.backbones.vision, recipe.backbones.llm
+    if vision and llm and _may_be_there(vision) and _may_be_there(llm):
+        yield from _problems("model", sizes, recipe, vision, llm)
 
 
 def _ask_nothing(workspace: Workspace, name: str) -> None:
     """Reads the questions and the first picture, as the evaluation will hours later."""
-    questions = evaluation.get(name).read(*workspace.benchmark(name))
+    path, images = workspace.benchmark(name)
+    questions = evaluation.get(name).read(path, images)
+    if not questions:
+        raise ValueError(f"{path} holds no question")
     for image in questions[0].images[:1]:
         image.read()
 
 
-def _looks_local(model: str) -> bool:
-    """Hub names are `name` or `owner/name`."""
-    return Path(model).is_dir() or model.startswith(("/", "./", "../", "~")) or model.count("/") > 1
+def _may_be_there(model: str) -> bool:
+    """A directory with a configuration, or a hub name: `name` or `owner/name`."""
+    local = Path(model).is_dir() or model.startswith(("/", "./", "../", "~")) or model.count("/") > 1
+    return not local or (Path(model) / "config.json").is_file()
 
 
 def _build_small_projector(recipe: Recipe) -> None:

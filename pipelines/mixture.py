@@ -71,7 +71,8 @@ def make_mixture(weights: Mapping[str, float], sizes: Mapping[str, int], seed: i
 
 def _quotas(weights: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
     """Largest-remainder rounding of the normalised weights to integers that sum to PERIOD."""
-    exact = weights / weights.max() / (weights / weights.max()).sum() * PERIOD  # the sum of huge weights is finite, too
+    weights = weights / weights.max()  # so that the sum of huge ones is finite
+    exact = weights / weights.sum() * PERIOD
     quotas = np.floor(exact).astype(np.int64)
     order = np.argsort(quotas - exact, kind="stable")
     quotas[order[: PERIOD - int(quotas.sum())]] += 1

@@ -102,6 +102,15 @@ def test_parts_that_do_not_fit_are_told_before_their_weights_are_loaded(write_re
         check_inputs(locate_workspace(load_recipe(path)))
 
 
+def test_a_benchmark_without_a_question(write_recipe, tmp_path):
+    write_sample(tmp_path / "data", scenes=4, held_out=8, seed=0)
+    empty = tmp_path / "data" / "POPE" / "coco_pope_empty.json"
+    empty.touch()
+    path = write_recipe({"sample": None, "evaluation/benchmarks/pope/path": "POPE/coco_pope_empty.json"})
+    with pytest.raises(RecipeError, match=r"evaluation.benchmarks.pope: .*coco_pope_empty.json"):
+        check_inputs(locate_workspace(load_recipe(path)))
+
+
 def test_gpus_that_are_not_there(write_recipe):
     recipe = load_recipe(write_recipe({"launch": {"ranks": 1 + torch.cuda.device_count(), "device": "cuda"}}))
     with pytest.raises(RecipeError, match="need as many GPUs"):

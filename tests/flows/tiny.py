@@ -7,6 +7,15 @@ from typing import Any
 
 import yaml
 
+_TRAIN: dict[str, Any] = {
+    "steps": 3,
+    "global_batch": 8,
+    "micro_batch": 8,
+    "warmup_steps": 1,
+    "precision": "fp32",
+    "gradient_checkpointing": False,
+    "log_every": 1,
+}
 TINY: dict[str, Any] = {
     "name": "tiny",
     "sample": {"scenes": 60, "held_out": 12},
@@ -26,28 +35,11 @@ TINY: dict[str, Any] = {
             "max_text_tokens": 128,
             "shard_samples": 16,
         },
-        "train": {
-            "trains": ["projector"],
-            "steps": 3,
-            "global_batch": 8,
-            "micro_batch": 8,
-            "warmup_steps": 1,
-            "precision": "fp32",
-            "gradient_checkpointing": False,
-            "log_every": 1,
-        },
+        "train": {"trains": ["projector"], **_TRAIN},
     },
     "finetune": {
         "data": {"weights": {"vqav2": 0.75, "refcoco": 0.25}, "max_text_tokens": 256, "shard_samples": 16},
-        "train": {
-            "steps": 3,
-            "global_batch": 8,
-            "micro_batch": 8,
-            "warmup_steps": 1,
-            "precision": "fp32",
-            "gradient_checkpointing": False,
-            "log_every": 1,
-        },
+        "train": _TRAIN,
     },
     "launch": {"ranks": 1, "device": "cpu"},
     "evaluation": {
