@@ -14,8 +14,8 @@ from model.evaluation.base import load_prompt
 from model.projectors import build_projector
 from model.projectors.base import Shape
 from pipelines import sources
+from pipelines.chat_style import chat_style_file
 from pipelines.embed import embedder_path
-from pipelines.encode import chat_style_file
 from pipelines.mixture import make_mixture
 from pipelines.templates import load_templates
 

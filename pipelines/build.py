@@ -12,11 +12,12 @@ import pyarrow.compute as pc
 
 from pipelines import dedup, embed, sources
 from pipelines.arrow_files import open_batches, read_table, write_batches
-from pipelines.encode import chat_style_file
+from pipelines.chat_style import chat_style_file
 from pipelines.examples import ExamplesJob, run_examples_job
 from pipelines.images import identities, images_table
 from pipelines.instructify import raw_texts
-from pipelines.render import RenderSettings, check_ledger
+from pipelines.ledger import check_ledger
+from pipelines.render import RenderSettings
 from pipelines.schema import ANNOTATIONS, IMAGES
 from pipelines.store import FileDigests, Store, digest_of, file_sha256, read_manifest
 from pipelines.templates import template_file
@@ -25,7 +26,7 @@ from pipelines.tokenizer import load_tokenizer
 # Raise one when the code behind it changes the bytes that it writes.
 ANNOTATIONS_VERSION = 1
 IMAGES_VERSION = 1
-EXAMPLES_VERSION = 2
+EXAMPLES_VERSION = 3
 
 ROWS_PER_BATCH = 32768
 ROWS_PER_FILE = 1 << 18
@@ -257,8 +258,8 @@ def _texts_to_compare(spec: DatasetSpec, annotations: Path) -> set[str]:
     shared = counts.filter(pc.greater(counts["image_count"], 1))["image"]
     texts: set[str] = set()
     for batch in table.filter(pc.is_in(table["image"], value_set=shared)).to_batches(ROWS_PER_BATCH):
-        questions, answers = raw_texts(batch, spec.task)
-        texts |= set(dedup.texts_to_embed(questions, answers, spec.dedup_rule, spec.dedup_compare))
+        questions, answers = (column.to_pylist() for column in raw_texts(batch, spec.task))
+        texts |= dedup.texts_to_embed(questions, answers, spec.dedup_rule, spec.dedup_compare)
     return texts
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.hashing import mix64, seed64
+from pipelines.ragged import offsets_of, places, sums
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,30 @@ class Grouping:
 
     order: np.ndarray  # int64 (T,)
     offsets: np.ndarray  # int64 (C + 1,)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(C,) int64: turns of each conversation."""
+        return np.diff(self.offsets)
+
+    @property
+    def first(self) -> np.ndarray:
+        """(C,) int64: the turn that begins each conversation."""
+        return self.order[self.offsets[:-1]]
+
+    def without(self, dropped: np.ndarray) -> "Grouping":
+        """dropped: (T,) bool. What is left of each conversation; every one must keep a turn."""
+        return Grouping(self.order[~dropped], offsets_of(sums(~dropped, self.offsets)))
+
+    def members(self, conversations: np.ndarray) -> np.ndarray:
+        """Where in `order` the turns of these conversations stand."""
+        return places(self.offsets[:-1][conversations], self.sizes[conversations])
+
+    def take(self, conversations: np.ndarray) -> "Grouping":
+        return Grouping(self.order[self.members(conversations)], offsets_of(self.sizes[conversations]))
 
 
 def group_turns(
@@ -54,3 +79,28 @@ def _changes(values: np.ndarray) -> np.ndarray:
     changed = np.ones(len(values), dtype=bool)
     changed[1:] = values[1:] != values[:-1]
     return changed
+
+
+def split(grouping: Grouping, tokens: np.ndarray, head: np.ndarray, limit: int) -> Grouping:
+    """Cuts every conversation at turn boundaries, into pieces that have at most `limit` tokens where turns allow.
+
+    tokens: (T,) of each turn, without the head; head: (C,) tokens that every piece of a conversation begins with.
+    At least two pieces of each, since the counts may be a token short. Conversations of one turn are not for here.
+    """
+    starts: list[int] = []
+    for begin, end, before in zip(
+        grouping.offsets[:-1].tolist(), grouping.offsets[1:].tolist(), head.tolist(), strict=True
+    ):
+        starts += [begin + cut for cut in _cuts(tokens[begin:end].tolist(), before, limit)]
+    return Grouping(grouping.order, np.array([*starts, len(grouping.order)]))
+
+
+def _cuts(tokens: list[int], head: int, limit: int) -> list[int]:
+    cuts = [0]
+    used = head
+    for i, count in enumerate(tokens):
+        if i > cuts[-1] and used + count > limit:
+            cuts.append(i)
+            used = head
+        used += count
+    return cuts if len(cuts) > 1 else [0, len(tokens) // 2]

@@ -1,210 +1,220 @@
-"""Example → token ids and loss mask; the only place where text becomes tokens.
+"""Turns → token ids and loss mask; the only place where text becomes tokens.
 
-A chat style is a Jinja file under templates/chat, the same text that transformers uses at inference. It is rendered
-once per shape (number of images, number of turns) with stand-ins for the texts; examples then only join strings.
+A tokenizer cuts a text at its special tokens before it does anything else. Every answer ends with one, so the tokens
+of a conversation are those of its turns, one after the other; the first turn brings along what stands before it.
 """
 
 import functools
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import jinja2
 import numpy as np
-from jinja2.ext import Extension
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipelines.templates import ROOT
+from pipelines import words
+from pipelines.chat_style import BEGIN, END, ChatStyle
+from pipelines.ragged import offsets_of, places, sums
 from pipelines.tokenizer import PreparedTokenizer
 
-# Private-use characters: where a supervised span begins and ends, and the stand-ins' brackets.
-_BEGIN, _END, _OPEN, _CLOSE = "\ue000", "\ue001", "\ue002", "\ue003"
-_HOLE = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
-
-
-class ChatStyleError(ValueError):
-    """A chat style that cannot be used; the message names its file."""
-
-
-class _Generation(Extension):
-    """`{% generation %}…{% endgeneration %}`: marks supervised text, as in transformers."""
-
-    tags = {"generation"}
-
-    def parse(self, parser):
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
-
-    def _mark(self, caller):
-        return f"{_BEGIN}{caller()}{_END}"
+_CHECKED = 8  # turns of every batch that are tokenised both ways
 
 
 @dataclass(frozen=True)
-class Segment:
-    """A piece of a rendered conversation: literal text, or (hole) the text with that number."""
+class EncodedTurns:
+    """Turns as tokens: turn t is ids[offsets[t] : offsets[t + 1]], supervised from ids[supervised[t]] to its end."""
 
-    text: str
-    hole: int | None
-    span: int | None  # the number of its generation block; None: not supervised
-
-
-def chat_style_file(style: str) -> Path:
-    """The Jinja file of a style. Raises ChatStyleError naming the known ones."""
-    path = ROOT / "chat" / f"{style}.jinja"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.jinja")))
-        raise ChatStyleError(f"no chat style {style!r}: the styles are {known}; a new one is {path}")
-    return path
-
-
-class ChatStyle:
-    """A rendered-once chat style for one tokenizer's begin and end tokens."""
-
-    def __init__(self, style: str, bos_token: str, eos_token: str):
-        self.path = chat_style_file(style)
-        self.text = self.path.read_text(encoding="utf-8")
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-        )
-        try:
-            self._template = environment.from_string(self.text)
-        except jinja2.TemplateSyntaxError as error:
-            raise ChatStyleError(f"{self.path}:{error.lineno}: {error.message}") from None
-        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
-        self.segments = functools.cache(self._segments)
-
-    def _render(self, num_images: int, texts: Sequence[str]) -> str:
-        messages: list[dict] = []
-        for i, text in enumerate(texts):
-            parts = [{"type": "text", "text": text}]
-            if i == 0:
-                parts = [{"type": "image"}] * num_images + parts
-            messages.append({"role": "assistant" if i % 2 else "user", "content": parts})
-        return self._template.render(messages=messages, add_generation_prompt=False, **self._tokens)
-
-    def _segments(self, num_images: int, num_turns: int) -> tuple[Segment, ...]:
-        rendered = self._render(num_images, [f"{_OPEN}{i}{_CLOSE}" for i in range(2 * num_turns)])
-        segments = []
-        span, count = None, 0
-        for piece in re.split(f"({_BEGIN}|{_END}|{_OPEN}\\d+{_CLOSE})", rendered):
-            if piece == _BEGIN:
-                span, count = count, count + 1
-            elif piece == _END:
-                span = None
-            elif hole := _HOLE.fullmatch(piece):
-                segments.append(Segment("", int(hole[1]), span))
-            elif piece:
-                segments.append(Segment(piece, None, span))
-        self._check(tuple(segments), num_images, num_turns)
-        return tuple(segments)
-
-    def _check(self, segments: tuple[Segment, ...], num_images: int, num_turns: int) -> None:
-        probe = [f"  Text {i}, as it is \n" for i in range(2 * num_turns)]
-        joined = "".join(probe[s.hole] if s.hole is not None else s.text for s in segments)
-        if joined != self._render(num_images, probe).replace(_BEGIN, "").replace(_END, ""):
-            raise ChatStyleError(f"{self.path}: must print the texts of a conversation unchanged")
-        answers = [(s.span, s.hole) for s in segments if s.span is not None and s.hole is not None]
-        if answers != [(turn, 2 * turn + 1) for turn in range(num_turns)]:
-            raise ChatStyleError(f"{self.path}: must print each assistant text once, inside a generation block")
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One example as tokens. `turn_ends`: after each turn's end token, so that a conversation can be split there."""
-
-    input_ids: np.ndarray  # int32 (T,)
-    loss_mask: np.ndarray  # bool (T,)
-    turn_ends: tuple[int, ...]
-    num_images: int
-    error: str | None  # why the loss mask is not proved, else None
+    ids: np.ndarray  # int32
+    offsets: np.ndarray  # int64 (T + 1,)
+    supervised: np.ndarray  # int64 (T,)
+    errors: dict[int, str]  # turn → why its loss mask is not proved
 
     @property
-    def num_text_tokens(self) -> int:
-        return len(self.input_ids) - self.num_images
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    @property
+    def num_supervised(self) -> np.ndarray:
+        return self.offsets[1:] - self.supervised
+
+    def take(self, turns: np.ndarray) -> "EncodedTurns":
+        """Those turns alone, in that order."""
+        lengths = self.lengths[turns]
+        offsets = offsets_of(lengths)
+        ids = self.ids[places(self.offsets[:-1][turns], lengths)]
+        return EncodedTurns(ids, offsets, offsets[:-1] + (self.supervised - self.offsets[:-1])[turns], {})
+
+    def loss_mask(self) -> np.ndarray:
+        """(tokens,) bool: True where supervised."""
+        mask = np.zeros(len(self.ids), dtype=bool)
+        mask[places(self.supervised, self.num_supervised)] = True
+        return mask
 
 
 class Encoder:
-    """Encodes conversations in one chat style with one tokenizer."""
+    """Encodes turns in one chat style with one tokenizer."""
 
     def __init__(self, prepared: PreparedTokenizer, style: str):
         self.prepared = prepared
         self.style = ChatStyle(style, prepared.bos_token, prepared.eos_token)
-        self._forbidden = re.compile("|".join(map(re.escape, [*prepared.special_tokens, _BEGIN, _END])))
+        self.closing = np.array(self._ids(self.style.wording.closing), np.int32)  # after a conversation's last turn
+        self._words = words.WordTokenizer(prepared)
+        self._special = "|".join(map(re.escape, prepared.special_tokens))
 
-    def forbidden_text(self, *texts: str) -> str | None:
-        """The first special token (the image token among them) that stands in the texts, else None."""
-        for text in texts:
-            if found := self._forbidden.search(text):
-                return found[0]
-        return None
+    def forbidden_text(self, texts: pa.Array) -> pa.Array:
+        """The first special token (the image token among them) that stands in each text, else null."""
+        pattern = f"{self._special}|{BEGIN}|{END}"
+        bad = pc.match_substring_regex(texts, pattern)
+        found = pc.extract_regex(texts.filter(bad), f"(?P<token>{pattern})")
+        return pc.replace_with_mask(pa.nulls(len(texts), pa.string()), bad, pc.struct_field(found, "token"))
 
-    def encode(self, conversations: Sequence[Sequence[str]], num_images: Sequence[int]) -> list[Encoded]:
-        """Encodes conversations, each a list of texts (user, assistant, user, …), with so many images before the
-        first user text. The whole text is tokenised at once, as at inference."""
-        assembled = [self._assemble(texts, images) for texts, images in zip(conversations, num_images, strict=True)]
-        encodings = self.prepared.tokenizer.encode_batch([text for text, _ in assembled], add_special_tokens=False)
-        encoded = []
-        for texts, images, (_, spans), encoding in zip(conversations, num_images, assembled, encodings, strict=True):
-            ids = np.array(encoding.ids, dtype=np.int32)
-            mask = np.zeros(len(ids), dtype=bool)
-            ends: list[int] = []
-            token_spans = []
-            for begin, end in spans:
-                first, last = _token_at(encoding, begin, end), encoding.char_to_token(end - 1)
-                if first is None or last is None:
-                    token_spans.append(slice(0, 0))
-                    ends.append(ends[-1] if ends else 0)
-                    continue
-                mask[first : last + 1] = True
-                token_spans.append(slice(first, last + 1))
-                ends.append(last + 1)
-            encoded.append(Encoded(ids, mask, tuple(ends), images, self._prove(texts, images, ids, token_spans)))
-        return encoded
+    def encode(self, user: pa.Array, assistant: pa.Array, images: np.ndarray) -> EncodedTurns:
+        """user, assistant: T texts without special tokens; images: (T,) integers: for a turn that begins a
+        conversation how many pictures stand before it, for others −1."""
+        lead, wording = self._leads(images), self.style.wording
+        texts = pc.binary_join_element_wise(lead, user, wording.middle, assistant, wording.end, "")
+        known = self._words_before_answer(lead, user)
+        by_words = (known >= 0) & self._words.can_encode(texts)
+        ids, lengths, before = self._encode_pieces(texts, by_words, known, lead, user, self._has_special(images))
+        return self._prove(assistant, np.maximum(images, 0), self._with_heads(images, ids, lengths, before))
+
+    def head_tokens(self, num_images: int) -> int:
+        """About how many text tokens the first turn of a conversation has more than it would have as a later one."""
+        text = self.style.lead(num_images)
+        return len(self._ids(text)) - num_images - len(self._ids(self.style.wording.later))
 
     @functools.cache  # noqa: B019 (an encoder lives as long as its process)
-    def head_tokens(self, num_images: int) -> int:
-        """Text tokens before the first turn: the begin token, the system sentence, the image lines."""
-        head = []
-        for segment in self.style.segments(num_images, 1):
-            if segment.hole is not None:
-                break
-            head.append(segment.text)
-        return len(self.prepared.tokenizer.encode("".join(head), add_special_tokens=False).ids) - num_images
+    def _head(self, num_images: int) -> tuple[np.ndarray, str]:
+        """The tokens up to the last special token before the first user text, and the text after it."""
+        lead = self.style.lead(num_images)
+        special = [match.end() for match in re.finditer(self._special, lead)]
+        cut = special[-1] if special else 0
+        return np.array(self._ids(lead[:cut]), np.int32), lead[cut:]
 
-    def _assemble(self, texts: Sequence[str], num_images: int) -> tuple[str, list[tuple[int, int]]]:
-        pieces, at = [], 0
-        spans: list[tuple[int, int]] = []
-        for segment in self.style.segments(num_images, len(texts) // 2):
-            piece = segment.text if segment.hole is None else texts[segment.hole]
-            pieces.append(piece)
-            if segment.span is not None:
-                begin = at if segment.span == len(spans) else spans.pop()[0]
-                spans.append((begin, at + len(piece)))
-            at += len(piece)
-        return "".join(pieces), spans
+    def _ids(self, text: str) -> list[int]:
+        return self.prepared.tokenizer.encode(text, add_special_tokens=False).ids
 
-    def _prove(self, texts: Sequence[str], images: int, ids: np.ndarray, spans: list[slice]) -> str | None:
+    def _leads(self, images: np.ndarray) -> pa.Array:
+        kinds, kind = np.unique(images, return_inverse=True)
+        leads = [self._head(n)[1] if n >= 0 else self.style.wording.later for n in kinds.tolist()]
+        return pa.array(leads, pa.string()).take(pa.array(kind))
+
+    def _has_special(self, images: np.ndarray) -> np.ndarray:
+        """(T,) bool: whether a special token stands before the turn's own text."""
+        kinds, kind = np.unique(images, return_inverse=True)
+        return np.array([n < 0 or len(self._head(n)[0]) > 0 for n in kinds.tolist()], dtype=bool)[kind]
+
+    def _words_before_answer(self, lead: pa.Array, user: pa.Array) -> np.ndarray:
+        """(T,) int64: how many words (texts cut before each space) stand before the supervised text, where it begins
+        with a word; −1 elsewhere."""
+        middle = self.style.wording.middle
+        if re.search(r"\S $", middle):
+            counts = pc.add(pc.count_substring(lead, " "), pc.count_substring(user, " "))
+            return counts.to_numpy().astype(np.int64) + middle.count(" ")
+        nothing_before = pc.equal(pc.binary_join_element_wise(lead, user, ""), "").to_numpy(zero_copy_only=False)
+        return np.where(nothing_before & (middle == ""), 0, -1)
+
+    def _encode_pieces(
+        self,
+        texts: pa.Array,
+        by_words: np.ndarray,
+        words_before: np.ndarray,
+        lead: pa.Array,
+        user: pa.Array,
+        has_special: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Texts that stand after a special token → (ids of all, tokens of each, tokens before each answer)."""
+        by_words &= has_special
+        fast, slow = np.flatnonzero(by_words), np.flatnonzero(~by_words)
+        cut = self._words.encode(texts.take(pa.array(fast)))
+        answer_at = pc.add(pc.utf8_length(lead), pc.utf8_length(user)).to_numpy() + self.style.wording.offset
+        whole = self._encode_whole(texts.take(pa.array(slow)), answer_at[slow], has_special[slow])
+        self._check(texts, fast, cut, answer_at)
+        lengths, before = np.empty(len(texts), np.int64), np.empty(len(texts), np.int64)
+        lengths[fast], before[fast] = words.lengths(cut), words.tokens_before(cut, words_before[fast])
+        lengths[slow], before[slow] = [len(ids) for ids, _ in whole], [at for _, at in whole]
+        offsets = offsets_of(lengths)
+        ids = np.empty(offsets[-1], np.int32)
+        ids[places(offsets[:-1][fast], lengths[fast])] = cut.ids
+        if whole:
+            ids[places(offsets[:-1][slow], lengths[slow])] = np.concatenate([np.array(i, np.int32) for i, _ in whole])
+        return ids, lengths, before
+
+    def _encode_whole(
+        self, texts: pa.Array, answer_at: np.ndarray, has_special: np.ndarray
+    ) -> list[tuple[list[int], int]]:
+        """Each text at once → (ids, tokens before the character `answer_at`)."""
+        anchor = self.prepared.eos_token
+        anchored = [anchor + t if s else t for t, s in zip(texts.to_pylist(), has_special, strict=True)]
+        encodings = self.prepared.tokenizer.encode_batch(anchored, add_special_tokens=False)
+        found = []
+        for text, encoding, at, special in zip(anchored, encodings, answer_at.tolist(), has_special, strict=True):
+            first = next(
+                (
+                    t
+                    for p in range(at + special * len(anchor), len(text))
+                    if (t := encoding.char_to_token(p)) is not None
+                ),
+                len(encoding.ids),  # characters that a tokenizer swallows have no token
+            )
+            found.append((encoding.ids[int(special) :], first - int(special)))
+        return found
+
+    def _check(self, texts: pa.Array, fast: np.ndarray, cut: words.Words, answer_at: np.ndarray) -> None:
+        """A few of the turns both ways. Raises RuntimeError if cutting into words changed their tokens."""
+        some = np.arange(len(fast))[:: max(1, len(fast) // _CHECKED)]
+        chosen = fast[some]
+        whole = self._encode_whole(texts.take(pa.array(chosen)), answer_at[chosen], np.ones(len(some), bool))
+        for place, (ids, _) in zip(some, whole, strict=True):
+            begin, end = cut.ends[cut.offsets[place]], cut.ends[cut.offsets[place + 1]]
+            if cut.ids[begin:end].tolist() != ids:
+                raise RuntimeError(f"tokens word by word are not those of the text {texts[int(fast[place])].as_py()!r}")
+
+    def _with_heads(self, images: np.ndarray, ids: np.ndarray, lengths: np.ndarray, before: np.ndarray) -> EncodedTurns:
+        heads = {n: self._head(n)[0] for n in np.unique(images).tolist() if n >= 0}
+        head_lengths = np.zeros(len(images), np.int64)
+        for n, head in heads.items():
+            head_lengths[images == n] = len(head)
+        offsets = offsets_of(head_lengths + lengths)
+        begins = offsets[:-1] + head_lengths
+        result = np.empty(offsets[-1], np.int32)
+        result[places(begins, lengths)] = ids
+        for n, head in heads.items():
+            mine = np.flatnonzero(images == n)
+            result[places(offsets[:-1][mine], head_lengths[mine])] = np.tile(head, len(mine))
+        return EncodedTurns(result, offsets, begins + before, {})
+
+    def _prove(self, assistant: pa.Array, images: np.ndarray, turns: EncodedTurns) -> EncodedTurns:
         """Promise: the supervised tokens of each turn decode to its answer and end with the end token, and there are
-        as many image tokens as images."""
-        if int((ids == self.prepared.image_token_id).sum()) != images:
-            return f"{(ids == self.prepared.image_token_id).sum()} image tokens for {images} images"
-        answers = texts[1::2]
-        if len(spans) != len(answers):
-            return f"{len(spans)} supervised spans for {len(answers)} answers"
-        decoded = self.prepared.tokenizer.decode_batch([ids[s].tolist() for s in spans], skip_special_tokens=False)
-        for text, answer in zip(decoded, answers, strict=True):
+        as many image tokens as images. Equal answers with equal tokens are decoded once."""
+        errors = {}
+        found = sums(turns.ids == self.prepared.image_token_id, turns.offsets)
+        for turn in np.flatnonzero(found != images).tolist():
+            errors[turn] = f"{found[turn]} image tokens for {images[turn]} images"
+        texts = assistant.dictionary_encode()
+        code = texts.indices.to_numpy()
+        _, first = np.unique(code, return_index=True)  # the first turn of each distinct answer
+        same = _equal_lists(turns.ids, turns.supervised, turns.num_supervised, first[code])
+        to_decode = np.union1d(first, np.flatnonzero(~same))
+        spans = [turns.ids[turns.supervised[t] : turns.offsets[t + 1]].tolist() for t in to_decode]
+        decoded = self.prepared.tokenizer.decode_batch(spans, skip_special_tokens=False)
+        answers = assistant.take(pa.array(to_decode)).to_pylist()
+        wrong: dict[int, str] = {}
+        for turn, text, answer in zip(to_decode.tolist(), decoded, answers, strict=True):
             ended = text.removesuffix(self.prepared.eos_token)
             if ended == text or ended.strip() != answer.strip():
-                return f"supervised tokens decode to {text[:80]!r}, the answer is {answer[:80]!r}"
-        return None
+                wrong[turn] = f"supervised tokens decode to {text[:80]!r}, the answer is {answer[:80]!r}"
+        if wrong:
+            model = np.where(same, first[code], np.arange(len(code)))
+            for turn in np.flatnonzero(np.isin(model, list(wrong))).tolist():
+                errors.setdefault(turn, wrong[int(model[turn])])
+        return EncodedTurns(turns.ids, turns.offsets, turns.supervised, errors)
 
 
-def _token_at(encoding, begin: int, end: int) -> int | None:
-    """The first token of a span; characters that a tokenizer swallows (a space before a word) have none."""
-    for place in range(begin, end):
-        token = encoding.char_to_token(place)
-        if token is not None:
-            return token
-    return None
+def _equal_lists(flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(n,) bool: whether list i equals list other[i]."""
+    same = lengths == lengths[other]
+    mine = np.flatnonzero(same)
+    equal = flat[places(starts[mine], lengths[mine])] == flat[places(starts[other[mine]], lengths[mine])]
+    same[mine] = sums(~equal, offsets_of(lengths[mine])) == 0
+    return same

@@ -22,11 +22,11 @@ class Turns:
 
     row: np.ndarray  # int64
     turn: np.ndarray  # int32
-    user: list[str]
-    assistant: list[str]
-    template: list[str]
-    question: list[str]
-    answer: list[str]
+    user: pa.Array  # the others: strings
+    assistant: pa.Array
+    template: pa.Array
+    question: pa.Array
+    answer: pa.Array
 
 
 def instructify(batch: pa.RecordBatch, task: str, templates: Sequence[Template], dataset: str, seed: int) -> Turns:
@@ -35,33 +35,34 @@ def instructify(batch: pa.RecordBatch, task: str, templates: Sequence[Template],
     rows, turn, fields, question, answer = _FIELDS_OF[task](batch, dataset, seed)
     key = mix64(rows.astype(np.uint64) * np.uint64(1 << 20) + turn.astype(np.uint64), seed64("template", dataset, seed))
     choice = (key % np.uint64(len(templates))).astype(np.int64)
-    user = np.empty(len(rows), dtype=object)
-    assistant = np.empty(len(rows), dtype=object)
+    user, assistant = [], []
     for index, template in enumerate(templates):
-        chosen = np.flatnonzero(choice == index)
-        if len(chosen):
-            picked = {name: column.take(pa.array(chosen)) for name, column in fields.items()}
-            user[chosen] = _render(template.parts("user"), picked, len(chosen))
-            assistant[chosen] = _render(template.parts("assistant"), picked, len(chosen))
-    ids = [templates[i].id for i in choice]
-    return Turns(rows, turn, user.tolist(), assistant.tolist(), ids, question.to_pylist(), answer.to_pylist())
+        chosen = pa.array(np.flatnonzero(choice == index))
+        picked = {name: column.take(chosen) for name, column in fields.items()}
+        user.append(_render(template.parts("user"), picked, len(chosen)))
+        assistant.append(_render(template.parts("assistant"), picked, len(chosen)))
+    back = pa.array(np.argsort(np.argsort(choice, kind="stable"), kind="stable"))
+    ids = pa.array([template.id for template in templates], pa.string()).take(pa.array(choice))
+    return Turns(
+        rows, turn, pa.concat_arrays(user).take(back), pa.concat_arrays(assistant).take(back), ids, question, answer
+    )
 
 
-def raw_texts(batch: pa.RecordBatch, task: str) -> tuple[list[str], list[str]]:
+def raw_texts(batch: pa.RecordBatch, task: str) -> tuple[pa.Array, pa.Array]:
     """The questions and answers of rows that have no reject, as de-duplication compares them."""
     *_, question, answer = _FIELDS_OF[task](batch, "", 0)
-    return question.to_pylist(), answer.to_pylist()
+    return question, answer
 
 
-def _render(parts: list[tuple[str, str | None]], fields: dict[str, pa.Array], length: int) -> list[str]:
+def _render(parts: list[tuple[str, str | None]], fields: dict[str, pa.Array], length: int) -> pa.Array:
     columns: list[pa.Array | pa.Scalar] = []
     for literal, field in parts:
         columns.append(pa.scalar(literal))
         if field is not None:
             columns.append(fields[field])
     if not any(isinstance(column, pa.Array) for column in columns):
-        return ["".join(literal for literal, _ in parts)] * length
-    return pc.binary_join_element_wise(*columns, "").to_pylist()
+        return pa.repeat("".join(literal for literal, _ in parts), length)
+    return pc.binary_join_element_wise(*columns, "")
 
 
 def _text(column: pa.Array) -> pa.Array:
@@ -75,7 +76,7 @@ def _rows(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
 
 def _caption(batch: pa.RecordBatch, dataset: str, seed: int):
     caption = _text(batch.column("caption"))
-    return *_rows(batch), {"caption": caption}, pa.array([""] * len(caption)), caption
+    return *_rows(batch), {"caption": caption}, pa.repeat("", len(caption)), caption
 
 
 def _open_question(batch: pa.RecordBatch, dataset: str, seed: int):

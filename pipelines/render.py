@@ -2,7 +2,6 @@
 encode and prove, on columns."""
 
 import functools
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.arrow_files import read_table
-from pipelines.conversation import group_turns
+from pipelines.conversation import Grouping, group_turns, split
 from pipelines.dedup import deduplicate
 from pipelines.embed import Embeddings
-from pipelines.encode import Encoded, Encoder
+from pipelines.encode import EncodedTurns, Encoder
 from pipelines.instructify import LETTERS, Turns, instructify
-from pipelines.schema import DUPLICATES, EXAMPLES, REJECTS
+from pipelines.ledger import WHOLE_ROW, Ledger
+from pipelines.ragged import offsets_of, places, sums
+from pipelines.schema import EXAMPLES, TURN
 from pipelines.templates import read_templates
 from pipelines.tokenizer import load_tokenizer
-
-WHOLE_ROW = -1  # the turn number of a reject that means the whole row
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,15 @@ class Rendered:
     counts: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """Whose turns show which picture: `number` of each turn's picture among `names`, −1 for text only."""
+
+    number: np.ndarray  # int64 (T,)
+    names: pa.Array
+    sha256: pa.Array
+
+
 class Renderer:
     """Loaded once in a process, then applied to one partition after another."""
 
@@ -69,25 +77,23 @@ class Renderer:
     def render(self, annotations: pa.Table, images: pa.Table | None) -> Rendered:
         """annotations: rows of one partition, sorted by row; images: the measures of every image they name, or None
         for text-only work. Every row ends in an example, in `duplicates` or in `rejects`."""
-        ledger = _Ledger()
-        batch = annotations.combine_chunks().to_batches()[0] if annotations.num_rows else None
-        conversations: list[_Conversation] = []
-        if batch is not None:
-            good = self._usable_rows(batch, images, ledger)
+        ledger = Ledger()
+        examples = EXAMPLES.empty_table()
+        if annotations.num_rows:
+            good = self._usable_rows(annotations.combine_chunks().to_batches()[0], images, ledger)
             if good.num_rows:
-                conversations = self._converse(good, ledger)
-        encoded = self._encode(conversations, ledger)
-        examples = self._examples(encoded, images)
-        counts = ledger.counts(annotations.num_rows, [turn for c, _ in encoded for turn in c.turns])
+                examples = self._examples(good, images, ledger)
+        turns = examples["turns"].combine_chunks().flatten()
+        counts = ledger.counts(annotations.num_rows, turns.field("row").to_numpy())
         counts |= {
             "num_examples": examples.num_rows,
-            "num_tokens": sum(len(e.input_ids) for _, e in encoded),
-            "num_supervised": int(sum(e.loss_mask.sum() for _, e in encoded)),
-            "num_images": sum(e.num_images for _, e in encoded),
+            "num_tokens": pc.sum(examples["num_tokens"], min_count=0).as_py(),
+            "num_supervised": pc.sum(examples["num_supervised"], min_count=0).as_py(),
+            "num_images": len(examples["images"].combine_chunks().flatten()),
         }
         return Rendered(examples, ledger.rejects(), ledger.duplicates(), counts)
 
-    def _usable_rows(self, batch: pa.RecordBatch, images: pa.Table | None, ledger: "_Ledger") -> pa.RecordBatch:
+    def _usable_rows(self, batch: pa.RecordBatch, images: pa.Table | None, ledger: Ledger) -> pa.RecordBatch:
         """Sets aside the rows that the reader rejected or whose image cannot be used."""
         reason, detail = batch.column("reject"), batch.column("detail")
         if images is not None:
@@ -111,53 +117,53 @@ class Renderer:
             ledger.reject(row, WHOLE_ROW, why, what)
         return batch.filter(reason.is_null())
 
-    def _converse(self, batch: pa.RecordBatch, ledger: "_Ledger") -> list["_Conversation"]:
-        """Turns, checked, grouped by image and without duplicates."""
+    def _examples(self, batch: pa.RecordBatch, images: pa.Table | None, ledger: Ledger) -> pa.Table:
         s = self.settings
         turns = instructify(batch, s.task, self.templates, s.dataset, s.seed)
         ledger.num_turns = len(turns.row)
-        fine = np.fromiter((self._check_text(turns, i, ledger) for i in range(len(turns.row))), bool, len(turns.row))
-        kept = np.flatnonzero(fine)
-        image_of_row = batch.column("image")
-        numbers = image_of_row.dictionary_encode()
-        place = np.searchsorted(batch.column("row").to_numpy(), turns.row[kept])
-        image = pc.fill_null(numbers.indices, -1).to_numpy()[place]
+        pictures = _pictures(batch, turns, images)
+        kept = np.flatnonzero(self._check_texts(turns, ledger))
         groups = group_turns(
             turns.row[kept],
             turns.turn[kept],
-            image,
+            pictures.number[kept],
             is_dialogue=s.task == "conversation",
             max_turns=s.max_turns,
             dataset=s.dataset,
             seed=s.seed,
         )
-        order = kept[groups.order]
-        images = numbers.dictionary.to_pylist()
-        conversations = []
-        keep = self._deduplicate(turns, order, groups.offsets, ledger)
-        for begin, end in zip(groups.offsets[:-1], groups.offsets[1:], strict=True):
-            members = [_Turn.of(turns, order[k]) for k in range(begin, end) if keep[k]]
-            number = image[groups.order[begin]]
-            conversations.append(_Conversation([images[number]] if number >= 0 else [], members))
-        return conversations
+        grouping = Grouping(kept[groups.order], groups.offsets)
+        grouping = grouping.without(~self._deduplicate(turns, grouping, ledger))
+        parts = self._encode(turns, grouping, pictures, ledger)
+        tables = [_table(turns, *part, pictures, self.encoder.closing) for part in parts]
+        table = pa.concat_tables([EXAMPLES.empty_table(), *tables]).combine_chunks()
+        if len(parts) == 1:
+            return table
+        place = np.empty(len(turns.row), np.int64)
+        place[grouping.order] = np.arange(len(grouping.order))
+        firsts = np.concatenate([np.zeros(0, np.int64), *(place[part.first] for part, _ in parts)])
+        return table.take(pa.array(np.argsort(firsts)))
 
-    def _check_text(self, turns: Turns, i: int, ledger: "_Ledger") -> bool:
-        reason = detail = None
-        if not turns.assistant[i].strip():
+    def _check_texts(self, turns: Turns, ledger: Ledger) -> np.ndarray:
+        """(T,) bool: turns whose texts can be learned."""
+        empty = pc.equal(pc.utf8_trim_whitespace(turns.assistant), "")
+        special = pc.coalesce(self.encoder.forbidden_text(turns.user), self.encoder.forbidden_text(turns.assistant))
+        bad = pc.or_(empty, special.is_valid()).to_numpy(zero_copy_only=False)
+        for i in np.flatnonzero(bad).tolist():
             reason, detail = "empty_answer", "the answer is empty"
-        elif special := self.encoder.forbidden_text(turns.user[i], turns.assistant[i]):
-            reason, detail = "special_token_in_text", f"the text contains {special}"
-        if reason is not None:
+            if not empty[i].as_py():
+                reason, detail = "special_token_in_text", f"the text contains {special[i]}"
             ledger.reject(int(turns.row[i]), int(turns.turn[i]), reason, detail)
-        return reason is None
+        return ~bad
 
-    def _deduplicate(self, turns: Turns, order: np.ndarray, offsets: np.ndarray, ledger: "_Ledger") -> np.ndarray:
-        s = self.settings
-        if s.task == "conversation" or s.max_turns == 1:
+    def _deduplicate(self, turns: Turns, grouping: Grouping, ledger: Ledger) -> np.ndarray:
+        """(T,) bool over `grouping.order`: turns that stay."""
+        s, order = self.settings, grouping.order
+        if s.task == "conversation" or s.max_turns == 1 or s.dedup_rule == "off":
             return np.ones(len(order), dtype=bool)
-        questions, answers = [turns.question[i] for i in order], [turns.answer[i] for i in order]
+        questions, answers = (column.take(pa.array(order)).to_pylist() for column in (turns.question, turns.answer))
         decisions = deduplicate(
-            offsets, questions, answers, self.embeddings, s.dedup_rule, s.dedup_compare, s.dedup_threshold
+            grouping.offsets, questions, answers, self.embeddings, s.dedup_rule, s.dedup_compare, s.dedup_threshold
         )
         for k in np.flatnonzero(~decisions.keep):
             partner = decisions.partner[k]
@@ -172,137 +178,94 @@ class Renderer:
             )
         return decisions.keep
 
-    def _encode(self, conversations: list["_Conversation"], ledger: "_Ledger") -> list[tuple["_Conversation", Encoded]]:
+    def _encode(
+        self, turns: Turns, waiting: Grouping, pictures: Pictures, ledger: Ledger
+    ) -> list[tuple[Grouping, EncodedTurns]]:
         """Encodes; splits what is longer than max_text_tokens at turn boundaries; rejects single turns that are too
-        long and examples whose loss mask is not proved."""
-        done: list[tuple[_Conversation, Encoded]] = []
-        waiting = conversations
-        while waiting:
-            again: list[_Conversation] = []
-            encoded = self.encoder.encode([c.texts for c in waiting], [len(c.images) for c in waiting])
-            for conversation, e in zip(waiting, encoded, strict=True):
-                if e.error is not None:
-                    for turn in conversation.turns:
-                        ledger.reject(turn.row, turn.turn, "loss_mask_unproved", e.error)
-                elif e.num_text_tokens <= self.settings.max_text_tokens:
-                    done.append((conversation, e))
-                elif len(conversation.turns) == 1:
-                    detail = f"{e.num_text_tokens} text tokens, the limit is {self.settings.max_text_tokens}"
-                    ledger.reject(conversation.turns[0].row, conversation.turns[0].turn, "too_long", detail)
-                else:
-                    head = self.encoder.head_tokens(e.num_images)
-                    tokens = np.diff(e.turn_ends, prepend=head + e.num_images).tolist()
-                    again += conversation.split(tokens, head, self.settings.max_text_tokens)
-            waiting = again
-        done.sort(key=lambda pair: (pair[0].turns[0].row, pair[0].turns[0].turn))
+        long and examples whose loss mask is not proved. The turns of each pair agree one to one."""
+        limit, done = self.settings.max_text_tokens, []
+        while len(waiting):
+            num_images = (pictures.number[waiting.first] >= 0).astype(np.int64)
+            images = np.full(len(waiting.order), -1)
+            images[waiting.offsets[:-1]] = num_images
+            chosen = pa.array(waiting.order)
+            encoded = self.encoder.encode(turns.user.take(chosen), turns.assistant.take(chosen), images)
+            tokens = encoded.lengths - np.maximum(images, 0)
+            text_tokens = sums(tokens, waiting.offsets) + len(self.encoder.closing)
+            unproved = sums(np.isin(np.arange(len(tokens)), list(encoded.errors)), waiting.offsets) > 0
+            too_long = ~unproved & (text_tokens > limit)
+            good = np.flatnonzero(~unproved & ~too_long)
+            members = waiting.members(good)
+            done.append((waiting.take(good), encoded.take(members)))
+            self._reject(turns, waiting, text_tokens, unproved, too_long, encoded, ledger)
+            long = np.flatnonzero(too_long & (waiting.sizes > 1))
+            heads = np.array([self.encoder.head_tokens(n) for n in num_images[long].tolist()], np.int64)
+            tokens[waiting.offsets[:-1][long]] -= heads
+            waiting = split(waiting.take(long), tokens[waiting.members(long)], heads, limit)
         return done
 
-    def _examples(self, encoded: list[tuple["_Conversation", Encoded]], images: pa.Table | None) -> pa.Table:
-        sha256 = dict(zip(images["image"].to_pylist(), images["sha256"].to_pylist(), strict=True)) if images else {}
-        columns = {
-            "images": [c.images for c, _ in encoded],
-            "image_sha256": [[sha256.get(i) for i in c.images] for c, _ in encoded],
-            "turns": [
-                [{"user": t.user, "assistant": t.assistant, "template": t.template, "row": t.row} for t in c.turns]
-                for c, _ in encoded
-            ],
-            "input_ids": [e.input_ids for _, e in encoded],
-            "loss_mask": [e.loss_mask for _, e in encoded],
-            "num_tokens": [len(e.input_ids) for _, e in encoded],
-            "num_supervised": [int(e.loss_mask.sum()) for _, e in encoded],
-        }
-        return pa.table(columns, EXAMPLES)
+    def _reject(
+        self,
+        turns: Turns,
+        grouping: Grouping,
+        text_tokens: np.ndarray,
+        unproved: np.ndarray,
+        too_long: np.ndarray,
+        encoded: EncodedTurns,
+        ledger: Ledger,
+    ) -> None:
+        for c in np.flatnonzero(unproved).tolist():
+            members = range(grouping.offsets[c], grouping.offsets[c + 1])
+            error = next(encoded.errors[k] for k in members if k in encoded.errors)
+            for turn in grouping.order[members.start : members.stop]:
+                ledger.reject(int(turns.row[turn]), int(turns.turn[turn]), "loss_mask_unproved", error)
+        for c in np.flatnonzero(too_long & (grouping.sizes == 1)).tolist():
+            turn = grouping.first[c]
+            detail = f"{text_tokens[c]} text tokens, the limit is {self.settings.max_text_tokens}"
+            ledger.reject(int(turns.row[turn]), int(turns.turn[turn]), "too_long", detail)
 
 
-@dataclass(frozen=True)
-class _Turn:
-    row: int
-    turn: int
-    user: str
-    assistant: str
-    template: str
-
-    @staticmethod
-    def of(turns: Turns, i: int) -> "_Turn":
-        return _Turn(int(turns.row[i]), int(turns.turn[i]), turns.user[i], turns.assistant[i], turns.template[i])
+def _pictures(batch: pa.RecordBatch, turns: Turns, images: pa.Table | None) -> Pictures:
+    numbers = batch.column("image").dictionary_encode()
+    place = np.searchsorted(batch.column("row").to_numpy(), turns.row)
+    number = pc.fill_null(numbers.indices, -1).to_numpy()[place].astype(np.int64)
+    sha256 = pa.nulls(len(numbers.dictionary), pa.string())
+    if images is not None:
+        sha256 = images["sha256"].combine_chunks().take(pc.index_in(numbers.dictionary, value_set=images["image"]))
+    return Pictures(number, numbers.dictionary, sha256)
 
 
-@dataclass(frozen=True)
-class _Conversation:
-    images: list[str]
-    turns: list[_Turn]
-
-    @property
-    def texts(self) -> list[str]:
-        return [text for turn in self.turns for text in (turn.user, turn.assistant)]
-
-    def split(self, turn_tokens: list[int], head_tokens: int, limit: int) -> list["_Conversation"]:
-        """At least two pieces of whole turns; each repeats the head (system sentence and images) and, where turns
-        allow, has at most `limit` text tokens."""
-        cuts = [0]
-        used = head_tokens
-        for i, tokens in enumerate(turn_tokens):
-            if i > cuts[-1] and used + tokens > limit:
-                cuts.append(i)
-                used = head_tokens
-            used += tokens
-        if len(cuts) == 1:  # the counts, taken turn by turn, were a token short
-            cuts.append(len(self.turns) // 2)
-        bounds = zip(cuts, [*cuts[1:], len(self.turns)], strict=True)
-        return [_Conversation(self.images, self.turns[begin:end]) for begin, end in bounds]
-
-
-class _Ledger:
-    """What became of every row and turn of a partition."""
-
-    def __init__(self) -> None:
-        self.num_turns = 0
-        self._rejects: list[tuple[int, int, str, str | None]] = []
-        self._duplicates: list[dict[str, Any]] = []
-
-    def reject(self, row: int, turn: int, reason: str, detail: str | None) -> None:
-        self._rejects.append((row, turn, reason, detail))
-
-    def duplicate(self, **entry: Any) -> None:
-        self._duplicates.append(entry)
-
-    def counts(self, num_rows: int, kept: list[_Turn]) -> dict[str, Any]:
-        """Rows and turns by fate. A dialogue row of which some turns are rejected counts as kept; its rejected turns
-        stand in the count of turns. Raises RuntimeError if anything is unaccounted for."""
-        in_examples = {turn.row for turn in kept}
-        duplicate_rows = {entry["row"] for entry in self._duplicates} - in_examples
-        reason_of_row: dict[int, str] = {}
-        for row, _, reason, _ in self._rejects:
-            if row not in in_examples and row not in duplicate_rows:
-                reason_of_row.setdefault(row, reason)
-        turn_rejects = Counter(reason for _, turn, reason, _ in self._rejects if turn != WHOLE_ROW)
-        rows = {
-            "read": num_rows,
-            "examples": len(in_examples),
-            "duplicates": len(duplicate_rows),
-            "rejects": dict(sorted(Counter(reason_of_row.values()).items())),
-        }
-        turns = {
-            "read": self.num_turns,
-            "examples": len(kept),
-            "duplicates": len(self._duplicates),
-            "rejects": dict(sorted(turn_rejects.items())),
-        }
-        for unit, ledger in (("rows", rows), ("turns", turns)):
-            check_ledger(unit, ledger)
-        return {"rows": rows, "turns": turns}
-
-    def rejects(self) -> pa.Table:
-        entries = sorted(self._rejects, key=lambda entry: entry[:2])
-        columns = zip(*entries, strict=True) if entries else ([], [], [], [])
-        return pa.table(dict(zip(REJECTS.names, map(list, columns), strict=True)), REJECTS)
-
-    def duplicates(self) -> pa.Table:
-        return pa.Table.from_pylist(sorted(self._duplicates, key=lambda entry: entry["row"]), DUPLICATES)
-
-
-def check_ledger(unit: str, ledger: dict[str, Any]) -> None:
-    """Promise: nothing is lost. Raises RuntimeError unless read = examples + duplicates + rejects."""
-    told = ledger["examples"] + ledger["duplicates"] + sum(ledger["rejects"].values())
-    if ledger["read"] != told:
-        raise RuntimeError(f"{ledger['read']} {unit} read, but {told} accounted for: {ledger}")
+def _table(
+    turns: Turns, grouping: Grouping, encoded: EncodedTurns, pictures: Pictures, closing: np.ndarray
+) -> pa.Table:
+    """Conversations as examples; `closing`: the tokens after each one's last turn."""
+    chosen = pa.array(grouping.order)
+    columns = {"user": turns.user, "assistant": turns.assistant, "template": turns.template}
+    fields = {name: column.take(chosen) for name, column in columns.items()}
+    fields |= {"row": pa.array(turns.row[grouping.order]), "turn": pa.array(turns.turn[grouping.order])}
+    struct = pa.StructArray.from_arrays([fields[field.name] for field in TURN], fields=list(TURN))
+    number = pictures.number[grouping.first]
+    shown = pa.array(number[number >= 0])
+    image_offsets = pa.array(offsets_of((number >= 0).astype(np.int64)), pa.int32())
+    lengths = sums(encoded.lengths, grouping.offsets) + len(closing)
+    token_offsets = offsets_of(lengths)
+    conversation = np.repeat(np.arange(len(grouping)), grouping.sizes)
+    ids, mask = np.empty(token_offsets[-1], np.int32), np.zeros(token_offsets[-1], bool)
+    at = places(encoded.offsets[:-1] + conversation * len(closing), encoded.lengths)
+    ids[at], mask[at] = encoded.ids, encoded.loss_mask()
+    ids[places(token_offsets[1:] - len(closing), np.full(len(grouping), len(closing)))] = np.tile(
+        closing, len(grouping)
+    )
+    offsets = pa.array(token_offsets, pa.int32())
+    return pa.table(
+        [
+            pa.ListArray.from_arrays(image_offsets, pictures.names.take(shown)),
+            pa.ListArray.from_arrays(image_offsets, pictures.sha256.take(shown)),
+            pa.ListArray.from_arrays(pa.array(grouping.offsets, pa.int32()), struct),
+            pa.ListArray.from_arrays(offsets, pa.array(ids)),
+            pa.ListArray.from_arrays(offsets, pa.array(mask)),
+            pa.array(lengths, pa.int32()),
+            pa.array(sums(encoded.num_supervised, grouping.offsets), pa.int32()),
+        ],
+        schema=EXAMPLES,
+    )

@@ -49,13 +49,15 @@ IMAGES = pa.schema(
     ]
 )
 
-# `row` is the row of the official file; `template` the id of the template that rendered the turn.
+# `row` is the row of the official file, `turn` the place inside a conversation row (0 for the other tasks); `template`
+# the id of the template that rendered the turn.
 TURN = pa.struct(
     [
         pa.field("user", pa.string()),
         pa.field("assistant", pa.string()),
         pa.field("template", pa.string()),
         pa.field("row", pa.int64()),
+        pa.field("turn", pa.int32()),
     ]
 )
 

@@ -32,6 +32,7 @@ _FEATURES = {
             "assistant": {"dtype": "string", "_type": "Value"},
             "template": {"dtype": "string", "_type": "Value"},
             "row": {"dtype": "int64", "_type": "Value"},
+            "turn": {"dtype": "int32", "_type": "Value"},
         },
         "_type": "List",
     },

@@ -14,7 +14,8 @@ from pipelines.arrow_files import read_table, write_batches
 from pipelines.dedup import texts_to_embed
 from pipelines.embed import PACKAGED_MODEL, embed_texts
 from pipelines.examples import ExamplesJob, run_examples_job
-from pipelines.render import Renderer, RenderSettings, check_ledger
+from pipelines.ledger import check_ledger
+from pipelines.render import Renderer, RenderSettings
 from pipelines.schema import ANNOTATIONS, IMAGES
 from pipelines.templates import template_file
 from pipelines.tokenizer import load_tokenizer

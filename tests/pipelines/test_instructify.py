@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -26,8 +28,11 @@ def batch(task, rows=None, first=10):
     return pa.RecordBatch.from_pylist(rows, ANNOTATIONS[task])
 
 
-def render(task, templates, **options):
-    return instructify(batch(task, **options), task, templates, "some", seed=0)
+def render(task, templates, seed=0, **options):
+    """The turns, their texts as lists."""
+    turns = instructify(batch(task, **options), task, templates, "some", seed)
+    texts = ("user", "assistant", "template", "question", "answer")
+    return dataclasses.replace(turns, **{name: getattr(turns, name).to_pylist() for name in texts})
 
 
 def test_fields_stand_where_the_template_puts_them():
@@ -76,7 +81,7 @@ def test_which_template_is_used_depends_on_seed_and_row_alone():
     assert part.template == whole.template[100:200]
     counts = np.bincount([int(t) for t in whole.template], minlength=10)
     assert counts.min() > 60, "each of ten is used about as often"
-    other = instructify(batch("open_question", rows), "open_question", templates, "some", seed=1)
+    other = render("open_question", templates, rows=rows, seed=1)
     assert other.template != whole.template
 
 
@@ -85,4 +90,5 @@ def test_raw_texts_are_those_that_turns_carry(task):
     name = {"caption": "coyo100m", "open_question": "vqav2", "multiple_choice": "aokvqa", "referring": "refcoco"}
     templates = load_templates("fine", name.get(task, "llava150k"), task)
     turns = render(task, templates)
-    assert raw_texts(batch(task), task) == (turns.question, turns.answer)
+    questions, answers = raw_texts(batch(task), task)
+    assert (questions.to_pylist(), answers.to_pylist()) == (turns.question, turns.answer)

@@ -1,0 +1,127 @@
+"""Chat styles: Jinja files under templates/chat, the same text that transformers uses at inference.
+
+A style is rendered a few times with stand-ins for the texts; what it prints around them is then known, and examples
+only join strings.
+"""
+
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+from jinja2.ext import Extension
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from pipelines.templates import ROOT
+
+# Private-use characters: where a supervised span begins and ends, and the stand-ins' brackets.
+BEGIN, END, _OPEN, _CLOSE = "\ue000", "\ue001", "\ue002", "\ue003"
+_HOLE = re.compile(f"({_OPEN}\\d+{_CLOSE})")
+
+
+class ChatStyleError(ValueError):
+    """A chat style that cannot be used; the message names its file."""
+
+
+class _Generation(Extension):
+    """`{% generation %}…{% endgeneration %}`: marks supervised text, as in transformers."""
+
+    tags = {"generation"}
+
+    def parse(self, parser):
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
+
+    def _mark(self, caller):
+        return f"{BEGIN}{caller()}{END}"
+
+
+@dataclass(frozen=True)
+class Wording:
+    """What stands around the texts: `lead` user `middle` assistant `end`, and for each turn more `later` user `middle`
+    assistant `end`, and `closing` after the last. The supervised text begins `offset` characters into `middle` and
+    ends with `end`."""
+
+    later: str
+    middle: str
+    offset: int
+    end: str
+    closing: str
+
+
+def chat_style_file(style: str) -> Path:
+    """The Jinja file of a style. Raises ChatStyleError naming the known ones."""
+    path = ROOT / "chat" / f"{style}.jinja"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.jinja")))
+        raise ChatStyleError(f"no chat style {style!r}: the styles are {known}; a new one is {path}")
+    return path
+
+
+class ChatStyle:
+    """A chat style for one tokenizer's begin and end tokens. Raises ChatStyleError for one that changes texts, words
+    later turns otherwise than the second, or does not supervise each assistant text and the end token after it."""
+
+    def __init__(self, style: str, bos_token: str, eos_token: str):
+        self.path = chat_style_file(style)
+        self.text = self.path.read_text(encoding="utf-8")
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+        )
+        try:
+            self._template = environment.from_string(self.text)
+        except jinja2.TemplateSyntaxError as error:
+            raise ChatStyleError(f"{self.path}:{error.lineno}: {error.message}") from None
+        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        self.wording = self._wording(eos_token)
+        self.lead = functools.cache(self._lead)
+
+    def _render(self, num_images: int, texts: Sequence[str]) -> str:
+        messages: list[dict] = []
+        for i, text in enumerate(texts):
+            parts = [{"type": "text", "text": text}]
+            if i == 0:
+                parts = [{"type": "image"}] * num_images + parts
+            messages.append({"role": "assistant" if i % 2 else "user", "content": parts})
+        return self._template.render(messages=messages, add_generation_prompt=False, **self._tokens)
+
+    def _between(self, num_images: int, num_turns: int) -> list[str]:
+        """What is printed before, between and after the 2 · num_turns texts."""
+        pieces = _HOLE.split(self._render(num_images, [f"{_OPEN}{i}{_CLOSE}" for i in range(2 * num_turns)]))
+        if pieces[1::2] != [f"{_OPEN}{i}{_CLOSE}" for i in range(2 * num_turns)]:
+            raise ChatStyleError(f"{self.path}: must print each text of a conversation once, in order")
+        return pieces[0::2]
+
+    def _wording(self, eos_token: str) -> Wording:
+        _, middle, end = self._between(0, 1)
+        later = self._between(0, 2)[2]
+        supervised, closed, closing = end.partition(END)
+        if middle.count(BEGIN) != 1 or END in middle or not closed or not supervised.endswith(eos_token):
+            raise ChatStyleError(
+                f"{self.path}: each assistant text and the end token after it must stand in a generation block"
+            )
+        if not later.startswith(supervised + END):
+            raise ChatStyleError(f"{self.path}: must end each assistant text alike")
+        before = middle.index(BEGIN)
+        rest = later.removeprefix(supervised + END)
+        wording = Wording(rest, middle.replace(BEGIN, ""), before, supervised, closing)
+        probe = [f"  Text {i}, as it is \n" for i in range(6)]
+        for num_images, texts in ((0, probe), (2, probe), (1, probe[:2])):
+            joined = self._join(self._lead(num_images), wording, texts)
+            if joined != self._render(num_images, texts).replace(BEGIN, "").replace(END, ""):
+                raise ChatStyleError(
+                    f"{self.path}: must print the texts of a conversation unchanged, and every later turn alike"
+                )
+        return wording
+
+    def _lead(self, num_images: int) -> str:
+        """What stands before the first user text of a conversation with so many images."""
+        return self._between(num_images, 1)[0]
+
+    @staticmethod
+    def _join(lead: str, wording: Wording, texts: Sequence[str]) -> str:
+        turns = (f"{user}{wording.middle}{answer}" for user, answer in zip(texts[::2], texts[1::2], strict=True))
+        return lead + f"{wording.end}{wording.later}".join(turns) + wording.end + wording.closing

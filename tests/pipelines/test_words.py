@@ -1,0 +1,125 @@
+"""Tokens word by word are those of the whole text, for tokenizers built as today's language models build theirs."""
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from pipelines import words
+from pipelines.store import Store
+from pipelines.tokenizer import load_tokenizer, prepare_tokenizer
+from pipelines.words import WordTokenizer
+
+TEXTS = [
+    "What colour is the red circle? It's red, isn't it? 12 of 345 (twelve) are \"here\".",
+    "Is there a 3rd dog?\nA. yes\nB. no\nReply with the letter. In 2014 the U.S. had $3.50 -- or so… naïve café 中文",
+] * 9
+# How Llama 3 and Qwen cut their texts.
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def gpt2():
+    return pre_tokenizers.ByteLevel(add_prefix_space=False), None, decoders.ByteLevel()
+
+
+def llama3():
+    split = pre_tokenizers.Split(Regex(_LLAMA3), "isolated")
+    cut = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    return cut, normalizers.NFC(), decoders.ByteLevel()
+
+
+def metaspace():
+    """SentencePiece, as newer conversions write it."""
+    return pre_tokenizers.Metaspace(prepend_scheme="first"), None, decoders.Metaspace()
+
+
+def prepend():
+    """SentencePiece, as Llama 2 and Vicuna are converted: no pre-tokenizer, every piece begins with a space."""
+    normal = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return None, normal, decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+
+
+def prepared_as(kind, folder, over_spaces=False):
+    cut, normal, decoder = kind()
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True))
+    tokenizer.normalizer, tokenizer.decoder = normal, decoder
+    # Without a pre-tokenizer, what a tokenizer learns may reach over spaces; those of language models do not.
+    learned_with = cut or (None if over_spaces else pre_tokenizers.Metaspace(prepend_scheme="always"))
+    if learned_with is not None:
+        tokenizer.pre_tokenizer = learned_with
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if kind in (gpt2, llama3) else []
+    specials = ["<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(
+        vocab_size=900, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    if cut is None and learned_with is not None:
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    return load_tokenizer(prepare_tokenizer(Store(folder / "store"), str(folder)))
+
+
+@pytest.fixture(scope="module", params=[gpt2, llama3, metaspace, prepend], ids=lambda kind: kind.__name__)
+def prepared(request, tmp_path_factory):
+    return prepared_as(request.param, tmp_path_factory.mktemp(request.param.__name__))
+
+
+def whole(prepared, text):
+    ids = prepared.tokenizer.encode(prepared.eos_token + text, add_special_tokens=False).ids
+    return ids[1:]
+
+
+def by_words(tokenizer, texts):
+    """Tokens of each text, or None for one that cannot be cut into words."""
+    column = pa.array(texts, pa.string())
+    can = tokenizer.can_encode(column)
+    cut = tokenizer.encode(column.filter(pa.array(can)))
+    spans = iter(zip(cut.offsets[:-1], cut.offsets[1:], strict=True))
+    return [_tokens(cut, next(spans)) if possible else None for possible in can]
+
+
+def _tokens(cut, span):
+    return cut.ids[cut.ends[span[0]] : cut.ends[span[1]]].tolist()
+
+
+def test_these_tokenizers_may_be_cut_before_spaces(prepared):
+    assert WordTokenizer(prepared).is_exact
+
+
+CHARACTERS = st.sampled_from(
+    [*"aZé7 .,?'\"-_()<>\n\t\r$中", "  ", " \n", "\u00a0", "\u0301", "😀", "\x1f", "’", "Ġ", "▁"]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.lists(CHARACTERS, max_size=14).map("".join), min_size=1, max_size=8))
+def test_tokens_word_by_word_are_those_of_the_whole(prepared, texts):
+    for text, ids in zip(texts, by_words(WordTokenizer(prepared), texts), strict=True):
+        assert ids is None or ids == whole(prepared, text), text
+
+
+def test_ordinary_texts_are_cut(prepared):
+    texts = [f"\nHuman: {text}\nAI: yes</s>" for text in TEXTS]
+    assert by_words(WordTokenizer(prepared), texts) == [whole(prepared, text) for text in texts]
+
+
+def test_words_are_remembered_and_may_be_forgotten(prepared, monkeypatch):
+    tokenizer = WordTokenizer(prepared)
+    first = by_words(tokenizer, TEXTS)
+    monkeypatch.setattr(words, "_MOST_KNOWN", 3)
+    assert by_words(tokenizer, TEXTS) == first
+
+
+def test_a_vocabulary_that_reaches_over_spaces_is_found_out(tmp_path):
+    assert not WordTokenizer(prepared_as(prepend, tmp_path, over_spaces=True)).is_exact
+
+
+def test_an_added_token_with_a_space_is_found_out(tmp_path):
+    prepared = prepared_as(gpt2, tmp_path)
+    prepared.tokenizer.add_tokens(["red circle"])
+    assert not WordTokenizer(prepared).is_exact
