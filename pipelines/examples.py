@@ -27,7 +27,7 @@ from pipelines.store import write_atomic
 
 ROWS_PER_BATCH = 1024  # of examples: the unit of random access when shards are written
 
-Piece = tuple[str, str, int]  # kind ("annotations" or "images"), file, batch number in it
+Piece = tuple[str, str, int]  # name of its spill file, file, batch number in it
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,9 @@ class ExamplesJob:
     def marker(self, partition: int) -> Path:
         return Path(self.out) / f"counts-{partition:05d}.json"
 
+    def spilled(self, name: str) -> Path:
+        return Path(self.out) / "spill" / f"{name}.arrow"
+
     def part(self, kind: str, partition: int, suffix: str) -> Path:
         return Path(self.out) / f"{kind}-{partition:05d}.{suffix}"
 
@@ -53,13 +56,13 @@ def run_examples_job(job: ExamplesJob, beam_options: list[str]) -> list[dict[str
     from apache_beam.options.pipeline_options import PipelineOptions
 
     class Spill(beam.DoFn):
-        def process(self, piece: Piece) -> Iterator[tuple[int, tuple[str, str]]]:
-            spilled = spill(job, piece)
+        def process(self, piece: Piece) -> Iterator[tuple[int, str]]:
+            spill(job, piece)
             for partition in range(job.partitions):
-                yield partition, (piece[0], str(spilled))
+                yield partition, piece[0]  # nothing longer: there are pieces × partitions of them
 
     class Render(beam.DoFn):
-        def process(self, element: tuple[int, Iterable[tuple[str, str]]]) -> Iterator[int]:
+        def process(self, element: tuple[int, Iterable[str]]) -> Iterator[int]:
             partition, spilled = element
             render_partition(job, partition, sorted(spilled))
             yield partition
@@ -72,7 +75,7 @@ def run_examples_job(job: ExamplesJob, beam_options: list[str]) -> list[dict[str
                 pipeline
                 | "name the batches" >> beam.Create(pieces)
                 | "spread" >> beam.Reshuffle()
-                | "cut by image" >> beam.ParDo(Spill()).with_output_types(tuple[int, tuple[str, str]])
+                | "cut by image" >> beam.ParDo(Spill()).with_output_types(tuple[int, str])
                 | "bring together" >> beam.GroupByKey()
                 | "render" >> beam.ParDo(Render()).with_output_types(int)
             )
@@ -85,20 +88,19 @@ def run_examples_job(job: ExamplesJob, beam_options: list[str]) -> list[dict[str
 
 def _pieces(kind: str, directory: str) -> list[Piece]:
     paths = sorted(Path(directory).glob("*.arrow"))
-    return [(kind, str(path), n) for path in paths for n in range(open_batches(path).num_record_batches)]
+    batches = [(str(path), n) for path in paths for n in range(open_batches(path).num_record_batches)]
+    return [(f"{kind[0]}{number}", *batch) for number, batch in enumerate(batches)]
 
 
-def spill(job: ExamplesJob, piece: Piece) -> Path:
+def spill(job: ExamplesJob, piece: Piece) -> None:
     """Cuts one batch by the hash of the image into a file whose batch number p is the piece of partition p."""
-    kind, source, number = piece
+    name, source, number = piece
     batch = open_batches(Path(source)).get_batch(number)
     partition = _partition_of(batch, job.partitions)
     order = np.argsort(partition, kind="stable")
     bounds = np.searchsorted(partition[order], np.arange(job.partitions + 1))
     cut = batch.take(pa.array(order))
-    path = Path(job.out) / "spill" / f"{kind}-{Path(source).stem}-{number:06d}.arrow"
-    write_batches(path, batch.schema, (cut.slice(a, b - a) for a, b in itertools.pairwise(bounds)))
-    return path
+    write_batches(job.spilled(name), batch.schema, (cut.slice(a, b - a) for a, b in itertools.pairwise(bounds)))
 
 
 def _partition_of(batch: pa.RecordBatch, partitions: int) -> np.ndarray:
@@ -112,15 +114,15 @@ def _partition_of(batch: pa.RecordBatch, partitions: int) -> np.ndarray:
     return (partition % np.uint64(partitions)).astype(np.int64)
 
 
-def render_partition(job: ExamplesJob, partition: int, spilled: list[tuple[str, str]]) -> None:
+def render_partition(job: ExamplesJob, partition: int, spilled: list[str]) -> None:
     """Makes the files of one partition from its pieces; the marker comes last."""
     if job.marker(partition).is_file():
         return
-    pieces: dict[str, list[pa.RecordBatch]] = {"annotations": [], "images": []}
-    for kind, path in spilled:
-        pieces[kind].append(open_batches(Path(path)).get_batch(partition))
-    annotations = pa.Table.from_batches(pieces["annotations"], ANNOTATIONS[job.render.task]).sort_by("row")
-    images = pa.Table.from_batches(pieces["images"], IMAGES) if job.images else None
+    pieces: dict[str, list[pa.RecordBatch]] = {"a": [], "i": []}  # annotations, images
+    for name in spilled:
+        pieces[name[0]].append(open_batches(job.spilled(name)).get_batch(partition))
+    annotations = pa.Table.from_batches(pieces["a"], ANNOTATIONS[job.render.task]).sort_by("row")
+    images = pa.Table.from_batches(pieces["i"], IMAGES) if job.images else None
     result = Renderer.of(job.render).render(annotations, images)
     write_batches(job.part("examples", partition, "arrow"), EXAMPLES, result.examples.to_batches(ROWS_PER_BATCH))
     write_parquet(job.part("rejects", partition, "parquet"), result.rejects)
