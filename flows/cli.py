@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from flows.recipe import Recipe
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+templates = typer.Typer(no_args_is_help=True, help="The wordings that turn annotations into turns.")
+app.add_typer(templates, name="templates")
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of one that comes with the project.")]
 PortOption = Annotated[int, typer.Option(help="Port of the Prefect server on 127.0.0.1.")]
@@ -109,6 +111,21 @@ def chat(
     typer.echo("Human: ", nl=False)
     for line in sys.stdin:
         typer.echo(f"AI: {talk.ask(line.strip())}\nHuman: ", nl=False)
+
+
+@templates.command("check")
+def check_templates(
+    sets: Annotated[list[str] | None, typer.Argument(metavar="[SET]...", help="All sets where none is named.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Show every template, not the first of each file.")] = False,
+    recipe: Annotated[str | None, typer.Option(help="Files may be named after its datasets too.")] = None,
+) -> None:
+    """Checks template sets, and shows their templates on made-up annotations. Exits with 1 if there is a fault."""
+    from flows.template_report import check_sets, dataset_tasks
+
+    faults = check_sets(sets or [], dataset_tasks(recipe), every, typer.echo)
+    for fault in faults:
+        typer.echo(fault, err=True)
+    raise typer.Exit(1 if faults else 0)
 
 
 @app.command()

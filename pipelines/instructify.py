@@ -33,6 +33,7 @@ def instructify(batch: pa.RecordBatch, task: str, templates: Sequence[Template],
     """Renders annotation rows that have no reject. Which of several templates a turn uses, and how options are
     shuffled, is decided by (seed, dataset, row, turn) alone."""
     rows, turn, fields, question, answer = _FIELDS_OF[task](batch, dataset, seed)
+    fields["dataset"] = pa.repeat(dataset, len(rows))
     key = mix64(rows.astype(np.uint64) * np.uint64(1 << 20) + turn.astype(np.uint64), seed64("template", dataset, seed))
     choice = (key % np.uint64(len(templates))).astype(np.int64)
     user, assistant = [], []

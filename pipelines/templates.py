@@ -1,12 +1,15 @@
 """Templates as data: templates/<set>/<dataset or task>.yaml, checked when loaded.
 
 A template is a pair of texts, `user` and `assistant`, with `{field}` places and a stable id. A set is written per
-dataset (fine) or per task (coarse): the file named after the dataset wins over the one named after its task.
+dataset (fine) or per task (coarse): the file named after the dataset wins over the one named after its task, and both
+over those of the set's base (set.yaml).
 """
 
 import string
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -14,14 +17,15 @@ ROOT = Path(__file__).resolve().parent.parent / "templates"
 
 # What a template of each task may name; the starred ones it must name, somewhere in the pair.
 FIELDS: dict[str, tuple[str, ...]] = {
-    "caption": ("*caption",),
-    "open_question": ("*question", "*answer"),
+    "caption": ("*caption", "dataset"),  # dataset: its name in the recipe
+    "open_question": ("*question", "*answer", "dataset"),
     # options: the shuffled choices, one lettered line each; letter and answer: the right one, as letter and as text;
     # context: the dataset's hint with a line break after it, or nothing
-    "multiple_choice": ("*question", "options", "letter", "answer", "context"),
-    "referring": ("*phrase", "*box"),  # box: x1,y1,x2,y2 over width and height, three decimals
-    "conversation": ("*user", "*assistant"),
+    "multiple_choice": ("*question", "options", "letter", "answer", "context", "dataset"),
+    "referring": ("*phrase", "*box", "dataset"),  # box: x1,y1,x2,y2 over width and height, three decimals
+    "conversation": ("*user", "*assistant", "dataset"),
 }
+NO_SETS = ("chat", "eval")  # the directories beside the sets
 
 
 class TemplateError(ValueError):
@@ -39,17 +43,90 @@ class Template:
         return [(literal, field) for literal, field, _, _ in string.Formatter().parse(getattr(self, side))]
 
 
+@dataclass(frozen=True)
+class TemplateSet:
+    """What the `set.yaml` of a set says; all of it may be absent."""
+
+    name: str
+    about: str = ""
+    base: str | None = None  # the set that gives what this one lacks
+    tasks: tuple[str, ...] = tuple(FIELDS)  # whose datasets must find a template
+    per_dataset: int | None = None  # templates of a file; of referring ones, half locate and half name: at least two
+    inverted: int = 0  # how many of them give the answer and ask for the question
+
+
+def set_names() -> list[str]:
+    """All sets there are."""
+    return sorted(path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in NO_SETS)
+
+
+def read_set(name: str) -> TemplateSet:
+    """Raises TemplateError: there is no such set, or its `set.yaml` has an unknown key or a value that is no use."""
+    names = set_names()
+    if name not in names:
+        raise TemplateError(f"template set {name!r} does not exist; the sets are {', '.join(names)}")
+    path = ROOT / name / "set.yaml"
+    if not path.exists():
+        return TemplateSet(name)
+    root = _compose(path)
+    if not isinstance(root, yaml.MappingNode):
+        raise TemplateError(f"{_at(path, root)}: must be a mapping with some of the keys {', '.join(_SET_KEYS)}")
+    values: dict[str, Any] = {}
+    for key, node in root.value:
+        wanted, fits = _SET_KEYS.get(str(key.value), (f"one of the keys {', '.join(_SET_KEYS)}", lambda _: False))
+        value = _value(node)
+        if not fits(value):
+            raise TemplateError(f"{_at(path, key)}: `{key.value}` must be {wanted}")
+        values[key.value] = tuple(value) if isinstance(value, list) else value
+    if values.get("base", name) not in names:
+        raise TemplateError(f"{path}: the base {values['base']!r} does not exist; the sets are {', '.join(names)}")
+    return TemplateSet(name, **values)
+
+
+def _value(node: yaml.Node) -> Any:
+    """What a node says; None for what YAML cannot make sense of."""
+    try:
+        return yaml.safe_load(yaml.serialize(node))
+    except (yaml.YAMLError, ValueError):
+        return None
+
+
+# key of a set.yaml → what it must be, in words and as a check
+_SET_KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "about": ("a text", lambda value: isinstance(value, str)),
+    "base": ("the name of a set", lambda value: isinstance(value, str)),
+    "tasks": (
+        f"a list of some of {', '.join(FIELDS)}",
+        lambda value: isinstance(value, list) and bool(value) and all(task in tuple(FIELDS) for task in value),
+    ),
+    "per_dataset": ("a number from 1 on", lambda value: type(value) is int and value >= 1),
+    "inverted": ("a number from 0 on", lambda value: type(value) is int and value >= 0),
+}
+
+
 def template_file(template_set: str, dataset: str, task: str) -> Path:
-    """The file that gives `dataset` its templates. Raises TemplateError if the set has none."""
-    candidates = [ROOT / template_set / f"{name}.yaml" for name in (dataset, task)]
-    for path in candidates:
-        if path.is_file():
-            return path
-    sets = sorted(p.name for p in ROOT.iterdir() if p.is_dir() and p.name not in ("chat", "eval"))
+    """The file that gives `dataset` its templates. Raises TemplateError if neither the set nor its bases have one."""
+    own = read_set(template_set)
+    for member in _with_bases(own):
+        for path in (ROOT / member.name / f"{dataset}.yaml", ROOT / member.name / f"{task}.yaml"):
+            if path.is_file():
+                return path
     raise TemplateError(
-        f"template set {template_set!r} has nothing for dataset {dataset} (task {task}): "
-        f"write {candidates[0]}; the sets are {', '.join(sets)}"
+        f"template set {template_set!r} has nothing for dataset {dataset}: write {ROOT / template_set / dataset}.yaml, "
+        f"or {task}.yaml for all datasets of its task, or name another set as base in set.yaml; "
+        f"the sets are {', '.join(set_names())}"
     )
+
+
+def _with_bases(own: TemplateSet) -> Iterator[TemplateSet]:
+    seen = {own.name}
+    yield own
+    while own.base is not None:
+        if own.base in seen:
+            raise TemplateError(f"{ROOT / own.name / 'set.yaml'}: the base {own.base!r} has this set for its own base")
+        own = read_set(own.base)
+        seen.add(own.name)
+        yield own
 
 
 def load_templates(template_set: str, dataset: str, task: str) -> tuple[Template, ...]:
@@ -60,11 +137,7 @@ def load_templates(template_set: str, dataset: str, task: str) -> tuple[Template
 def read_templates(path: Path, task: str) -> tuple[Template, ...]:
     """Reads and checks one file. Raises TemplateError naming file and line: bad YAML, unknown or missing field,
     duplicate id, empty text, anything but a plain `{field}` between braces."""
-    try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TemplateError(f"{path}: not valid YAML: {error}") from None
-    top = _mapping(path, root, required=("task", "templates"))
+    top = _mapping(path, _compose(path), required=("task", "templates"))
     if top["task"].value != task:
         raise TemplateError(f"{_at(path, top['task'])}: is for task {top['task'].value!r}, the dataset's is {task!r}")
     if not isinstance(top["templates"], yaml.SequenceNode) or not top["templates"].value:
@@ -84,6 +157,13 @@ def read_templates(path: Path, task: str) -> tuple[Template, ...]:
         _check_fields(path, entry, task)
         templates[template.id] = template
     return tuple(templates.values())
+
+
+def _compose(path: Path) -> yaml.Node | None:
+    try:
+        return yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TemplateError(f"{path}: not valid YAML: {error}") from None
 
 
 def _mapping(path: Path, node: yaml.Node | None, required: tuple[str, ...]) -> dict[str, yaml.Node]:

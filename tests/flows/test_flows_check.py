@@ -10,6 +10,7 @@ from flows.recipe import RecipeError, load_recipe
 from flows.workspace import locate_workspace, open_workspace
 from model.backbones import train_backbones
 from pipelines.sample import write_sample
+from pipelines.templates import set_names
 
 OTHER_DATASET = {"annotations": "x", "source": "gqa-typo"}
 
@@ -24,7 +25,11 @@ def test_a_good_recipe_passes(write_recipe):
     ("changes", "messages"),
     [
         ({"datasets/other": OTHER_DATASET}, ["datasets.other: no source named 'gqa-typo'", "vqav2"]),
-        ({"finetune/data/templates": "fein"}, ["finetune.data.templates: template set 'fein'"]),
+        (
+            {"finetune/data/templates": "fein"},
+            ["finetune.data.templates: template set 'fein' does not exist; the sets"],
+        ),
+        ({"finetune/data/templates": "plain"}, ["'plain' has nothing for dataset vqav2: write", "plain/refcoco.yaml"]),
         ({"finetune/data/chat": "honeybear"}, ["finetune.data.chat: no chat style 'honeybear'", "caption, honeybee"]),
         ({"finetune/train/micro_batch": 3}, ["finetune.train: global_batch 8 is not a multiple of micro_batch 3"]),
         ({"finetune/train/warmup_steps": 9}, ["finetune.train", "warmup_steps 9 leave nothing of 3 steps"]),
@@ -44,6 +49,11 @@ def test_settings_that_name_what_is_not_there(write_recipe, changes, messages):
         check_settings(load_recipe(write_recipe(changes)))
     for message in messages:
         assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [name for name in set_names() if name != "plain"])
+def test_every_set_serves_both_stages(write_recipe, name):
+    check_settings(load_recipe(write_recipe({"pretrain/data/templates": name, "finetune/data/templates": name})))
 
 
 def test_all_problems_come_at_once(write_recipe):

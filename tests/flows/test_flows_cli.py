@@ -21,7 +21,7 @@ def honeybee(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess:
 def test_help_names_every_command(tmp_path):
     done = honeybee("--help", cwd=tmp_path)
     assert done.returncode == 0
-    for command in ("sample", "build", "train", "evaluate", "chat", "up", "down", "submit"):
+    for command in ("sample", "build", "train", "evaluate", "chat", "templates", "up", "down", "submit"):
         assert f" {command} " in done.stdout
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -6,7 +7,7 @@ import pytest
 
 from pipelines.instructify import instructify, raw_texts
 from pipelines.schema import ANNOTATIONS
-from pipelines.templates import Template, load_templates
+from pipelines.templates import FIELDS, Template, load_templates
 
 ROWS = {
     "caption": [{"caption": " a red circle "}],
@@ -28,9 +29,9 @@ def batch(task, rows=None, first=10):
     return pa.RecordBatch.from_pylist(rows, ANNOTATIONS[task])
 
 
-def render(task, templates, seed=0, **options):
+def render(task, templates, seed=0, dataset="some", **options):
     """The turns, their texts as lists."""
-    turns = instructify(batch(task, **options), task, templates, "some", seed)
+    turns = instructify(batch(task, **options), task, templates, dataset, seed)
     texts = ("user", "assistant", "template", "question", "answer")
     return dataclasses.replace(turns, **{name: getattr(turns, name).to_pylist() for name in texts})
 
@@ -73,16 +74,33 @@ def test_a_conversation_row_gives_its_turns():
     assert (turns.row.tolist(), turns.turn.tolist()) == ([10, 10, 11], [0, 1, 0])
 
 
-def test_which_template_is_used_depends_on_seed_and_row_alone():
-    templates = [Template(str(i), "{question}", "{answer}") for i in range(10)]
-    rows = ROWS["open_question"] * 500
-    whole = render("open_question", templates, rows=rows)
-    part = render("open_question", templates, rows=rows[100:200], first=110)
-    assert part.template == whole.template[100:200]
-    counts = np.bincount([int(t) for t in whole.template], minlength=10)
-    assert counts.min() > 60, "each of ten is used about as often"
-    other = render("open_question", templates, rows=rows, seed=1)
-    assert other.template != whole.template
+def test_the_dataset_names_itself_in_any_task():
+    for task in ROWS:
+        fields = "".join(f"{{{name.lstrip('*')}}}" for name in FIELDS[task] if name.startswith("*"))
+        turns = render(task, [Template("t", "{dataset}:", fields)], dataset="my {data}")
+        assert set(turns.user) == {"my {data}:"}
+
+
+@pytest.mark.parametrize(("dataset", "task"), [("gqa", "open_question"), ("refcoco", "referring")])
+def test_the_choice_among_ten_depends_on_seed_dataset_and_row_alone(dataset, task):
+    templates = load_templates("fine-10", dataset, task)
+    rows = ROWS[task][:1] * 4000
+    whole = render(task, templates, rows=rows).template
+    assert render(task, templates, rows=rows[700:900], first=710).template == whole[700:900]
+    counts = Counter(whole)
+    assert len(counts) == 10
+    assert all(320 < count < 480 for count in counts.values()), "of 400 expected, four standard deviations either way"
+    for other in (render(task, templates, rows=rows, seed=1), render(task, templates, rows=rows, dataset="other")):
+        alike = sum(a == b for a, b in zip(whole, other.template, strict=True))
+        assert 320 < alike < 480, "another seed or dataset chooses anew"
+
+
+def test_the_turns_of_a_conversation_choose_each_for_itself():
+    templates = [Template(str(i), "{user}", "{assistant}") for i in range(10)]
+    rows = [{"turns": ROWS["conversation"][0]["turns"] * 10}] * 200
+    chosen = np.reshape(render("conversation", templates, rows=rows).template, (200, 20)).tolist()
+    assert all(len(set(row)) > 4 for row in chosen)
+    assert render("conversation", templates, rows=rows[7:8], first=17).template == chosen[7]
 
 
 @pytest.mark.parametrize("task", ROWS)

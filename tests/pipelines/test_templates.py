@@ -1,7 +1,8 @@
 import pytest
 
 from pipelines import sources
-from pipelines.templates import ROOT, TemplateError, load_templates, read_templates, template_file
+from pipelines.template_lint import inverted
+from pipelines.templates import FIELDS, ROOT, TemplateError, load_templates, read_set, read_templates, template_file
 
 GOOD = """task: open_question
 templates:
@@ -17,9 +18,37 @@ def write(tmp_path, text):
     return path
 
 
-def test_every_source_has_fine_templates():
+SETS = ("fine", "coarse", "fine-10", "fine-10-flip", "dataset-id", "task-id")
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_source_has_templates_in_every_set(name):
     for source in sources.SOURCES.values():
-        assert load_templates("fine", source.name, source.task)
+        assert load_templates(name, source.name, source.task)
+
+
+@pytest.mark.parametrize("name", ["coarse", "dataset-id", "task-id"])
+def test_sets_of_tasks_serve_any_dataset(name):
+    assert all(load_templates(name, "mydata", task) for task in FIELDS)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_set_keeps_conversations_as_they_are(name):
+    for dataset in ("llava150k", "sharegpt", "mydata"):
+        assert [(t.user, t.assistant) for t in load_templates(name, dataset, "conversation")] == [
+            ("{user}", "{assistant}")
+        ]
+
+
+def test_ten_and_flipped_templates_are_alike_but_for_the_three_inverted():
+    """At the same places: the two sets differ in nothing else."""
+    for source in sources.SOURCES.values():
+        ten, flipped = (load_templates(name, source.name, source.task) for name in ("fine-10", "fine-10-flip"))
+        (fine, *_) = load_templates("fine", source.name, source.task)
+        assert (ten[0].user, ten[0].assistant) == (fine.user, fine.assistant)
+        other = [b for a, b in zip(ten, flipped, strict=True) if (a.user, a.assistant) != (b.user, b.assistant)]
+        assert len(other) == (0 if source.task in ("caption", "conversation") else 3)
+        assert all(inverted(template, source.task) and ".inverted." in template.id for template in other)
 
 
 def test_instruction_tuning_always_instructs_and_pretraining_never():
@@ -29,11 +58,6 @@ def test_instruction_tuning_always_instructs_and_pretraining_never():
             assert [template.user for template in load_templates("plain", source.name, source.task)] == [""]
 
 
-def test_ids_are_unique_over_a_set():
-    ids = [t.id for s in sources.SOURCES.values() for t in load_templates("fine", s.name, s.task)]
-    assert len(ids) == len(set(ids))
-
-
 def test_the_file_of_the_dataset_wins_over_that_of_its_task(tmp_path, monkeypatch):
     monkeypatch.setattr("pipelines.templates.ROOT", tmp_path)
     (tmp_path / "set").mkdir()
@@ -41,14 +65,62 @@ def test_the_file_of_the_dataset_wins_over_that_of_its_task(tmp_path, monkeypatc
     assert template_file("set", "vqav2", "open_question").stem == "open_question"
     (tmp_path / "set" / "vqav2.yaml").write_text(GOOD)
     assert template_file("set", "vqav2", "open_question").stem == "vqav2"
-    with pytest.raises(TemplateError, match=r"template set 'none' has nothing for dataset vqav2.*the sets are set"):
+    with pytest.raises(TemplateError, match=r"template set 'none' does not exist; the sets are set"):
         template_file("none", "vqav2", "open_question")
+    with pytest.raises(TemplateError, match=r"'set' has nothing for dataset refcoco: write .*set/refcoco.yaml, or ref"):
+        template_file("set", "refcoco", "referring")
+
+
+def make_set(root, name, settings, *files):
+    (root / name).mkdir()
+    (root / name / "set.yaml").write_text(settings)
+    for file in files:
+        (root / name / f"{file}.yaml").write_text(GOOD)
+
+
+def test_a_base_gives_what_a_set_lacks(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.templates.ROOT", tmp_path)
+    make_set(tmp_path, "ground", "about: all", "open_question", "gqa")
+    make_set(tmp_path, "middle", "base: ground", "gqa")
+    make_set(tmp_path, "top", "base: middle", "open_question")
+    places = {name: template_file("top", name, "open_question").relative_to(tmp_path).parts for name in ("gqa", "vsr")}
+    assert places == {"gqa": ("top", "open_question.yaml"), "vsr": ("top", "open_question.yaml")}, "own files first"
+    assert template_file("middle", "vsr", "open_question").parent.name == "ground"
+    make_set(tmp_path, "bare", "base: middle")
+    assert template_file("bare", "gqa", "open_question").parent.name == "middle"
+    (tmp_path / "ground" / "set.yaml").write_text("base: top")
+    with pytest.raises(TemplateError, match=r"set.yaml: the base '\w+' has this set for its own base"):
+        template_file("bare", "x", "caption")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bass: fine", r"set.yaml:1: `bass` must be one of the keys about, base, tasks, per_dataset, inverted"),
+        ("about: x\nper_dataset: 0", r"set.yaml:2: `per_dataset` must be a number from 1 on"),
+        ("inverted: yes", r"set.yaml:1: `inverted` must be a number"),
+        ("tasks: [captions]", r"set.yaml:1: `tasks` must be a list of some of caption, open_question"),
+        ("about: !!python/object/apply:os.getcwd []", r"set.yaml:1: `about` must be a text"),
+        ("base: nowhere", r"set.yaml: the base 'nowhere' does not exist; the sets are mine"),
+        ("[]", r"set.yaml:1: must be a mapping"),
+        ("about: {", r"set.yaml: not valid YAML"),
+    ],
+)
+def test_a_bad_set_file_is_an_error(tmp_path, monkeypatch, text, message):
+    monkeypatch.setattr("pipelines.templates.ROOT", tmp_path)
+    make_set(tmp_path, "mine", text)
+    with pytest.raises(TemplateError, match=message):
+        read_set("mine")
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("{question}", "{questoin}", r"t.yaml:4: unknown field \{questoin\}; open_question has answer, question"),
+        (
+            "{question}",
+            "{questoin}",
+            r"t.yaml:4: unknown field \{questoin\}; open_question has answer, dataset, question",
+        ),
         ("{question}", "{question.__class__}", r"t.yaml:4: unknown field \{question.__class__\}"),
         ("{question}", "{question!r}", r"t.yaml:4: unknown field"),
         ("{question}", "{question", r"t.yaml:4: .*brace"),

@@ -1,0 +1,63 @@
+"""`honeybee templates check`."""
+
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app
+from pipelines import templates
+
+
+def check(*arguments):
+    return CliRunner().invoke(app, ["templates", "check", *map(str, arguments)])
+
+
+def test_every_file_of_every_set_shows_an_example():
+    done = check()
+    assert (done.exit_code, done.stderr) == (0, "")
+    for path in templates.ROOT.glob("*/*.yaml"):
+        if path.parent.name not in templates.NO_SETS and path.name != "set.yaml":
+            assert f"\n  {path.name}: " in done.stdout
+    assert "\n    [fine-10.gqa.1]\n      > On which piece of furniture" in done.stdout
+    assert "[fine-10.gqa.2]" not in done.stdout
+    assert "[fine-10-flip.gqa.inverted.1]" in done.stdout, "the first of those that ask for the question"
+
+
+def test_all_templates_of_one_set():
+    done = check("fine-10", "--all")
+    assert done.stdout.startswith("fine-10: ten instructions for each dataset")
+    assert done.stdout.count("[fine-10.gqa.") == 10
+    assert "coarse" not in done.stdout
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A copy of the project's templates."""
+    copy = shutil.copytree(templates.ROOT, tmp_path / "templates")
+    monkeypatch.setattr("pipelines.templates.ROOT", copy)
+    monkeypatch.setattr("pipelines.template_lint.ROOT", copy)
+    return copy
+
+
+def test_faults_go_to_stderr_and_the_exit_status(root):
+    path = root / "coarse" / "caption.yaml"
+    path.write_text(path.read_text().replace("this image.", "this  image."))
+    (root / "task-id" / "caption.yaml").write_text("task: caption\n")
+    done = check()
+    assert done.exit_code == 1
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"{path}:4: the user's text has doubled spaces")
+    assert second.startswith(f"{root}/task-id/caption.yaml:1: must have exactly the keys task, templates")
+    assert "[coarse.caption]" in done.stdout
+    assert check("fine").exit_code == 0
+
+
+def test_a_recipe_names_files_too(root, write_recipe):
+    file = root / "fine" / "mine.yaml"
+    file.write_text((root / "fine" / "vqav2.yaml").read_text().replace("id: ", "id: mine."))
+    assert f"{file}:1: is named after no dataset" in check("fine").stderr
+    recipe = write_recipe({"datasets/mine": {"annotations": "x", "source": "vqav2"}})
+    done = check("fine", "--recipe", recipe)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "\n  mine.yaml: open_question, 1 template\n" in done.stdout

@@ -1,0 +1,39 @@
+"""Every template of every set, rendered by the real `instructify`, beside what it rendered to when it was last read.
+
+After a change: `UPDATE_GOLDENS=1 pytest tests/pipelines/test_template_goldens.py`, then read the diff.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipelines.sources import SOURCES
+from pipelines.template_examples import render, shown
+from pipelines.templates import load_templates, read_set, set_names
+
+GOLDEN = Path(__file__).with_name("golden")
+
+
+def rendered(name: str) -> str:
+    tasks = read_set(name).tasks
+    blocks = []
+    for source in SOURCES.values():
+        if source.task in tasks:
+            blocks.append(f"== {source.name}: {source.task}")
+            for template in load_templates(name, source.name, source.task):
+                blocks.append(f"[{template.id}]\n{shown(render(template, source.task, source.name), indent='')}")
+    return "\n\n".join(blocks) + "\n"
+
+
+@pytest.mark.parametrize("name", set_names())
+def test_renders(name):
+    golden = GOLDEN / f"{name}.txt"
+    if os.environ.get("UPDATE_GOLDENS"):
+        GOLDEN.mkdir(exist_ok=True)
+        golden.write_text(rendered(name), encoding="utf-8")
+    assert rendered(name) == golden.read_text(encoding="utf-8"), f"{golden.name} reads differently: {__doc__}"
+
+
+def test_no_golden_is_left_of_a_set_that_is_gone():
+    assert sorted(path.stem for path in GOLDEN.iterdir()) == set_names()
