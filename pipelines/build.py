@@ -24,7 +24,7 @@ from pipelines.templates import template_file
 from pipelines.tokenizer import load_tokenizer
 
 # Raise one when the code behind it changes the bytes that it writes.
-ANNOTATIONS_VERSION = 1
+ANNOTATIONS_VERSION = 2
 IMAGES_VERSION = 1
 EXAMPLES_VERSION = 3
 
@@ -55,28 +55,30 @@ class DatasetSpec:
 
 
 def build_annotations(store: Store, spec: DatasetSpec, log: Log = print) -> Path:
-    """Official files → annotation batches: `annotations-*.arrow`. Raises SourceError for files that cannot be read."""
+    """Official files → annotation batches: `annotations-*.arrow`. Its manifest says which row of the dataset is the
+    first of each official file (`files_rows`). Raises SourceError for files that cannot be read."""
     source = sources.get(spec.source)
     files = source.files(spec.annotations)
     digests = FileDigests(store).digests(files)
+    names = [path.relative_to(spec.annotations).as_posix() for path in files]
     key = {
         "version": ANNOTATIONS_VERSION,
         "source": source.name,
         "source_version": source.version,
-        "files": [
-            [str(path.relative_to(spec.annotations)), digest] for path, digest in zip(files, digests, strict=True)
-        ],
+        "files": [[name, digest] for name, digest in zip(names, digests, strict=True)],
     }
 
     def make(out: Path) -> dict[str, Any]:
         rows = 0
-        batches = _rebatched(source.read(spec.annotations), ANNOTATIONS[source.task])
+        first_rows: dict[str, int] = {}
+        read = _noting_files(source.read(spec.annotations), names[0], first_rows)
+        batches = _rebatched(read, ANNOTATIONS[source.task])
         for number, group in enumerate(_grouped(batches, ROWS_PER_FILE)):
             rows += write_batches(out / f"annotations-{number:05d}.arrow", ANNOTATIONS[source.task], group)
             log(f"{spec.name}: {rows:,} rows read")
         if not rows:
             raise sources.SourceError(f"{spec.annotations}: the files of {source.name} hold no row")
-        return {"num_rows": rows}
+        return {"num_rows": rows, "files_rows": [list(entry) for entry in first_rows.items()]}
 
     return store.produce("annotations", key, make)
 
@@ -261,6 +263,14 @@ def _texts_to_compare(spec: DatasetSpec, annotations: Path) -> set[str]:
         questions, answers = (column.to_pylist() for column in raw_texts(batch, spec.task))
         texts |= dedup.texts_to_embed(questions, answers, spec.dedup_rule, spec.dedup_compare)
     return texts
+
+
+def _noting_files(batches: Iterator[pa.RecordBatch], only: str, first_rows: dict[str, int]) -> Iterator[pa.RecordBatch]:
+    """Passes batches on and notes the first row of each file; `only`: the file of batches that name none."""
+    for batch in batches:
+        file = (batch.schema.metadata or {}).get(sources.FILE)
+        first_rows.setdefault(file.decode() if file else only, batch.column("row")[0].as_py())
+        yield batch
 
 
 def _rebatched(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.RecordBatch]:

@@ -13,9 +13,9 @@ from pipelines.sources import (
     vsr,
     webdataset,
 )
-from pipelines.sources.base import Reject, Source, SourceError
+from pipelines.sources.base import FILE, Reject, Source, SourceError
 
-__all__ = ["SOURCES", "Reject", "Source", "SourceError", "get"]
+__all__ = ["FILE", "SOURCES", "Reject", "Source", "SourceError", "get"]
 
 SOURCES: dict[str, Source] = {
     source.name: source

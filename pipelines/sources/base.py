@@ -16,6 +16,7 @@ from pipelines.schema import ANNOTATIONS
 
 BATCH_ROWS = 8192
 CONVERSATION_ROWS = 1024  # a conversation may hold tens of kilobytes
+FILE = b"file"  # the key of a batch's file in the metadata of its schema
 _SHOWN = 80  # characters of a bad value that a detail quotes
 _COMMON_FIELDS = 4  # row, image, reject, detail
 
@@ -41,6 +42,7 @@ class Source:
 
     files: annotations root → the files that must be there (raises SourceError naming what is missing).
     read: annotations root → batches of at most 8,192 rows, schema `ANNOTATIONS[task]`, one row per official row.
+        Batches of a source with several files name theirs in the metadata of their schema (see `file_batches`).
     """
 
     name: str
@@ -64,17 +66,42 @@ def named_files(*names: str) -> Callable[[Path], list[Path]]:
 
 
 def matching_files(root: Path, pattern: str) -> list[Path]:
-    """All files below `root` that match, sorted by path. Raises SourceError if there are none."""
+    """All files below `root` that match, sorted by path. Raises SourceError if there are none, or a name is
+    not UTF-8."""
     paths = sorted(path for path in root.glob(pattern) if path.is_file())
     if not paths:
         raise SourceError(f"no {pattern} in {root}: put the dataset's files there, or correct the recipe's path")
+    for path in paths:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise SourceError(f"{str(path)!r}: a name that is not UTF-8: rename it") from None
     return paths
 
 
-def batches(
-    task: str, records: Iterable[T | Reject], parse: Callable[[T], tuple[Any, ...]]
+def file_batches(
+    task: str,
+    root: Path,
+    files: Iterable[Path],
+    records: Callable[[Path], Iterable[T | Reject]],
+    parse: Callable[[T], tuple[Any, ...]],
 ) -> Iterator[pa.RecordBatch]:
-    """Numbers the records 0, 1, 2, … and turns each into one row.
+    """`batches` of file after file, with rows counted on over the files.
+
+    No batch holds rows of two files, and each names its own, relative to `root`, in the metadata of its schema: so that
+    a row leads back to its place in a file.
+    """
+    first = 0
+    for path in files:
+        for batch in batches(task, records(path), parse, first):
+            yield batch.replace_schema_metadata({FILE: path.relative_to(root).as_posix()})
+            first += batch.num_rows
+
+
+def batches(
+    task: str, records: Iterable[T | Reject], parse: Callable[[T], tuple[Any, ...]], first: int = 0
+) -> Iterator[pa.RecordBatch]:
+    """Numbers the records `first`, `first` + 1, … and turns each into one row.
 
     records: a Reject among them is a row that was found bad before it could be parsed.
     parse: record → (image, *fields of the task), in the schema's order; raises Reject for a bad record.
@@ -82,7 +109,7 @@ def batches(
     schema = ANNOTATIONS[task]
     bad_row = (None,) * (1 + len(schema) - _COMMON_FIELDS)
     batch_rows = CONVERSATION_ROWS if task == "conversation" else BATCH_ROWS
-    records, first = iter(records), 0
+    records = iter(records)
     while True:
         rows: list[tuple[Any, ...]] = []
         rejects: dict[int, Reject] = {}

@@ -5,14 +5,13 @@ official files (one image has several conversations), so they are not checked. A
 """
 
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from pipelines.sources import json_stream
-from pipelines.sources.base import Reject, Source, SourceError, batches, matching_files, optional_text
+from pipelines.sources.base import Reject, Source, SourceError, file_batches, matching_files, optional_text
 from pipelines.sources.conversations import IMAGE, turns, without_placeholder
 
 _MERGED = "llava_instruct_150k.json"
@@ -38,8 +37,7 @@ def _row(record: Any) -> tuple[str | None, list[tuple[str, str]]]:
 
 
 def read(root: Path) -> Iterator[pa.RecordBatch]:
-    records = chain.from_iterable(json_stream.array(path) for path in files(root))
-    yield from batches("conversation", records, _row)
+    yield from file_batches("conversation", root, files(root), json_stream.array, _row)
 
 
 SOURCE = Source("llava150k", "conversation", files, read)

@@ -4,14 +4,13 @@ Rows are counted on over the files, sorted by name.
 """
 
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from pipelines.sources import json_stream
-from pipelines.sources.base import Source, batches, matching_files
+from pipelines.sources.base import Source, file_batches, matching_files
 from pipelines.sources.conversations import turns
 
 
@@ -24,8 +23,7 @@ def _row(record: Any) -> tuple[None, list[tuple[str, str]]]:
 
 
 def read(root: Path) -> Iterator[pa.RecordBatch]:
-    records = chain.from_iterable(json_stream.array(path) for path in _files(root))
-    yield from batches("conversation", records, _row)
+    yield from file_batches("conversation", root, _files(root), json_stream.array, _row)
 
 
 SOURCE = Source("sharegpt", "conversation", _files, read)

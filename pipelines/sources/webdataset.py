@@ -12,7 +12,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.sources.base import Reject, Source, SourceError, Unique, batches, clean, matching_files, show, text, utf8
+from pipelines.sources.base import (
+    Reject,
+    Source,
+    SourceError,
+    Unique,
+    clean,
+    file_batches,
+    matching_files,
+    show,
+    text,
+)
 from pipelines.sources.tar import Member, Tar
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -77,7 +87,7 @@ def _row(reference: str, tar: Tar, sample: dict[str, Member]) -> Row:
     if len(images) > 1:
         raise Reject("repeated_member", f"the sample has {len(images)} images: {images}")
     image = sample[images[0]]
-    return f"{utf8('tar', reference)}#{image.offset}:{image.size}", _caption(tar, sample)
+    return f"{reference}#{image.offset}:{image.size}", _caption(tar, sample)
 
 
 def _rows(path: Path, reference: str) -> Iterator[Row | Reject]:
@@ -108,7 +118,9 @@ def source(name: str) -> Source:
     """A dataset of webdataset tars, anywhere below its annotations root, which is its images root as well."""
 
     def read(root: Path) -> Iterator[pa.RecordBatch]:
-        rows = (row for path in _files(root) for row in _rows(path, path.relative_to(root).as_posix()))
-        yield from batches("caption", rows, _parsed)
+        def rows(path: Path) -> Iterator[Row | Reject]:
+            return _rows(path, path.relative_to(root).as_posix())
+
+        yield from file_batches("caption", root, _files(root), rows, _parsed)
 
     return Source(name, "caption", _files, read)

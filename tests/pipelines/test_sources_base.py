@@ -1,24 +1,28 @@
 """Field checks, boxes, batches and the registry."""
 
+import json
 import math
 
 import pytest
 
 from pipelines import sources
+from pipelines.build import DatasetSpec, build_annotations
 from pipelines.schema import ANNOTATIONS
-from pipelines.sources import Reject, SourceError
+from pipelines.sources import FILE, Reject, SourceError
 from pipelines.sources.base import (
     BATCH_ROWS,
     Unique,
     batches,
     choices,
     field,
+    file_batches,
     named_files,
     normalised_box,
     number,
     optional_text,
     text,
 )
+from pipelines.store import Store, read_manifest
 
 
 def reason(call, *arguments):
@@ -127,3 +131,41 @@ def test_named_files(tmp_path):
     assert named_files("a")(tmp_path) == [tmp_path / "a"]
     with pytest.raises(SourceError, match="b is missing"):
         named_files("a", "b")(tmp_path)
+
+
+def test_rows_are_counted_on_over_files_and_every_batch_names_its_own(tmp_path):
+    rows = {"a.txt": BATCH_ROWS + 1, "b/c.txt": 0, "b/ä.txt": 2}
+    found = list(
+        file_batches(
+            "caption",
+            tmp_path,
+            [tmp_path / name for name in rows],
+            lambda path: map(str, range(rows[path.relative_to(tmp_path).as_posix()])),
+            lambda record: (None, record),
+        )
+    )
+    assert [(batch.schema.metadata[FILE].decode(), batch.column("row")[0].as_py()) for batch in found] == [
+        ("a.txt", 0),
+        ("a.txt", BATCH_ROWS),
+        ("b/ä.txt", BATCH_ROWS + 1),
+    ]
+    assert all(batch.schema == ANNOTATIONS["caption"] for batch in found)
+
+
+def test_annotations_say_where_each_file_begins(tmp_path):
+    talk = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    for name, count in (("a.json", 2), ("b.json", 3)):
+        path = tmp_path / "chats" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps([{"conversations": talk}] * count))
+    (tmp_path / "gqa").mkdir()
+    question = {"imageId": "n1", "question": "Is it red?", "answer": "no"}
+    (tmp_path / "gqa" / "train_balanced_questions.json").write_text(json.dumps({"07": question}))
+    store = Store(tmp_path / "store")
+    for source, folder, files_rows in (
+        ("sharegpt", "chats", [["a.json", 0], ["b.json", 2]]),
+        ("gqa", "gqa", [["train_balanced_questions.json", 0]]),
+    ):
+        spec = DatasetSpec(source, source, tmp_path / folder, tmp_path / folder)
+        manifest = read_manifest(build_annotations(store, spec, lambda line: None))
+        assert manifest["files_rows"] == files_rows

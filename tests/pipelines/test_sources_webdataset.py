@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 
 import pytest
@@ -113,3 +114,9 @@ def test_bad_tars_are_named_with_the_byte(tmp_path):
         with pytest.raises(SourceError, match=message) as error:
             read(tmp_path)
         assert str(path) in str(error.value)
+
+
+def test_a_tar_whose_name_is_not_utf8(tmp_path):
+    write_tar(tmp_path / os.fsdecode(b"caf\xe9.tar"), [("a.jpg", b"x"), ("a.txt", b"a cup")])
+    with pytest.raises(SourceError, match=r"caf\\udce9.tar.*rename it"):
+        read(tmp_path)
