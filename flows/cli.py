@@ -79,6 +79,24 @@ def train(
 
 
 @app.command()
+def trace(
+    run: Annotated[str, typer.Argument(help="A run's directory, or RECIPE/RUN_ID.")],
+    shard: Annotated[int, typer.Option(min=0, help="Number of the shard.")],
+    row: Annotated[int, typer.Option(min=0, help="Row of the shard, from 0.")],
+    stage: Annotated[str, typer.Option(help="pretrain or finetune.")] = "finetune",
+    turn: Annotated[int | None, typer.Option(min=0, help="Only this turn of the sample.")] = None,
+    token: Annotated[int | None, typer.Option(min=0, help="Only the turn of this token: a place in input_ids.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Prints the way back from a training sample to official file, row, template and de-duplication decision."""
+    from flows.trace import lines
+    from flows.trace import trace as find
+
+    found = find(run, stage, shard, row, turn, token)
+    typer.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else "\n".join(lines(found)))
+
+
+@app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A model directory, e.g. runs/sample/latest/model.")],
     recipe: Annotated[str, typer.Option(help="The recipe whose benchmarks are asked.")] = "sample",

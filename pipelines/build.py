@@ -1,5 +1,6 @@
 """The data stages of a recipe, each an entry of the store named by all that its bytes depend on."""
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from pipelines.ledger import check_ledger
 from pipelines.render import RenderSettings
 from pipelines.schema import ANNOTATIONS, IMAGES
 from pipelines.store import FileDigests, Store, digest_of, file_sha256, read_manifest
-from pipelines.templates import template_file
+from pipelines.templates import read_templates, template_file
 from pipelines.tokenizer import load_tokenizer
 
 # Raise one when the code behind it changes the bytes that it writes.
@@ -206,7 +207,8 @@ def build_examples(
         log(f"{spec.name}: {manifest['num_examples']:,} examples; rows {manifest['rows']}")
         names = [f"examples-{p:05d}.arrow" for p in range(len(counts))]
         files = [[name, c["num_examples"], file_sha256(out / name)] for name, c in zip(names, counts, strict=True)]
-        return {"dataset": spec.name, "task": spec.task, **manifest, "files": files}
+        rendered_by = [dataclasses.asdict(template) for template in read_templates(template_path, spec.task)]
+        return {"dataset": spec.name, "task": spec.task, **manifest, "templates": rendered_by, "files": files}
 
     return store.produce("examples", key, make)
 

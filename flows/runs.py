@@ -1,0 +1,35 @@
+"""Runs of before: where they lie, and the data that they link to."""
+
+from pathlib import Path
+
+from flows.workspace import STAGES
+from pipelines.store import MANIFEST
+
+RUNS = Path("runs")  # where RECIPE/RUN_ID is looked for
+
+
+class RunError(ValueError):
+    """A run that is not there, or not finished; the message says what to do."""
+
+
+def find_run(run: str) -> Path:
+    """run: a directory, or RECIPE/RUN_ID under runs/. Raises RunError."""
+    for place in (Path(run), RUNS / run):
+        if place.is_dir():
+            directory = place.resolve()
+            if (directory / "recipe.yaml").is_file():
+                return directory
+            raise RunError(f"{place} is no run: it has no recipe.yaml")
+    raise RunError(f"no run {run}: give its directory, or RECIPE/RUN_ID of a run under {RUNS}/")
+
+
+def stage_shards(run: Path) -> dict[str, Path]:
+    """stage → its shards in the store, for a run whose data are built. Raises RunError."""
+    links = {stage: run / "data" / stage for stage in STAGES}
+    gone = [link for link in links.values() if link.is_symlink() and not (link / MANIFEST).is_file()]
+    if gone:
+        raise RunError(f"{gone[0]} leads to {gone[0].resolve()}, which is not whole: build it again")
+    there = {stage: link.resolve() for stage, link in links.items() if link.is_symlink()}
+    if not there:
+        raise RunError(f"{run} has no data yet: run it again with --run-id {run.name}")
+    return there
