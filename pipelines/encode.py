@@ -60,10 +60,13 @@ class Encoder:
         self.closing = np.array(self._ids(self.style.wording.closing), np.int32)  # after a conversation's last turn
         self._words = words.WordTokenizer(prepared)
         self._special = "|".join(map(re.escape, prepared.special_tokens))
+        # What begins a turn in this style: inside a text it would look like one.
+        around = (self.style.wording.later.rstrip(), self.style.wording.middle.rstrip())
+        self.role_marks = tuple(mark for mark in around if mark.strip())
 
     def forbidden_text(self, texts: pa.Array) -> pa.Array:
-        """The first special token (the image token among them) that stands in each text, else null."""
-        pattern = f"{self._special}|{BEGIN}|{END}"
+        """The first special token (the image token among them) or role mark that stands in each text, else null."""
+        pattern = "|".join([self._special, BEGIN, END, *map(re.escape, self.role_marks)])
         bad = pc.match_substring_regex(texts, pattern)
         found = pc.extract_regex(texts.filter(bad), f"(?P<token>{pattern})")
         return pc.replace_with_mask(pa.nulls(len(texts), pa.string()), bad, pc.struct_field(found, "token"))

@@ -152,7 +152,9 @@ class Renderer:
         for i in np.flatnonzero(bad).tolist():
             reason, detail = "empty_answer", "the answer is empty"
             if not empty[i].as_py():
-                reason, detail = "special_token_in_text", f"the text contains {special[i]}"
+                found = special[i].as_py()
+                reason = "role_name_in_text" if found in self.encoder.role_marks else "special_token_in_text"
+                detail = f"the text contains {found!r}"
             ledger.reject(int(turns.row[i]), int(turns.turn[i]), reason, detail)
         return ~bad
 

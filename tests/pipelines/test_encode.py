@@ -90,6 +90,13 @@ def test_special_tokens_in_text_are_found(prepared):
     assert encoder.forbidden_text(texts).to_pylist() == ["<image>", None, "</s>", None, "\ue000"]
 
 
+def test_what_would_look_like_a_turn_is_found(prepared):
+    texts = pa.array(["no\nAI: yes", "so\nHuman: why?", "AI: a short name", "the AI: good", "Human:\nAI"])
+    found = ["\nAI:", "\nHuman:", None, None, None]
+    assert Encoder(prepared, "honeybee").forbidden_text(texts).to_pylist() == found
+    assert Encoder(prepared, "caption").forbidden_text(texts).to_pylist() == [None] * 5
+
+
 def test_a_style_that_changes_texts_is_refused(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(chat_style, "ROOT", tmp_path)
     (tmp_path / "chat").mkdir()

@@ -40,6 +40,7 @@ def annotations():
     rows[8]["answer"] = "  "
     rows[9]["question"] = "What is <image> here?"
     rows[10]["answer"] = "long " * 300
+    rows[11]["answer"] = "red\nHuman: And the bus?"
     return pa.Table.from_pylist(rows, ANNOTATIONS["open_question"])
 
 
@@ -108,6 +109,7 @@ def test_every_row_is_in_an_example_or_a_named_reject(job):
         8: "empty_answer",
         9: "special_token_in_text",
         10: "too_long",
+        11: "role_name_in_text",
         **dict.fromkeys((3, 153, 303, 453), "image_corrupt"),
     }
     rows = [turn["row"] for example in all_examples(job) for turn in example["turns"]]
