@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from pipelines.sources import json_stream
-from pipelines.sources.base import Reject, Source, Unique, batches, clean, field, named_files, show, text
+from pipelines.sources.base import Reject, Source, Unique, batches, clean, field, named_files, show, text, utf8
 
 _files = named_files("dataset.json")
 _TRAIN = 1
@@ -28,7 +28,7 @@ def _image(key: str, record: Any) -> str:
         extension = ""
     if not extension:
         raise Reject("bad_address", f"imageURL {show(address)} has no extension")
-    return f"{key}{extension}"
+    return f"{utf8('book id', key)}{extension}"
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any, Any] | Reject]:

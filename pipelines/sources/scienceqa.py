@@ -21,6 +21,7 @@ from pipelines.sources.base import (
     optional_text,
     show,
     text,
+    utf8,
 )
 
 _files = named_files("problems.json")
@@ -37,9 +38,9 @@ def read(root: Path) -> Iterator[pa.RecordBatch]:
         if split != "train":
             raise Reject("other_split", f"split is {show(split)}")
         file = optional_text(record, "image")
-        hint = field(record, "hint", str).strip() if "hint" in record else ""
+        hint = utf8("hint", field(record, "hint", str)).strip() if "hint" in record else ""
         question = text(record, "question", "empty_question")
-        image = None if file is None else f"train/{key}/{file}"
+        image = None if file is None else f"train/{utf8('problem id', key)}/{file}"
         return image, question, *choices(record, "choices", "answer"), hint or None
 
     yield from batches("multiple_choice", json_stream.members(_files(root)[0]), row)

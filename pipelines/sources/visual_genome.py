@@ -27,6 +27,8 @@ def _images(path: Path) -> dict[int, Image | Reject]:
         except Reject:
             continue  # no region can name it
         try:
+            if identity in images:
+                raise Reject("duplicate_id", f"image_id {identity} stands twice")
             address = text(record, "url")
             images[identity] = (
                 "/".join(address.split("/")[-2:]),

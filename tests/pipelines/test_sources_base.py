@@ -109,7 +109,7 @@ def test_no_records_no_batch():
 
 def test_registry_lists_the_known_names():
     assert set(sources.SOURCES) == {
-        "blipcapfilt", "coyo100m", "vqav2", "gqa", "ocrvqa", "vsr", "scienceqa", "aokvqa",
+        "blipcapfilt", "coyo100m", "vqav2", "gqa", "ocrvqa", "vsr", "scienceqa", "scienceqa_llava", "aokvqa",
         "refcoco", "refcoco+", "refcocog", "visual_genome", "llava150k", "sharegpt",
     }  # fmt: skip
     assert all(source.name == name and source.task in ANNOTATIONS for name, source in sources.SOURCES.items())

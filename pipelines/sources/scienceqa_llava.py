@@ -1,0 +1,86 @@
+"""ScienceQA as LLaVA's convert_sqa_to_llava.py writes it, `llava_train_QCM-LEPA.json`: read back into its fields.
+
+An entry is a conversation of one turn. It asks "<question>\\nContext: <hint, or N/A>\\nOptions: (A) … (B) …", with
+"\\n<image>" after it where there is a picture, and answers with a lecture and an explanation, which are not used, and
+"###\\nANSWER: <letter>." at the end. The script writes one space for two; else the
+fields are those that scienceqa.py reads.
+"""
+
+import re
+import string
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.sources import json_stream
+from pipelines.sources.base import Reject, Source, Unique, batches, clean, field, named_files, optional_text, show
+from pipelines.sources.conversations import IMAGE, turns, without_placeholder
+
+_files = named_files("llava_train_QCM-LEPA.json")
+_ANSWER = re.compile(r"(?:^|\n)###\nANSWER: ([A-Z])\.$")
+_NO_CONTEXT = "N/A"
+
+
+def parse_prompt(prompt: str) -> tuple[str, str | None, list[str]]:
+    """The question side → question, context or None, options. Rejects: bad_prompt, empty_question, empty_choice,
+    too_few_choices."""
+    head, options_mark, options = prompt.rpartition("\nOptions: ")  # a question or hint may go over several lines
+    question, context_mark, context = head.partition("\nContext: ")
+    if not options_mark or not context_mark:
+        raise Reject("bad_prompt", f"no line 'Context: …', or no 'Options: …' after it, in {show(prompt)}")
+    context = context.strip()
+    question = clean("the question", question.removeprefix("Question: "), "empty_question")
+    return question, None if context == _NO_CONTEXT else context or None, _options(options)
+
+
+def _options(text: str) -> list[str]:
+    """ "(A) one (B) two" → one, two. Only the next letter begins an option: a choice may hold brackets too."""
+    if not text.startswith("(A) "):
+        raise Reject("bad_prompt", f"the options do not begin with (A): {show(text)}")
+    found: list[str] = []
+    rest = text.removeprefix("(A)")
+    for letter in string.ascii_uppercase[1:]:
+        choice, mark, after = rest.partition(f" ({letter})")
+        if not mark:
+            break
+        if f" ({letter})" in after:  # which of the two begins the option?
+            raise Reject("bad_prompt", f"({letter}) stands twice in the options {show(text)}")
+        found.append(choice)
+        rest = after
+    if not found:
+        raise Reject("too_few_choices", f"options are {show(text)}")
+    return [clean(f"option {i}", choice, "empty_choice") for i, choice in enumerate([*found, rest])]
+
+
+def parse_answer(answer: str) -> int:
+    """The answer side → the number of its letter, from 0. Rejects: no_answer."""
+    if found := _ANSWER.search(answer):
+        return string.ascii_uppercase.index(found[1])
+    raise Reject("no_answer", f"no 'ANSWER: <letter>.' after ### at the end of {show(answer[-60:])}")
+
+
+def read(root: Path) -> Iterator[pa.RecordBatch]:
+    """Entries in file order. Images are `<id>/<file>`, below ScienceQA's `images/train`."""
+    unique = Unique("id")
+
+    def row(record: Any) -> tuple[Any, ...]:
+        unique.check(field(record, "id", str))
+        image = optional_text(record, "image")
+        texts = turns(record)
+        if len(texts) != 1:
+            raise Reject("several_turns", f"conversations holds {len(texts)} turns, not one")
+        prompt, has_placeholder = without_placeholder(texts[0][0])
+        if has_placeholder and image is None:
+            raise Reject("missing_field", f"image is missing, but conversations[0].value has {IMAGE}")
+        question, context, options = parse_prompt(prompt)
+        right = parse_answer(texts[0][1])
+        if right >= len(options):
+            raise Reject("answer_index_out_of_range", f"the answer is option {right}, of {len(options)}")
+        return image, question, options, right, context
+
+    yield from batches("multiple_choice", json_stream.array(_files(root)[0]), row)
+
+
+SOURCE = Source("scienceqa_llava", "multiple_choice", _files, read)

@@ -1,0 +1,293 @@
+"""What can be wrong with official files, for every source: a named reject, or one clear error, and never more."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from official_files import OFFICIAL, encoded, official, write_official
+from test_images import png_header
+
+from pipelines.images import images_table
+from pipelines.render import Renderer, RenderSettings
+from pipelines.schema import ANNOTATIONS
+from pipelines.sources import SOURCES, SourceError
+from pipelines.sources.base import normalised_box
+from pipelines.templates import template_file
+
+FILES = [(name, file) for name, files in OFFICIAL.items() for file in files]
+JSON_FILES = [(name, file) for name, file in FILES if not file.endswith(".tar")]
+TARS = [(name, file) for name, file in FILES if file.endswith(".tar")]
+# source → (file, way to an object of the second row, fields that it cannot do without)
+NEEDED: dict[str, list[tuple[str, list[str | int], list[str]]]] = {
+    "vqav2": [
+        ("v2_OpenEnded_mscoco_train2014_questions.json", ["questions", 1], ["question_id", "image_id", "question"]),
+        ("v2_mscoco_train2014_annotations.json", ["annotations", 1], ["question_id", "multiple_choice_answer"]),
+    ],
+    "aokvqa": [
+        ("aokvqa_v1p0_train.json", [1], ["question_id", "image_id", "question", "choices", "correct_choice_idx"])
+    ],
+    "refcoco": [
+        ("finetune_refcoco_train.json", ["images", 1], ["id", "file_name", "width", "height", "caption"]),
+        ("finetune_refcoco_train.json", ["annotations", 1], ["image_id", "bbox"]),
+    ],
+    "gqa": [("train_balanced_questions.json", ["02"], ["imageId", "question", "answer"])],
+    "ocrvqa": [("dataset.json", ["02"], ["imageURL", "questions", "answers", "split"])],
+    "vsr": [("random/train.jsonl", [1], ["caption", "relation", "label", "image_link"])],
+    "scienceqa": [("problems.json", ["1"], ["question", "choices", "answer", "split"])],
+    "scienceqa_llava": [
+        ("llava_train_QCM-LEPA.json", [1], ["id", "image", "conversations"]),
+        ("llava_train_QCM-LEPA.json", [1, "conversations", 1], ["from", "value"]),
+    ],
+    "visual_genome": [
+        ("region_descriptions.json", [1], ["regions"]),
+        ("region_descriptions.json", [1, "regions", 0], ["image_id", "x", "y", "width", "height", "phrase"]),
+        ("image_data.json", [1], ["url", "width", "height"]),
+    ],
+    "llava150k": [
+        ("conversation_58k.json", [1], ["image", "conversations"]),
+        ("conversation_58k.json", [1, "conversations", 0], ["from", "value"]),
+    ],
+    "sharegpt": [
+        ("sharegpt.json", [1], ["conversations"]),
+        ("sharegpt.json", [1, "conversations", 0], ["from", "value"]),
+    ],
+}
+
+
+def read(name: str, root: Path) -> list[dict[str, Any]]:
+    batches = list(SOURCES[name].read(root))
+    for batch in batches:
+        batch.validate(full=True)
+    return [row for batch in batches for row in batch.to_pylist()]
+
+
+def read_files(name: str, root: Path, files: dict[str, Any]) -> list[dict[str, Any]]:
+    write_official(root, files)
+    return read(name, root)
+
+
+def test_every_source_is_here():
+    assert set(OFFICIAL) == set(SOURCES)
+    assert set(NEEDED) == set(SOURCES) - {"refcoco+", "refcocog"} - {name for name, _ in TARS}
+
+
+@pytest.mark.parametrize("name", sorted(OFFICIAL))
+def test_good_files(tmp_path, name):
+    rows = read_files(name, tmp_path, official(name))
+    assert [row["reject"] for row in rows] == [None, None]
+    assert [path.name for path in SOURCES[name].files(tmp_path)] == [Path(file).name for file in OFFICIAL[name]]
+
+
+@pytest.mark.parametrize(("name", "file"), FILES)
+def test_a_file_cut_off_is_an_error_that_names_it(tmp_path, name, file):
+    whole = encoded(file, OFFICIAL[name][file])
+    whole = whole.rstrip(b"\0") if file.endswith(".tar") else whole.rstrip()
+    for length in (0, 1, len(whole) // 3, 2 * len(whole) // 3, len(whole) - 1):
+        write_official(tmp_path, {**official(name), file: whole[:length]})
+        if length == 0 and file.endswith(".jsonl"):
+            assert read(name, tmp_path) == []  # no line: as an empty list, it is the build that refuses it
+            continue
+        with pytest.raises(SourceError, match=rf"{re.escape(file)}: (line|byte) .*cut off"):
+            read(name, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "file"), JSON_FILES)
+@pytest.mark.parametrize("content", [7, "rows", None, True, [[7]], {"rows": []}], ids=repr)
+def test_another_type_at_the_top(tmp_path, name, file, content):
+    """An error that names the file; or rejects, where it is the type of the rows that is wrong."""
+    write_official(tmp_path, {**official(name), file: json.dumps(content).encode()})
+    try:
+        rows = read(name, tmp_path)
+    except SourceError as error:
+        assert f"{tmp_path / file}" in str(error)
+    else:
+        assert file.endswith(".jsonl") or type(content) is type(OFFICIAL[name][file])
+        assert rows and all(row["reject"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "way", "field"),
+    [(name, file, way, field) for name, needed in NEEDED.items() for file, way, fields in needed for field in fields],
+)
+def test_a_missing_field_costs_its_own_row_only(tmp_path, name, file, way, field):
+    files = official(name)
+    place = files[file]
+    for key in way:
+        place = place[key]
+    del place[field]
+    rows = read_files(name, tmp_path, files)
+    assert [row["row"] for row in rows if not row["reject"]] == [0]
+    assert any("missing_field" in row["reject"] + row["detail"] and field in row["detail"] for row in rows[1:])
+
+
+@pytest.mark.parametrize(("name", "file"), FILES)
+def test_undecodable_text_costs_its_own_row_only(tmp_path, name, file):
+    whole = encoded(file, OFFICIAL[name][file])
+    if b"cafe" in whole:
+        rows = read_files(name, tmp_path, {**official(name), file: whole.replace(b"cafe", b"caf\xe9")})
+        assert [row["reject"] for row in rows] == [None, "not_utf8"]
+
+
+@pytest.mark.parametrize(("name", "key"), [("scienceqa", '"1": {'), ("ocrvqa", '"02": {'), ("gqa", '"02": {')])
+def test_an_undecodable_id(tmp_path, name, key):
+    (file,) = OFFICIAL[name]
+    whole = encoded(file, OFFICIAL[name][file]).replace(key.encode(), b'"\xe9": {')
+    rows = read_files(name, tmp_path, {file: whole})
+    assert [row["reject"] for row in rows] == [None, None if name == "gqa" else "not_utf8"]  # GQA's names no image
+
+
+def test_an_undecodable_hint(tmp_path):
+    files = official("scienceqa")
+    files["problems.json"]["1"]["hint"] = "\udce9"
+    assert [row["reject"] for row in read_files("scienceqa", tmp_path, files)] == [None, "not_utf8"]
+
+
+@pytest.mark.parametrize("name", ["aokvqa", "scienceqa"])
+@pytest.mark.parametrize("index", [2, -1, 10**30])
+def test_an_answer_that_is_no_choice(tmp_path, name, index):
+    (file,) = files = official(name)
+    row = files[file][1] if name == "aokvqa" else files[file]["1"]
+    row["correct_choice_idx" if name == "aokvqa" else "answer"] = index
+    assert [row["reject"] for row in read_files(name, tmp_path, files)] == [None, "answer_index_out_of_range"]
+
+
+# Corners, in an image of 100 by 50 px → the box, or the reject.
+BOXES = {
+    (10, 10, 30, 20): [0.1, 0.2, 0.3, 0.4],
+    (-10, 25, 60, 70): [0.0, 0.5, 0.6, 1.0],  # sticks out on three sides: clipped
+    (0, 0, 100, 50): [0.0, 0.0, 1.0, 1.0],
+    (99.5, 0, 200, 50): [0.995, 0.0, 1.0, 1.0],
+    (100, 0, 120, 50): "box_outside_image",
+    (10, -20, 30, 0): "box_outside_image",
+    (10, 10, 10, 20): "box_empty",
+    (10, 10, 30, 10): "box_empty",
+    (30, 10, 10, 20): "box_empty",  # a negative width
+}
+
+
+@pytest.mark.parametrize("corners", BOXES, ids=str)
+@pytest.mark.parametrize("name", ["refcoco", "refcoco+", "refcocog", "visual_genome"])
+def test_boxes_by_corner_and_size_are_those_by_corners(tmp_path, name, corners):
+    x1, y1, x2, y2 = corners
+    files = official(name)
+    if name == "visual_genome":
+        region = files["region_descriptions.json"][1]["regions"][0]
+        region |= {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}
+    else:
+        files[f"finetune_{name}_train.json"]["annotations"][1]["bbox"] = [x1, y1, x2 - x1, y2 - y1]
+    row = read_files(name, tmp_path, files)[1]
+    expected = BOXES[corners]
+    if isinstance(expected, str):
+        assert row["reject"] == expected
+    else:
+        assert row["box"] == pytest.approx(expected)
+        assert row["box"] == pytest.approx(normalised_box(x1, y1, x2, y2, 100, 50))
+
+
+def repeated(name: str) -> dict[str, Any]:
+    """Files whose last row has the id of another."""
+    files = official(name)
+    for file, content in files.items():
+        if file.endswith(".tar"):
+            files[file] = [*content, ("0.txt", b"again")]
+        elif isinstance(content, list):
+            content.append(content[0])
+        elif all(isinstance(value, list) or not value for value in content.values()):
+            for rows in filter(None, content.values()):
+                rows.append(rows[0])
+        else:  # an object of rows: json.dumps writes a key once
+            whole = json.dumps(content)
+            key = json.dumps(next(iter(content)))
+            files[file] = f"{whole[:-1]}, {key}: {json.dumps(next(iter(content.values())))}}}".encode()
+    return files
+
+
+@pytest.mark.parametrize("name", sorted(set(OFFICIAL) - {"vsr", "llava150k", "sharegpt", "visual_genome"}))
+def test_a_repeated_id_costs_its_own_row_only(tmp_path, name):
+    """VSR's rows have no id; those of conversations are not unique in the official files."""
+    rows = read_files(name, tmp_path, repeated(name))
+    assert [row["reject"] for row in rows[:2]] == [None, None]
+    assert {row["reject"] for row in rows[2:]} == {"duplicate_id"}
+
+
+def test_an_image_that_is_described_twice(tmp_path):
+    files = official("visual_genome")
+    files["image_data.json"].append({**files["image_data.json"][1], "width": 50})
+    rows = read_files("visual_genome", tmp_path, files)
+    assert [row["reject"] for row in rows] == [None, "bad_image_data"]  # which size is right?
+    assert "duplicate_id" in rows[1]["detail"]
+
+
+@pytest.mark.parametrize(("name", "file"), TARS)
+def test_tars(tmp_path, name, file):
+    write_official(tmp_path, {file: []})
+    with pytest.raises(SourceError, match=rf"{file} has no samples"):
+        read(name, tmp_path)
+    absolute = [(f"/etc/{member}", data) for member, data in OFFICIAL[name][file][:3]]
+    rows = read_files(name, tmp_path, {file: [*absolute, *OFFICIAL[name][file]]})
+    assert [row["reject"] for row in rows] == ["bad_path", None, None]
+
+
+@pytest.mark.parametrize("name", sorted(set(OFFICIAL) - {"sharegpt"}))
+def test_an_image_too_large_to_decode(tmp_path, name):
+    files, png = official(name), png_header(30_000, 30_000)
+    for file, content in files.items():
+        if file.endswith(".tar"):
+            files[file] = [(member, png if data == b"jpeg" else data) for member, data in content]
+    images = [row["image"] for row in read_files(name, tmp_path, files)]
+    for image in images:
+        if "#" not in image:
+            (tmp_path / image).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / image).write_bytes(png)
+    table = images_table(tmp_path, images)
+    assert table["reject"].to_pylist() == ["image_too_large"] * 2
+
+
+def rendered(name: str, root: Path, text: str, tokenizer_dir: Path):
+    """Both rows as examples, `text` in the place of "cafe"."""
+    files = {
+        file: [(member, data.replace(b"cafe", text.encode())) for member, data in content]
+        if file.endswith(".tar")
+        else encoded(file, content).replace(b"cafe", json.dumps(text)[1:-1].encode())
+        for file, content in official(name).items()
+    }
+    write_official(root, files)
+    source = SOURCES[name]
+    settings = RenderSettings(
+        dataset=name,
+        task=source.task,
+        template_file=str(template_file("fine", name, source.task)),
+        chat="honeybee",
+        tokenizer=str(tokenizer_dir),
+        embeddings=None,
+        max_turns=1,
+        max_text_tokens=1000,
+        dedup_rule="off",
+        dedup_compare="pair",
+        dedup_threshold=None,
+        seed=0,
+    )
+    return Renderer(settings).render(pa.Table.from_batches(source.read(root), ANNOTATIONS[source.task]), None)
+
+
+@pytest.mark.parametrize("name", sorted(OFFICIAL))
+def test_the_image_token_in_a_text_costs_its_own_row_only(tmp_path, tokenizer_dir, name):
+    result = rendered(name, tmp_path, "an <image> in it", tokenizer_dir)
+    assert result.counts["rows"] == {
+        "read": 2,
+        "examples": 1,
+        "duplicates": 0,
+        "rejects": {"special_token_in_text": 1},
+    }
+
+
+@pytest.mark.parametrize("name", sorted(OFFICIAL))
+def test_role_names_in_a_text_are_text(tmp_path, tokenizer_dir, name):
+    """The loss mask goes by places, not by names: a row that plays a dialogue is kept, its answer whole."""
+    result = rendered(name, tmp_path, "inn\nHuman: Who? \nAI: Me", tokenizer_dir)
+    assert result.counts["rows"]["examples"] == 2
+    turns = [turn for turns in result.examples["turns"].to_pylist() for turn in turns]
+    assert any("\nAI: Me" in turn["user"] + turn["assistant"] for turn in turns) or name == "vsr"
