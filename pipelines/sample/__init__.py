@@ -12,12 +12,18 @@ from typing import Any
 
 from pipelines.sample.aokvqa import write_aokvqa
 from pipelines.sample.captions import write_blip, write_coyo
+from pipelines.sample.gqa import write_gqa
 from pipelines.sample.llava import write_llava
 from pipelines.sample.mmbench import write_mmbench
+from pipelines.sample.ocrvqa import write_ocrvqa
 from pipelines.sample.pope import write_pope
 from pipelines.sample.refcoco import write_refcoco
 from pipelines.sample.scenes import Picture, Scene, distinct_scenes, render
+from pipelines.sample.scienceqa import write_scienceqa
+from pipelines.sample.sharegpt import write_sharegpt
+from pipelines.sample.visual_genome import write_visual_genome
 from pipelines.sample.vqav2 import write_vqav2
+from pipelines.sample.vsr import write_vsr
 from pipelines.sample.writing import Account
 from pipelines.store import MANIFEST, write_atomic
 
@@ -29,10 +35,19 @@ TRAINING: dict[str, Layout] = {
     "aokvqa": write_aokvqa,
     "refcoco": write_refcoco,
     "llava150k": write_llava,
+    "gqa": write_gqa,
+    "ocrvqa": write_ocrvqa,
+    "vsr": write_vsr,
+    "scienceqa": write_scienceqa,
+    "visual_genome": write_visual_genome,
+    "sharegpt": write_sharegpt,
 }
 HELD_OUT: dict[str, Layout] = {"pope": write_pope, "mmbench": write_mmbench}
-VERSION = 3  # raise it when the bytes of the same parameters change
-_FOLDERS = ("A-OKVQA", "BLIP", "COYO", "MMBench", "POPE", "VQAv2", "coco", "llava_instruct", "refcoco")
+VERSION = 4  # raise it when the bytes of the same parameters change
+_FOLDERS = (
+    "A-OKVQA", "BLIP", "COYO", "GQA", "MMBench", "OCR-VQA", "POPE", "ScienceQA", "VQAv2", "VSR", "Vicuna",
+    "VisualGenome", "coco", "llava_instruct", "refcoco",
+)  # fmt: skip
 _UNFINISHED = ".sample-unfinished"  # says that what lies in a directory without manifest is ours
 
 

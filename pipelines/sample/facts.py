@@ -1,9 +1,10 @@
-"""What can be said and asked about a scene: captions, phrases, questions with their answers.
+"""What can be said and asked about a scene: captions, phrases, statements, questions with their answers.
 
 Questions and answers are drawn so that the wording of a question says nothing of its answer.
 """
 
 import dataclasses
+import itertools
 import random
 from collections.abc import Callable
 
@@ -19,6 +20,16 @@ class Question:
     text: str
     answer: str
     options: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Statement:
+    """Where one thing stands to another; `holds`: whether it is true."""
+
+    one: Thing
+    relation: str
+    other: Thing
+    holds: bool
 
 
 def listed(parts: list[str]) -> str:
@@ -45,7 +56,12 @@ def short_caption(scene: Scene) -> str:
 
 
 def existence(scene: Scene, rng: random.Random, most: int) -> list[Question]:
-    """At most `most` questions, "yes" or "no" by a fair coin each, so that no answer follows from those before it.
+    """At most `most` questions, "yes" or "no" by a fair coin each."""
+    return [ask_existence(kind, scene) for kind in kinds_to_ask(scene, rng, most)]
+
+
+def kinds_to_ask(scene: Scene, rng: random.Random, most: int) -> list[str]:
+    """At most `most` kinds, there or not by a fair coin each, so that no answer follows from those before it.
 
     No more than there are things, so that a "yes" never runs out. Half of the absent things share color and shape
     with present ones.
@@ -59,7 +75,7 @@ def existence(scene: Scene, rng: random.Random, most: int) -> list[Question]:
             near = [kind for kind in absent if adversarial(kind, scene)]
             kinds.append(rng.choice(near if near and rng.random() < 0.5 else absent))
             absent.remove(kinds[-1])
-    return [ask_existence(kind, scene) for kind in kinds]
+    return kinds
 
 
 def adversarial(kind: str, scene: Scene) -> bool:
@@ -87,13 +103,64 @@ def relations(scene: Scene, rng: random.Random) -> list[Question]:
     return questions
 
 
-def _color(scene: Scene, rng: random.Random) -> list[Question]:
-    shapes = [thing.shape for thing in scene.things.values()]
+OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+
+def statements(scene: Scene, rng: random.Random) -> list[Statement]:
+    """One for every two things, in a random order, about their columns or their rows: true or false by a fair coin."""
+    found = []
+    for pair in itertools.combinations(scene.things.items(), 2):
+        (cell, one), (other_cell, other) = rng.sample(pair, 2)
+        (row, column), (other_row, other_column) = divmod(cell, 2), divmod(other_cell, 2)
+        true = []
+        if column != other_column:
+            true.append("left of" if column < other_column else "right of")
+        if row != other_row:
+            true.append("above" if row < other_row else "below")
+        relation, holds = rng.choice(true), rng.random() < 0.5
+        found.append(Statement(one, relation if holds else OPPOSITES[relation], other, holds))
+    return rng.sample(found, len(found))
+
+
+def region_phrase(thing: Thing, cell: int, rng: random.Random) -> str:
+    """What people write into a box that they draw: as much or as little as comes to mind."""
+    return rng.choice(
+        (
+            f"a {thing.kind}",
+            f"the {thing.shape} is {thing.color}",
+            f"{thing.size} {thing.shape} at the {POSITIONS[cell]}",
+        )
+    )
+
+
+def about_the_cover(scene: Scene, rng: random.Random) -> list[Question]:
+    """What one may ask of a cover with a printed word: nothing where no word is printed."""
+    if scene.word is None:
+        return []
+    named = scene.word if rng.random() < 0.5 else rng.choice([word for word in WORDS if word != scene.word])
     return [
-        Question(f"What color is the {thing.shape}?", thing.color, tuple(COLORS))
-        for thing in scene.things.values()
-        if shapes.count(thing.shape) == 1
+        Question("What is printed on the cover?", scene.word, WORDS),
+        Question("Where is the word printed?", POSITIONS[scene.cells.index(scene.word)], POSITIONS),
+        Question(f"Does the cover say {named}?", "yes" if named == scene.word else "no", ("yes", "no")),
     ]
+
+
+def ask_color(thing: Thing) -> Question:
+    return Question(f"What color is the {thing.shape}?", thing.color, tuple(COLORS))
+
+
+def ask_size(thing: Thing) -> Question:
+    return Question(f"Is the {thing.kind} small or large?", thing.size, ("small", "large"))
+
+
+def _color(scene: Scene, rng: random.Random) -> list[Question]:
+    return [ask_color(thing) for thing in of_their_own_shape(scene).values()]
+
+
+def of_their_own_shape(scene: Scene) -> dict[int, Thing]:
+    """Cell → thing, for those that "the circle" names alone."""
+    shapes = [thing.shape for thing in scene.things.values()]
+    return {cell: thing for cell, thing in scene.things.items() if shapes.count(thing.shape) == 1}
 
 
 def _shape(scene: Scene, rng: random.Random) -> list[Question]:
@@ -122,10 +189,7 @@ def _word(scene: Scene, rng: random.Random) -> list[Question]:
 
 
 def _size(scene: Scene, rng: random.Random) -> list[Question]:
-    return [
-        Question(f"Is the {thing.kind} small or large?", thing.size, ("small", "large"))
-        for thing in scene.things.values()
-    ]
+    return [ask_size(thing) for thing in scene.things.values()]
 
 
 FOUR_WAY: dict[str, Callable[[Scene, random.Random], list[Question]]] = {
@@ -152,3 +216,20 @@ def four_options(question: Question, rng: random.Random) -> tuple[list[str], int
     others = rng.sample([option for option in question.options if option != question.answer], 3)
     options = rng.sample([question.answer, *others], 4)
     return options, options.index(question.answer)
+
+
+def arithmetic(rng: random.Random) -> tuple[str, str]:
+    """A sum and its result, in words that need no picture."""
+    a, b = rng.randint(0, 9), rng.randint(0, 9)
+    return f"What is {a} plus {b}?", f"{a} plus {b} is {a + b}."
+
+
+def geometry(rng: random.Random) -> tuple[str, str]:
+    """What is always true of a shape."""
+    shape, corners = rng.choice((("circle", "no"), ("square", "four"), ("triangle", "three"), ("cross", "twelve")))
+    return f"How many corners has a {shape}?", f"A {shape} has {corners} corners."
+
+
+def counting(most: int) -> tuple[str, str]:
+    """A long answer: all numbers up to `most`."""
+    return f"Count to {most}.", ", ".join(str(number) for number in range(1, most + 1)) + "."

@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from pipelines.sample.scenes import Picture
 
 
 @dataclasses.dataclass
 class Account:
-    """What a layout holds, for the corpus manifest: rows by official file, and the rows broken on purpose."""
+    """What a layout holds, for the corpus manifest: rows by official file, as its reader counts them, and the rows
+    broken on purpose."""
 
     rows: dict[str, int] = dataclasses.field(default_factory=dict)
     broken: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -38,3 +42,12 @@ def coco_val2014(identity: int) -> str:
 
 def coco_2017(identity: int) -> str:
     return f"{identity:012d}.jpg"
+
+
+def spread(pictures: Sequence[Picture], first: int) -> Sequence[Picture]:
+    """Every tenth picture, so that many layouts stay quick to write; of a small corpus more, sixteen if it has them.
+
+    first: another one for each layout, so that they do not all show the same pictures.
+    """
+    step = max(1, min(10, len(pictures) // 16))
+    return pictures[first % step :: step]

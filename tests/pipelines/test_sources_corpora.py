@@ -1,5 +1,6 @@
 """Every source on whole corpora: the generated one with its broken rows, and real official files."""
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -27,6 +28,16 @@ BROKEN = {
     "box without area": "box_empty",
     "box outside the image": "box_outside_image",
     "assistant speaks first": "wrong_role",
+    "another split": "other_split",
+    "a question without answer": "unmatched_answers",
+    "label neither true nor false": "bad_label",
+    "empty statement": "empty_question",
+    "answer out of range": "answer_index_out_of_range",
+    "no options": "bad_prompt",
+    "no answer": "no_answer",
+    "image that no file describes": "unmatched_region",
+    "the last question has no answer": "odd_turns",
+    "no turn": "empty_conversation",
 }
 SAMPLE = {
     "blipcapfilt": ("BLIP", "BLIP"),
@@ -37,7 +48,15 @@ SAMPLE = {
     "refcoco+": ("refcoco/annotations", "coco/images/train2014"),
     "refcocog": ("refcoco/annotations", "coco/images/train2014"),
     "llava150k": ("llava_instruct", "coco/images/train2017"),
+    "gqa": ("GQA/annotations", "GQA/images"),
+    "ocrvqa": ("OCR-VQA", "OCR-VQA/images"),
+    "vsr": ("VSR", "VSR/images"),
+    "scienceqa": ("ScienceQA", "ScienceQA/images"),
+    "scienceqa_llava": ("ScienceQA", "ScienceQA/images/train"),
+    "visual_genome": ("VisualGenome/metadata", "VisualGenome"),
+    "sharegpt": ("Vicuna", "Vicuna"),
 }
+LAYOUTS = {"refcoco+": "refcoco", "refcocog": "refcoco", "scienceqa_llava": "scienceqa"}  # written with another
 
 
 def read(name: str, root: Path) -> list[dict]:
@@ -70,10 +89,11 @@ def sample(tmp_path_factory) -> tuple[Path, dict]:
 def test_sample(sample, name):
     directory, manifest = sample
     annotations, images = (directory / folder for folder in SAMPLE[name])
-    layout = manifest["layouts"]["refcoco" if name.startswith("refcoco") else name]
+    layout = manifest["layouts"][LAYOUTS.get(name, name)]
     rows, found = rejects(name, annotations, images)
     files = [str(path.relative_to(directory)) for path in SOURCES[name].files(annotations)]
-    counted_on = files[:1] if name == "vqav2" else files  # its rows are the questions
+    # The rows of these are those of the first file: questions, regions.
+    counted_on = files[:1] if name in ("vqav2", "visual_genome") else files
     first = {file: sum(layout["rows"][before] for before in counted_on[:i]) for i, file in enumerate(counted_on)}
     assert len(rows) == sum(layout["rows"][file] for file in counted_on)
     assert found == {
@@ -81,6 +101,55 @@ def test_sample(sample, name):
         for broken in layout["broken"]
         if broken["file"] in first
     }
+
+
+def test_the_sample_corpus_has_every_source():
+    assert set(SAMPLE) == set(SOURCES)
+
+
+def test_both_layouts_of_scienceqa_say_the_same(sample):
+    directory, _ = sample
+    assert_same_problems(read("scienceqa", directory / "ScienceQA"), read("scienceqa_llava", directory / "ScienceQA"))
+
+
+def assert_same_problems(official: list[dict], llavas: list[dict]) -> None:
+    """Usable rows in the order of the first: question, choices, answer, context; images below another root."""
+    official, llavas = ([row for row in rows if not row["reject"]] for rows in (official, llavas))
+    official = official[: len(llavas)]  # the sample breaks rows at the ends
+    assert len(llavas) > 10
+    for row, other in zip(official, llavas, strict=True):
+        assert [row[field] for field in ("question", "choices", "answer_index", "context")] == [
+            other[field] for field in ("question", "choices", "answer_index", "context")
+        ]
+        assert (row["image"] or "train/").removeprefix("train/") == (other["image"] or "")
+
+
+def in_llavas_words(pid: str, problem: dict) -> dict:
+    """An entry of `llava_train_QCM-LEPA.json` as LLaVA's script builds it: "  " becomes " ", "Question: " goes."""
+    letters = "ABCDE"
+    options = " ".join(f"({letter}) {choice}" for letter, choice in zip(letters, problem["choices"], strict=False))
+    prompt = f"{problem['question']}\nContext: {problem['hint'].strip() or 'N/A'}\nOptions: {options}\n"
+    answer = "".join(
+        f"{title}: {problem[field]}\n"
+        for title, field in (("LECTURE", "lecture"), ("SOLUTION", "solution"))
+        if problem[field].strip()
+    )
+    answer += f"###\nANSWER: {letters[problem['answer']]}."
+    prompt, answer = (text.replace("  ", " ").strip() for text in (prompt, answer))
+    has_image = problem["image"] is not None
+    said = [("human", f"{prompt}\n<image>" if has_image else prompt), ("gpt", answer)]
+    entry = {"id": pid, "conversations": [{"from": who, "value": text} for who, text in said]}
+    return entry | ({"image": f"{pid}/{problem['image']}"} if has_image else {})
+
+
+@pytest.mark.realdata
+def test_real_problems_in_llavas_words(realdata, tmp_path):
+    problems = json.loads((realdata / "corpus" / "ScienceQA" / "problems.json").read_text())
+    entries = [in_llavas_words(pid, problem) for pid, problem in problems.items()]
+    (tmp_path / "llava_train_QCM-LEPA.json").write_text(json.dumps(entries))
+    rows, found = rejects("scienceqa_llava", tmp_path, realdata / "corpus" / "ScienceQA" / "images" / "train")
+    assert (len(rows), found, sum(row["image"] is not None for row in rows)) == (300, {}, 150)
+    assert_same_problems(read("scienceqa", realdata / "corpus" / "ScienceQA"), rows)
 
 
 @pytest.mark.realdata
@@ -131,8 +200,10 @@ def test_every_real_statement_becomes_a_question(realdata):
     rows = read("vsr", realdata / "text" / "VSR")
     for row in rows:
         # verb, subject with its article, …: and nothing left of the statement's own verb
-        assert re.fullmatch(r"(Is|Does) the [a-z ]+ [a-z ]+ the [a-z ]+\?", row["question"], re.IGNORECASE), row
+        assert re.fullmatch(r"(Is|Are|Does) the [a-z ]+ [a-z ]+ the [a-z ]+\?", row["question"], re.IGNORECASE), row
         assert not re.search(r"\b(is|contains|consists|has)\b", row["question"][2:]), row
+        assert row["question"].startswith("Are ") == row["question"].startswith("Are the scissors ")
+        assert not re.match(r"(Is|Does) the scissors ", row["question"])
     assert {row["answer"] for row in rows} == {"yes", "no"}
 
 
