@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from pipelines.sample import write_sample
-from pipelines.sample.facts import FOUR_WAY, open_questions
+from pipelines.sample.facts import FOUR_WAY, open_questions, statements
 from pipelines.sample.scenes import COLORS, Scene, Thing, distinct_scenes, render
+from pipelines.sample.writing import spread
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +31,123 @@ def rows_of(corpus: Path, name: str) -> dict[str, list]:
     if name.startswith("refcoco"):
         content = json.loads((corpus / "refcoco" / "annotations" / f"finetune_{name}_train.json").read_text())
         return {part: content[part] for part in ("images", "annotations", "categories")}
+    if name == "gqa":
+        rows = json.loads((corpus / "GQA" / "annotations" / "train_balanced_questions.json").read_text()).values()
+        return {"rows": list(rows)} | {part: [row[part] for row in rows] for part in ("groups", "types", "annotations")}
+    if name == "vsr":
+        return {"rows": [json.loads(line) for line in (corpus / "VSR" / "random" / "train.jsonl").open()]}
+    if name == "scienceqa":
+        return {"rows": list(json.loads((corpus / "ScienceQA" / "problems.json").read_text()).values())}
+    if name == "visual_genome":
+        folder = corpus / "VisualGenome" / "metadata"
+        described = json.loads((folder / "region_descriptions.json").read_text())
+        regions = [region for entry in described for region in entry["regions"]]
+        return {
+            "entries": described,
+            "regions": regions,
+            "images": json.loads((folder / "image_data.json").read_text()),
+        }
+    if name == "sharegpt":
+        return {"rows": json.loads((corpus / "Vicuna" / "sharegpt.json").read_text())}
     path = next(path for path in (corpus / "llava_instruct").glob("conversation*.json"))
     return {"rows": json.loads(path.read_text())}
 
 
 @pytest.mark.realdata
-@pytest.mark.parametrize("name", ["vqav2", "aokvqa", "refcoco", "refcoco+", "refcocog", "llava150k"])
-def test_rows_have_the_fields_of_the_real_ones(corpus, realdata, name):
-    ours, real = rows_of(corpus, name), rows_of(realdata / "corpus", name)
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        *((name, "corpus") for name in ("vqav2", "aokvqa", "refcoco", "refcoco+", "refcocog", "llava150k")),
+        *((name, "corpus") for name in ("vsr", "scienceqa", "sharegpt")),
+        *((name, "text") for name in ("gqa", "visual_genome")),
+    ],
+)
+def test_rows_have_the_fields_of_the_real_ones(corpus, realdata, name, folder):
+    ours, real = rows_of(corpus, name), rows_of(realdata / folder, name)
     for part, rows in real.items():
         assert {frozenset(row) for row in ours[part]} == {frozenset(row) for row in rows}
+
+
+def test_gqa_answers_and_programs_agree(corpus):
+    rows = rows_of(corpus, "gqa")["rows"][:-4]
+    assert {row["types"]["structural"] for row in rows} == {"verify", "query", "choose"}
+    for row in rows:
+        words = row["question"].strip("?").split()
+        named = row["annotations"]["question"]
+        assert all(words[int(place)] in ("circle", "square", "triangle", "cross") for place in named)
+        assert row["semanticStr"].split("->")[0] == f"select: {row['semantic'][0]['argument']}"
+        picture = Image.open(corpus / "GQA" / "images" / f"{row['imageId']}.jpg")
+        if row["question"].startswith("What color"):
+            (cell,) = named.values()
+            x, y = 8 + 16 * (int(cell) % 2), 8 + 16 * (int(cell) // 2)
+            assert color_at(picture, x, y) == row["answer"]
+            assert row["fullAnswer"] == f"The {words[-1]} is {row['answer']}."
+
+
+def test_statements_are_as_often_true_as_false_whatever_the_place_word():
+    rng = random.Random(0)
+    told = [statement for scene in distinct_scenes(rng, 600) for statement in statements(scene, rng)]
+    for relation in ("left of", "right of", "above", "below"):
+        held = [statement.holds for statement in told if statement.relation == relation]
+        assert len(held) > 100 and 0.4 < sum(held) / len(held) < 0.6
+    left, right = Thing("red", "circle", "small"), Thing("blue", "square", "large")
+    for seed in range(40):
+        (only,) = statements(Scene((left, None, None, right)), random.Random(seed))
+        true = {"left of", "above"} if only.one == left else {"right of", "below"}
+        assert only.holds == (only.relation in true)
+
+
+def test_covers_show_the_word_that_is_asked_for(corpus):
+    books = [book for book in rows_of_books(corpus).items() if book[1]["title"]]
+    assert len(books) >= 16
+    for key, book in books:
+        asked = dict(zip(book["questions"], book["answers"], strict=True))
+        word, place = asked["What is printed on the cover?"], asked["Where is the word printed?"]
+        image = Image.open(corpus / "OCR-VQA" / "images" / f"{key}.jpg")
+        x, y = 16 * (place.split()[1] == "right"), 16 * (place.split()[0] == "bottom")
+        dark = sum(max(image.getpixel((x + i, y + j))) < 110 for i in range(16) for j in range(16))
+        assert dark > 15
+        (named,) = (question.rstrip("?").split()[-1] for question in book["questions"] if "say" in question)
+        assert asked[f"Does the cover say {named}?"] == ("yes" if named == word else "no")
+
+
+def rows_of_books(corpus: Path) -> dict[str, dict]:
+    return json.loads((corpus / "OCR-VQA" / "dataset.json").read_text())
+
+
+def test_regions_hold_their_shape_and_some_stick_out(corpus):
+    rows = rows_of(corpus, "visual_genome")["regions"][:-4]
+    for row in rows:
+        picture = Image.open(corpus / "VisualGenome" / "VG_100K" / f"{row['image_id']}.jpg")
+        color = color_at(picture, row["x"] + row["width"] // 2, row["y"] + row["height"] // 2)
+        named = [name for name in COLORS if name in row["phrase"].split()]
+        assert color is not None and named in ([color], [])
+    assert any(row["x"] < 0 or row["y"] < 0 or row["x"] + row["width"] > 32 for row in rows)
+
+
+def test_problems_have_a_picture_or_tell_of_one(corpus):
+    rows = rows_of(corpus, "scienceqa")["rows"][:-4]
+    assert {row["image"] for row in rows} == {"image.png", None}
+    assert all(row["image"] or "The picture shows" in row["hint"] for row in rows)
+    assert {bool(row["hint"]) for row in rows if row["image"]} == {True, False}
+    assert Image.open(corpus / "ScienceQA" / "images" / "train" / "1" / "image.png").format == "PNG"
+    splits = json.loads((corpus / "ScienceQA" / "pid_splits.json").read_text())
+    assert sorted(map(int, splits["train"] + splits["test"])) == list(range(1, len(rows) + 5))
+
+
+def test_some_conversations_are_long(corpus):
+    rows = rows_of(corpus, "sharegpt")["rows"][:-4]
+    assert any(len(row["conversations"]) > 16 for row in rows) and any(len(row["conversations"]) <= 8 for row in rows)
+    assert any(len(message["value"]) > 400 for row in rows for message in row["conversations"])
+
+
+@pytest.mark.parametrize("number", [1, 5, 16, 40, 200, 20_000])
+def test_layouts_of_a_subset_have_enough_of_few_pictures(number):
+    pictures = list(range(number))
+    for first in range(10):
+        chosen = spread(pictures, first)
+        assert min(number, 16) <= len(chosen) <= max(31, number // 10)
+    assert set(spread(pictures, 1)) != set(spread(pictures, 2)) or number < 32
 
 
 def test_vqav2_pairs_by_question_id_and_has_ten_answers(corpus):
