@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from official_files import OFFICIAL, encoded, official, write_official
 
 from pipelines.schema import ANNOTATIONS
 from pipelines.sources import SOURCES, SourceError
@@ -26,8 +27,24 @@ def mixed(**fields):
     return st.fixed_dictionaries({}, optional=field) | st.fixed_dictionaries(field) | JUNK
 
 
-NUMBER, TEXT = st.integers(-2, 4), st.text(max_size=6)
+NUMBER = st.integers(-2, 4)
+TEXT = st.text(max_size=6) | st.sampled_from(["\ud800", "\udce9 b"])
 MESSAGE = mixed(**{"from": st.sampled_from(["human", "gpt"]), "value": TEXT})
+PIECES = TEXT | st.sampled_from(
+    [
+        "Question: ",
+        "What?",
+        "\nContext: ",
+        "N/A",
+        "\nOptions: ",
+        "(A) a",
+        " (B) b",
+        "###",
+        "\n",
+        "ANSWER: B.",
+        "<image>",
+    ]
+)
 ROWS = {
     "question": mixed(question_id=NUMBER, image_id=NUMBER, question=TEXT),
     "annotation": mixed(question_id=NUMBER, multiple_choice_answer=TEXT),
@@ -53,6 +70,14 @@ ROWS = {
         )
     ),
     "picture": mixed(image_id=NUMBER, url=TEXT, width=NUMBER, height=NUMBER),
+    "worded problem": mixed(
+        id=TEXT,
+        image=TEXT,
+        conversations=st.tuples(
+            mixed(**{"from": st.just("human"), "value": st.lists(PIECES, max_size=9).map("".join)}),
+            mixed(**{"from": st.just("gpt"), "value": st.lists(PIECES, max_size=9).map("".join)}),
+        ).map(list),
+    ),
     "dialogue": mixed(image=TEXT, conversations=st.lists(MESSAGE, max_size=4)),
 }
 
@@ -62,7 +87,7 @@ def listed(row):
 
 
 def keyed(row):
-    return st.dictionaries(st.text(max_size=4), ROWS[row], max_size=5)
+    return st.dictionaries(TEXT, ROWS[row], max_size=5)
 
 
 FILES = {
@@ -71,22 +96,27 @@ FILES = {
         "v2_mscoco_train2014_annotations.json": st.fixed_dictionaries({"annotations": listed("annotation")}),
     },
     "aokvqa": {"aokvqa_v1p0_train.json": listed("choice")},
-    "refcoco": {
-        "finetune_refcoco_train.json": st.fixed_dictionaries(
-            {"images": listed("expression"), "annotations": listed("box")}
-        )
+    **{
+        name: {
+            f"finetune_{name}_train.json": st.fixed_dictionaries(
+                {"images": listed("expression"), "annotations": listed("box")}
+            )
+        }
+        for name in ("refcoco", "refcoco+", "refcocog")
     },
     "llava150k": {"conversation_58k.json": listed("dialogue")},
     "sharegpt": {"sharegpt.json": listed("dialogue")},
     "gqa": {"train_balanced_questions.json": keyed("gqa")},
     "ocrvqa": {"dataset.json": keyed("book")},
     "scienceqa": {"problems.json": keyed("problem")},
+    "scienceqa_llava": {"llava_train_QCM-LEPA.json": listed("worded problem")},
     "vsr": {"random/train.jsonl": listed("statement")},
     "visual_genome": {"region_descriptions.json": listed("described"), "image_data.json": listed("picture")},
 }
 
 
-JOINED = ("vqav2", "refcoco")  # two lists, paired
+JOINED = ("vqav2", "refcoco", "refcoco+", "refcocog")  # two lists, paired
+TARS = ("blipcapfilt", "coyo100m")
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +136,10 @@ def read(name: str, root: Path) -> list[dict]:
         assert row["reject"] is None or not any(row[field] for field in ["image", *fields])
         assert row["reject"] or row[fields[0]]
     return rows
+
+
+def test_every_source_is_fuzzed():
+    assert {*FILES, *TARS} == set(SOURCES) == set(OFFICIAL)
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
@@ -137,17 +171,19 @@ def damage(data: st.DataObject, content: bytes) -> bytes:
     return bytes(damaged[: data.draw(st.just(len(damaged)) | st.integers(0, len(damaged)))])
 
 
-@settings(max_examples=150, deadline=None)
+@pytest.mark.parametrize("name", sorted(FILES))
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_damaged_json(roots, data):
-    root = roots["llava150k"]
-    rows = [{"from": "human", "value": "<image>\nWo ist der Käfer?"}, {"from": "gpt", "value": "Left. \u2190"}]
-    content = json.dumps([{"id": "1", "image": "1.jpg", "conversations": rows}] * 3, ensure_ascii=False).encode()
-    (root / "conversation_58k.json").write_bytes(damage(data, content))
+def test_damaged_json(roots, data, name):
+    """Two good rows, or what damage makes of them; or one error that names the place."""
+    root = roots[name]
+    file = data.draw(st.sampled_from(sorted(OFFICIAL[name])))
+    whole = encoded(file, OFFICIAL[name][file]).replace(b"cafe", "Käfer ←".encode())
+    write_official(root, {**official(name), file: damage(data, whole)})
     try:
-        assert len(read("llava150k", root)) <= 3
+        assert len(read(name, root)) <= 6
     except SourceError as error:
-        assert re.search(r"conversation_58k\.json: line \d column \d+ ", str(error))
+        assert re.search(rf"{re.escape(file)}(: line \d+ column \d+ | has no )", str(error))
 
 
 @settings(max_examples=150, deadline=None)
