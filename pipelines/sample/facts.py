@@ -134,14 +134,14 @@ def region_phrase(thing: Thing, cell: int, rng: random.Random) -> str:
 
 
 def about_the_cover(scene: Scene, rng: random.Random) -> list[Question]:
-    """What one may ask of a cover with a printed word: nothing where no word is printed."""
+    """What one may ask of a scene as of a book's cover, its word being the title: nothing where there is none."""
     if scene.word is None:
         return []
     named = scene.word if rng.random() < 0.5 else rng.choice([word for word in WORDS if word != scene.word])
     return [
-        Question("What is printed on the cover?", scene.word, WORDS),
-        Question("Where is the word printed?", POSITIONS[scene.cells.index(scene.word)], POSITIONS),
-        Question(f"Does the cover say {named}?", "yes" if named == scene.word else "no", ("yes", "no")),
+        Question("What is the title of this book?", scene.word, WORDS),
+        Question("Where does the title stand?", POSITIONS[scene.cells.index(scene.word)], POSITIONS),
+        Question(f"Is the title {named}?", "yes" if named == scene.word else "no", ("yes", "no")),
     ]
 
 

@@ -40,8 +40,8 @@ def write_ocrvqa(directory: Path, pictures: Sequence[Picture], rng: random.Rando
         add(picture, questions, len(questions))
 
     first = pictures[0]
-    asked = Question("What is printed on the cover?", "GO", ())
-    empty = Question("What is printed on the cover?", "", ())
+    asked = Question("What is the title of this book?", "GO", ())
+    empty = Question("What is the title of this book?", "", ())
     broken: list[tuple[str, Question, dict[str, Any]]] = [
         ("another split", asked, {"split": _VALIDATION}),
         ("another split", asked, {"split": _TEST}),

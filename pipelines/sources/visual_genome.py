@@ -68,4 +68,4 @@ def read(root: Path) -> Iterator[pa.RecordBatch]:
     yield from batches("referring", _regions(descriptions), row)
 
 
-SOURCE = Source("visual_genome", "referring", _files, read)
+SOURCE = Source("visual_genome", "referring", _files, read, version=2)

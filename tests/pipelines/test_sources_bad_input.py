@@ -10,11 +10,13 @@ import pytest
 from official_files import OFFICIAL, encoded, official, write_official
 from test_images import png_header
 
+from pipelines.build import DatasetSpec, build_annotations
 from pipelines.images import images_table
 from pipelines.render import Renderer, RenderSettings
 from pipelines.schema import ANNOTATIONS
 from pipelines.sources import SOURCES, SourceError
 from pipelines.sources.base import normalised_box
+from pipelines.store import Store
 from pipelines.templates import template_file
 
 FILES = [(name, file) for name, files in OFFICIAL.items() for file in files]
@@ -92,6 +94,20 @@ def test_a_file_cut_off_is_an_error_that_names_it(tmp_path, name, file):
             continue
         with pytest.raises(SourceError, match=rf"{re.escape(file)}: (line|byte) .*cut off"):
             read(name, tmp_path)
+
+
+def emptied(content: Any) -> Any:
+    if isinstance(content, list):
+        return []
+    return {key: [] for key, rows in content.items() if isinstance(rows, list)}
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in JSON_FILES}))
+def test_files_without_a_row_are_an_error(tmp_path, name):
+    write_official(tmp_path / "files", {file: emptied(content) for file, content in official(name).items()})
+    spec = DatasetSpec(name, name, tmp_path / "files", tmp_path / "files")
+    with pytest.raises(SourceError, match=f"the files of {re.escape(name)} hold no row"):
+        build_annotations(Store(tmp_path / "store"), spec, log=lambda line: None)
 
 
 @pytest.mark.parametrize(("name", "file"), JSON_FILES)

@@ -1,6 +1,5 @@
 """Every source on whole corpora: the generated one with its broken rows, and real official files."""
 
-import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -105,51 +104,6 @@ def test_sample(sample, name):
 
 def test_the_sample_corpus_has_every_source():
     assert set(SAMPLE) == set(SOURCES)
-
-
-def test_both_layouts_of_scienceqa_say_the_same(sample):
-    directory, _ = sample
-    assert_same_problems(read("scienceqa", directory / "ScienceQA"), read("scienceqa_llava", directory / "ScienceQA"))
-
-
-def assert_same_problems(official: list[dict], llavas: list[dict]) -> None:
-    """Usable rows in the order of the first: question, choices, answer, context; images below another root."""
-    official, llavas = ([row for row in rows if not row["reject"]] for rows in (official, llavas))
-    official = official[: len(llavas)]  # the sample breaks rows at the ends
-    assert len(llavas) > 10
-    for row, other in zip(official, llavas, strict=True):
-        assert [row[field] for field in ("question", "choices", "answer_index", "context")] == [
-            other[field] for field in ("question", "choices", "answer_index", "context")
-        ]
-        assert (row["image"] or "train/").removeprefix("train/") == (other["image"] or "")
-
-
-def in_llavas_words(pid: str, problem: dict) -> dict:
-    """An entry of `llava_train_QCM-LEPA.json` as LLaVA's script builds it: "  " becomes " ", "Question: " goes."""
-    letters = "ABCDE"
-    options = " ".join(f"({letter}) {choice}" for letter, choice in zip(letters, problem["choices"], strict=False))
-    prompt = f"{problem['question']}\nContext: {problem['hint'].strip() or 'N/A'}\nOptions: {options}\n"
-    answer = "".join(
-        f"{title}: {problem[field]}\n"
-        for title, field in (("LECTURE", "lecture"), ("SOLUTION", "solution"))
-        if problem[field].strip()
-    )
-    answer += f"###\nANSWER: {letters[problem['answer']]}."
-    prompt, answer = (text.replace("  ", " ").strip() for text in (prompt, answer))
-    has_image = problem["image"] is not None
-    said = [("human", f"{prompt}\n<image>" if has_image else prompt), ("gpt", answer)]
-    entry = {"id": pid, "conversations": [{"from": who, "value": text} for who, text in said]}
-    return entry | ({"image": f"{pid}/{problem['image']}"} if has_image else {})
-
-
-@pytest.mark.realdata
-def test_real_problems_in_llavas_words(realdata, tmp_path):
-    problems = json.loads((realdata / "corpus" / "ScienceQA" / "problems.json").read_text())
-    entries = [in_llavas_words(pid, problem) for pid, problem in problems.items()]
-    (tmp_path / "llava_train_QCM-LEPA.json").write_text(json.dumps(entries))
-    rows, found = rejects("scienceqa_llava", tmp_path, realdata / "corpus" / "ScienceQA" / "images" / "train")
-    assert (len(rows), found, sum(row["image"] is not None for row in rows)) == (300, {}, 150)
-    assert_same_problems(read("scienceqa", realdata / "corpus" / "ScienceQA"), rows)
 
 
 @pytest.mark.realdata

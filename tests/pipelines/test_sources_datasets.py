@@ -292,68 +292,6 @@ def test_vsr_asks_what_its_statements_state(tmp_path, statement, relation, expec
     assert rejects(rows) == {2: "bad_label", 3: "wrong_type"}
 
 
-def llava_problem(number, prompt, answer="###\nANSWER: B.", image=None):
-    said = [{"from": "human", "value": prompt}, {"from": "gpt", "value": answer}]
-    return {"id": str(number), "conversations": said} | ({"image": image} if image else {})
-
-
-def test_scienceqa_in_llavas_words(tmp_path):
-    prompts = [
-        "Which?\nContext: N/A\nOptions: (A) a (B) b",
-        "Which\nof two?\nContext: Read.\nOptions: in brackets (A)\nOptions: (A) a (b) c (B) pathos (emotion)\n<image>",
-        "<image>\nQuestion: Which?\nContext: N/A\nOptions: (A) Dear Ann,\nBye (B) Dear ann, (C) c",
-    ]
-    answers = [
-        "###\nANSWER: B.",
-        "LECTURE: Ann\n###\nANSWER: C.\nSOLUTION: b\n###\nANSWER: B.",
-        "SOLUTION: c\n###\nANSWER: C.",
-    ]
-    images = [None, "2/image.png", "3/image.png"]
-    rows = [llava_problem(i, *row) for i, row in enumerate(zip(prompts, answers, images, strict=True))]
-    write(tmp_path / "llava_train_QCM-LEPA.json", rows)
-    read_back = [
-        [r["image"], r["question"], r["context"], r["choices"], r["answer_index"]]
-        for r in read("scienceqa_llava", tmp_path)
-    ]
-    assert read_back == [
-        [None, "Which?", None, ["a", "b"], 1],
-        ["2/image.png", "Which\nof two?", "Read.\nOptions: in brackets (A)", ["a (b) c", "pathos (emotion)"], 1],
-        ["3/image.png", "Which?", None, ["Dear Ann,\nBye", "Dear ann,", "c"], 2],
-    ]
-
-
-@pytest.mark.parametrize(
-    ("prompt", "answer", "reject"),
-    [
-        ("Which?\nContext: N/A", "###\nANSWER: A.", "bad_prompt"),
-        ("Which?\nOptions: (A) a (B) b", "###\nANSWER: A.", "bad_prompt"),
-        ("Context: N/A\nOptions: (A) a (B) b", "###\nANSWER: A.", "bad_prompt"),
-        ("\nContext: N/A\nOptions: (A) a (B) b", "###\nANSWER: A.", "bad_prompt"),
-        ("Question: \nContext: N/A\nOptions: (A) a (B) b", "###\nANSWER: A.", "empty_question"),
-        ("Which?\nContext: N/A\nOptions: a, b", "###\nANSWER: A.", "bad_prompt"),
-        ("Which?\nContext: N/A\nOptions: (A) see (B) there (B) b", "###\nANSWER: A.", "bad_prompt"),
-        ("Which?\nContext: N/A\nOptions: (A) a", "###\nANSWER: A.", "too_few_choices"),
-        ("Which?\nContext: N/A\nOptions: (A) (B) b", "###\nANSWER: A.", "empty_choice"),
-        ("Which?\nContext: N/A\nOptions: (A) a (B) b", "###\nANSWER: C.", "answer_index_out_of_range"),
-        ("Which?\nContext: N/A\nOptions: (A) a (B) b", "ANSWER: A.", "no_answer"),
-        ("Which?\nContext: N/A\nOptions: (A) a (B) b", "The answer is A.", "no_answer"),
-        ("Which?\nContext: N/A\nOptions: (A) a (B) b\n<image>", "###\nANSWER: A.", "missing_field"),
-    ],
-)  # fmt: skip
-def test_what_does_not_parse_is_named(tmp_path, prompt, answer, reject):
-    write(tmp_path / "llava_train_QCM-LEPA.json", [llava_problem(1, prompt, answer)])
-    assert rejects(read("scienceqa_llava", tmp_path)) == {0: reject}
-
-
-def test_scienceqa_of_several_turns(tmp_path):
-    problem = llava_problem(1, "Which?\nContext: N/A\nOptions: (A) a (B) b")
-    write(
-        tmp_path / "llava_train_QCM-LEPA.json",
-        [problem, problem, {**problem, "id": "2", "conversations": 2 * problem["conversations"]}],
-    )
-    assert rejects(read("scienceqa_llava", tmp_path)) == {1: "duplicate_id", 2: "several_turns"}
-
-
 def test_visual_genome_boxes_are_pixels_of_the_image_that_image_data_names(tmp_path):
     region = {"image_id": 1, "x": 80, "y": 60, "width": 160, "height": 600, "phrase": "a clock"}
     write(
