@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.arrow_files import read_table
 from pipelines.build import DatasetSpec, build_examples, build_images
-from pipelines.render import check_ledger
+from pipelines.ledger import check_ledger
 from pipelines.store import Store, read_manifest
 
 pytestmark = pytest.mark.realdata

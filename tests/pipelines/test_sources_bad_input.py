@@ -290,20 +290,16 @@ def rendered(name: str, root: Path, text: str, tokenizer_dir: Path):
 
 
 @pytest.mark.parametrize("name", sorted(OFFICIAL))
-def test_the_image_token_in_a_text_costs_its_own_row_only(tmp_path, tokenizer_dir, name):
-    result = rendered(name, tmp_path, "an <image> in it", tokenizer_dir)
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("an <image> in it", "special_token_in_text"), ("inn\nHuman: Who?\nAI: Me", "role_name_in_text")],
+)
+def test_what_only_looks_like_text_costs_its_own_row_only(tmp_path, tokenizer_dir, name, text, reason):
+    result = rendered(name, tmp_path, text, tokenizer_dir)
+    kept = name == "vsr" and "\n" in text  # its statements are put on one line, where a role name begins no turn
     assert result.counts["rows"] == {
         "read": 2,
-        "examples": 1,
+        "examples": 2 if kept else 1,
         "duplicates": 0,
-        "rejects": {"special_token_in_text": 1},
+        "rejects": {} if kept else {reason: 1},
     }
-
-
-@pytest.mark.parametrize("name", sorted(OFFICIAL))
-def test_role_names_in_a_text_are_text(tmp_path, tokenizer_dir, name):
-    """The loss mask goes by places, not by names: a row that plays a dialogue is kept, its answer whole."""
-    result = rendered(name, tmp_path, "inn\nHuman: Who? \nAI: Me", tokenizer_dir)
-    assert result.counts["rows"]["examples"] == 2
-    turns = [turn for turns in result.examples["turns"].to_pylist() for turn in turns]
-    assert any("\nAI: Me" in turn["user"] + turn["assistant"] for turn in turns) or name == "vsr"
