@@ -85,14 +85,15 @@ def read_items(workspace: Workspace, name: str) -> BenchmarkItems:
 
 
 def _texts(questions: list[Question]) -> Iterator[tuple[str, str]]:
-    """(id, text), each text once: MMBench asks a question again for every order of its options."""
-    seen: set[str] = set()
+    """(id, text), once for each picture: MMBench asks a question again for every order of its options."""
+    seen: set[tuple[str, ...]] = set()
     for question in questions:
         if "question" not in question.fields:
             raise RecipeError(f"question {question.id} has no text `question`; it has {', '.join(question.fields)}")
         text = question.fields["question"]
-        if text not in seen:
-            seen.add(text)
+        asked = (text, *(image.name for image in question.images))
+        if asked not in seen:
+            seen.add(asked)
             yield question.id, text
 
 

@@ -67,8 +67,11 @@ def listing(examples: Mapping[str, Path], limit: int) -> list[Row]:
 
 def report(run: Path, limit: int = EXAMPLES) -> Iterator[str]:
     """The lines of `honeybee overlaps`. run: a results directory. Raises RecipeError for one that compared nothing."""
-    for stage in STAGES:
-        examples = _examples_of(run, stage)
+    stages = [stage for stage in STAGES if (run / "data" / stage).is_dir()]
+    if not stages:
+        raise RecipeError(f"{run} is no results directory with data: give one like runs/sample/latest")
+    for stage in stages:
+        examples = examples_of(run, stage)
         if not looked_for(examples):
             raise RecipeError(f"{run}: its recipe has no `decontamination`, so its data was compared with no benchmark")
         yield f"{stage}:"
@@ -82,6 +85,13 @@ def report(run: Path, limit: int = EXAMPLES) -> Iterator[str]:
         yield "All of them:"
         for name in sorted({row["dataset"] for row in rows}):
             yield f"  {name}: {examples[name]}/overlaps-*.parquet"
+
+
+def examples_of(run: Path, stage: str) -> dict[str, Path]:
+    """dataset → its examples, by the shards that the run links to."""
+    shards = (run / "data" / stage).resolve()
+    built = read_manifest(shards)["key"]["examples"]
+    return {name: shards.parent.parent / "examples" / key for name, key in built.items()}
 
 
 def _shown(entry: Mapping[str, Any]) -> Row:
@@ -100,13 +110,3 @@ def _shown(entry: Mapping[str, Any]) -> Row:
 def _listed(directory: Path) -> pa.Table:
     parts = [pq.read_table(path) for path in sorted(directory.glob("overlaps-*.parquet"))]
     return pa.concat_tables([OVERLAPS.empty_table(), *parts])
-
-
-def _examples_of(run: Path, stage: str) -> dict[str, Path]:
-    """dataset → its examples, by the shards that the run links to."""
-    shards = (run / "data" / stage).resolve()
-    if not shards.is_dir():
-        raise RecipeError(f"{run} is no results directory with the data of {stage}: give one like runs/sample/latest")
-    return {
-        name: shards.parent.parent / "examples" / key for name, key in read_manifest(shards)["key"]["examples"].items()
-    }

@@ -1,7 +1,8 @@
 """Which training rows stand in a benchmark: by their pictures, or by words that a question shares with its questions.
 
-A picture of a benchmark concerns the whole row, whatever is asked of it; a question only its turn. A question shorter
-than an n-gram is never held against a row: "Is there a dog?" is in every benchmark and in every dataset.
+A picture of a benchmark concerns the whole row, whatever is asked of it; a question only its turn. Not held against a
+row are a question shorter than an n-gram ("Is there a dog?" is in every benchmark and in every dataset), and words that
+a benchmark says in many of its questions ("Compare the average kinetic energies of the particles in each sample").
 """
 
 from collections.abc import Iterator
