@@ -68,8 +68,9 @@ def _data_sections(results: Results, data: dict[str, StageData]) -> list[str]:
             f"### Some duplicates\n\n{tables.markdown(tables.duplicates(built.examples, DUPLICATES))}",
         ]
         if overlaps.looked_for(built.examples):
-            parts.append(f"### Overlap with benchmarks\n\n{tables.markdown(overlaps.summary(built.examples))}")
-            parts.append(tables.markdown(overlaps.listing(built.examples, overlaps.EXAMPLES)))
+            met = tables.markdown(overlaps.summary(built.examples))
+            some = overlaps.listing(built.examples, overlaps.EXAMPLES)
+            parts.append(f"### Overlap with benchmarks\n\n{met}" + (f"\n{tables.markdown(some)}" if some else ""))
     return parts
 
 
