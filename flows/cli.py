@@ -98,7 +98,7 @@ def trace(
 
 @app.command()
 def overlaps(
-    run: Annotated[Path, typer.Argument(help="A results directory, e.g. runs/my/build.")],
+    run: Annotated[str, typer.Argument(help="A run's directory, or RECIPE/RUN_ID.")],
     examples: Annotated[int, typer.Option(min=0, help="So many of each kind are shown.")] = 3,
 ) -> None:
     """Shows what a run's training data shares with the benchmarks of its recipe's `decontamination`."""

@@ -9,9 +9,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from flows import tables
-from flows.recipe import RecipeError
+from flows.runs import RunError, find_run, stage_shards
 from flows.tables import Row
-from flows.workspace import STAGES
 from pipelines.decontaminate import KINDS
 from pipelines.schema import OVERLAPS
 from pipelines.store import read_manifest
@@ -65,15 +64,12 @@ def listing(examples: Mapping[str, Path], limit: int) -> list[Row]:
     return rows
 
 
-def report(run: Path, limit: int = EXAMPLES) -> Iterator[str]:
-    """The lines of `honeybee overlaps`. run: a results directory. Raises RecipeError for one that compared nothing."""
-    stages = [stage for stage in STAGES if (run / "data" / stage).is_dir()]
-    if not stages:
-        raise RecipeError(f"{run} is no results directory with data: give one like runs/sample/latest")
-    for stage in stages:
-        examples = examples_of(run, stage)
+def report(run: str, limit: int = EXAMPLES) -> Iterator[str]:
+    """The lines of `honeybee overlaps`. run: as for find_run. Raises RunError, also where nothing was compared."""
+    for stage, shards in stage_shards(find_run(run)).items():
+        examples = examples_of(shards)
         if not looked_for(examples):
-            raise RecipeError(f"{run}: its recipe has no `decontamination`, so its data was compared with no benchmark")
+            raise RunError(f"{run}: its recipe has no `decontamination`, so its data was compared with no benchmark")
         yield f"{stage}:"
         rows = summary(examples)
         if not rows:
@@ -87,9 +83,8 @@ def report(run: Path, limit: int = EXAMPLES) -> Iterator[str]:
             yield f"  {name}: {examples[name]}/overlaps-*.parquet"
 
 
-def examples_of(run: Path, stage: str) -> dict[str, Path]:
-    """dataset → its examples, by the shards that the run links to."""
-    shards = (run / "data" / stage).resolve()
+def examples_of(shards: Path) -> dict[str, Path]:
+    """dataset → the examples that these shards are made of."""
     built = read_manifest(shards)["key"]["examples"]
     return {name: shards.parent.parent / "examples" / key for name, key in built.items()}
 

@@ -187,7 +187,12 @@ class _Benchmark:
 def _pictures_of_rows(batch: pa.RecordBatch) -> tuple[pa.Array, pa.Array]:
     """(row, image) of every picture of every row: a row with several pictures stands there several times."""
     shown = batch.filter(batch.column("image").is_valid())
-    return shown.column("row"), shown.column("image")
+    rows, images = [shown.column("row")], [shown.column("image")]
+    if "more_images" in batch.schema.names:
+        more = batch.column("more_images")
+        rows.append(batch.column("row").take(pc.list_parent_indices(more)))
+        images.append(pc.list_flatten(more))
+    return pa.concat_arrays(rows), pa.concat_arrays(images)
 
 
 def _asked(batch: pa.RecordBatch, task: str) -> tuple[np.ndarray, np.ndarray, pa.Array]:

@@ -135,12 +135,13 @@ class Renderer:
         turns = instructify(batch, s.task, self.templates, s.dataset, s.seed)
         ledger.num_turns = len(turns.row)
         pictures = _pictures(batch, turns, images)
-        kept = np.flatnonzero(self._check_texts(turns, ledger))
-        if overlaps is not None:
-            asked = overlaps.turns(turns.row[kept], turns.turn[kept])  # by a benchmark
-            for k, why in asked.items():
-                ledger.reject(int(turns.row[kept[k]]), int(turns.turn[kept[k]]), REASON, why)
-            kept = np.delete(kept, list(asked))
+        fine = self._check_texts(turns, ledger)
+        asked = overlaps.turns(turns.row, turns.turn) if overlaps is not None else {}  # by a benchmark
+        for i, why in asked.items():
+            if fine[i]:
+                fine[i] = False
+                ledger.reject(int(turns.row[i]), int(turns.turn[i]), REASON, why)
+        kept = np.flatnonzero(fine)
         groups = group_turns(
             turns.row[kept],
             turns.turn[kept],

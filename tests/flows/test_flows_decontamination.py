@@ -15,6 +15,7 @@ from flows.build_dataset import dataset_examples, stage_data
 from flows.check import check_inputs, check_settings
 from flows.decontamination import read_items
 from flows.recipe import RecipeError, load_recipe
+from flows.runs import RunError
 from flows.workspace import Workspace, locate_workspace, open_workspace
 from model.backbones import train_backbones
 from pipelines.sample import write_sample
@@ -187,7 +188,7 @@ def build(root: Path, **part) -> dict[str, Any]:
     """What the manifest of VQAv2's examples says, of a recipe that lists those pictures; `results` leads to them."""
     part = {"benchmarks": {"ours": {"images": str(root / "shown")}}, "evaluation": True, **part}
     link_data(root, root / "results", {"decontamination": part})
-    return read_manifest(overlaps.examples_of(root / "results", "finetune")["vqav2"])
+    return read_manifest(overlaps.examples_of((root / "results/data/finetune").resolve())["vqav2"])
 
 
 def link_data(root: Path, results: Path, changes: dict) -> None:
@@ -200,6 +201,7 @@ def link_data(root: Path, results: Path, changes: dict) -> None:
     link.parent.mkdir(parents=True, exist_ok=True)
     link.unlink(missing_ok=True)
     link.symlink_to(data.shards)
+    (results / "recipe.yaml").touch()
 
 
 def entries(root: Path) -> set[str]:
@@ -212,7 +214,7 @@ def test_an_overlap_is_left_out_and_shown_and_rebuilt_when_it_changes(root):
     gone = manifest["rows"]["rejects"]["benchmark"]
     assert manifest["overlaps"]["ours"]["bytes"] == 5
     assert manifest["overlaps"]["ours"]["rows"] == gone > 5
-    lines = "\n".join(overlaps.report(root / "results"))
+    lines = "\n".join(overlaps.report(str(root / "results")))
     for text in ("vqav2    ours", "left out", "COCO_train2014_", "0.jpg", "overlaps-*.parquet"):
         assert text in lines
 
@@ -223,7 +225,7 @@ def test_an_overlap_is_left_out_and_shown_and_rebuilt_when_it_changes(root):
     reported = build(root, action="report")
     assert "benchmark" not in reported["rows"]["rejects"]
     assert reported["overlaps"] == manifest["overlaps"]
-    assert "kept: only reported" in "\n".join(overlaps.report(root / "results"))
+    assert "kept: only reported" in "\n".join(overlaps.report(str(root / "results")))
     assert sorted(kind(name) for name in entries(root) - before) == ["examples", "examples", "shards"]
 
     before = entries(root)
@@ -241,7 +243,7 @@ def kind(entry: str) -> str:
 @pytest.mark.slow
 def test_a_run_that_compared_nothing_says_so(root, tmp_path):
     link_data(root, tmp_path, {})
-    with pytest.raises(RecipeError, match="has no `decontamination`"):
-        list(overlaps.report(tmp_path))
-    with pytest.raises(RecipeError, match="is no results directory"):
-        list(overlaps.report(tmp_path / "nowhere"))
+    with pytest.raises(RunError, match="has no `decontamination`"):
+        list(overlaps.report(str(tmp_path)))
+    with pytest.raises(RunError, match="no run "):
+        list(overlaps.report(str(tmp_path / "nowhere")))

@@ -188,6 +188,23 @@ def test_of_a_conversation_only_the_turn_goes_that_a_benchmark_asks(job):
     assert rendered.counts["turns"]["rejects"] == {"benchmark": 2}
 
 
+def test_every_picture_of_a_row_counts(job):
+    table = pa.table(
+        {
+            "row": pa.array([0, 1, 2, 3], pa.int64()),
+            "image": ["1.png", "2.png", None, "3.png"],
+            "turns": [[{"user": "Hello.", "assistant": "Hello."}]] * 4,
+            "more_images": pa.array([["4.png", "3.png"], None, ["5.png"], []], pa.list_(pa.string())),
+        }
+    )
+    images = read_table(job.marker(0).parent.parent / "images" / "images.arrow")
+    [batch] = table.to_batches()
+    found = Renderer(job.render).benchmarks.find(batch, "conversation", images)
+    entries = [(e["row"], e["image"], e["item"]) for e in found.table.to_pylist() if e["benchmark"] == "pope"]
+    assert entries == [(0, "3.png", "val/three.png"), (2, "5.png", "val/five.jpg"), (3, "3.png", "val/three.png")]
+    assert set(found.rows()) == {0, 2, 3}
+
+
 def test_of_alike_pictures_the_nearest_is_named(store, job, tmp_path):
     near = [
         picture("cropped.png", encoded(noise(7).crop((2, 2, 158, 118)))),
