@@ -7,18 +7,20 @@ from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from flows import gallery, tables
+from flows import gallery, overlaps, tables
 
 PER_DATASET = 2  # cards of a dataset in the UI's gallery: its pictures travel inside the artifact
 DUPLICATES = 5  # rows of a dataset in the UI's table of duplicates
 
 
 def publish_data(recipe: str, stage: str, examples: dict[str, Path], shards: Path) -> None:
-    """Mixture, rejects, duplicates and gallery of a stage's data."""
+    """Mixture, rejects, duplicates, overlaps and gallery of a stage's data."""
     _table(recipe, f"{stage} mixture", tables.mixture(examples, shards), f"What {stage} learns from: {shards}")
     _table(recipe, f"{stage} rejects", tables.losses(examples), "Rows that are in no example, by reason")
     dropped = tables.duplicates(examples, DUPLICATES)
     _table(recipe, f"{stage} duplicates", dropped, "Turns that left an example because another one there says the same")
+    if overlaps.looked_for(examples):
+        _table(recipe, f"{stage} overlaps", overlaps.summary(examples), "What the data shares with benchmarks")
     text = gallery.markdown(gallery.cards(shards, PER_DATASET), lambda _, png: gallery.data_uri(png))
     _markdown(recipe, f"{stage} gallery", f"### The first samples of each dataset in {stage}\n\n{text}")
 

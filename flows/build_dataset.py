@@ -8,8 +8,10 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.artifacts import publish_data
+from flows.decontamination import decontamination
 from flows.workspace import Log, Workspace
 from pipelines.build import DatasetSpec, build_embeddings, build_examples, build_images
+from pipelines.decontaminate import Decontamination
 from pipelines.mix import build_shards
 
 
@@ -32,9 +34,15 @@ def build_stage_data(workspace: Workspace, stage: str, tokenizer: Path) -> Stage
 
 @task(task_run_name="examples of {spec.name}", cache_policy=NO_CACHE)
 def build_dataset_examples(
-    workspace: Workspace, stage: str, spec: DatasetSpec, tokenizer: Path, images: Path | None, embeddings: Path | None
+    workspace: Workspace,
+    stage: str,
+    spec: DatasetSpec,
+    tokenizer: Path,
+    images: Path | None,
+    embeddings: Path | None,
+    benchmarks: Decontamination | None,
 ) -> Path:
-    return dataset_examples(workspace, stage, spec, tokenizer, images, embeddings, log=get_run_logger().info)
+    return dataset_examples(workspace, stage, spec, tokenizer, images, embeddings, benchmarks, get_run_logger().info)
 
 
 def stage_data(
@@ -44,10 +52,12 @@ def stage_data(
     all that is whole in the store is taken from there."""
     recipe, store = workspace.recipe, workspace.store
     specs = workspace.specs(stage)
+    benchmarks = decontamination(workspace, log)
     images = build_images(store, specs, log=log) if recipe.images == "embed" else {}
     embeddings = build_embeddings(store, specs, recipe.embedder.model, log=log)
     examples = {
-        spec.name: examples_of(workspace, stage, spec, tokenizer, images.get(spec.name), embeddings) for spec in specs
+        spec.name: examples_of(workspace, stage, spec, tokenizer, images.get(spec.name), embeddings, benchmarks)
+        for spec in specs
     }
     part = workspace.stage(stage)
     shards = build_shards(
@@ -73,6 +83,7 @@ def dataset_examples(
     tokenizer: Path,
     images: Path | None,
     embeddings: Path | None,
+    benchmarks: Decontamination | None,
     log: Log,
 ) -> Path:
     data = workspace.stage(stage).data
@@ -86,5 +97,6 @@ def dataset_examples(
         images=images,
         embeddings=embeddings,
         seed=workspace.recipe.seed,
+        decontamination=benchmarks,
         log=log,
     )

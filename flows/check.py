@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from flows.decontamination import listed_benchmarks, read_items
 from flows.memory import sizes
 from flows.recipe import Recipe, RecipeError, Stage
 from flows.workspace import STAGES, Workspace
@@ -63,6 +64,9 @@ def _settings(recipe: Recipe) -> Iterator[str]:
         yield from _problems(f"evaluation.benchmarks.{name}", evaluation.get, name)
         if name in evaluation.BENCHMARKS:
             yield from _problems(f"evaluation.benchmarks.{name}", load_prompt, name)
+    for name, listed in listed_benchmarks(recipe).items():
+        if listed.path is not None:
+            yield from _problems(f"decontamination.benchmarks.{name}", evaluation.get, listed.reader or name)
 
 
 def _stage_settings(recipe: Recipe, name: str) -> Iterator[str]:
@@ -94,6 +98,8 @@ def _inputs(workspace: Workspace) -> Iterator[str]:
         yield from (f"evaluation.benchmarks.{name}: there is no {path}" for path in missing)
         if not missing:
             yield from _problems(f"evaluation.benchmarks.{name}", _ask_nothing, workspace, name)
+    for name in listed_benchmarks(recipe):
+        yield from _problems(f"decontamination.benchmarks.{name}", read_items, workspace, name)
     for key, model in (("vision", recipe.backbones.vision), ("llm", recipe.backbones.llm)):
         if model and not _may_be_there(model):
             yield f"backbones.{key}: there is no model (no config.json) in {model}"

@@ -97,6 +97,18 @@ def trace(
 
 
 @app.command()
+def overlaps(
+    run: Annotated[str, typer.Argument(help="A run's directory, or RECIPE/RUN_ID.")],
+    examples: Annotated[int, typer.Option(min=0, help="So many of each kind are shown.")] = 3,
+) -> None:
+    """Shows what a run's training data shares with the benchmarks of its recipe's `decontamination`."""
+    from flows.overlaps import report
+
+    for line in report(run, examples):
+        typer.echo(line)
+
+
+@app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A model directory, e.g. runs/sample/latest/model.")],
     recipe: Annotated[str, typer.Option(help="The recipe whose benchmarks are asked.")] = "sample",

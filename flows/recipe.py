@@ -132,6 +132,51 @@ class Evaluation(Part):
     shuffled_control: bool = False  # ask again with the images shuffled among the questions
 
 
+class ListedBenchmark(Part):
+    """What training data must not hold: a benchmark in its official files (`path`, with `images` the root of its
+    pictures), or plain ones: `images`, a directory of pictures; `questions`, a file with one a line, as text or, in
+    .jsonl, as objects with `question` or `text`. All relative to paths.data."""
+
+    reader: str | None = None  # of official files: a name in model/evaluation; the benchmark's own name where absent
+    path: Path | None = None
+    images: Path | None = None
+    questions: Path | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "ListedBenchmark":
+        if self.path is None and self.images is None and self.questions is None:
+            raise ValueError("give `path` for official files, or `images` or `questions` for plain ones")
+        if self.path is not None and self.questions is not None:
+            raise ValueError("`path` and `questions` do not go together: official files hold their questions")
+        if self.path is None and self.reader is not None:
+            raise ValueError("`reader` reads the official files: give their `path`")
+        return self
+
+
+class Decontamination(Part):
+    """Examples that stand in a benchmark are left out, or only listed (pipelines/decontaminate.py)."""
+
+    benchmarks: dict[str, ListedBenchmark] = {}
+    evaluation: bool = False  # those of `evaluation` too
+    images: Literal["exact", "perceptual", "skip"] = "perceptual"
+    distance: Annotated[int, Field(ge=0, le=16)] = 8  # bits of 64; chosen by benchmarks/decontamination.py
+    questions: Annotated[int, Field(ge=0)] = 13  # words in a row that two questions must share; 0: not compared
+    action: Literal["drop", "report"] = "drop"
+
+    @model_validator(mode="after")
+    def _finds_something(self) -> "Decontamination":
+        if not self.benchmarks and not self.evaluation:
+            raise ValueError("list `benchmarks`, or say `evaluation: true`")
+        if 0 < self.questions < 4:
+            raise ValueError("questions: fewer than four words stand in every question; 0 compares none")
+        for name, benchmark in self.benchmarks.items():
+            asks = benchmark.path is not None or benchmark.questions is not None
+            shows = benchmark.path is not None or benchmark.images is not None
+            if not (shows and self.images != "skip") and not (asks and self.questions):
+                raise ValueError(f"nothing of {name} is looked for: change `images` or `questions`, or do not list it")
+        return self
+
+
 class Recipe(Part):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=100)]
     seed: int = 0
@@ -146,6 +191,7 @@ class Recipe(Part):
     finetune: Stage
     launch: Launch = Launch()
     evaluation: Evaluation = Evaluation()
+    decontamination: Decontamination | None = None  # absent: nothing is looked for
 
     @model_validator(mode="after")
     def _names_agree(self) -> "Recipe":
@@ -153,6 +199,22 @@ class Recipe(Part):
             unknown = sorted(set(getattr(self, stage).data.weights) - set(self.datasets))
             if unknown:
                 raise ValueError(f"{stage}.data.weights names {unknown}, which `datasets` does not describe")
+        return self
+
+    @model_validator(mode="after")
+    def _decontamination_agrees(self) -> "Recipe":
+        part = self.decontamination
+        if part is None:
+            return self
+        if part.images != "skip" and self.images == "skip":
+            raise ValueError(
+                "decontamination.images compares pictures, but `images: skip` opens none: skip it there too"
+            )
+        if part.evaluation and not self.evaluation.benchmarks:
+            raise ValueError("decontamination.evaluation: `evaluation` names no benchmark")
+        twice = sorted(set(part.benchmarks) & set(self.evaluation.benchmarks)) if part.evaluation else []
+        if twice:
+            raise ValueError(f"decontamination.benchmarks names {twice}, which `evaluation: true` brings already")
         return self
 
 

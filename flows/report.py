@@ -7,7 +7,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from flows import charts, gallery, tables
+from flows import charts, gallery, overlaps, tables
 from flows.artifacts import publish_results
 from flows.build_dataset import StageData
 from flows.recipe import Recipe
@@ -67,6 +67,10 @@ def _data_sections(results: Results, data: dict[str, StageData]) -> list[str]:
             f"### Rows in no example\n\n{tables.markdown(tables.losses(built.examples))}",
             f"### Some duplicates\n\n{tables.markdown(tables.duplicates(built.examples, DUPLICATES))}",
         ]
+        if overlaps.looked_for(built.examples):
+            met = tables.markdown(overlaps.summary(built.examples))
+            some = overlaps.listing(built.examples, overlaps.EXAMPLES)
+            parts.append(f"### Overlap with benchmarks\n\n{met}" + (f"\n{tables.markdown(some)}" if some else ""))
     return parts
 
 

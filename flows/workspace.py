@@ -40,8 +40,12 @@ class Workspace:
     def benchmark(self, name: str) -> tuple[Path, Path]:
         """Where the official files of a benchmark of the recipe lie, and the root of its images."""
         part = self.recipe.evaluation.benchmarks[name]
-        path = self.data / part.path
-        return path, self.data / part.images if part.images else path if path.is_dir() else path.parent
+        return self.official(part.path, part.images)
+
+    def official(self, path: Path, images: Path | None) -> tuple[Path, Path]:
+        """The same of any benchmark: its images are beside its files unless their root is given."""
+        path = self.data / path
+        return path, self.data / images if images else path if path.is_dir() else path.parent
 
     def specs(self, stage: str) -> list[DatasetSpec]:
         """Those of the datasets that have a share in a stage, by name."""

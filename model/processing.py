@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -19,22 +19,9 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from model.pretrained import IMAGE_TOKEN, image_token_id
+from pipelines.images import to_rgb
 
 CHAT_TEMPLATES = Path(__file__).parent.parent / "templates" / "chat"
-ORIENTATION = 0x0112  # the EXIF tag
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The image as a person sees it: upright as its EXIF says, transparent parts on white, 16 bits scaled to 8."""
-    if image.getexif().get(ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray((grey // 257).astype(np.uint8))
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 class HoneybeeImageProcessor(PilBackend):

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from pipelines import dedup, embed, sources
 from pipelines.arrow_files import open_batches, read_table, write_batches
 from pipelines.chat_style import chat_style_file
+from pipelines.decontaminate import Decontamination
 from pipelines.examples import ExamplesJob, run_examples_job
 from pipelines.images import identities, images_table
 from pipelines.instructify import raw_texts
@@ -26,7 +27,7 @@ from pipelines.tokenizer import load_tokenizer
 
 # Raise one when the code behind it changes the bytes that it writes.
 ANNOTATIONS_VERSION = 2
-IMAGES_VERSION = 1
+IMAGES_VERSION = 2
 EXAMPLES_VERSION = 3
 
 ROWS_PER_BATCH = 32768
@@ -101,8 +102,12 @@ def _images_of_root(store: Store, root: Path, names: list[str], log: Log) -> Pat
     key = {"version": IMAGES_VERSION, "images": digest_of(zip(names, identities(root, names), strict=True))}
 
     def make(out: Path) -> dict[str, Any]:
-        tables = [read_table(path) for path in sorted((store.root / "images").glob("*/images.arrow"))]
-        table = images_table(root, names, pa.concat_tables(tables) if tables else None)
+        known = [
+            read_table(manifest.parent / "images.arrow")
+            for manifest in sorted((store.root / "images").glob("*/manifest.json"))
+            if json.loads(manifest.read_text())["key"]["version"] == IMAGES_VERSION
+        ]
+        table = images_table(root, names, pa.concat_tables(known) if known else None)
         write_batches(out / "images.arrow", IMAGES, table.to_batches(ROWS_PER_BATCH))
         rejects = Counter(reason for reason in table["reject"].to_pylist() if reason)
         log(f"{root}: {table.num_rows:,} images, {sum(rejects.values())} of them unusable")
@@ -147,13 +152,15 @@ def build_examples(
     images: Path | None,
     embeddings: Path | None,
     seed: int,
+    decontamination: Decontamination | None = None,
     beam_options: Sequence[str] = BEAM_OPTIONS,
     log: Log = print,
 ) -> Path:
     """Beam job 1 for one dataset. Returns the directory of its examples; its manifest holds the conservation ledger.
 
     images, embeddings: what build_images and build_embeddings returned, or None for text-only work and where nothing
-    is compared. Raises RuntimeError when rows are not conserved.
+    is compared. decontamination: which benchmarks' pictures and questions are looked for; None: none.
+    Raises RuntimeError when rows are not conserved.
     """
     digests = FileDigests(store)
     annotations = build_annotations(store, spec, log)
@@ -173,6 +180,7 @@ def build_examples(
         "max_turns": spec.max_turns,
         "max_text_tokens": max_text_tokens,
         "seed": seed,
+        "decontamination": decontamination.key() if decontamination else None,
     }
 
     def make(out: Path) -> dict[str, Any]:
@@ -192,6 +200,7 @@ def build_examples(
                 dedup_compare=spec.dedup_compare,
                 dedup_threshold=spec.dedup_threshold,
                 seed=seed,
+                decontamination=decontamination,
             ),
             partitions=-(-num_rows // ROWS_PER_PARTITION),
             out=str(out),

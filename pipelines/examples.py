@@ -127,4 +127,6 @@ def render_partition(job: ExamplesJob, partition: int, spilled: list[str]) -> No
     write_batches(job.part("examples", partition, "arrow"), EXAMPLES, result.examples.to_batches(ROWS_PER_BATCH))
     write_parquet(job.part("rejects", partition, "parquet"), result.rejects)
     write_parquet(job.part("duplicates", partition, "parquet"), result.duplicates)
+    if result.overlaps is not None:
+        write_parquet(job.part("overlaps", partition, "parquet"), result.overlaps)
     write_atomic(job.marker(partition), json.dumps(result.counts))

@@ -16,10 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from pipelines.perceptual import perceptual_hash
 from pipelines.schema import IMAGES
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 MAX_PIXELS = 178_956_970 // 2  # half of where Pillow itself refuses
 MAX_BYTES = 256 << 20  # of an encoded image
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # others are rare, and some of Pillow's decoders run programs
+_ORIENTATION = 0x0112  # the EXIF tag
 _TAR_MEMBER = re.compile(r"(.+\.tar)#(\d{1,18}):(\d{1,18})", re.DOTALL)
 _CHUNK = 64  # images that a thread takes at a time
 _LOG_EVERY = 20_000  # images
@@ -164,9 +167,27 @@ def decode(data: bytes) -> Image.Image:
         raise ImageRefError("image_corrupt", f"{type(error).__name__}: {error}") from None
 
 
-def measure(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels, after a full decode. Raises as `decode`."""
-    return decode(data).size
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image as a person sees it: upright as its EXIF says, transparent parts on white, 16 bits scaled to 8."""
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
+        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
+        image = Image.fromarray((grey // 257).astype(np.uint8))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def measure(data: bytes) -> tuple[int, int, int | None]:
+    """Width and height in pixels, and the perceptual hash, after a full decode. Raises as `decode`."""
+    image = decode(data)
+    try:
+        rgb = to_rgb(image)
+    except Exception as error:  # EXIF that turns the picture, but cannot be read
+        raise ImageRefError("image_corrupt", f"{type(error).__name__}: {error}") from None
+    return *image.size, perceptual_hash(rgb)
 
 
 def identities(root: Path, images: Iterable[str]) -> list[str | None]:
@@ -231,7 +252,7 @@ def _row(place: ImageRoot, image: str, location: Location | ImageRefError) -> di
         row["identity"] = location.identity
         data = place.read_at(location)
         row["num_bytes"], row["sha256"] = len(data), hashlib.sha256(data).hexdigest()
-        row["width"], row["height"] = measure(data)
+        row["width"], row["height"], row["phash"] = measure(data)
     except ImageRefError as error:
         row["reject"], row["detail"] = error.reason, error.detail
     return row

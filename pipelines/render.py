@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from pipelines.arrow_files import read_table
 from pipelines.conversation import Grouping, group_turns, split
+from pipelines.decontaminate import REASON, Benchmarks, Decontamination, Overlaps
 from pipelines.dedup import deduplicate
 from pipelines.embed import Embeddings
 from pipelines.encode import EncodedTurns, Encoder
@@ -39,6 +40,7 @@ class RenderSettings:
     dedup_compare: str
     dedup_threshold: float | None
     seed: int
+    decontamination: Decontamination | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Rendered:
     examples: pa.Table
     rejects: pa.Table
     duplicates: pa.Table
+    overlaps: pa.Table | None  # with benchmarks; None where none is looked for
     counts: dict[str, Any]
 
 
@@ -68,6 +71,7 @@ class Renderer:
         self.embeddings = None
         if settings.embeddings is not None:
             self.embeddings = Embeddings(read_table(Path(settings.embeddings) / "embeddings.arrow"))
+        self.benchmarks = Benchmarks(settings.decontamination) if settings.decontamination else None
 
     @staticmethod
     @functools.lru_cache(maxsize=2)
@@ -79,10 +83,14 @@ class Renderer:
         for text-only work. Every row ends in an example, in `duplicates` or in `rejects`."""
         ledger = Ledger()
         examples = EXAMPLES.empty_table()
+        overlaps = self.benchmarks.nothing() if self.benchmarks else None
         if annotations.num_rows:
             good = self._usable_rows(annotations.combine_chunks().to_batches()[0], images, ledger)
+            if self.benchmarks and good.num_rows:
+                overlaps = self.benchmarks.find(good, self.settings.task, images)
+                good = _outside_benchmarks(good, overlaps, ledger)
             if good.num_rows:
-                examples = self._examples(good, images, ledger)
+                examples = self._examples(good, images, overlaps, ledger)
         turns = examples["turns"].combine_chunks().flatten()
         counts = ledger.counts(annotations.num_rows, turns.field("row").to_numpy())
         counts |= {
@@ -91,7 +99,10 @@ class Renderer:
             "num_supervised": pc.sum(examples["num_supervised"], min_count=0).as_py(),
             "num_images": len(examples["images"].combine_chunks().flatten()),
         }
-        return Rendered(examples, ledger.rejects(), ledger.duplicates(), counts)
+        if overlaps is not None:
+            counts["overlaps"] = overlaps.counts()
+        table = None if overlaps is None else overlaps.table
+        return Rendered(examples, ledger.rejects(), ledger.duplicates(), table, counts)
 
     def _usable_rows(self, batch: pa.RecordBatch, images: pa.Table | None, ledger: Ledger) -> pa.RecordBatch:
         """Sets aside the rows that the reader rejected or whose image cannot be used."""
@@ -117,12 +128,20 @@ class Renderer:
             ledger.reject(row, WHOLE_ROW, why, what)
         return batch.filter(reason.is_null())
 
-    def _examples(self, batch: pa.RecordBatch, images: pa.Table | None, ledger: Ledger) -> pa.Table:
+    def _examples(
+        self, batch: pa.RecordBatch, images: pa.Table | None, overlaps: Overlaps | None, ledger: Ledger
+    ) -> pa.Table:
         s = self.settings
         turns = instructify(batch, s.task, self.templates, s.dataset, s.seed)
         ledger.num_turns = len(turns.row)
         pictures = _pictures(batch, turns, images)
-        kept = np.flatnonzero(self._check_texts(turns, ledger))
+        fine = self._check_texts(turns, ledger)
+        asked = overlaps.turns(turns.row, turns.turn) if overlaps is not None else {}  # by a benchmark
+        for i, why in asked.items():
+            if fine[i]:
+                fine[i] = False
+                ledger.reject(int(turns.row[i]), int(turns.turn[i]), REASON, why)
+        kept = np.flatnonzero(fine)
         groups = group_turns(
             turns.row[kept],
             turns.turn[kept],
@@ -225,6 +244,14 @@ class Renderer:
             turn = grouping.first[c]
             detail = f"{text_tokens[c]} text tokens, the limit is {self.settings.max_text_tokens}"
             ledger.reject(int(turns.row[turn]), int(turns.turn[turn]), "too_long", detail)
+
+
+def _outside_benchmarks(batch: pa.RecordBatch, overlaps: Overlaps, ledger: Ledger) -> pa.RecordBatch:
+    """Sets aside the rows whose picture a benchmark shows."""
+    found = overlaps.rows()
+    for row, why in found.items():
+        ledger.reject(row, WHOLE_ROW, REASON, why)
+    return batch.filter(pc.invert(pc.is_in(batch.column("row"), value_set=pa.array(list(found), pa.int64()))))
 
 
 def _pictures(batch: pa.RecordBatch, turns: Turns, images: pa.Table | None) -> Pictures:

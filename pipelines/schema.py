@@ -44,6 +44,7 @@ IMAGES = pa.schema(
         pa.field("num_bytes", pa.int64()),
         pa.field("width", pa.int32()),  # pixels
         pa.field("height", pa.int32()),
+        pa.field("phash", pa.uint64()),  # see pipelines/perceptual.py; null: mostly of one tone, so not to be compared
         pa.field("reject", pa.string()),
         pa.field("detail", pa.string()),
     ]
@@ -92,6 +93,33 @@ DUPLICATES = pa.schema(
         pa.field("rule", pa.string(), nullable=False),
         pa.field("text", pa.string()),
         pa.field("kept_text", pa.string()),
+    ]
+)
+
+# What a benchmark shows and asks. `item`: what the benchmark calls it, a picture's name or a question's id.
+BENCHMARK_PICTURES = pa.schema(
+    [
+        pa.field("item", pa.string(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+        pa.field("phash", pa.uint64()),
+    ]
+)
+BENCHMARK_QUESTIONS = pa.schema(
+    [pa.field("item", pa.string(), nullable=False), pa.field("question", pa.string(), nullable=False)]
+)
+
+# Where a dataset and a benchmark meet: one row for each row's picture (turn -1) or turn, benchmark and `kind`: the
+# picture has the benchmark's `bytes`, is `perceptual`ly the same, or the `question` shares words with the benchmark's.
+OVERLAPS = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("turn", pa.int32(), nullable=False),
+        pa.field("benchmark", pa.string(), nullable=False),
+        pa.field("item", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("distance", pa.int32()),  # of two pictures, in bits of 64; null for questions
+        pa.field("image", pa.string()),  # the row's picture; null for questions
+        pa.field("words", pa.string()),  # that both questions hold; null for pictures
     ]
 )
 

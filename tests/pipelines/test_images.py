@@ -116,7 +116,7 @@ def test_tar_members_by_position(root):
     ("kind", "mode"), [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "P"), ("WEBP", "RGB"), ("GIF", "L")]
 )
 def test_measure(kind, mode):
-    assert measure(encoded((40, 30), kind, mode)) == (40, 30)
+    assert measure(encoded((40, 30), kind, mode))[:2] == (40, 30)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -152,7 +152,7 @@ def test_decoding_refuses_to_pass_cut_off_images(monkeypatch):
 def test_damaged_images_are_measured_or_rejected(at, junk, kind):
     data = encoded((16, 12), kind)
     try:
-        width, height = measure(data[:at] + junk + data[at + len(junk) :])
+        width, height, _ = measure(data[:at] + junk + data[at + len(junk) :])
         assert width > 0 and height > 0
     except ImageRefError as error:
         assert error.reason in ("image_corrupt", "image_too_large")

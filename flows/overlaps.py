@@ -1,0 +1,107 @@
+"""Where training data and benchmarks meet, as tables: what `honeybee overlaps` and the report show."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from flows import tables
+from flows.runs import RunError, find_run, stage_shards
+from flows.tables import Row
+from pipelines.decontaminate import KINDS
+from pipelines.schema import OVERLAPS
+from pipelines.store import read_manifest
+
+EXAMPLES = 3  # of each dataset, benchmark and kind
+
+
+def looked_for(examples: Mapping[str, Path]) -> bool:
+    """Whether these examples were compared with benchmarks. examples: by dataset, as built."""
+    return any("overlaps" in read_manifest(directory) for directory in examples.values())
+
+
+def summary(examples: Mapping[str, Path]) -> list[Row]:
+    """One row for each dataset and benchmark that meet. Pictures are the dataset's own, each counted once; `items`
+    counts the benchmark's pictures and questions that were met."""
+    rows: list[Row] = []
+    for name, directory in sorted(examples.items()):
+        built, table = read_manifest(directory), _listed(directory)
+        dropped = (built["key"]["decontamination"] or {}).get("action") == "drop"
+        for benchmark, counts in sorted(built.get("overlaps", {}).items()):
+            if counts["rows"]:
+                met = table.filter(pc.equal(table["benchmark"], benchmark))
+                rows.append(
+                    {
+                        "dataset": name,
+                        "benchmark": benchmark,
+                        "pictures, same bytes": counts["bytes"],
+                        "pictures, look alike": counts["perceptual"],
+                        "questions": counts["question"],
+                        "items": pc.count_distinct(met["item"]).as_py(),
+                        "rows": counts["rows"],
+                        "of all rows": f"{counts['rows'] / built['rows']['read']:.1%}",
+                        "what became of them": "left out" if dropped else "kept: only reported",
+                    }
+                )
+    return rows
+
+
+def listing(examples: Mapping[str, Path], limit: int) -> list[Row]:
+    """The first overlaps of each dataset, benchmark and kind."""
+    rows: list[Row] = []
+    for name, directory in sorted(examples.items()):
+        table = _listed(directory)
+        for benchmark in sorted(pc.unique(table["benchmark"]).to_pylist()):
+            for kind in KINDS:
+                chosen = pc.and_(pc.equal(table["benchmark"], benchmark), pc.equal(table["kind"], kind))
+                for entry in (
+                    table.filter(chosen).sort_by([("row", "ascending"), ("turn", "ascending")])[:limit].to_pylist()
+                ):
+                    rows.append({"dataset": name, **_shown(entry)})
+    return rows
+
+
+def report(run: str, limit: int = EXAMPLES) -> Iterator[str]:
+    """The lines of `honeybee overlaps`. run: as for find_run. Raises RunError, also where nothing was compared."""
+    for stage, shards in stage_shards(find_run(run)).items():
+        examples = examples_of(shards)
+        if not looked_for(examples):
+            raise RunError(f"{run}: its recipe has no `decontamination`, so its data was compared with no benchmark")
+        yield f"{stage}:"
+        rows = summary(examples)
+        if not rows:
+            yield "  No row stands in a benchmark."
+            continue
+        yield from tables.plain(rows)
+        yield ""
+        yield from tables.plain(listing(examples, limit))
+        yield "All of them:"
+        for name in sorted({row["dataset"] for row in rows}):
+            yield f"  {name}: {examples[name]}/overlaps-*.parquet"
+
+
+def examples_of(shards: Path) -> dict[str, Path]:
+    """dataset → the examples that these shards are made of."""
+    built = read_manifest(shards)["key"]["examples"]
+    return {name: shards.parent.parent / "examples" / key for name, key in built.items()}
+
+
+def _shown(entry: Mapping[str, Any]) -> Row:
+    question = entry["kind"] == "question"
+    return {
+        "row": entry["row"],
+        "turn": entry["turn"] if question else "",
+        "kind": entry["kind"],
+        "ours": entry["words"] if question else entry["image"],
+        "benchmark": entry["benchmark"],
+        "its item": entry["item"],
+        "bits apart": "" if question else entry["distance"],
+    }
+
+
+def _listed(directory: Path) -> pa.Table:
+    parts = [pq.read_table(path) for path in sorted(directory.glob("overlaps-*.parquet"))]
+    return pa.concat_tables([OVERLAPS.empty_table(), *parts])
