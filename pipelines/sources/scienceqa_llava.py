@@ -2,8 +2,8 @@
 
 An entry is a conversation of one turn. It asks "<question>\\nContext: <hint, or N/A>\\nOptions: (A) … (B) …", with
 "\\n<image>" after it where there is a picture, and answers with a lecture and an explanation, which are not used, and
-"###\\nANSWER: <letter>." at the end. The script writes one space for two; else the
-fields are those that scienceqa.py reads. `scienceqa: {source: scienceqa_llava, …}` in a recipe keeps the dataset's name.
+"###\\nANSWER: <letter>." at the end. The script writes one space for two; else the fields are those of scienceqa.py.
+In a recipe, `scienceqa: {source: scienceqa_llava, …}` keeps the dataset's name and templates.
 """
 
 import re
