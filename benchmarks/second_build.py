@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pipelines.encode
 import pipelines.templates
-from flows.build_dataset import dataset_examples, stage_data
 from flows.recipe import Recipe, load_recipe
+from flows.stage_data import dataset_examples, stage_data
 from flows.workspace import STAGES, Workspace, open_workspace
 from pipelines.tokenizer import prepare_tokenizer
 

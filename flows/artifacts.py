@@ -8,21 +8,26 @@ from typing import Any
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from flows import gallery, overlaps, tables
+from flows.recipe import Recipe
+from flows.stage_data import StageData
 
 PER_DATASET = 2  # cards of a dataset in the UI's gallery: its pictures travel inside the artifact
 DUPLICATES = 5  # rows of a dataset in the UI's table of duplicates
 
 
-def publish_data(recipe: str, stage: str, examples: dict[str, Path], shards: Path) -> None:
+def publish_data(recipe: Recipe, data: StageData) -> None:
     """Mixture, rejects, duplicates, overlaps and gallery of a stage's data."""
-    _table(recipe, f"{stage} mixture", tables.mixture(examples, shards), f"What {stage} learns from: {shards}")
-    _table(recipe, f"{stage} rejects", tables.losses(examples), "Rows that are in no example, by reason")
-    dropped = tables.duplicates(examples, DUPLICATES)
-    _table(recipe, f"{stage} duplicates", dropped, "Turns that left an example because another one there says the same")
-    if overlaps.looked_for(examples):
-        _table(recipe, f"{stage} overlaps", overlaps.summary(examples), "What the data shares with benchmarks")
-    text = gallery.markdown(gallery.cards(shards, PER_DATASET), lambda _, png: gallery.data_uri(png))
-    _markdown(recipe, f"{stage} gallery", f"### The first samples of each dataset in {stage}\n\n{text}")
+    name, stage = recipe.name, data.stage
+    mixture = tables.mixture(data.shards, recipe.model.projector.num_tokens)
+    balance = tables.balance(recipe.stage(stage).data.balance.model_dump())
+    _table(name, f"{stage} mixture", mixture, f"What {stage} learns from: {data.shards}. {balance}")
+    _table(name, f"{stage} rejects", tables.losses(data.examples), "Rows that are in no example, by reason")
+    dropped = tables.duplicates(data.examples, DUPLICATES)
+    _table(name, f"{stage} duplicates", dropped, "Turns that left an example because another one there says the same")
+    if overlaps.looked_for(data.examples):
+        _table(name, f"{stage} overlaps", overlaps.summary(data.examples), "What the data shares with benchmarks")
+    text = gallery.markdown(gallery.cards(data.shards, PER_DATASET), lambda _, png: gallery.data_uri(png))
+    _markdown(name, f"{stage} gallery", f"### The first samples of each dataset in {stage}\n\n{text}")
 
 
 def publish_results(recipe: str, curve: bytes, scores: Sequence[tables.Row], directory: Path) -> None:

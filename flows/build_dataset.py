@@ -1,34 +1,22 @@
-"""Builds what a stage learns from: each dataset's examples, then the balanced shards."""
+"""The data of a stage as Prefect tasks: one for the stage, and one for each of its datasets."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.artifacts import publish_data
-from flows.decontamination import decontamination
-from flows.workspace import Log, Workspace
-from pipelines.build import DatasetSpec, build_embeddings, build_examples, build_images
+from flows.stage_data import StageData, dataset_examples, stage_data
+from flows.workspace import Workspace
+from pipelines.build import DatasetSpec
 from pipelines.decontaminate import Decontamination
-from pipelines.mix import build_shards
-
-
-@dataclass(frozen=True)
-class StageData:
-    """Directories in the store."""
-
-    stage: str
-    examples: dict[str, Path]  # by dataset
-    shards: Path
 
 
 @task(task_run_name="{stage} data", cache_policy=NO_CACHE)
 def build_stage_data(workspace: Workspace, stage: str, tokenizer: Path) -> StageData:
     """`stage_data` as a task, with a task for each dataset, and what it made as artifacts."""
     data = stage_data(workspace, stage, tokenizer, build_dataset_examples, get_run_logger().info)
-    publish_data(workspace.recipe.name, stage, data.examples, data.shards)
+    publish_data(workspace.recipe, data)
     return data
 
 
@@ -43,60 +31,3 @@ def build_dataset_examples(
     benchmarks: Decontamination | None,
 ) -> Path:
     return dataset_examples(workspace, stage, spec, tokenizer, images, embeddings, benchmarks, get_run_logger().info)
-
-
-def stage_data(
-    workspace: Workspace, stage: str, tokenizer: Path, examples_of: Callable[..., Path], log: Log
-) -> StageData:
-    """Examples of every dataset of a stage, by `examples_of` (dataset_examples, or a task around it), then its shards;
-    all that is whole in the store is taken from there."""
-    recipe, store = workspace.recipe, workspace.store
-    specs = workspace.specs(stage)
-    benchmarks = decontamination(workspace, log)
-    images = build_images(store, specs, log=log) if recipe.images == "embed" else {}
-    embeddings = build_embeddings(store, specs, recipe.embedder.model, log=log)
-    examples = {
-        spec.name: examples_of(workspace, stage, spec, tokenizer, images.get(spec.name), embeddings, benchmarks)
-        for spec in specs
-    }
-    part = workspace.stage(stage)
-    shards = build_shards(
-        store,
-        examples=examples,
-        image_roots={spec.name: spec.images for spec in specs},
-        weights=part.data.weights,
-        num_samples=part.train.steps * part.train.global_batch,
-        shard_samples=part.data.shard_samples,
-        tokenizer=tokenizer,
-        seed=recipe.seed,
-        embed_images=recipe.images == "embed",
-        log=log,
-    )
-    log(f"{stage} shards: {shards}")
-    return StageData(stage, examples, shards)
-
-
-def dataset_examples(
-    workspace: Workspace,
-    stage: str,
-    spec: DatasetSpec,
-    tokenizer: Path,
-    images: Path | None,
-    embeddings: Path | None,
-    benchmarks: Decontamination | None,
-    log: Log,
-) -> Path:
-    data = workspace.stage(stage).data
-    return build_examples(
-        workspace.store,
-        spec,
-        templates=data.templates,
-        chat=data.chat,
-        tokenizer=tokenizer,
-        max_text_tokens=data.max_text_tokens,
-        images=images,
-        embeddings=embeddings,
-        seed=workspace.recipe.seed,
-        decontamination=benchmarks,
-        log=log,
-    )

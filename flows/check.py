@@ -4,17 +4,13 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
-
 from flows.decontamination import listed_benchmarks, read_items
-from flows.memory import sizes
 from flows.recipe import Recipe, RecipeError, Stage
 from flows.workspace import STAGES, Workspace
 from model import evaluation
 from model.evaluation.base import load_prompt
-from model.projectors import build_projector
-from model.projectors.base import Shape
 from pipelines import sources
+from pipelines.balance import wanted_shares
 from pipelines.chat_style import chat_style_file
 from pipelines.embed import embedder_path
 from pipelines.mixture import make_mixture
@@ -22,8 +18,10 @@ from pipelines.templates import load_templates
 
 
 def check_settings(recipe: Recipe) -> None:
-    """Names, templates, schedules: all that needs no official file. Raises RecipeError with every problem found."""
+    """Names, templates, schedules: all that needs no official file. Raises RecipeError with every problem found; the
+    projector is looked at last, since torch takes seconds to load."""
     _raise(recipe, _settings(recipe))
+    _raise(recipe, _problems("model.projector", _build_small_projector, recipe))
 
 
 def check_inputs(workspace: Workspace) -> None:
@@ -33,6 +31,8 @@ def check_inputs(workspace: Workspace) -> None:
 
 def check_device(recipe: Recipe) -> None:
     """Whether this machine can train what the recipe asks it to. Raises RecipeError."""
+    import torch
+
     if recipe.launch.device == "cuda" and torch.cuda.device_count() < recipe.launch.ranks:
         raise RecipeError(
             f"launch: {recipe.launch.ranks} ranks on cuda need as many GPUs, this machine has "
@@ -59,7 +59,6 @@ def _settings(recipe: Recipe) -> Iterator[str]:
             yield from _problems("embedder", embedder_path, recipe.embedder.model)
     for name in STAGES:
         yield from _stage_settings(recipe, name)
-    yield from _problems("model.projector", _build_small_projector, recipe)
     for name in recipe.evaluation.benchmarks:
         yield from _problems(f"evaluation.benchmarks.{name}", evaluation.get, name)
         if name in evaluation.BENCHMARKS:
@@ -70,16 +69,25 @@ def _settings(recipe: Recipe) -> Iterator[str]:
 
 
 def _stage_settings(recipe: Recipe, name: str) -> Iterator[str]:
-    stage = recipe.pretrain if name == "pretrain" else recipe.finetune
-    weights = stage.data.weights
+    stage = recipe.stage(name)
     yield from _problems(f"{name}.data.chat", chat_style_file, stage.data.chat)
-    yield from _problems(f"{name}.data.weights", make_mixture, weights, dict.fromkeys(weights, 1), 0)
-    for dataset in weights:
+    tasks: dict[str, str] = {}
+    for dataset in stage.data.names:
         source = recipe.datasets[dataset].source or dataset
         if source in sources.SOURCES:
-            task = sources.get(source).task
-            yield from _problems(f"{name}.data.templates", load_templates, stage.data.templates, dataset, task)
+            tasks[dataset] = sources.get(source).task
+            yield from _problems(
+                f"{name}.data.templates", load_templates, stage.data.templates, dataset, tasks[dataset]
+            )
+    if len(tasks) == len(stage.data.names) and not stage.data.balance.needs_sizes:
+        key = "weights" if stage.data.weights else "balance"
+        yield from _problems(f"{name}.data.{key}", _mixture, stage, tasks)
     yield from _problems(f"{name}.train", _accumulation, recipe, stage)
+
+
+def _mixture(stage: Stage, tasks: dict[str, str]) -> None:
+    shares = wanted_shares(stage.data.balance, stage.data.names, stage.data.weights, tasks, None)
+    make_mixture(shares, dict.fromkeys(shares, 1), 0)
 
 
 def _accumulation(recipe: Recipe, stage: Stage) -> int:
@@ -88,7 +96,7 @@ def _accumulation(recipe: Recipe, stage: Stage) -> int:
 
 def _inputs(workspace: Workspace) -> Iterator[str]:
     recipe = workspace.recipe
-    for name in sorted({*recipe.pretrain.data.weights, *recipe.finetune.data.weights}):
+    for name in sorted({*recipe.pretrain.data.names, *recipe.finetune.data.names}):
         spec = workspace.spec(name)
         yield from _problems(f"datasets.{name}", sources.get(spec.source).files, spec.annotations)
         if recipe.images == "embed" and not spec.images.is_dir():
@@ -105,6 +113,8 @@ def _inputs(workspace: Workspace) -> Iterator[str]:
             yield f"backbones.{key}: there is no model (no config.json) in {model}"
     vision, llm = recipe.backbones.vision, recipe.backbones.llm
     if vision and llm and _may_be_there(vision) and _may_be_there(llm):
+        from flows.memory import sizes  # imports torch and transformers
+
         yield from _problems("model", sizes, recipe, vision, llm)
 
 
@@ -126,6 +136,11 @@ def _may_be_there(model: str) -> bool:
 
 def _build_small_projector(recipe: Recipe) -> None:
     """Of any width: the number of tokens, the type and its settings are what can be wrong."""
+    import torch
+
+    from model.projectors import build_projector
+    from model.projectors.base import Shape
+
     projector = recipe.model.projector
     features = projector.num_tokens if projector.type in ("linear", "mlp") else 16  # those two keep the number
     with torch.device("meta"):

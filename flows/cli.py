@@ -40,16 +40,37 @@ def sample(
 
 
 @app.command()
-def build(recipe: RecipeArgument) -> None:
+def build(
+    recipe: RecipeArgument,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be built, without building it.")] = False,
+    run_id: Annotated[str | None, typer.Option(help="Name of the results directory; build-TIME where absent.")] = None,
+) -> None:
     """Builds a recipe's shards, both stages; what is whole in the store is taken from there."""
+    if dry_run:
+        _plan(recipe, training=False)
+        return
     parsed = _check(recipe)
     _own_server()
     from flows.rebuild import rebuild_dataset
-    from flows.results import results_directory
+    from flows.results import new_run_id, results_directory
 
-    for stage, data in rebuild_dataset(recipe).items():
+    run_id = run_id or new_run_id("build-")
+    for stage, data in rebuild_dataset(recipe, run_id).items():
         typer.echo(f"{stage}: {data.shards}")
-    typer.echo(f"report: {results_directory(parsed, 'build') / 'report.md'}")
+    typer.echo(f"report: {results_directory(parsed, run_id) / 'report.md'}")
+
+
+@app.command()
+def diff(
+    run_a: Annotated[str, typer.Argument(help="A run's directory, or RECIPE/RUN_ID under runs/.")],
+    run_b: Annotated[str, typer.Argument(help="The run to compare with it.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Says what changed in the data between two runs: recipe, inputs, rows, shares, shards."""
+    from flows.diff import compare, describe
+
+    found = compare(run_a, run_b)
+    typer.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else "\n".join(describe(found)))
 
 
 @app.command()
@@ -59,15 +80,11 @@ def train(
     run_id: Annotated[str | None, typer.Option(help="Name of the results directory; the time where absent.")] = None,
 ) -> None:
     """Runs a recipe to the end on a short-lived Prefect server: data, both stages, evaluation, report."""
+    if dry_run:
+        _plan(recipe, training=True)
+        return
     from flows.check import check_device
 
-    if dry_run:
-        from flows.plan import plan
-        from flows.recipe import load_recipe
-
-        for line in plan(load_recipe(recipe)):
-            typer.echo(line)
-        return
     parsed = _check(recipe)
     check_device(parsed)
     _own_server()
@@ -194,6 +211,14 @@ def submit(
         _show(load_recipe(used["recipe"]), run_id)
     typer.echo(f"UI: {settings.ui_url(port)}")
     raise typer.Exit(0 if state.is_completed() else 1)
+
+
+def _plan(recipe: str, training: bool) -> None:
+    from flows.plan import plan
+    from flows.recipe import load_recipe
+
+    for line in plan(load_recipe(recipe), training):
+        typer.echo(line)
 
 
 def _own_server() -> None:

@@ -1,98 +1,128 @@
 """`--dry-run`: what a recipe would do, told without doing it. Reads configurations and annotations, loads no weight."""
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import Any
 
 from flows import tables
 from flows.check import check_inputs, check_settings
+from flows.forecast import Forecaster, Known, StageForecast, stage_forecast
 from flows.recipe import Recipe, RecipeError
 from flows.workspace import STAGES, Workspace, locate_workspace
-from pipelines import sources
-from pipelines.build import DatasetSpec
-from pipelines.mixture import make_mixture
-from pipelines.store import MANIFEST, Store
+from pipelines.store import MANIFEST
 
-COUNTED_BYTES = 64 << 20  # annotation files up to this size are read and counted; larger ones would take too long
+OPEN = "?"  # stands for what is known once it is built
 
 
-@dataclass(frozen=True)
-class Count:
-    """What is known of a dataset. `examples`: as built, or the groups that its rows will make before any is refused."""
-
-    rows: int
-    examples: int
-    tokens: float | None  # of an example, image tokens aside; known once it was built
-    origin: str
-
-
-def plan(recipe: Recipe) -> Iterator[str]:
-    """The lines of a dry run. Raises RecipeError for a recipe that cannot run: at once for what it says itself, at the
-    end for files that are missing."""
+def plan(recipe: Recipe, training: bool = True) -> Iterator[str]:
+    """The lines of a dry run: of the data, and, if `training`, of the model too. Raises RecipeError for a recipe that
+    cannot run: at once for what it says itself, at the end for files that are missing and shares that cannot be."""
     check_settings(recipe)
     workspace = locate_workspace(recipe)
     generated = recipe.sample is None or (workspace.data / MANIFEST).is_file()
     yield f"Recipe {recipe.name}: names, templates, chat styles, schedules and projector are in order."
     if not generated:
         yield f"The sample corpus will be generated first, in {workspace.data}."
-    model = _model_sizes(recipe)
+    model = _model_sizes(recipe) if training else None
     if isinstance(model, str):
         yield model
-    else:
+        model = None
+    elif model:
         parts = ", ".join(f"{name} {count / 1e6:,.1f}M" for name, count in model.parameters.items())
         yield f"Parameters: {parts}; an image takes {model.image_tokens} tokens."
-    counts = {name: _count(workspace, workspace.spec(name)) for name in recipe.datasets}
-    for name in STAGES:
-        yield ""
-        yield from _stage(workspace, name, counts, None if isinstance(model, str) else model)
+    problems = []
+    with tempfile.TemporaryDirectory() as scratch:
+        forecaster = Forecaster(workspace, Path(scratch))
+        if forecaster.lack:
+            yield f"Tokens of data that is not built: not known, since {forecaster.lack}."
+        for name in STAGES:
+            known = {dataset: forecaster.known(name, dataset) for dataset in workspace.stage(name).data.names}
+            forecast = stage_forecast(workspace, name, known)
+            yield ""
+            yield from _stage(workspace, name, known, forecast)
+            if forecast.problem:
+                yield f"As far as is known, this mixture cannot be: {forecast.problem}."
+                if all(entry.is_built for entry in known.values()):
+                    problems.append(f"{name}.data.balance: {forecast.problem}")
+            if model:
+                yield _memory(workspace, name, model)
     if generated:
         check_inputs(workspace)
         yield f"\nAll annotation files, image roots and benchmarks are there, under {workspace.data}."
+    if problems:
+        lines = "".join(f"\n  {problem}" for problem in problems)
+        raise RecipeError(f"the recipe {recipe.name} cannot run; nothing was started:{lines}")
 
 
-def _stage(workspace: Workspace, name: str, counts: dict[str, Count | None], model) -> Iterator[str]:
+def _stage(workspace: Workspace, name: str, known: Mapping[str, Known], forecast: StageForecast) -> Iterator[str]:
     stage, ranks = workspace.stage(name), workspace.recipe.launch.ranks
-    train, weights = stage.train, stage.data.weights
+    train, balance = stage.train, stage.data.balance
     num_samples = train.steps * train.global_batch
     yield (
         f"{name}: {train.steps:,} steps × {train.global_batch} examples = {num_samples:,} samples; trains "
         f"{' and '.join(train.trains)}; {ranks} ranks × micro-batch {train.micro_batch} × "
         f"{train.global_batch // (ranks * train.micro_batch)} accumulated"
     )
-    mixture = make_mixture(weights, dict.fromkeys(weights, 1), workspace.recipe.seed)
-    samples = mixture.counts(num_samples)
-    rows, tokens, exact = [], 0.0, True
-    for dataset, seen in samples.items():
-        count = counts[dataset]
-        rows.append(
-            {
-                "dataset": dataset,
-                "share": f"{seen / num_samples:.1%}",
-                "examples seen": seen,
-                "rows": count.rows if count else "?",
-                "examples": count.examples if count else "?",
-                "epochs": f"{seen / count.examples:.2f}" if count and count.examples else "?",
-                "counted": count.origin if count else "known once built",
-            }
-        )
-        known = count.tokens if count else None
-        exact &= known is not None
-        tokens += seen * (known if known is not None else stage.data.max_text_tokens)
-    yield from tables.plain(rows)
-    image_tokens = model.image_tokens if model else workspace.recipe.model.projector.num_tokens
-    tokens += num_samples * image_tokens
-    yield f"Tokens: {'about' if exact else 'at most'} {tokens:,.0f}, image tokens included."
-    if model:
-        from flows.memory import rank_bytes
+    yield tables.balance(balance.model_dump())
+    yield from tables.plain([_row(workspace, dataset, known[dataset], forecast) for dataset in sorted(known)])
+    if not forecast.problem and (forecast.samples is None or any(e.supervised is None for e in known.values())):
+        yield f"  {OPEN}: known once built."
+    if not forecast.problem:
+        yield _tokens(workspace, name, known, forecast.samples)
 
-        need = rank_bytes(model, stage.data, train, ranks)
-        kinds = ", ".join(f"{kind} {value / 2**30:.2f}" for kind, value in need.items())
-        total = sum(need.values()) / 2**30
-        yield f"Memory of a GPU: about {total:.1f} GiB ({kinds}); the formula is in flows/memory.py."
+
+def _row(workspace: Workspace, dataset: str, known: Known, forecast: StageForecast) -> tables.Row:
+    seen = forecast.samples[dataset] if forecast.samples else None
+    limit = tables.AT_LIMIT if dataset in forecast.limited else ""
+
+    def of_samples(value: float | None, times: int = 1) -> Any:
+        each = known.each(value)
+        return OPEN if each is None or seen is None else round(seen * each * times)
+
+    return {
+        "dataset": dataset,
+        "rows": _shown(known.rows),
+        "examples": _shown(known.examples),
+        "turns each": _shown(known.each(known.turns), "{:.1f}".format),
+        "share wanted": _shown(forecast.wanted and forecast.wanted[dataset], "{:.1%}".format),
+        "share got": _shown(forecast.shares and forecast.shares[dataset], "{:.1%}".format),
+        "samples": _shown(seen),
+        "epochs": _shown(known.each(seen), "{:.2f}".format) + limit,
+        "supervised tokens": of_samples(known.supervised),
+        "visual tokens": of_samples(known.images, workspace.recipe.model.projector.num_tokens),
+        "numbers": known.origin,
+    }
+
+
+def _shown(value: Any, how: Callable[[Any], Any] = lambda value: value) -> Any:
+    return OPEN if value is None else how(value)
+
+
+def _tokens(workspace: Workspace, name: str, known: Mapping[str, Known], samples: Mapping[str, int] | None) -> str:
+    """All tokens of a stage; what is not known counts as the most that it may be."""
+    stage = workspace.stage(name)
+    if samples is None:
+        num_samples = stage.train.steps * stage.train.global_batch
+        samples = {"any": num_samples}
+    text, visual, exact = 0.0, 0.0, True
+    for dataset, seen in samples.items():
+        entry = known.get(dataset)
+        tokens, images = (entry.each(entry.tokens), entry.each(entry.images)) if entry else (None, None)
+        exact &= tokens is not None and images is not None
+        text += seen * (stage.data.max_text_tokens if tokens is None else tokens)
+        visual += seen * (1 if images is None else images) * workspace.recipe.model.projector.num_tokens
+    return f"Tokens: {'about' if exact else 'at most'} {text + visual:,.0f}, {visual:,.0f} of them visual."
+
+
+def _memory(workspace: Workspace, name: str, model: Any) -> str:
+    from flows.memory import rank_bytes
+
+    stage = workspace.stage(name)
+    need = rank_bytes(model, stage.data, stage.train, workspace.recipe.launch.ranks)
+    kinds = ", ".join(f"{kind} {value / 2**30:.2f}" for kind, value in need.items())
+    total = sum(need.values()) / 2**30
+    return f"Memory of a GPU: about {total:.1f} GiB ({kinds}); the formula is in flows/memory.py."
 
 
 def _model_sizes(recipe: Recipe):
@@ -112,48 +142,3 @@ def _model_sizes(recipe: Recipe):
             "cache; `hf download NAME config.json` fetches one."
         )
     return found
-
-
-def _count(workspace: Workspace, spec: DatasetSpec) -> Count | None:
-    """As built where it was, else counted where its files are small."""
-    source = sources.get(spec.source)
-    try:
-        files = source.files(spec.annotations)
-    except sources.SourceError:  # not there yet: said at the end, with all else that is missing
-        return None
-    built = _built(workspace.store, spec)
-    if built is not None:
-        return built
-    if sum(path.stat().st_size for path in files) > COUNTED_BYTES:
-        return None
-    images = [batch.select(["image", "reject"]) for batch in source.read(spec.annotations)]
-    table = pa.Table.from_batches(images)
-    usable = table.filter(table["reject"].is_null())
-    per_image = (
-        usable.filter(usable["image"].is_valid()).group_by("image").aggregate([("image", "count")])["image_count"]
-    )
-    alone = usable.num_rows - (pc.sum(per_image).as_py() or 0)
-    if spec.task == "conversation":
-        groups = usable.num_rows
-    else:
-        groups = alone + (pc.sum(pc.ceil(pc.divide(pc.cast(per_image, pa.float64()), spec.max_turns))).as_py() or 0)
-    return Count(table.num_rows, int(groups), None, "from its files, before rejects and duplicates")
-
-
-def _built(store: Store, spec: DatasetSpec) -> Count | None:
-    """What the newest examples of that dataset in the store say."""
-    newest: tuple[float, Path] | None = None
-    for path in (store.root / "examples").glob("*/manifest.json"):
-        key = json.loads(path.read_text())["key"]
-        if key["dataset"] == spec.name and key["max_turns"] == spec.max_turns:
-            newest = max(newest or (0.0, path), (path.stat().st_mtime, path))
-    if newest is None:
-        return None
-    manifest = json.loads(newest[1].read_text())
-    examples = manifest["num_examples"]
-    return Count(
-        manifest["rows"]["read"],
-        examples,
-        (manifest["num_tokens"] - manifest["num_images"]) / examples if examples else None,
-        "as last built",
-    )

@@ -2,29 +2,36 @@
 
 from prefect import flow, get_run_logger
 
-from flows.build_dataset import StageData, build_stage_data
+from flows.build_dataset import build_stage_data
 from flows.check import check_inputs, check_settings
 from flows.recipe import load_recipe
 from flows.report import write_data_report
-from flows.results import Results
+from flows.results import Results, new_run_id
+from flows.stage_data import StageData
 from flows.train_stage import train_backbones
 from flows.workspace import STAGES, open_workspace
 from pipelines.tokenizer import prepare_tokenizer
 
 
 @flow(name="rebuild-dataset", flow_run_name="{recipe}")
-def rebuild_dataset(recipe: str = "sample", stages: tuple[str, ...] = STAGES) -> dict[str, StageData]:
-    """Returns, by stage, where its examples and shards lie; `runs/<recipe>/build/` shows them. The tokenizer is the
-    language model's, so a recipe that trains its own backbones trains them first, once."""
+def rebuild_dataset(
+    recipe: str = "sample", run_id: str | None = None, stages: tuple[str, ...] = STAGES
+) -> dict[str, StageData]:
+    """Returns, by stage, where its examples and shards lie; `runs/<recipe>/<run id>/` shows them. run_id: a new one
+    where absent. The tokenizer is the language model's, so a recipe that trains its own backbones trains them first,
+    once."""
     log = get_run_logger().info
     parsed = load_recipe(recipe)
     check_settings(parsed)
     workspace = open_workspace(parsed, log)
     check_inputs(workspace)
+    results = Results(parsed, run_id or new_run_id("build-"))
+    log(f"Results: {results.directory}")
     _, llm = train_backbones(workspace)
     tokenizer = prepare_tokenizer(workspace.store, llm)
-    data = {stage: build_stage_data(workspace, stage, tokenizer) for stage in stages}
-    results = Results(parsed, "build", may_change=True)
+    data = {}
+    for stage in stages:
+        data[stage] = build_stage_data(workspace, stage, tokenizer)
+        results.link(f"data/{stage}", data[stage].shards)
     write_data_report(parsed, results, data)
-    log(f"Report: {results.directory}/report.md")
     return data

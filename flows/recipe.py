@@ -7,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from model.training.job import Train
+from pipelines.balance import Balance
 
 RECIPES = Path(__file__).parent / "recipes"
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -97,13 +98,48 @@ class Embedder(Part):
 
 
 class Data(Part):
-    """What one stage learns from."""
+    """What one stage learns from: `weights`, shares by hand (dataset → share, normalised), or `datasets`, whose shares
+    a strategy of `balance` finds."""
 
-    weights: dict[str, Share]  # dataset → share; normalised
+    weights: dict[str, Share] | None = None
+    datasets: tuple[str, ...] | None = None
+    balance: Balance  # its strategy, where absent: tuned with weights, else per-dataset
     templates: str = "fine"  # a set under templates/
     chat: str = "honeybee"  # a style under templates/chat/
     max_text_tokens: PositiveInt = 1024
     shard_samples: PositiveInt = 4096
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The datasets that have a share, sorted."""
+        return tuple(sorted(self.weights or self.datasets or ()))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _strategy(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or not isinstance(content.get("balance") or {}, dict):
+            return content
+        strategy = "per-dataset" if content.get("weights") is None else "tuned"
+        return {**content, "balance": {"strategy": strategy, **(content.get("balance") or {})}}
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> "Data":
+        if bool(self.weights) == bool(self.datasets):
+            raise ValueError(
+                "give either `weights`, shares by hand, or `datasets`, shared by the strategy of `balance`"
+            )
+        if (self.balance.strategy == "tuned") != (self.weights is not None):
+            raise ValueError(
+                f"the strategy {self.balance.strategy} finds the shares itself: give `datasets` in place of `weights`"
+                if self.weights
+                else "the strategy tuned needs `weights` in place of `datasets`"
+            )
+        if len(set(self.names)) < len(self.names):
+            raise ValueError("datasets: each name once")
+        if isinstance(self.balance.max_epochs, dict) and set(self.balance.max_epochs) - set(self.names):
+            unknown = sorted(set(self.balance.max_epochs) - set(self.names))
+            raise ValueError(f"balance.max_epochs names {unknown}, which have no share")
+        return self
 
 
 class Stage(Part):
@@ -193,12 +229,17 @@ class Recipe(Part):
     evaluation: Evaluation = Evaluation()
     decontamination: Decontamination | None = None  # absent: nothing is looked for
 
+    def stage(self, name: str) -> Stage:
+        return {"pretrain": self.pretrain, "finetune": self.finetune}[name]
+
     @model_validator(mode="after")
     def _names_agree(self) -> "Recipe":
         for stage in ("pretrain", "finetune"):
-            unknown = sorted(set(getattr(self, stage).data.weights) - set(self.datasets))
+            data = self.stage(stage).data
+            unknown = sorted(set(data.names) - set(self.datasets))
             if unknown:
-                raise ValueError(f"{stage}.data.weights names {unknown}, which `datasets` does not describe")
+                key = "weights" if data.weights else "datasets"
+                raise ValueError(f"{stage}.data.{key} names {unknown}, which `datasets` does not describe")
         return self
 
     @model_validator(mode="after")

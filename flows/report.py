@@ -9,9 +9,9 @@ from prefect.cache_policies import NO_CACHE
 
 from flows import charts, gallery, overlaps, tables
 from flows.artifacts import publish_results
-from flows.build_dataset import StageData
 from flows.recipe import Recipe
 from flows.results import Results
+from flows.stage_data import StageData
 
 CARDS = 4  # of each dataset in the gallery
 DUPLICATES = 10  # of each dataset
@@ -38,7 +38,7 @@ def write_report(
         "Every answer that it gave to a benchmark: [predictions](predictions).\n",
         f"## Scores\n\n{tables.markdown(rows)}",
         "## Training\n\n![loss and learning rate](report/loss.png)\n",
-        *_data_sections(results, data),
+        *_data_sections(recipe, results, data),
     ]
     places = [{"what": f"{stage} weights, checkpoints, metrics", "where": path} for stage, path in stages.items()]
     parts.append(f"## Where the training lies\n\n{tables.markdown(places)}")
@@ -51,11 +51,12 @@ def write_report(
 @task(name="data report", task_run_name="data report", cache_policy=NO_CACHE)
 def write_data_report(recipe: Recipe, results: Results, data: dict[str, StageData]) -> None:
     """The report of a run that only builds data."""
-    head = f"# {recipe.name}, data only\n\nThe recipe: [recipe.yaml](recipe.yaml).\n"
-    results.write("report.md", "\n".join([head, *_data_sections(results, data)]))
+    head = f"# {recipe.name}, run {results.run_id}, data only\n\nThe recipe: [recipe.yaml](recipe.yaml).\n"
+    results.write("report.md", "\n".join([head, *_data_sections(recipe, results, data)]))
+    results.announce("latest-build")
 
 
-def _data_sections(results: Results, data: dict[str, StageData]) -> list[str]:
+def _data_sections(recipe: Recipe, results: Results, data: dict[str, StageData]) -> list[str]:
     """Links and galleries are made; what report.md says of the data is returned."""
     parts = []
     for stage, built in data.items():
@@ -63,7 +64,8 @@ def _data_sections(results: Results, data: dict[str, StageData]) -> list[str]:
         _write_gallery(results, stage, built.shards)
         parts += [
             f"## Data of {stage}\n\n[data/{stage}](data/{stage}) · [gallery](gallery-{stage}.md)\n",
-            tables.markdown(tables.mixture(built.examples, built.shards)),
+            f"{tables.balance(recipe.stage(stage).data.balance.model_dump())}\n",
+            tables.markdown(tables.mixture(built.shards, recipe.model.projector.num_tokens)),
             f"### Rows in no example\n\n{tables.markdown(tables.losses(built.examples))}",
             f"### Some duplicates\n\n{tables.markdown(tables.duplicates(built.examples, DUPLICATES))}",
         ]

@@ -9,25 +9,39 @@ import pyarrow.parquet as pq
 from pipelines.store import read_manifest
 
 Row = dict[str, Any]
+AT_LIMIT = " (limit)"  # beside the epochs of a dataset that max_epochs holds back
 
 
-def mixture(examples: Mapping[str, Path], shards: Path) -> list[Row]:
-    """One row for each dataset of a stage: rows read, examples, and how often training sees them."""
-    rows = []
-    for name, entry in sorted(read_manifest(shards)["datasets"].items()):
-        built = read_manifest(examples[name])
-        rows.append(
-            {
-                "dataset": name,
-                "rows": built["rows"]["read"],
-                "examples": entry["examples"],
-                "turns": built["turns"]["examples"],
-                "share": f"{entry['share']:.1%}",
-                "samples": entry["samples"],
-                "epochs": f"{entry['epochs']:.2f}",
-            }
-        )
-    return rows
+def mixture(shards: Path, image_tokens: int) -> list[Row]:
+    """One row for each dataset of a stage: rows read, examples, its share, and how often and how much of it is seen.
+    image_tokens: visual tokens of an image."""
+    return [
+        {
+            "dataset": name,
+            "rows": entry["ledger"]["rows"]["read"],
+            "examples": entry["examples"],
+            "turns each": f"{entry['ledger']['turns']['examples'] / entry['examples']:.1f}",
+            "share wanted": f"{entry['share_wanted']:.1%}",
+            "share got": f"{entry['share']:.1%}",
+            "samples": entry["samples"],
+            "epochs": f"{entry['epochs']:.2f}" + (AT_LIMIT if entry["limited"] else ""),
+            "supervised tokens": entry["num_supervised"],
+            "visual tokens": entry["num_images"] * image_tokens,
+        }
+        for name, entry in sorted(read_manifest(shards)["datasets"].items())
+    ]
+
+
+def balance(chosen: Mapping[str, Any]) -> str:
+    """The sentence about a strategy (pipelines/balance.py) and its numbers."""
+    numbers = [f"{name} {chosen[name]}" for name in ("cap", "temperature") if chosen[name] is not None]
+    epochs = chosen["max_epochs"]
+    if isinstance(epochs, Mapping):
+        numbers += [f"at most {limit:g} epochs of {name}" for name, limit in epochs.items()]
+    elif epochs is not None:
+        numbers.append(f"at most {epochs:g} epochs of each")
+    named = ", ".join([chosen["strategy"], *numbers])
+    return f"Shares of {chosen['unit'].replace('_', ' ')} by the strategy {named}."
 
 
 def losses(examples: Mapping[str, Path]) -> list[Row]:

@@ -18,9 +18,7 @@ from flows.workspace import Log, Workspace
 from model.training.job import Job
 from pipelines.store import FileDigests, Store, write_atomic
 
-# Raise one when the code behind it changes the weights that it trains.
-BACKBONES_VERSION = 1
-STAGE_VERSION = 1
+STAGE_VERSION = 1  # raise it when the code behind it changes the weights that it trains
 
 
 @task(name="backbones", task_run_name="backbones", cache_policy=NO_CACHE)
@@ -30,10 +28,9 @@ def train_backbones(workspace: Workspace) -> tuple[str, str]:
     if backbones.train is None:
         assert backbones.vision and backbones.llm  # the recipe's own check
         return backbones.vision, backbones.llm
-    settings = backbones.train.model_dump()
-    key = {"version": BACKBONES_VERSION, "corpus": workspace.data.name, **settings}
-    job = {"corpus": str(workspace.data), **settings}
-    directory = run_job(workspace, "backbones", key, "model.backbones", job, get_run_logger().info)
+    job = {"corpus": str(workspace.data), **backbones.train.model_dump()}
+    log = get_run_logger().info
+    directory = run_job(workspace, "backbones", workspace.backbones_key(), "model.backbones", job, log)
     return str(directory / "output" / "vision"), str(directory / "output" / "llm")
 
 

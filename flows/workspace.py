@@ -3,14 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flows.recipe import Recipe, SampleCorpus, Stage
 from pipelines.build import DatasetSpec
 from pipelines.sample import VERSION as SAMPLE_VERSION
 from pipelines.sample import write_sample
-from pipelines.store import Store
+from pipelines.store import MANIFEST, Store
 
 STAGES = ("pretrain", "finetune")
+BACKBONES_VERSION = 1  # raise it when model/backbones.py changes the weights that it trains
 Log = Callable[[str], None]
 
 
@@ -21,7 +23,7 @@ class Workspace:
     data: Path  # annotation, image and benchmark paths are relative to it
 
     def stage(self, name: str) -> Stage:
-        return {"pretrain": self.recipe.pretrain, "finetune": self.recipe.finetune}[name]
+        return self.recipe.stage(name)
 
     def spec(self, dataset: str) -> DatasetSpec:
         """What the builders need to know of a dataset of the recipe."""
@@ -49,7 +51,20 @@ class Workspace:
 
     def specs(self, stage: str) -> list[DatasetSpec]:
         """Those of the datasets that have a share in a stage, by name."""
-        return [self.spec(name) for name in sorted(self.stage(stage).data.weights)]
+        return [self.spec(name) for name in self.stage(stage).data.names]
+
+    def backbones_key(self) -> dict[str, Any]:
+        """What the backbones depend on that the recipe has trained first."""
+        assert self.recipe.backbones.train is not None
+        settings = self.recipe.backbones.train.model_dump()
+        return {"version": BACKBONES_VERSION, "corpus": self.data.name, **settings}
+
+    def llm(self) -> str | None:
+        """The language model, a hub name or a directory; None where it is still to be trained."""
+        if self.recipe.backbones.train is None:
+            return self.recipe.backbones.llm
+        directory = self.store.path("backbones", self.backbones_key())
+        return str(directory / "output" / "llm") if (directory / MANIFEST).is_file() else None
 
 
 def locate_workspace(recipe: Recipe) -> Workspace:

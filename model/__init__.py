@@ -1,14 +1,16 @@
-"""The Honeybee model. Importing this package makes it known to the Auto classes of transformers."""
+"""The Honeybee model. Its classes are loaded when they are asked for, since torch and transformers take seconds."""
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+from typing import TYPE_CHECKING, Any
 
-from model.configuration import HoneybeeConfig
-from model.modeling import HoneybeeForConditionalGeneration
-from model.processing import HoneybeeImageProcessor, HoneybeeProcessor
-
-AutoConfig.register("honeybee", HoneybeeConfig)
-AutoModelForImageTextToText.register(HoneybeeConfig, HoneybeeForConditionalGeneration)
-AutoImageProcessor.register(HoneybeeConfig, image_processor_classes={"pil": HoneybeeImageProcessor})
-AutoProcessor.register(HoneybeeConfig, HoneybeeProcessor)
+if TYPE_CHECKING:
+    from model.auto import HoneybeeConfig, HoneybeeForConditionalGeneration, HoneybeeImageProcessor, HoneybeeProcessor
 
 __all__ = ["HoneybeeConfig", "HoneybeeForConditionalGeneration", "HoneybeeImageProcessor", "HoneybeeProcessor"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from model import auto
+
+    return getattr(auto, name)

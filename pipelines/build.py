@@ -93,7 +93,7 @@ def build_images(store: Store, specs: Sequence[DatasetSpec], log: Log = print) -
         users = [spec for spec in specs if spec.images.resolve() == root]
         names: set[str] = set()
         for spec in users:
-            names |= _distinct_images(build_annotations(store, spec, log))
+            names |= distinct_images(build_annotations(store, spec, log))
         tables |= dict.fromkeys((s.name for s in users), _images_of_root(store, root, sorted(names), log))
     return tables
 
@@ -187,18 +187,13 @@ def build_examples(
         job = ExamplesJob(
             annotations=str(annotations),
             images=str(images) if images else None,
-            render=RenderSettings(
-                dataset=spec.name,
-                task=spec.task,
-                template_file=str(template_path),
+            render=render_settings(
+                spec,
+                template_file=template_path,
                 chat=chat,
-                tokenizer=str(tokenizer),
-                embeddings=str(embeddings) if uses_vectors and embeddings else None,
-                max_turns=spec.max_turns,
+                tokenizer=tokenizer,
                 max_text_tokens=max_text_tokens,
-                dedup_rule=spec.dedup_rule,
-                dedup_compare=spec.dedup_compare,
-                dedup_threshold=spec.dedup_threshold,
+                embeddings=embeddings if uses_vectors else None,
                 seed=seed,
                 decontamination=decontamination,
             ),
@@ -222,6 +217,35 @@ def build_examples(
     return store.produce("examples", key, make)
 
 
+def render_settings(
+    spec: DatasetSpec,
+    *,
+    template_file: Path,
+    chat: str,
+    tokenizer: Path,
+    max_text_tokens: int,
+    embeddings: Path | None,
+    seed: int,
+    decontamination: Decontamination | None,
+) -> RenderSettings:
+    """How the annotations of a dataset become its examples."""
+    return RenderSettings(
+        dataset=spec.name,
+        task=spec.task,
+        template_file=str(template_file),
+        chat=chat,
+        tokenizer=str(tokenizer),
+        embeddings=str(embeddings) if embeddings else None,
+        max_turns=spec.max_turns,
+        max_text_tokens=max_text_tokens,
+        dedup_rule=spec.dedup_rule,
+        dedup_compare=spec.dedup_compare,
+        dedup_threshold=spec.dedup_threshold,
+        seed=seed,
+        decontamination=decontamination,
+    )
+
+
 def _total(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Adds up the counts of all partitions, key by key."""
     total: dict[str, Any] = {}
@@ -238,16 +262,16 @@ def _dedup_key(spec: DatasetSpec, embeddings: Path | None) -> dict[str, Any]:
     return {**chosen, "version": dedup.STAGE_VERSION, "embedder": embedder}
 
 
-def _annotation_batches(annotations: Path) -> Iterator[pa.RecordBatch]:
+def annotation_batches(annotations: Path) -> Iterator[pa.RecordBatch]:
     for path in sorted(annotations.glob("*.arrow")):
         reader = open_batches(path)
         for number in range(reader.num_record_batches):
             yield reader.get_batch(number)
 
 
-def _distinct_images(annotations: Path) -> set[str]:
+def distinct_images(annotations: Path) -> set[str]:
     names: set[str] = set()
-    for batch in _annotation_batches(annotations):
+    for batch in annotation_batches(annotations):
         names |= set(pc.unique(batch.column("image").drop_null()).to_pylist())
     return names
 
@@ -257,7 +281,7 @@ def _digest_of_images(annotations: Path, images: Path | None) -> str | None:
     if images is None:
         return None
     table = read_table(images / "images.arrow").select(["image", "sha256", "width", "height", "reject"])
-    own = pc.is_in(table["image"], value_set=pa.array(sorted(_distinct_images(annotations)), pa.string()))
+    own = pc.is_in(table["image"], value_set=pa.array(sorted(distinct_images(annotations)), pa.string()))
     return digest_of(map(tuple, (row.values() for row in table.filter(own).to_pylist())))
 
 
@@ -265,7 +289,7 @@ def _texts_to_compare(spec: DatasetSpec, annotations: Path) -> set[str]:
     """The texts of turns that share their image with another; all others stand alone and are compared with nothing."""
     if spec.max_turns == 1 or spec.task == "conversation" or "semantic" not in spec.dedup_rule:
         return set()
-    table = pa.Table.from_batches(_annotation_batches(annotations), ANNOTATIONS[spec.task])
+    table = pa.Table.from_batches(annotation_batches(annotations), ANNOTATIONS[spec.task])
     table = table.filter(pc.and_(table["reject"].is_null(), table["image"].is_valid()))
     counts = table.group_by("image").aggregate([("image", "count")])
     shared = counts.filter(pc.greater(counts["image_count"], 1))["image"]

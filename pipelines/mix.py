@@ -1,17 +1,20 @@
 """Beam job 2: examples of all datasets → balanced shards. Every shard is written on its own from the order."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.balance import Balance, Shares, Size, shares
 from pipelines.build import BEAM_OPTIONS
-from pipelines.mixture import PERIOD, make_mixture
+from pipelines.ledger import check_ledger
+from pipelines.mixture import Mixture, make_mixture
 from pipelines.shards import ShardPlan, verify_examples, write_shard
 from pipelines.store import Store, read_manifest
 from pipelines.tokenizer import load_tokenizer
 
-VERSION = 3  # raise it when the same key gives other bytes
+VERSION = 4  # raise it when the same key gives other bytes
 
 
 def build_shards(
@@ -19,7 +22,8 @@ def build_shards(
     *,
     examples: Mapping[str, Path],
     image_roots: Mapping[str, Path],
-    weights: Mapping[str, float],
+    balance: Balance,
+    weights: Mapping[str, float] | None,
     num_samples: int,
     shard_samples: int,
     tokenizer: Path,
@@ -30,14 +34,16 @@ def build_shards(
 ) -> Path:
     """Writes the first `num_samples` samples of the mixture as shards; returns their directory.
 
-    examples: dataset → what build_examples returned; weights: dataset → share, normalised here.
-    Raises ValueError for a mixture that cannot be (see make_mixture), ShardError for images or examples that changed.
+    examples: dataset → what build_examples returned; balance, weights: the strategy that gives each of them its share,
+    and, for `tuned`, dataset → share. Raises BalanceError and MixtureError for a mixture that cannot be, ShardError for
+    images or examples that changed, RuntimeError if the examples' ledgers do not add up.
     """
     prepared = load_tokenizer(tokenizer)
     key = {
         "version": VERSION,
-        "examples": {name: examples[name].name for name in sorted(weights)},
-        "weights": {name: weights[name] for name in sorted(weights)},
+        "examples": {name: examples[name].name for name in sorted(examples)},
+        "balance": balance.model_dump(),
+        "weights": weights and {name: weights[name] for name in sorted(weights)},
         "num_samples": num_samples,
         "shard_samples": shard_samples,
         "embed_images": embed_images,
@@ -45,38 +51,68 @@ def build_shards(
     }
 
     def make(out: Path) -> dict[str, Any]:
-        for name in weights:
-            verify_examples(examples[name])
-        sizes = {name: read_manifest(examples[name])["num_examples"] for name in weights}
-        mixture = make_mixture(weights, sizes, seed)
-        roots = {name: Path(image_roots[name]) for name in weights}
-        plan = ShardPlan(out, dict(examples), roots, embed_images, mixture, num_samples, shard_samples)
+        for directory in examples.values():
+            verify_examples(directory)
+        built = {name: read_manifest(directory) for name, directory in examples.items()}
+        for name, manifest in built.items():
+            for unit in ("rows", "turns"):
+                check_ledger(f"{unit} of {name}", manifest[unit])
+        got, mixture = mix(balance, weights, built, num_samples, seed)
+        plan = ShardPlan(out, dict(examples), dict(image_roots), embed_images, mixture, num_samples, shard_samples)
         log(f"{num_samples:,} samples in {plan.num_shards} shards")
         _run(plan, list(beam_options))
         facts = [json.loads(plan.facts_file(shard).read_text()) for shard in range(plan.num_shards)]
         for shard in range(plan.num_shards):
             plan.facts_file(shard).unlink()
-        counts = mixture.counts(num_samples)
-        datasets = {
-            name: {
-                "samples": counts[name],
-                "examples": sizes[name],
-                "share": mixture.quotas[mixture.names.index(name)] / PERIOD,
-                "epochs": counts[name] / sizes[name],
-            }
-            for name in mixture.names
-        }
+        sums: dict[str, Counter[str]] = {name: Counter() for name in mixture.names}
+        for shard in facts:
+            for name, values in shard.pop("datasets").items():
+                sums[name].update(values)
+        total = {name: sum(s[name] for s in sums.values()) for name in ("num_tokens", "num_supervised")}
         return {
             "num_samples": num_samples,
-            "datasets": datasets,
+            "datasets": {name: _facts(name, balance, got, built[name], sums) for name in mixture.names},
             "image_token_id": prepared.image_token_id,
             "tokenizer": prepared.fingerprint,
-            "num_tokens": sum(shard["num_tokens"] for shard in facts),
-            "num_supervised": sum(shard["num_supervised"] for shard in facts),
+            **total,
             "shards": facts,
         }
 
     return store.produce("shards", key, make)
+
+
+def mix(
+    balance: Balance,
+    weights: Mapping[str, float] | None,
+    built: Mapping[str, Mapping[str, Any]],
+    num_samples: int,
+    seed: int,
+) -> tuple[Shares, Mixture]:
+    """The shares and the order of a stage. built: dataset → the manifest of its examples, or what stands in for it:
+    `task`, `num_examples`, `num_supervised`."""
+    sizes = {name: Size(m["task"], m["num_examples"], m["num_supervised"]) for name, m in built.items()}
+    got = shares(balance, weights, sizes, num_samples)
+    counts = {name: size.examples for name, size in sizes.items()}
+    return got, make_mixture(got.examples, counts, seed, got.limits, num_samples)
+
+
+def _facts(
+    name: str, balance: Balance, got: Shares, built: Mapping[str, Any], sums: Mapping[str, Counter[str]]
+) -> dict[str, Any]:
+    """What the manifest says of a dataset: its shares in the strategy's unit, what its samples hold, and the ledger of
+    its examples."""
+    unit = "samples" if balance.unit == "examples" else "num_supervised"
+    mine = sums[name]
+    return {
+        "share_wanted": got.wanted[name],
+        "share": mine[unit] / sum(each[unit] for each in sums.values()),
+        "limited": name in got.limited,
+        "examples": built["num_examples"],
+        "epochs": mine["samples"] / built["num_examples"],
+        "samples": mine["samples"],
+        **{key: mine[key] for key in ("num_turns", "num_images", "num_tokens", "num_supervised")},
+        "ledger": {unit: built[unit] for unit in ("rows", "turns")},
+    }
 
 
 def _run(plan: ShardPlan, beam_options: list[str]) -> None:

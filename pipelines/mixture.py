@@ -49,19 +49,24 @@ class Mixture:
 
 
 class MixtureError(ValueError):
-    """Weights that give no mixture."""
+    """Shares that give no mixture."""
 
 
-def make_mixture(weights: Mapping[str, float], sizes: Mapping[str, int], seed: int) -> Mixture:
-    """weights: dataset → share, normalised here; sizes: dataset → number of examples. Raises MixtureError for a dataset
-    with a share but no example, or a share too small to give it one sample in a period."""
-    names = tuple(sorted(weights))
-    empty = [name for name in names if sizes[name] < 1]
+def make_mixture(
+    shares: Mapping[str, float],
+    sizes: Mapping[str, int],
+    seed: int,
+    limits: Mapping[str, int] | None = None,
+    num_samples: int = PERIOD,
+) -> Mixture:
+    """shares: dataset → share, normalised here; sizes: dataset → number of examples, at least one; limits: dataset →
+    the most of the first `num_samples` samples that it may give, kept to within one. Raises MixtureError for a share
+    too small to give its dataset one sample in a period, and for limits that leave too little."""
+    names = tuple(sorted(shares))
     if not names:
         raise MixtureError("no dataset has a share")
-    if empty:
-        raise MixtureError(f"{', '.join(empty)}: a share in the mixture, but no example; see its rejects, or drop it")
-    quotas = _quotas(np.array([weights[name] for name in names], dtype=np.float64), names)
+    exact = np.array([shares[name] for name in names], dtype=np.float64)
+    quotas = _quotas(exact, names, _ceilings(names, limits or {}, num_samples))
     period = _chairman_order(quotas)
     ranks = np.empty(PERIOD, dtype=np.int32)
     for d, quota in enumerate(quotas):
@@ -69,16 +74,34 @@ def make_mixture(weights: Mapping[str, float], sizes: Mapping[str, int], seed: i
     return Mixture(names, tuple(sizes[name] for name in names), tuple(quotas.tolist()), seed, period, ranks)
 
 
-def _quotas(weights: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
-    """Largest-remainder rounding of the normalised weights to integers that sum to PERIOD."""
-    weights = weights / weights.max()  # so that the sum of huge ones is finite
-    exact = weights / weights.sum() * PERIOD
-    quotas = np.floor(exact).astype(np.int64)
+def _ceilings(names: tuple[str, ...], limits: Mapping[str, int], num_samples: int) -> np.ndarray:
+    """The largest quota of each dataset: rounded down, and up only where a period is too short for the difference to
+    be more than one sample and the limits leave nothing else."""
+    down = [min(PERIOD, limits[n] * PERIOD // num_samples) if n in limits else PERIOD for n in names]
+    if sum(down) < PERIOD and num_samples <= PERIOD:
+        down = [min(PERIOD, -(-limits[n] * PERIOD // num_samples)) for n in names]
+    if sum(down) < PERIOD:
+        raise MixtureError(
+            f"the limits leave {sum(down) * num_samples // PERIOD:,} samples in whole 1/{PERIOD} of the order, and "
+            f"{num_samples:,} are wanted: allow a little more"
+        )
+    return np.array(down, dtype=np.int64)
+
+
+def _quotas(shares: np.ndarray, names: tuple[str, ...], ceilings: np.ndarray) -> np.ndarray:
+    """Largest-remainder rounding of the normalised shares to integers that sum to PERIOD, none above its ceiling."""
+    shares = shares / shares.max()  # so that the sum of huge ones is finite
+    exact = shares / shares.sum() * PERIOD
+    quotas = np.minimum(np.floor(exact).astype(np.int64), ceilings)
     order = np.argsort(quotas - exact, kind="stable")
-    quotas[order[: PERIOD - int(quotas.sum())]] += 1
+    while missing := PERIOD - int(quotas.sum()):
+        room = order[quotas[order] < ceilings[order]]
+        quotas[room[:missing]] += 1
     if (quotas == 0).any():
         lost = [name for name, quota in zip(names, quotas, strict=True) if quota == 0]
-        raise MixtureError(f"{', '.join(lost)}: a share below 1/{PERIOD} cannot be kept; raise it or drop the dataset")
+        raise MixtureError(
+            f"{', '.join(lost)}: a share below 1/{PERIOD} cannot be kept; raise it, or its limit on epochs, or drop it"
+        )
     return quotas
 
 

@@ -141,6 +141,7 @@ def write_shard(plan: ShardPlan, shard: int) -> None:
     facts = {"file": plan.file(shard).name, "first": first, "num_samples": len(indices), "num_bytes": num_bytes}
     facts |= {"sha256": sha256, "num_tokens": int(pa.compute.sum(table["num_tokens"]).as_py())}
     facts |= {"num_supervised": int(pa.compute.sum(table["num_supervised"]).as_py())}
+    facts |= {"datasets": _sums(table)}
     with whole_file(plan.facts_file(shard)) as partial:
         partial.write_text(json.dumps(facts))
 
@@ -169,6 +170,21 @@ def _rows(plan: ShardPlan, indices: np.ndarray) -> pa.Table:
         places.append(mine)
     back = np.argsort(np.concatenate(places), kind="stable")
     return pa.concat_tables(tables).combine_chunks().take(pa.array(back))
+
+
+def _sums(table: pa.Table) -> dict[str, dict[str, int]]:
+    """dataset → what its samples of a shard hold."""
+    columns = {
+        "dataset": table["dataset"],
+        "samples": pa.array(np.ones(len(table), dtype=np.int64)),
+        "num_turns": pa.compute.list_value_length(table["turns"]),
+        "num_images": pa.compute.list_value_length(table["images"]),
+        "num_tokens": table["num_tokens"],
+        "num_supervised": table["num_supervised"],
+    }
+    sums = [(name, "sum") for name in columns if name != "dataset"]
+    rows = pa.table(columns).group_by("dataset").aggregate(sums).to_pylist()
+    return {row["dataset"]: {name: row[f"{name}_sum"] for name, _ in sums} for row in rows}
 
 
 def _embedded(plan: ShardPlan, dataset: str, rows: pa.Table) -> pa.Array:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+BIG_FILE = 64 << 20  # bytes; what only looks at a store does not read more than this of a file
 
 
 def fingerprint(key: Any) -> str:
@@ -64,11 +65,16 @@ def lock(path: Path) -> Iterator[None]:
         yield
 
 
-class Store:
-    """Outputs of every stage under one root."""
+class NotBuilt(LookupError):
+    """What was asked for is not whole in a store that may only be read."""
 
-    def __init__(self, root: Path | str):
+
+class Store:
+    """Outputs of every stage under one root. read_only: nothing is made or written; what is not there is NotBuilt."""
+
+    def __init__(self, root: Path | str, read_only: bool = False):
         self.root = Path(root).resolve()
+        self.read_only = read_only
 
     def path(self, stage: str, key: Mapping[str, Any]) -> Path:
         return self.root / stage / fingerprint(key)
@@ -85,6 +91,8 @@ class Store:
         directory = self.path(stage, key)
         if (directory / MANIFEST).is_file():
             return directory
+        if self.read_only:
+            raise NotBuilt(f"{directory} is not built")
         with lock(self.root / stage / f".{directory.name}.lock"):
             if not (directory / MANIFEST).is_file():
                 directory.mkdir(parents=True, exist_ok=True)
@@ -97,10 +105,12 @@ class Store:
 
 
 class FileDigests:
-    """SHA-256 of input files, remembered by (path, size, modification time) so that big files are hashed once."""
+    """SHA-256 of input files, remembered by (path, size, modification time) so that big files are hashed once. With a
+    store that may only be read, nothing is remembered, and a big file that no build has read is NotBuilt."""
 
     def __init__(self, store: Store):
         self._memo_path = store.root / "digests.json"
+        self._read_only = store.read_only
 
     def digest(self, path: Path) -> str:
         return self.digests([path])[0]
@@ -114,9 +124,11 @@ class FileDigests:
             stat = path.stat()
             key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
             if key not in known:
+                if self._read_only and stat.st_size > BIG_FILE:
+                    raise NotBuilt(f"{path} was never read")
                 known[key] = fresh[key] = file_sha256(path)
             result.append(known[key])
-        if fresh:
+        if fresh and not self._read_only:
             self._memo_path.parent.mkdir(parents=True, exist_ok=True)
             with lock(self._memo_path.with_name(".digests.lock")):
                 write_atomic(self._memo_path, json.dumps(self._read() | fresh))

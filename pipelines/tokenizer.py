@@ -27,10 +27,11 @@ class PreparedTokenizer:
     special_tokens: tuple[str, ...]
 
 
-def prepare_tokenizer(store: Store, llm: str) -> Path:
+def prepare_tokenizer(store: Store, llm: str, local_files_only: bool = False) -> Path:
     """Returns the store's directory of the tokenizer of `llm` (a directory or hub name) with the image token added.
 
-    A missing pad token becomes the end token (its labels never count). Raises TokenizerError without bos or eos.
+    A missing pad token becomes the end token (its labels never count). local_files_only: do not ask the hub.
+    Raises TokenizerError without bos or eos, OSError for a model that is not there.
     """
     local = Path(llm)
     digests = FileDigests(store)
@@ -43,7 +44,7 @@ def prepare_tokenizer(store: Store, llm: str) -> Path:
     def make(out: Path) -> dict:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(llm, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(llm, use_fast=True, local_files_only=local_files_only)
         for name in ("bos_token", "eos_token"):
             if getattr(tokenizer, name) is None:
                 raise TokenizerError(f"the tokenizer of {llm} has no {name}: set it in its tokenizer_config.json")

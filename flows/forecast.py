@@ -1,0 +1,211 @@
+"""What each dataset of a recipe will give and get: as built where it was, else estimated from its files. Nothing is
+written: the store is looked at, and the rest is done in memory."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from flows.stage_data import dataset_examples
+from flows.workspace import Workspace
+from pipelines import sources
+from pipelines.balance import BalanceError, wanted_shares
+from pipelines.build import DatasetSpec, annotation_batches, build_annotations, render_settings
+from pipelines.estimate import count_examples, estimate
+from pipelines.lookup import embeddings_at_hand, images_at_hand, newest_examples
+from pipelines.mix import mix
+from pipelines.mixture import MixtureError
+from pipelines.schema import ANNOTATIONS
+from pipelines.store import BIG_FILE, NotBuilt, Store, read_manifest
+from pipelines.templates import template_file
+from pipelines.tokenizer import TokenizerError, prepare_tokenizer
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of all examples of a dataset; None where it is not."""
+
+    origin: str
+    rows: int | None = None
+    examples: int | None = None
+    turns: float | None = None
+    tokens: float | None = None  # image tokens aside
+    supervised: float | None = None
+    images: float | None = None
+
+    @property
+    def is_built(self) -> bool:
+        return self.origin == BUILT
+
+    def each(self, value: float | None) -> float | None:
+        """`value`, one of the above, by example."""
+        return value / self.examples if value is not None and self.examples else None
+
+
+BUILT, OLDER = "built", "older build, of other files or settings"
+
+
+class Forecaster:
+    """Knows datasets. scratch: an empty directory outside the store, for a tokenizer that no build has prepared."""
+
+    def __init__(self, workspace: Workspace, scratch: Path):
+        self.workspace = replace(workspace, store=Store(workspace.store.root, read_only=True))
+        self._annotations: dict[str, pa.Table | None] = {}
+        self.tokenizer, self.lack = self._tokenizer(scratch)
+        self._embeddings = self._embeddings_at_hand()
+
+    def known(self, stage: str, dataset: str) -> Known:
+        """What is known of a dataset in a stage, by the best that there is: its very examples, a sample of its rows
+        rendered, an older build, a count of its rows."""
+        spec = self.workspace.spec(dataset)
+        try:
+            sources.get(spec.source).files(spec.annotations)
+        except sources.SourceError:
+            return Known("unknown: files missing")
+        built = self._built(stage, spec)
+        if built is not None:
+            return _of_manifest(built, BUILT)
+        annotations = self._read(spec)
+        if annotations is not None and self.tokenizer is not None:
+            return self._rendered(stage, spec, annotations, self.tokenizer)
+        older = newest_examples(self.workspace.store, dataset)
+        if older is not None:
+            return _of_manifest(older, OLDER)
+        if annotations is None:
+            return Known("unknown: files too large to read here")
+        groups = count_examples(annotations, spec.task == "conversation", spec.max_turns)
+        return Known("rows counted, before rejects and duplicates", annotations.num_rows, groups)
+
+    def _tokenizer(self, scratch: Path) -> tuple[Path | None, str]:
+        """Its directory, or why there is none."""
+        llm = self.workspace.llm()
+        if llm is None:
+            return None, "the tokenizer comes with the language model, which is trained first"
+        try:
+            return prepare_tokenizer(self.workspace.store, llm), ""
+        except NotBuilt:
+            pass
+        try:
+            return prepare_tokenizer(Store(scratch), llm, local_files_only=True), ""
+        except OSError:
+            return None, f"the tokenizer of {llm} is not on this machine"
+        except TokenizerError as error:
+            return None, str(error)
+
+    def _embeddings_at_hand(self) -> Path | None:
+        recipe = self.workspace.recipe
+        if any("semantic" in part.dedup.rule and part.max_turns > 1 for part in recipe.datasets.values()):
+            return embeddings_at_hand(self.workspace.store, recipe.embedder.model)
+        return None
+
+    def _built(self, stage: str, spec: DatasetSpec) -> Path | None:
+        """The examples that a build of this recipe would take from the store."""
+        workspace = self.workspace
+        if self.tokenizer is None:
+            return None
+        try:
+            images = images_at_hand(workspace.store, spec) if workspace.recipe.images == "embed" else None
+        except NotBuilt:
+            return None
+        for embeddings in (self._embeddings, None):  # None is right where no dataset has texts to compare
+            try:
+                return dataset_examples(workspace, stage, spec, self.tokenizer, images, embeddings, _quiet)
+            except NotBuilt:
+                continue
+        return None
+
+    def _read(self, spec: DatasetSpec) -> pa.Table | None:
+        """Annotations, from the store or from files that are small enough."""
+        if spec.name not in self._annotations:
+            schema = ANNOTATIONS[spec.task]
+            source = sources.get(spec.source)
+            try:
+                batches = annotation_batches(build_annotations(self.workspace.store, spec, _quiet))
+                self._annotations[spec.name] = pa.Table.from_batches(batches, schema)
+            except NotBuilt:
+                small = sum(path.stat().st_size for path in source.files(spec.annotations)) <= BIG_FILE
+                read = pa.Table.from_batches(source.read(spec.annotations), schema) if small else None
+                self._annotations[spec.name] = read
+        return self._annotations[spec.name]
+
+    def _rendered(self, stage: str, spec: DatasetSpec, annotations: pa.Table, tokenizer: Path) -> Known:
+        if not annotations.num_rows:
+            return Known("its files hold no row", 0, 0)
+        data = self.workspace.stage(stage).data
+        settings = render_settings(
+            spec,
+            template_file=template_file(data.templates, spec.name, spec.task),
+            chat=data.chat,
+            tokenizer=tokenizer,
+            max_text_tokens=data.max_text_tokens,
+            embeddings=self._embeddings,
+            seed=self.workspace.recipe.seed,
+        )
+        found = estimate(spec, annotations, settings, self.workspace.recipe.images == "embed")
+        how = "all rows" if found.rendered == annotations.num_rows else f"{found.rendered:,} rows"
+        origin = f"estimated from {how}" + ("" if found.compared else ", before duplicates")
+        return Known(
+            origin, annotations.num_rows, found.examples, found.turns, found.tokens, found.supervised, found.images
+        )
+
+
+@dataclass(frozen=True)
+class StageForecast:
+    """By dataset. `wanted`, `shares` and `samples` are None where they hang on sizes that are not known."""
+
+    wanted: Mapping[str, float] | None = None
+    shares: Mapping[str, float] | None = None
+    samples: Mapping[str, int] | None = None
+    limited: frozenset[str] = frozenset()
+    problem: str | None = None  # why the mixture cannot be
+
+
+def stage_forecast(workspace: Workspace, stage: str, known: Mapping[str, Known]) -> StageForecast:
+    """How the samples of a stage fall to its datasets."""
+    part = workspace.stage(stage)
+    data, num_samples = part.data, part.train.steps * part.train.global_batch
+    balance, in_tokens = data.balance, data.balance.unit == "supervised_tokens"
+    tasks = {name: workspace.spec(name).task for name in data.names}
+    needed = [known[name].supervised if in_tokens else known[name].examples for name in data.names]
+    wanted = None if balance.wants_sizes else wanted_shares(balance, data.names, data.weights, tasks, None)
+    if balance.needs_sizes and None in needed:
+        return StageForecast(wanted)
+    built: dict[str, dict[str, Any]] = {}
+    for name in data.names:
+        examples, supervised = known[name].examples, known[name].supervised
+        built[name] = {
+            "task": tasks[name],
+            "num_examples": 1 if examples is None else examples,  # of no account here where it is not known
+            "num_supervised": 1 if supervised is None else supervised,
+        }
+    try:
+        got, mixture = mix(balance, data.weights, built, num_samples, workspace.recipe.seed)
+    except (BalanceError, MixtureError) as error:
+        return StageForecast(wanted, problem=str(error))
+    samples = mixture.counts(num_samples)
+    amounts = {
+        name: count * built[name]["num_supervised"] / built[name]["num_examples"] if in_tokens else count
+        for name, count in samples.items()
+    }
+    total = sum(amounts.values())
+    shares = {name: amount / total for name, amount in amounts.items()}
+    return StageForecast(got.wanted, shares, samples, got.limited)
+
+
+def _of_manifest(directory: Path, origin: str) -> Known:
+    manifest = read_manifest(directory)
+    return Known(
+        origin,
+        rows=manifest["rows"]["read"],
+        examples=manifest["num_examples"],
+        turns=manifest["turns"]["examples"],
+        tokens=manifest["num_tokens"] - manifest["num_images"],
+        supervised=manifest["num_supervised"],
+        images=manifest["num_images"],
+    )
+
+
+def _quiet(line: str) -> None:
+    """A look at the store makes nothing, so there is nothing to log."""

@@ -1,0 +1,78 @@
+"""What a stage learns from, step by step: each dataset's examples, then the balanced shards. No Prefect here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.decontamination import decontamination
+from flows.workspace import Log, Workspace
+from pipelines.build import DatasetSpec, build_embeddings, build_examples, build_images
+from pipelines.decontaminate import Decontamination
+from pipelines.mix import build_shards
+
+
+@dataclass(frozen=True)
+class StageData:
+    """Directories in the store."""
+
+    stage: str
+    examples: dict[str, Path]  # by dataset
+    shards: Path
+
+
+def stage_data(
+    workspace: Workspace, stage: str, tokenizer: Path, examples_of: Callable[..., Path], log: Log
+) -> StageData:
+    """Examples of every dataset of a stage, by `examples_of` (dataset_examples, or a task around it), then its shards;
+    all that is whole in the store is taken from there."""
+    recipe, store = workspace.recipe, workspace.store
+    specs = workspace.specs(stage)
+    benchmarks = decontamination(workspace, log)
+    images = build_images(store, specs, log=log) if recipe.images == "embed" else {}
+    embeddings = build_embeddings(store, specs, recipe.embedder.model, log=log)
+    examples = {
+        spec.name: examples_of(workspace, stage, spec, tokenizer, images.get(spec.name), embeddings, benchmarks)
+        for spec in specs
+    }
+    part = workspace.stage(stage)
+    shards = build_shards(
+        store,
+        examples=examples,
+        image_roots={spec.name: spec.images for spec in specs},
+        balance=part.data.balance,
+        weights=part.data.weights,
+        num_samples=part.train.steps * part.train.global_batch,
+        shard_samples=part.data.shard_samples,
+        tokenizer=tokenizer,
+        seed=recipe.seed,
+        embed_images=recipe.images == "embed",
+        log=log,
+    )
+    log(f"{stage} shards: {shards}")
+    return StageData(stage, examples, shards)
+
+
+def dataset_examples(
+    workspace: Workspace,
+    stage: str,
+    spec: DatasetSpec,
+    tokenizer: Path,
+    images: Path | None,
+    embeddings: Path | None,
+    benchmarks: Decontamination | None,
+    log: Log,
+) -> Path:
+    data = workspace.stage(stage).data
+    return build_examples(
+        workspace.store,
+        spec,
+        templates=data.templates,
+        chat=data.chat,
+        tokenizer=tokenizer,
+        max_text_tokens=data.max_text_tokens,
+        images=images,
+        embeddings=embeddings,
+        seed=workspace.recipe.seed,
+        decontamination=benchmarks,
+        log=log,
+    )
