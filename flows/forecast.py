@@ -63,7 +63,7 @@ class Forecaster:
         try:
             sources.get(spec.source).files(spec.annotations)
         except sources.SourceError:
-            return Known("unknown: files missing")
+            return Known("unknown: files not there")
         built = self._built(stage, spec)
         if built is not None:
             return _of_manifest(built, BUILT)

@@ -150,6 +150,8 @@ def limit(
             f"max_epochs leaves {sum(held.values()):,} samples, and {num_samples:,} are wanted: allow more epochs, add "
             "datasets or take fewer steps"
         )
+    if not held:
+        return free, frozenset()
     got = {name: held[name] / num_samples for name in held}
     got |= {name: rest * share / total / num_samples for name, share in free.items()}
     return {name: got[name] for name in wanted}, frozenset(held)

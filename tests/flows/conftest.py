@@ -1,12 +1,19 @@
 """The tiny recipe as a fixture, and the one Prefect server that tests share."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from tiny import WriteRecipe, write_tiny
 
 from flows import settings
+from flows.recipe import Recipe, load_recipe
+from flows.stage_data import StageData, dataset_examples, stage_data
+from flows.workspace import STAGES, locate_workspace
+from model.backbones import train_backbones
+from pipelines.sample import write_sample
+from pipelines.tokenizer import prepare_tokenizer
 
 
 @pytest.fixture
@@ -14,6 +21,46 @@ def write_recipe(tmp_path: Path) -> WriteRecipe:
     """write_recipe({"pretrain/train/steps": 5, …}) → a recipe file with its store and runs in the test's directory;
     a value of None takes the key away."""
     return lambda changes=None, root=tmp_path: write_tiny(root, changes or {})
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the sample corpus (`data`), small backbones (`backbones`) whose tokenizer is at hand, and what
+    tests build of it (`store`)."""
+    root = tmp_path_factory.mktemp("corpus")
+    write_sample(root / "data", scenes=60, held_out=12, seed=0)
+    train_backbones(root / "data", root / "backbones", vision_steps=1, llm_steps=1)
+    return root
+
+
+@pytest.fixture
+def recipe_of(corpus: Path, write_recipe: WriteRecipe, tmp_path: Path) -> Callable[..., Recipe]:
+    """recipe_of(changes) → the tiny recipe over that corpus, for which nothing must be trained first. Its store is the
+    session's, its runs are the test's own."""
+
+    def make(changes: dict | None = None) -> Recipe:
+        paths = {"store": str(corpus / "store"), "runs": str(tmp_path / "runs"), "data": str(corpus / "data")}
+        backbones = {"vision": str(corpus / "backbones/vision"), "llm": str(corpus / "backbones/llm")}
+        return load_recipe(write_recipe({"sample": None, "paths": paths, "backbones": backbones, **(changes or {})}))
+
+    return make
+
+
+@pytest.fixture
+def build_data() -> Callable[[Recipe], dict[str, StageData]]:
+    """Builds the data of both stages of a recipe of `recipe_of`, without Prefect around it."""
+
+    def quiet(line: str) -> None:
+        """Progress is of no interest here."""
+
+    def build(recipe: Recipe) -> dict[str, StageData]:
+        workspace = locate_workspace(recipe)
+        assert recipe.backbones.llm is not None
+        tokenizer = prepare_tokenizer(workspace.store, recipe.backbones.llm)
+        examples_of = partial(dataset_examples, log=quiet)
+        return {stage: stage_data(workspace, stage, tokenizer, examples_of, quiet) for stage in STAGES}
+
+    return build
 
 
 @pytest.fixture(scope="session")

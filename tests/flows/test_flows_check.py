@@ -1,6 +1,8 @@
 """What a recipe names must be there, before anything is started."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -57,9 +59,20 @@ def test_every_set_serves_both_stages(write_recipe, name):
 
 
 def test_all_problems_come_at_once(write_recipe):
-    changes = {"finetune/data/chat": "honeybear", "model/projector/num_tokens": 5}
-    with pytest.raises(RecipeError, match=r"honeybear[\s\S]*num_tokens"):
+    changes = {"finetune/data/chat": "honeybear", "finetune/train/micro_batch": 3}
+    with pytest.raises(RecipeError, match=r"honeybear[\s\S]*micro_batch"):
         check_settings(load_recipe(write_recipe(changes)))
+
+
+def test_a_wrong_setting_is_told_before_torch_is_loaded(write_recipe):
+    path = write_recipe({"finetune/data/chat": "honeybear"})
+    code = (
+        "import sys; from flows.check import check_settings; from flows.recipe import load_recipe\n"
+        "try: check_settings(load_recipe(sys.argv[1]))\n"
+        "except ValueError: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], text=True, capture_output=True)
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_files_that_are_missing(write_recipe, tmp_path):

@@ -21,7 +21,7 @@ def honeybee(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess:
 def test_help_names_every_command(tmp_path):
     done = honeybee("--help", cwd=tmp_path)
     assert done.returncode == 0
-    for command in ("sample", "build", "train", "evaluate", "chat", "templates", "up", "down", "submit"):
+    for command in ("sample", "build", "diff", "train", "evaluate", "chat", "templates", "up", "down", "submit"):
         assert f" {command} " in done.stdout
 
 
@@ -45,7 +45,7 @@ def test_dry_run(write_recipe, tmp_path):
     assert "finetune: 3 steps × 8 examples = 24 samples" in done.stdout
 
 
-@pytest.mark.parametrize("command", [["train"], ["train", "--dry-run"], ["build"]])
+@pytest.mark.parametrize("command", [["train"], ["train", "--dry-run"], ["build"], ["build", "--dry-run"]])
 def test_a_bad_recipe_fails_at_once_with_one_message(write_recipe, tmp_path, command):
     path = write_recipe({"finetune/data/templates": "fein"})
     done = honeybee(*command, path, cwd=tmp_path)

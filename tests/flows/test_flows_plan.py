@@ -1,5 +1,6 @@
 """`--dry-run` tells what a recipe would do, from its files and configurations alone."""
 
+import itertools
 import re
 
 import pytest
@@ -7,32 +8,100 @@ import pytest
 from flows.memory import Sizes, rank_bytes, sizes
 from flows.plan import plan
 from flows.recipe import Data, RecipeError, Train, load_recipe
-from flows.workspace import open_workspace
+from flows.workspace import STAGES
+
+COLUMNS = [
+    "dataset",
+    "rows",
+    "examples",
+    "turns",
+    "wanted",
+    "got",
+    "samples",
+    "epochs",
+    "supervised",
+    "visual",
+    "numbers",
+]
 
 
-def line_of(lines: list[str], start: str) -> list[str]:
-    return next(re.split(r" {2,}", line.strip()) for line in lines if line.strip().startswith(start))
+def table(lines: list[str], stage: str) -> dict[str, dict[str, str]]:
+    """The rows of a stage's table, by dataset."""
+    begin = next(i for i, line in enumerate(lines) if line.startswith(f"{stage}:"))
+    rows: dict[str, dict[str, str]] = {}
+    for line in itertools.takewhile(lambda line: line.startswith("  "), lines[begin + 3 :]):
+        cells = re.split(r" {2,}", line.strip())
+        if len(cells) == len(COLUMNS):
+            rows[cells[0]] = dict(zip(COLUMNS, cells, strict=True))
+    return rows
 
 
-def test_examples_and_epochs_are_counted_from_the_files(write_recipe):
-    recipe = load_recipe(write_recipe())
-    open_workspace(recipe, lambda _: None)
-    lines = list(plan(recipe))
-    assert any("3 steps × 8 examples = 24 samples; trains projector;" in line for line in lines)
-    # 60 scenes and two broken rows: the empty caption is seen, the truncated picture only when it is decoded.
-    assert line_of(lines, "blipcapfilt")[:6] == ["blipcapfilt", "50.0%", "12", "62", "61", "0.20"]
-    # Rows of an image make conversations of at most four turns.
-    name, share, seen, rows, examples, _, _ = line_of(lines, "vqav2")
-    assert (name, share, seen) == ("vqav2", "75.0%", "18")
-    assert int(rows) / 4 < int(examples) < int(rows) / 2
+def test_what_is_forecast_is_what_is_built(recipe_of, build_data, corpus, tmp_path):
+    paths = {"store": str(tmp_path / "store"), "runs": str(tmp_path / "runs"), "data": str(corpus / "data")}
+    recipe = recipe_of({"paths": paths})
+    before = list(plan(recipe, training=False))
+    assert not (tmp_path / "store").exists()
+    build_data(recipe)
+    after = list(plan(recipe, training=False))
+    for stage in STAGES:
+        estimated, built = table(before, stage), table(after, stage)
+        for dataset, row in built.items():
+            assert row["numbers"] == "built"
+            assert estimated[dataset]["numbers"] == "estimated from all rows"
+            same = [column for column in COLUMNS if column not in ("numbers", "examples", "epochs", "supervised")]
+            assert {c: row[c] for c in same} == {c: estimated[dataset][c] for c in same}
+            # A truncated picture is found only when it is decoded.
+            assert int(estimated[dataset]["examples"]) - int(row["examples"]) in (0, 1)
+            assert float(row["supervised"]) == pytest.approx(float(estimated[dataset]["supervised"]), rel=0.05)
+    assert table(after, "pretrain")["blipcapfilt"]["rows"] == "62"
+    assert table(after, "pretrain")["blipcapfilt"]["examples"] == "60"
+    assert table(before, "pretrain")["blipcapfilt"]["examples"] == "61"
 
 
-def test_nothing_is_written_and_counts_stay_open_before_the_corpus_is_there(write_recipe, tmp_path):
-    path = write_recipe()
+def test_only_the_examples_of_this_very_recipe_count_as_built(recipe_of, build_data):
+    build_data(recipe_of())
+    changed = recipe_of(
+        {"finetune/data/max_text_tokens": 200, "datasets/vqav2/max_turns": 2, "pretrain/train/steps": 5}
+    )
+    lines = list(plan(changed, training=False))
+    assert {row["numbers"] for row in table(lines, "finetune").values()} == {"estimated from all rows"}
+    assert {row["numbers"] for row in table(lines, "pretrain").values()} == {"built"}
+    # A dataset more changes nothing for the others, though they share tables of images.
+    more = recipe_of({"finetune/data/weights": {"vqav2": 1, "refcoco": 1, "coyo100m": 1}})
+    rows = table(list(plan(more, training=False)), "finetune")
+    assert [row["numbers"] for row in rows.values()] == ["estimated from all rows", "built", "built"]
+
+
+def test_sizes_that_are_not_known_stay_open(write_recipe, tmp_path):
+    path = write_recipe(
+        {
+            "finetune/data/weights": None,
+            "finetune/data/datasets": ["vqav2", "refcoco"],
+            "finetune/data/balance": {"strategy": "size"},
+        }
+    )
     lines = list(plan(load_recipe(path)))
     assert any(line.startswith("The sample corpus will be generated first") for line in lines)
-    assert line_of(lines, "blipcapfilt")[3:] == ["?", "?", "?", "known once built"]
+    row = table(lines, "finetune")["vqav2"]
+    assert {row[column] for column in COLUMNS[1:-1]} == {"?"}
+    assert table(lines, "pretrain")["blipcapfilt"]["wanted"] == "50.0%"
+    assert table(lines, "pretrain")["blipcapfilt"]["samples"] == "12"
+    assert any("known once built" in line for line in lines)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_shares_that_cannot_be_are_told(recipe_of, build_data):
+    build_data(recipe_of())
+    changes = {
+        "finetune/data/weights": None,
+        "finetune/data/datasets": ["refcoco"],
+        "finetune/data/balance": {"max_epochs": 0.1},
+    }
+    problem = r"max_epochs leaves \d+ samples, and 24 are wanted"
+    with pytest.raises(RecipeError, match=rf"finetune.data.balance: {problem}"):
+        list(plan(recipe_of(changes), training=False))
+    estimated = list(plan(recipe_of({**changes, "finetune/data/max_text_tokens": 250}), training=False))
+    assert any(re.search(f"cannot be: {problem}", line) for line in estimated)
 
 
 def test_missing_files_are_told_after_the_plan():

@@ -21,6 +21,18 @@ def test_recipes_that_come_with_the_project_are_valid(path: Path):
         ({"pretrain/train/steps": None}, "pretrain.train.steps: Field required"),
         ({"pretrain/data/weights": {"gqa": 1.0}}, "names ['gqa'], which `datasets` does not describe"),
         ({"pretrain/data/weights": {"blipcapfilt": -1.0}}, "pretrain.data.weights.blipcapfilt"),
+        ({"pretrain/data/datasets": ["blipcapfilt"]}, "pretrain.data: Value error, give either `weights`"),
+        ({"pretrain/data/weights": None}, "pretrain.data: Value error, give either `weights`"),
+        ({"pretrain/data/balance": {"strategy": "size"}}, "the strategy size finds the shares itself"),
+        (
+            {"pretrain/data/balance": {"max_epochs": {"gqa": 2}}},
+            "balance.max_epochs names ['gqa'], which have no share",
+        ),
+        ({"pretrain/data/balance": {"max_epoch": 2}}, "pretrain.data.balance.max_epoch: Extra inputs"),
+        (
+            {"pretrain/data/weights": None, "pretrain/data/datasets": ["gqa"]},
+            "pretrain.data.datasets names ['gqa'], which `datasets` does not describe",
+        ),
         ({"backbones": {"vision": "a/b"}}, "give either `train`, or both `vision` and `llm`"),
         ({"datasets/vqav2/dedup": {"rule": "sometimes"}}, "datasets.vqav2.dedup.rule"),
     ],
@@ -31,6 +43,14 @@ def test_bad_values_are_named(write_recipe, changes, message):
         load_recipe(path)
     assert str(path) in str(caught.value)
     assert message in str(caught.value)
+
+
+def test_the_strategy_follows_from_what_is_given(write_recipe):
+    assert load_recipe(write_recipe()).pretrain.data.balance.strategy == "tuned"
+    changes = {"pretrain/data/weights": None, "pretrain/data/datasets": ["coyo100m", "blipcapfilt"]}
+    data = load_recipe(write_recipe(changes)).pretrain.data
+    assert data.balance.strategy == "per-dataset"
+    assert data.names == ("blipcapfilt", "coyo100m")
 
 
 def test_an_unknown_name_lists_the_known_ones():

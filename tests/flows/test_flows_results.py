@@ -42,7 +42,7 @@ def test_new_ids_differ(recipe):
     assert Results(recipe, None).run_id != Results(recipe, None).run_id
 
 
-@pytest.mark.parametrize("run_id", ["../out", "a/b", "latest", ".hidden", "-x"])
+@pytest.mark.parametrize("run_id", ["../out", "a/b", "latest", "latest-build", ".hidden", "-x"])
 def test_ids_that_are_no_plain_names(recipe, run_id):
     with pytest.raises(RecipeError, match="run id"):
         Results(recipe, run_id)

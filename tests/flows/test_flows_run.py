@@ -99,7 +99,7 @@ def test_a_changed_template_rebuilds_its_dataset_and_the_mix(root):
     assert {name: made for name, made in entries(root).items() if name in before} == before
     rows = pq.read_table(sorted(shards.glob("*.parquet"))).to_pylist()
     assert any(turn["user"].startswith("Look, then say: ") for row in rows for turn in row["turns"])
-    assert "### Rows in no example" in (root / "runs/reworded/build/report.md").read_text()
+    assert "### Rows in no example" in (root / "runs/reworded/latest-build/report.md").read_text()
 
 
 def test_logging_more_often_trains_nothing_again(root):

@@ -60,7 +60,7 @@ def test_a_run_shows_its_log_and_its_end(project, port):
     assert "  examples of vqav2 | vqav2: " in done.stdout
     assert "(Completed)" in done.stdout
     assert done.stdout.rstrip().endswith(f"UI: http://127.0.0.1:{port}")
-    assert (project / "runs/tiny/build/report.md").is_file()
+    assert (project / "runs/tiny/latest-build/report.md").is_file()
 
 
 def test_a_failed_run_fails_the_command(project, port):

@@ -13,6 +13,7 @@ from datasets import load_dataset
 from PIL import Image
 
 from pipelines.arrow_files import write_batches
+from pipelines.balance import Balance
 from pipelines.mix import build_shards
 from pipelines.schema import EXAMPLES
 from pipelines.shards import ExampleFiles, ShardError, verify_shards
@@ -56,11 +57,14 @@ def world(tmp_path, tokenizer_dir):
             write_batches(directory / f"examples-{number:05d}.arrow", EXAMPLES, table.to_batches(64))
         names = ["examples-00000.arrow", "examples-00001.arrow"]
         files = [[n, c, file_sha256(directory / n)] for n, c in zip(names, (half, size - half), strict=True)]
-        (directory / "manifest.json").write_text(json.dumps({"files": files, "num_examples": size}))
+        ledger = {"read": size + 3, "examples": size, "duplicates": 1, "rejects": {"too_long": 2}}
+        manifest = {"files": files, "num_examples": size, "num_supervised": size, "task": "open_question"}
+        (directory / "manifest.json").write_text(json.dumps({**manifest, "rows": ledger, "turns": ledger}))
         examples[name] = directory
     return {
         "examples": examples,
         "image_roots": {name: tmp_path / "pictures" / name for name in SIZES},
+        "balance": Balance(strategy="tuned"),
         "weights": {"a": 3, "b": 1},
         "num_samples": COUNT,
         "shard_samples": 400,
@@ -88,12 +92,40 @@ def test_samples_stand_in_the_order_of_the_mixture_with_their_own_pictures(world
             assert picture["path"] == f"{row['example'] % 20}.png"
             colour = Image.open(io.BytesIO(picture["bytes"])).getpixel((0, 0))
             assert colour[2] == (50 if row["dataset"] == "a" else 200)
+    of_b = [row for row in table if row["dataset"] == "b"]
+    ledger = {"read": 34, "examples": 31, "duplicates": 1, "rejects": {"too_long": 2}}
     assert verify_shards(directory)["datasets"]["b"] == {
-        "samples": 375,
-        "examples": 31,
+        "share_wanted": 0.25,
         "share": 0.25,
+        "limited": False,
+        "examples": 31,
         "epochs": 375 / 31,
+        "samples": 375,
+        "num_turns": 375,
+        "num_images": sum(len(row["images"]) for row in of_b),
+        "num_tokens": 3 * 375,
+        "num_supervised": 375,
+        "ledger": {"rows": ledger, "turns": ledger},
     }
+
+
+def test_a_limit_on_epochs_and_a_strategy_stand_in_the_manifest(world, tmp_path):
+    world |= {"balance": Balance(strategy="per-dataset", max_epochs={"b": 2}), "weights": None}
+    datasets = verify_shards(build_shards(Store(tmp_path / "store"), **world))["datasets"]
+    assert datasets["b"]["samples"] in (61, 62)
+    assert datasets["b"]["limited"] and not datasets["a"]["limited"]
+    assert datasets["b"]["share_wanted"] == 0.5
+    assert datasets["b"]["share"] == datasets["b"]["samples"] / COUNT
+
+
+def test_a_ledger_that_does_not_add_up_stops_the_mix(world, tmp_path):
+    path = world["examples"]["b"] / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["rows"]["rejects"] = {"too_long": 1}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(RuntimeError, match="34 rows of b read, but 33 accounted for"):
+        build_shards(Store(tmp_path / "store"), **world)
+    assert not list((tmp_path / "store").rglob("manifest.json"))
 
 
 def test_the_same_recipe_gives_the_same_bytes(world, tmp_path):
@@ -184,6 +216,8 @@ def test_examples_are_read_at_random_in_any_order(world):
 
 def test_no_shard_is_written_for_a_dataset_without_examples(world, tmp_path):
     manifest = world["examples"]["b"] / "manifest.json"
-    manifest.write_text(json.dumps({"files": [], "num_examples": 0}))
+    none = {"read": 0, "examples": 0, "duplicates": 0, "rejects": {}}
+    empty = {"files": [], "num_examples": 0, "num_supervised": 0, "task": "caption", "rows": none, "turns": none}
+    manifest.write_text(json.dumps(empty))
     with pytest.raises(ValueError, match="b: a share in the mixture, but no example"):
         build_shards(Store(tmp_path / "store"), **world)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.store import FileDigests, Store, digest_of, fingerprint, read_manifest, write_atomic
+from pipelines.store import BIG_FILE, FileDigests, NotBuilt, Store, digest_of, fingerprint, read_manifest, write_atomic
 
 KEY = {"version": 1, "weights": {"a": 0.5}}
 
@@ -92,3 +92,27 @@ def test_digests_follow_the_content(tmp_path):
 def test_digest_of_tells_items_apart():
     assert digest_of(["ab", "c"]) != digest_of(["a", "bc"])
     assert digest_of([("a", 1)]) == digest_of([["a", 1]])
+
+
+def test_a_store_that_may_only_be_read_makes_nothing(tmp_path):
+    with pytest.raises(NotBuilt):
+        Store(tmp_path / "none", read_only=True).produce("stage", KEY, lambda out: {})
+    file = tmp_path / "file"
+    file.write_text("content")
+    looked = FileDigests(Store(tmp_path / "none", read_only=True)).digest(file)
+    assert not (tmp_path / "none").exists()
+    store = Store(tmp_path / "store")
+    made = store.produce("stage", KEY, lambda out: {})
+    assert Store(tmp_path / "store", read_only=True).produce("stage", KEY, lambda out: {}) == made
+    assert FileDigests(store).digest(file) == looked
+
+
+def test_a_big_file_is_not_hashed_to_look_at_a_store(tmp_path):
+    file = tmp_path / "file"
+    with file.open("wb") as big:
+        big.truncate(BIG_FILE + 1)
+    looking = FileDigests(Store(tmp_path / "store", read_only=True))
+    with pytest.raises(NotBuilt, match="was never read"):
+        looking.digest(file)
+    digest = FileDigests(Store(tmp_path / "store")).digest(file)
+    assert looking.digest(file) == digest

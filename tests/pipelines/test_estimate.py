@@ -1,0 +1,84 @@
+"""A sample of rows stands for all of them."""
+
+import pyarrow as pa
+import pytest
+
+from pipelines.build import DatasetSpec, render_settings
+from pipelines.estimate import SAMPLE_ROWS, count_examples, estimate, sample_rows
+from pipelines.render import Renderer
+from pipelines.schema import ANNOTATIONS
+from pipelines.templates import template_file
+
+
+def annotations(num_rows: int) -> pa.Table:
+    """Images with one to five questions each, and a row without an image now and then."""
+    rows = []
+    for row in range(num_rows):
+        image = None if row % 97 == 0 else f"{(row * row + 7 * row) % (num_rows // 3)}.jpg"
+        rows.append(
+            {"row": row, "image": image, "question": f"Which? {'very ' * (row % 9)}", "answer": "so " * (row % 5 + 1)}
+        )
+    rows[3] = {"row": 3, "reject": "missing_field", "detail": "question"}
+    return pa.Table.from_pylist(rows, ANNOTATIONS["open_question"])
+
+
+@pytest.fixture
+def settings_of(tokenizer_dir, tmp_path):
+    def make(rule: str = "off"):
+        spec = DatasetSpec("vqav2", "vqav2", tmp_path, tmp_path / "nowhere", max_turns=3, dedup_rule=rule)
+        return spec, render_settings(
+            spec,
+            template_file=template_file("fine", "vqav2", "open_question"),
+            chat="honeybee",
+            tokenizer=tokenizer_dir,
+            max_text_tokens=3000,
+            embeddings=None,
+            seed=0,
+        )
+
+    return make
+
+
+def test_images_stay_whole_in_a_sample():
+    table = annotations(9000)
+    sample = sample_rows(table, False, 500)
+    assert 400 <= sample.num_rows <= 500
+    assert sample["row"].to_pylist() == sorted(sample["row"].to_pylist())
+    chosen = set(sample["image"].drop_null().to_pylist())
+    assert sample.filter(pa.compute.is_valid(sample["image"])).num_rows == sum(
+        image in chosen for image in table["image"].to_pylist()
+    )
+    assert sample_rows(table, True, 500).num_rows == 500
+    assert sample_rows(table, False, 9000).equals(table)
+
+
+def test_an_estimate_is_near_to_what_all_rows_give(settings_of):
+    table = annotations(4 * SAMPLE_ROWS)
+    spec, settings = settings_of()
+    exact = Renderer(settings).render(table, None).counts
+    found = estimate(spec, table, settings, embed_images=False)
+    assert found.rendered <= SAMPLE_ROWS
+    assert found.examples == pytest.approx(exact["num_examples"], rel=0.05)
+    assert found.turns == pytest.approx(exact["turns"]["examples"], rel=0.05)
+    assert found.supervised == pytest.approx(exact["num_supervised"], rel=0.05)
+    assert count_examples(table, False, 3) == exact["num_examples"]
+
+
+def test_duplicates_that_need_vectors_are_left_in_and_that_is_told(settings_of):
+    table = annotations(300)
+    assert estimate(*_swap(settings_of("answer"), table), embed_images=False).compared
+    found = estimate(*_swap(settings_of("semantic"), table), embed_images=False)
+    assert not found.compared
+    assert found.turns == 299
+
+
+def test_pictures_that_are_not_there_are_foreseen(settings_of, tmp_path):
+    (tmp_path / "nowhere").mkdir()
+    spec, settings = settings_of()
+    found = estimate(spec, annotations(300), settings, embed_images=True)
+    assert found.examples == 4  # the rows without a picture
+
+
+def _swap(made, table):
+    spec, settings = made
+    return spec, table, settings
