@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import yaml
 
 from flows import tables
+from flows.runs import RunError, find_run, stage_shards
 from flows.workspace import STAGES
 from pipelines.store import MANIFEST, read_manifest
 
-RUNS = Path("runs")  # where RECIPE/RUN_ID is looked for
 FILES, LEDGER = "annotations.files.", "ledger."
 _MIXTURE = ("share_wanted", "share", "samples", "epochs", "num_supervised")  # one line for each dataset
 DIGEST_LENGTH = 64  # of a SHA-256 in hex digits; people are shown the first eight
@@ -34,14 +34,10 @@ _WORDS = {
 }
 
 
-class RunError(ValueError):
-    """A run that cannot be compared; the message says why."""
-
-
 def compare(run_a: str, run_b: str) -> dict[str, Any]:
-    """run_a, run_b: directories, or RECIPE/RUN_ID under runs/. Returns what `honeybee diff --json` prints; every change
+    """run_a, run_b: see find_run. Returns what `honeybee diff --json` prints; every change
     is [in A, in B]. Raises RunError for a run that is not there or whose data are not finished."""
-    a, b = _directory(run_a), _directory(run_b)
+    a, b = find_run(run_a), find_run(run_b)
     stages_a, stages_b = _stages(a), _stages(b)
     found: dict[str, Any] = {"a": str(a), "b": str(b), "recipe": _changes(_recipe(a), _recipe(b)), "stages": {}}
     for stage in STAGES:
@@ -54,26 +50,12 @@ def compare(run_a: str, run_b: str) -> dict[str, Any]:
     return found
 
 
-def _directory(run: str) -> Path:
-    for place in (Path(run), RUNS / run):
-        if place.is_dir():
-            directory = place.resolve()
-            if (directory / "recipe.yaml").is_file():
-                return directory
-            raise RunError(f"{place} is no run: it has no recipe.yaml")
-    raise RunError(f"no run {run}: give its directory, or RECIPE/RUN_ID of a run under {RUNS}/")
-
-
 def _stages(run: Path) -> dict[str, Path]:
-    """stage → its shards."""
-    links = {stage: run / "data" / stage for stage in STAGES}
-    gone = [link for link in links.values() if link.is_symlink() and not (link / MANIFEST).is_file()]
-    if gone:
-        raise RunError(f"{gone[0]} leads to {gone[0].resolve()}, which is not whole: build it again")
-    there = {stage: link.resolve() for stage, link in links.items() if link.is_symlink()}
-    if not there or (len(there) < len(STAGES) and not (run / "report.md").is_file()):
-        missing = ", ".join(f"data/{stage}" for stage in STAGES if stage not in there)
-        raise RunError(f"{run} is not finished ({missing} not built): run it again with --run-id {run.name}")
+    """stage → its shards. A run may have built one stage alone, if it came to its end."""
+    there = stage_shards(run)
+    missing = [f"data/{stage}" for stage in STAGES if stage not in there]
+    if missing and not (run / "report.md").is_file():
+        raise RunError(f"{run} is not finished ({', '.join(missing)} not built): run it again with --run-id {run.name}")
     return there
 
 

@@ -1,9 +1,13 @@
-"""The Honeybee model. Its classes are loaded when they are asked for, since torch and transformers take seconds."""
+"""The Honeybee model. Its classes are loaded when one is asked for, since torch and transformers take seconds; all at
+once, so that the Auto classes of transformers know them."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from model.auto import HoneybeeConfig, HoneybeeForConditionalGeneration, HoneybeeImageProcessor, HoneybeeProcessor
+    from model.configuration import HoneybeeConfig
+    from model.modeling import HoneybeeForConditionalGeneration
+    from model.processing import HoneybeeImageProcessor, HoneybeeProcessor
 
 __all__ = ["HoneybeeConfig", "HoneybeeForConditionalGeneration", "HoneybeeImageProcessor", "HoneybeeProcessor"]
 
@@ -11,6 +15,6 @@ __all__ = ["HoneybeeConfig", "HoneybeeForConditionalGeneration", "HoneybeeImageP
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from model import auto
-
-    return getattr(auto, name)
+    for module in ("configuration", "modeling", "processing"):
+        globals().update({k: v for k, v in vars(importlib.import_module(f"model.{module}")).items() if k in __all__})
+    return globals()[name]

@@ -62,3 +62,6 @@ class HoneybeeConfig(PreTrainedConfig):
     def num_vision_layers(self) -> int:
         """How many layers of the vision encoder must run to get hidden_states[vision_layer]."""
         return self.vision_layer % (self.vision_config.num_hidden_layers + 1)
+
+
+AutoConfig.register("honeybee", HoneybeeConfig)

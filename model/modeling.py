@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
     GenerationMixin,
@@ -301,3 +302,6 @@ def projector_of(config: HoneybeeConfig) -> Projector:
         output_width=config.text_config.hidden_size,
     )
     return build_projector(config.projector["type"], shape, config.projector["settings"])
+
+
+AutoModelForImageTextToText.register(HoneybeeConfig, HoneybeeForConditionalGeneration)

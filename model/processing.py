@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
+    AutoProcessor,
     AutoTokenizer,
     BatchFeature,
     PreTrainedTokenizerBase,
@@ -18,6 +19,7 @@ from transformers import (
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from model.configuration import HoneybeeConfig
 from model.pretrained import IMAGE_TOKEN, image_token_id
 from pipelines.images import to_rgb
 
@@ -151,3 +153,7 @@ def _none_if_empty(images: Any) -> Any:
     if isinstance(images, list) and all(isinstance(sample, list) and not sample for sample in images):
         return None
     return images
+
+
+AutoImageProcessor.register(HoneybeeConfig, image_processor_classes={"pil": HoneybeeImageProcessor})
+AutoProcessor.register(HoneybeeConfig, HoneybeeProcessor)

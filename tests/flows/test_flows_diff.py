@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
-from flows.diff import RunError, compare, describe
+from flows.diff import compare, describe
 from flows.results import Results
+from flows.runs import RunError
 from pipelines import templates
 
 
@@ -93,7 +95,10 @@ def test_runs_that_cannot_be_compared(run, recipe_of, tmp_path):
     with pytest.raises(RunError, match=r"is no run: it has no recipe\.yaml"):
         compare(one, str(tmp_path))
     unfinished = Results(recipe_of(), "begun")
-    with pytest.raises(RunError, match=r"not finished \(data/pretrain, data/finetune not built\).*--run-id begun"):
+    with pytest.raises(RunError, match=r"begun has no data yet: run it again with --run-id begun"):
+        compare(one, str(unfinished.directory))
+    unfinished.link("data/pretrain", Path(one) / "data/pretrain")
+    with pytest.raises(RunError, match=r"not finished \(data/finetune not built\).*--run-id begun"):
         compare(one, str(unfinished.directory))
     unfinished.link("data/pretrain", tmp_path / "gone")
     with pytest.raises(RunError, match=r"data/pretrain leads to .*gone, which is not whole"):
