@@ -8,11 +8,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from flows.decontamination import decontamination
 from flows.stage_data import dataset_examples
 from flows.workspace import Workspace
 from pipelines import sources
+from pipelines.arrow_files import read_table
 from pipelines.balance import BalanceError, wanted_shares
 from pipelines.build import DatasetSpec, annotation_batches, build_annotations, render_settings
+from pipelines.decontaminate import Decontamination
 from pipelines.estimate import count_examples, estimate
 from pipelines.lookup import embeddings_at_hand, images_at_hand, newest_examples
 from pipelines.mix import mix
@@ -55,6 +58,7 @@ class Forecaster:
         self._annotations: dict[str, pa.Table | None] = {}
         self.tokenizer, self.lack = self._tokenizer(scratch)
         self._embeddings = self._embeddings_at_hand()
+        self._benchmarks = self._benchmarks_at_hand()
 
     def known(self, stage: str, dataset: str) -> Known:
         """What is known of a dataset in a stage, by the best that there is: its very examples, a sample of its rows
@@ -100,18 +104,34 @@ class Forecaster:
             return embeddings_at_hand(self.workspace.store, recipe.embedder.model)
         return None
 
+    def _benchmarks_at_hand(self) -> Decontamination | None:
+        """What is looked for, if the items of all benchmarks are in the store (or none is listed)."""
+        try:
+            return decontamination(self.workspace, _quiet)
+        except (NotBuilt, ValueError, OSError):  # a benchmark that cannot be read is told with all else that is missing
+            return None
+
+    def _images(self, spec: DatasetSpec) -> Path | None:
+        """Where the dataset's images are measured; None where they are not needed. Raises NotBuilt."""
+        if self.workspace.recipe.images != "embed":
+            return None
+        return images_at_hand(self.workspace.store, spec)
+
     def _built(self, stage: str, spec: DatasetSpec) -> Path | None:
         """The examples that a build of this recipe would take from the store."""
         workspace = self.workspace
-        if self.tokenizer is None:
+        listed = workspace.recipe.decontamination is not None
+        if self.tokenizer is None or (listed and self._benchmarks is None):
             return None
         try:
-            images = images_at_hand(workspace.store, spec) if workspace.recipe.images == "embed" else None
+            images = self._images(spec)
         except NotBuilt:
             return None
         for embeddings in (self._embeddings, None):  # None is right where no dataset has texts to compare
             try:
-                return dataset_examples(workspace, stage, spec, self.tokenizer, images, embeddings, _quiet)
+                return dataset_examples(
+                    workspace, stage, spec, self.tokenizer, images, embeddings, self._benchmarks, _quiet
+                )
             except NotBuilt:
                 continue
         return None
@@ -133,7 +153,7 @@ class Forecaster:
     def _rendered(self, stage: str, spec: DatasetSpec, annotations: pa.Table, tokenizer: Path) -> Known:
         if not annotations.num_rows:
             return Known("its files hold no row", 0, 0)
-        data = self.workspace.stage(stage).data
+        recipe, data = self.workspace.recipe, self.workspace.stage(stage).data
         settings = render_settings(
             spec,
             template_file=template_file(data.templates, spec.name, spec.task),
@@ -141,11 +161,20 @@ class Forecaster:
             tokenizer=tokenizer,
             max_text_tokens=data.max_text_tokens,
             embeddings=self._embeddings,
-            seed=self.workspace.recipe.seed,
+            seed=recipe.seed,
+            decontamination=self._benchmarks,
         )
-        found = estimate(spec, annotations, settings, self.workspace.recipe.images == "embed")
+        try:
+            measured = self._images(spec)
+        except NotBuilt:
+            measured = None
+        images = read_table(measured / "images.arrow") if measured else None
+        found = estimate(spec, annotations, settings, images, recipe.images == "embed")
+        left_in = list(found.left_in)
+        if recipe.decontamination is not None and self._benchmarks is None:
+            left_in.append("overlaps")
         how = "all rows" if found.rendered == annotations.num_rows else f"{found.rendered:,} rows"
-        origin = f"estimated from {how}" + ("" if found.compared else ", before duplicates")
+        origin = f"estimated from {how}" + (f", before {' and '.join(left_in)}" if left_in else "")
         return Known(
             origin, annotations.num_rows, found.examples, found.turns, found.tokens, found.supervised, found.images
         )

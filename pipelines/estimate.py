@@ -1,5 +1,5 @@
 """How much a dataset will give, before it is built: a bounded sample of its rows is rendered in memory, whole images at
-a time, and what came out is scaled to all rows. Pictures are looked for, but not opened."""
+a time, and what came out is scaled to all rows. No picture is opened."""
 
 import dataclasses
 import zlib
@@ -23,7 +23,7 @@ class Estimate:
     """Of all rows of a dataset, scaled from those rendered."""
 
     rendered: int  # rows
-    compared: bool  # whether duplicates were left out as in a build
+    left_in: tuple[str, ...]  # what a build would leave out besides: `duplicates`, `overlaps` with benchmarks
     examples: int
     turns: float
     tokens: float  # image tokens aside
@@ -31,24 +31,31 @@ class Estimate:
     images: float
 
 
-def estimate(spec: DatasetSpec, annotations: pa.Table, settings: RenderSettings, embed_images: bool) -> Estimate:
-    """settings: as for a build; where its embeddings lack a text, or there are none, duplicates are left in."""
+def estimate(
+    spec: DatasetSpec, annotations: pa.Table, settings: RenderSettings, images: pa.Table | None, embed_images: bool
+) -> Estimate:
+    """settings: as for a build; where its embeddings lack a text, or there are none, duplicates are left in. images:
+    the measures of all of the dataset's images; where they are not measured yet (None), pictures are only looked for,
+    and overlaps with benchmarks are left in."""
     sample = sample_rows(annotations, spec.task == "conversation", SAMPLE_ROWS)
-    images = _images(spec, sample) if embed_images and spec.images.is_dir() else None
-    compared = True
+    left_in = []
+    if embed_images and images is None:
+        images = _present(spec, sample) if spec.images.is_dir() else None
+        if settings.decontamination is not None:
+            settings = dataclasses.replace(settings, decontamination=None)
+            left_in.append("overlaps")
+    if settings.embeddings is None and _compares_vectors(settings):
+        settings = _without_vectors(settings)
+        left_in.append("duplicates")
     try:
-        if settings.embeddings is None and _compares_vectors(settings):
-            raise KeyError("no embeddings")
         counts = Renderer(settings).render(sample, images).counts
-    except KeyError:
-        compared = False
-        rule = "answer" if "answer" in settings.dedup_rule else "off"
-        plain = dataclasses.replace(settings, embeddings=None, dedup_rule=rule)
-        counts = Renderer(plain).render(sample, images).counts
+    except KeyError:  # a text that was never embedded
+        left_in.append("duplicates")
+        counts = Renderer(_without_vectors(settings)).render(sample, images).counts
     scale = annotations.num_rows / sample.num_rows
     return Estimate(
         rendered=sample.num_rows,
-        compared=compared,
+        left_in=tuple(left_in),
         examples=round(counts["num_examples"] * scale),
         turns=counts["turns"]["examples"] * scale,
         tokens=(counts["num_tokens"] - counts["num_images"]) * scale,
@@ -88,7 +95,12 @@ def _compares_vectors(settings: RenderSettings) -> bool:
     return "semantic" in settings.dedup_rule and settings.max_turns > 1 and settings.task != "conversation"
 
 
-def _images(spec: DatasetSpec, sample: pa.Table) -> pa.Table:
+def _without_vectors(settings: RenderSettings) -> RenderSettings:
+    rule = "answer" if "answer" in settings.dedup_rule else "off"
+    return dataclasses.replace(settings, embeddings=None, dedup_rule=rule)
+
+
+def _present(spec: DatasetSpec, sample: pa.Table) -> pa.Table:
     """An images table of the sample that knows only whether there is a file."""
     root = ImageRoot(spec.images)
     rows = []

@@ -11,11 +11,11 @@ from PIL import Image
 from tiny import WriteRecipe, write_tiny
 
 from flows import overlaps
-from flows.build_dataset import dataset_examples, stage_data
 from flows.check import check_inputs, check_settings
 from flows.decontamination import read_items
 from flows.recipe import RecipeError, load_recipe
 from flows.runs import RunError
+from flows.stage_data import dataset_examples, stage_data
 from flows.workspace import Workspace, locate_workspace, open_workspace
 from model.backbones import train_backbones
 from pipelines.sample import write_sample

@@ -72,6 +72,16 @@ def test_only_the_examples_of_this_very_recipe_count_as_built(recipe_of, build_d
     assert [row["numbers"] for row in rows.values()] == ["estimated from all rows", "built", "built"]
 
 
+def test_benchmarks_that_are_looked_for_are_part_of_what_is_built(recipe_of, build_data):
+    recipe = recipe_of({"decontamination": {"evaluation": True}, "finetune/data/weights": {"refcoco": 1.0}})
+    before = table(list(plan(recipe, training=False)), "finetune")
+    assert before["refcoco"]["numbers"] == "estimated from all rows, before overlaps"
+    build_data(recipe)
+    after = list(plan(recipe, training=False))
+    assert table(after, "finetune")["refcoco"]["numbers"] == "built"
+    assert table(after, "pretrain")["coyo100m"]["numbers"] == "built"
+
+
 def test_sizes_that_are_not_known_stay_open(write_recipe, tmp_path):
     path = write_recipe(
         {

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from tiny import write_tiny
 
-from flows.build_dataset import dataset_examples, stage_data
 from flows.recipe import load_recipe
 from flows.results import Results
 from flows.runs import RunError
+from flows.stage_data import dataset_examples, stage_data
 from flows.trace import TraceError, lines, trace
 from flows.workspace import STAGES, open_workspace
 from model.backbones import train_backbones

@@ -34,6 +34,7 @@ def settings_of(tokenizer_dir, tmp_path):
             max_text_tokens=3000,
             embeddings=None,
             seed=0,
+            decontamination=None,
         )
 
     return make
@@ -56,7 +57,7 @@ def test_an_estimate_is_near_to_what_all_rows_give(settings_of):
     table = annotations(4 * SAMPLE_ROWS)
     spec, settings = settings_of()
     exact = Renderer(settings).render(table, None).counts
-    found = estimate(spec, table, settings, embed_images=False)
+    found = estimate(spec, table, settings, images=None, embed_images=False)
     assert found.rendered <= SAMPLE_ROWS
     assert found.examples == pytest.approx(exact["num_examples"], rel=0.05)
     assert found.turns == pytest.approx(exact["turns"]["examples"], rel=0.05)
@@ -66,16 +67,16 @@ def test_an_estimate_is_near_to_what_all_rows_give(settings_of):
 
 def test_duplicates_that_need_vectors_are_left_in_and_that_is_told(settings_of):
     table = annotations(300)
-    assert estimate(*_swap(settings_of("answer"), table), embed_images=False).compared
-    found = estimate(*_swap(settings_of("semantic"), table), embed_images=False)
-    assert not found.compared
+    assert estimate(*_swap(settings_of("answer"), table), images=None, embed_images=False).left_in == ()
+    found = estimate(*_swap(settings_of("semantic"), table), images=None, embed_images=False)
+    assert found.left_in == ("duplicates",)
     assert found.turns == 299
 
 
 def test_pictures_that_are_not_there_are_foreseen(settings_of, tmp_path):
     (tmp_path / "nowhere").mkdir()
     spec, settings = settings_of()
-    found = estimate(spec, annotations(300), settings, embed_images=True)
+    found = estimate(spec, annotations(300), settings, images=None, embed_images=True)
     assert found.examples == 4  # the rows without a picture
 
 
