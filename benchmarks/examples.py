@@ -29,7 +29,8 @@ from pipelines.schema import EXAMPLES
 def honeybee(annotations: Path, tokenizer: Path, out: Path) -> float:
     import apache_beam  # noqa: F401 (its import is not measured, as with the peers)
 
-    from pipelines.build import BEAM_OPTIONS, ROWS_PER_PARTITION
+    from pipelines.beam import BEAM_OPTIONS
+    from pipelines.build import ROWS_PER_PARTITION
     from pipelines.examples import ExamplesJob, run_examples_job
     from pipelines.render import RenderSettings
     from pipelines.templates import template_file
@@ -51,7 +52,7 @@ def honeybee(annotations: Path, tokenizer: Path, out: Path) -> float:
     )
     job = ExamplesJob(str(annotations), None, settings, -(-rows // ROWS_PER_PARTITION), str(out))
     begin = time.perf_counter()
-    run_examples_job(job, BEAM_OPTIONS)
+    run_examples_job(job, list(BEAM_OPTIONS))
     return time.perf_counter() - begin
 
 

@@ -11,6 +11,7 @@ from model import evaluation
 from model.evaluation.base import load_prompt
 from pipelines import sources
 from pipelines.balance import wanted_shares
+from pipelines.beam import check_options
 from pipelines.chat_style import chat_style_file
 from pipelines.embed import embedder_path
 from pipelines.mixture import make_mixture
@@ -53,6 +54,7 @@ def _settings(recipe: Recipe) -> Iterator[str]:
         problem = _writable(path)
         if problem:
             yield f"paths.{key}: {problem}"
+    yield from _problems("beam", check_options, recipe.beam)
     for name, dataset in recipe.datasets.items():
         yield from _problems(f"datasets.{name}", sources.get, dataset.source or name)
         if "semantic" in dataset.dedup.rule and dataset.max_turns > 1:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from model.training.job import Train
 from pipelines.balance import Balance
+from pipelines.beam import BEAM_OPTIONS
 
 RECIPES = Path(__file__).parent / "recipes"
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -226,6 +227,7 @@ class Recipe(Part):
     pretrain: Stage
     finetune: Stage
     launch: Launch = Launch()
+    beam: tuple[str, ...] = BEAM_OPTIONS  # Beam's own options: where its jobs run; no byte depends on them
     evaluation: Evaluation = Evaluation()
     decontamination: Decontamination | None = None  # absent: nothing is looked for
 

@@ -46,6 +46,7 @@ def stage_data(
         tokenizer=tokenizer,
         seed=recipe.seed,
         embed_images=recipe.images == "embed",
+        beam_options=recipe.beam,
         log=log,
     )
     log(f"{stage} shards: {shards}")
@@ -74,5 +75,6 @@ def dataset_examples(
         embeddings=embeddings,
         seed=workspace.recipe.seed,
         decontamination=benchmarks,
+        beam_options=workspace.recipe.beam,
         log=log,
     )

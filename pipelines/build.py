@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from pipelines import dedup, embed, sources
 from pipelines.arrow_files import open_batches, read_table, write_batches
+from pipelines.beam import BEAM_OPTIONS
 from pipelines.chat_style import chat_style_file
 from pipelines.decontaminate import Decontamination
 from pipelines.examples import ExamplesJob, run_examples_job
@@ -33,7 +34,6 @@ EXAMPLES_VERSION = 3
 ROWS_PER_BATCH = 32768
 ROWS_PER_FILE = 1 << 18
 ROWS_PER_PARTITION = 16384
-BEAM_OPTIONS = ["--runner=FnApiRunner"]  # DirectRunner would first try to download another runner
 
 Log = Callable[[str], None]
 

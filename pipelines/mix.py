@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.balance import Balance, Shares, Size, shares
-from pipelines.build import BEAM_OPTIONS
+from pipelines.beam import BEAM_OPTIONS
 from pipelines.ledger import check_ledger
 from pipelines.mixture import Mixture, make_mixture
 from pipelines.shards import ShardPlan, verify_examples, write_shard

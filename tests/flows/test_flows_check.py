@@ -146,3 +146,10 @@ def test_places_that_cannot_be_written(write_recipe, tmp_path):
     with pytest.raises(RecipeError, match=r"paths.store: .*/file is no directory") as caught:
         check_settings(load_recipe(write_recipe({"paths": paths})))
     assert os.geteuid() == 0 or "paths.runs: /proc cannot be written to" in str(caught.value)
+
+
+def test_a_beam_runner_that_is_not_there(write_recipe):
+    check_settings(load_recipe(write_recipe({"beam": ["--runner=apache_beam.runners.dask.dask_runner.DaskRunner"]})))
+    for runner in ("NoRunner", "no.such.Runner", "apache_beam.runners.dask.NoRunner"):
+        with pytest.raises(RecipeError, match=f"beam: .*{runner}"):
+            check_settings(load_recipe(write_recipe({"beam": [f"--runner={runner}"]})))
