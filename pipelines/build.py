@@ -20,6 +20,7 @@ from pipelines.examples import ExamplesJob, run_examples_job
 from pipelines.images import identities, images_table
 from pipelines.instructify import raw_texts
 from pipelines.ledger import check_ledger
+from pipelines.pictures import named_images
 from pipelines.render import RenderSettings
 from pipelines.schema import ANNOTATIONS, IMAGES
 from pipelines.store import FileDigests, Store, digest_of, file_sha256, read_manifest
@@ -50,16 +51,21 @@ class DatasetSpec:
     dedup_rule: str = "semantic"
     dedup_compare: str = "pair"
     dedup_threshold: float | None = None
+    options: sources.SourceOptions = sources.NO_OPTIONS
+
+    @property
+    def reader(self) -> sources.Source:
+        return sources.get(self.source, self.options)
 
     @property
     def task(self) -> str:
-        return sources.get(self.source).task
+        return self.reader.task
 
 
 def build_annotations(store: Store, spec: DatasetSpec, log: Log = print) -> Path:
     """Official files → annotation batches: `annotations-*.arrow`. Its manifest says which row of the dataset is the
     first of each official file (`files_rows`). Raises SourceError for files that cannot be read."""
-    source = sources.get(spec.source)
+    source = spec.reader
     files = source.files(spec.annotations)
     digests = FileDigests(store).digests(files)
     names = [path.relative_to(spec.annotations).as_posix() for path in files]
@@ -67,6 +73,7 @@ def build_annotations(store: Store, spec: DatasetSpec, log: Log = print) -> Path
         "version": ANNOTATIONS_VERSION,
         "source": source.name,
         "source_version": source.version,
+        "options": source.options,
         "files": [[name, digest] for name, digest in zip(names, digests, strict=True)],
     }
 
@@ -272,7 +279,7 @@ def annotation_batches(annotations: Path) -> Iterator[pa.RecordBatch]:
 def distinct_images(annotations: Path) -> set[str]:
     names: set[str] = set()
     for batch in annotation_batches(annotations):
-        names |= set(pc.unique(batch.column("image").drop_null()).to_pylist())
+        names |= named_images(batch)
     return names
 
 

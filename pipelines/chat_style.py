@@ -15,6 +15,7 @@ from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pipelines.templates import ROOT
+from pipelines.tokenizer import IMAGE_TOKEN
 
 # Private-use characters: where a supervised span begins and ends, and the stand-ins' brackets.
 BEGIN, END, _OPEN, _CLOSE = "\ue000", "\ue001", "\ue002", "\ue003"
@@ -41,11 +42,9 @@ class _Generation(Extension):
 
 @dataclass(frozen=True)
 class Wording:
-    """What stands around the texts: `lead` user `middle` assistant `end`, and for each turn more `later` user `middle`
-    assistant `end`, and `closing` after the last. The supervised text begins `offset` characters into `middle` and
-    ends with `end`."""
+    """What stands around the texts of every turn: lead user `middle` assistant `end`, and `closing` after the last one.
+    The supervised text begins `offset` characters into `middle` and ends with `end`."""
 
-    later: str
     middle: str
     offset: int
     end: str
@@ -76,28 +75,32 @@ class ChatStyle:
         except jinja2.TemplateSyntaxError as error:
             raise ChatStyleError(f"{self.path}:{error.lineno}: {error.message}") from None
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
-        self.wording = self._wording(eos_token)
         self.lead = functools.cache(self._lead)
+        self.later = functools.cache(self._later)
+        self.wording = self._wording(eos_token)
 
-    def _render(self, num_images: int, texts: Sequence[str]) -> str:
+    def _render(self, images: Sequence[int], texts: Sequence[str]) -> str:
+        """images: how many stand before each user text; others stand where the text has an `<image>`."""
         messages: list[dict] = []
         for i, text in enumerate(texts):
-            parts = [{"type": "text", "text": text}]
-            if i == 0:
-                parts = [{"type": "image"}] * num_images + parts
+            parts: list[dict] = [{"type": "image"}] * (0 if i % 2 else images[i // 2])
+            for said in re.split(f"({IMAGE_TOKEN})", text):
+                if said:
+                    parts.append({"type": "image"} if said == IMAGE_TOKEN else {"type": "text", "text": said})
             messages.append({"role": "assistant" if i % 2 else "user", "content": parts})
         return self._template.render(messages=messages, add_generation_prompt=False, **self._tokens)
 
-    def _between(self, num_images: int, num_turns: int) -> list[str]:
-        """What is printed before, between and after the 2 · num_turns texts."""
-        pieces = _HOLE.split(self._render(num_images, [f"{_OPEN}{i}{_CLOSE}" for i in range(2 * num_turns)]))
-        if pieces[1::2] != [f"{_OPEN}{i}{_CLOSE}" for i in range(2 * num_turns)]:
+    def _between(self, *images: int) -> list[str]:
+        """What is printed before, between and after the two texts of each turn."""
+        holes = [f"{_OPEN}{i}{_CLOSE}" for i in range(2 * len(images))]
+        pieces = _HOLE.split(self._render(images, holes))
+        if pieces[1::2] != holes:
             raise ChatStyleError(f"{self.path}: must print each text of a conversation once, in order")
         return pieces[0::2]
 
     def _wording(self, eos_token: str) -> Wording:
-        _, middle, end = self._between(0, 1)
-        later = self._between(0, 2)[2]
+        _, middle, end = self._between(0)
+        later = self._between(0, 0)[2]
         supervised, closed, closing = end.partition(END)
         if middle.count(BEGIN) != 1 or END in middle or not closed or not supervised.endswith(eos_token):
             raise ChatStyleError(
@@ -105,23 +108,32 @@ class ChatStyle:
             )
         if not later.startswith(supervised + END):
             raise ChatStyleError(f"{self.path}: must end each assistant text alike")
-        before = middle.index(BEGIN)
-        rest = later.removeprefix(supervised + END)
-        wording = Wording(rest, middle.replace(BEGIN, ""), before, supervised, closing)
+        wording = Wording(middle.replace(BEGIN, ""), middle.index(BEGIN), supervised, closing)
         probe = [f"  Text {i}, as it is \n" for i in range(6)]
-        for num_images, texts in ((0, probe), (2, probe), (1, probe[:2])):
-            joined = self._join(self._lead(num_images), wording, texts)
-            if joined != self._render(num_images, texts).replace(BEGIN, "").replace(END, ""):
-                raise ChatStyleError(
-                    f"{self.path}: must print the texts of a conversation unchanged, and every later turn alike"
-                )
+        shown = [text if i % 2 else f"{text}{IMAGE_TOKEN} and{IMAGE_TOKEN}" for i, text in enumerate(probe)]
+        rules = "the texts of a conversation unchanged, and every later turn alike"
+        in_place = f"a picture that stands after a text where it stands, as {IMAGE_TOKEN}"
+        for images, texts, rule in (
+            ((0, 0, 0), probe, rules),
+            ((2, 0, 0), probe, rules),
+            ((1,), probe[:2], rules),
+            ((1, 0, 2), shown, in_place),
+        ):
+            leads = [self.lead(images[0]), *map(self.later, images[1:])]
+            if self._join(leads, wording, texts) != self._render(images, texts).replace(BEGIN, "").replace(END, ""):
+                raise ChatStyleError(f"{self.path}: must print {rule}")
         return wording
 
     def _lead(self, num_images: int) -> str:
-        """What stands before the first user text of a conversation with so many images."""
-        return self._between(num_images, 1)[0]
+        """What stands before the first user text of a conversation, with so many pictures before it."""
+        return self._between(num_images)[0]
+
+    def _later(self, num_images: int) -> str:
+        """What stands before a later user text with so many pictures before it."""
+        return self._between(0, num_images)[2].partition(END)[2]
 
     @staticmethod
-    def _join(lead: str, wording: Wording, texts: Sequence[str]) -> str:
-        turns = (f"{user}{wording.middle}{answer}" for user, answer in zip(texts[::2], texts[1::2], strict=True))
-        return lead + f"{wording.end}{wording.later}".join(turns) + wording.end + wording.closing
+    def _join(leads: Sequence[str], wording: Wording, texts: Sequence[str]) -> str:
+        turns = zip(leads, texts[::2], texts[1::2], strict=True)
+        said = (f"{lead}{user}{wording.middle}{answer}{wording.end}" for lead, user, answer in turns)
+        return "".join(said) + wording.closing

@@ -84,23 +84,21 @@ def _changes(values: np.ndarray) -> np.ndarray:
 def split(grouping: Grouping, tokens: np.ndarray, head: np.ndarray, limit: int) -> Grouping:
     """Cuts every conversation at turn boundaries, into pieces that have at most `limit` tokens where turns allow.
 
-    tokens: (T,) of each turn, without the head; head: (C,) tokens that every piece of a conversation begins with.
+    tokens: (T,) of each turn, without the head; head: (T,) tokens of the head of a piece that begins with the turn.
     At least two pieces of each, since the counts may be a token short. Conversations of one turn are not for here.
     """
     starts: list[int] = []
-    for begin, end, before in zip(
-        grouping.offsets[:-1].tolist(), grouping.offsets[1:].tolist(), head.tolist(), strict=True
-    ):
-        starts += [begin + cut for cut in _cuts(tokens[begin:end].tolist(), before, limit)]
+    for begin, end in zip(grouping.offsets[:-1].tolist(), grouping.offsets[1:].tolist(), strict=True):
+        starts += [begin + cut for cut in _cuts(tokens[begin:end].tolist(), head[begin:end].tolist(), limit)]
     return Grouping(grouping.order, np.array([*starts, len(grouping.order)]))
 
 
-def _cuts(tokens: list[int], head: int, limit: int) -> list[int]:
+def _cuts(tokens: list[int], head: list[int], limit: int) -> list[int]:
     cuts = [0]
-    used = head
+    used = head[0]
     for i, count in enumerate(tokens):
         if i > cuts[-1] and used + count > limit:
             cuts.append(i)
-            used = head
+            used = head[i]
         used += count
     return cuts if len(cuts) > 1 else [0, len(tokens) // 2]

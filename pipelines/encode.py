@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pipelines import words
 from pipelines.chat_style import BEGIN, END, ChatStyle
 from pipelines.ragged import offsets_of, places, sums
-from pipelines.tokenizer import PreparedTokenizer
+from pipelines.tokenizer import IMAGE_TOKEN, PreparedTokenizer
 
 _CHECKED = 8  # turns of every batch that are tokenised both ways
 
@@ -61,7 +61,7 @@ class Encoder:
         self._words = words.WordTokenizer(prepared)
         self._special = "|".join(map(re.escape, prepared.special_tokens))
         # What begins a turn in this style: inside a text it would look like one.
-        around = (self.style.wording.later.rstrip(), self.style.wording.middle.rstrip())
+        around = (self.style.later(0).rstrip(), self.style.wording.middle.rstrip())
         self.role_marks = tuple(mark for mark in around if mark.strip())
 
     def forbidden_text(self, texts: pa.Array) -> pa.Array:
@@ -72,40 +72,48 @@ class Encoder:
         return pc.replace_with_mask(pa.nulls(len(texts), pa.string()), bad, pc.struct_field(found, "token"))
 
     def encode(self, user: pa.Array, assistant: pa.Array, images: np.ndarray) -> EncodedTurns:
-        """user, assistant: T texts without special tokens; images: (T,) integers: for a turn that begins a
-        conversation how many pictures stand before it, for others −1."""
-        lead, wording = self._leads(images), self.style.wording
+        """user, assistant: T texts without special tokens, but for an `<image>` in a user text where a picture stands;
+        images: (T,) integers: for a turn that begins a conversation how many pictures stand at its head, for others −1.
+        """
+        places = pc.count_substring(user, IMAGE_TOKEN).to_numpy()
+        leading, user = _without_leading_images(user)
+        kinds = np.where(images >= 0, images + leading, -1 - leading)
+        lead, wording = self._leads(kinds), self.style.wording
         texts = pc.binary_join_element_wise(lead, user, wording.middle, assistant, wording.end, "")
         known = self._words_before_answer(lead, user)
-        by_words = (known >= 0) & self._words.can_encode(texts)
-        ids, lengths, before = self._encode_pieces(texts, by_words, known, lead, user, self._has_special(images))
-        return self._prove(assistant, np.maximum(images, 0), self._with_heads(images, ids, lengths, before))
+        by_words = (known >= 0) & (places == leading) & self._words.can_encode(texts)
+        ids, lengths, before = self._encode_pieces(texts, by_words, known, lead, user, self._has_special(kinds))
+        return self._prove(assistant, np.maximum(images, 0) + places, self._with_heads(kinds, ids, lengths, before))
 
     def head_tokens(self, num_images: int) -> int:
         """About how many text tokens the first turn of a conversation has more than it would have as a later one."""
         text = self.style.lead(num_images)
-        return len(self._ids(text)) - num_images - len(self._ids(self.style.wording.later))
+        return len(self._ids(text)) - num_images - len(self._ids(self.style.later(0)))
+
+    # A `kind` says what stands before a turn's text: n ≥ 0: the beginning of a conversation and n pictures; n < 0: the
+    # end of the turn before and −1 − n pictures.
 
     @functools.cache  # noqa: B019 (an encoder lives as long as its process)
-    def _head(self, num_images: int) -> tuple[np.ndarray, str]:
-        """The tokens up to the last special token before the first user text, and the text after it."""
-        lead = self.style.lead(num_images)
+    def _head(self, kind: int) -> tuple[np.ndarray, str]:
+        """The tokens up to the last special token before the user text, and the text after it."""
+        lead = self.style.lead(kind) if kind >= 0 else self.style.later(-1 - kind)
         special = [match.end() for match in re.finditer(self._special, lead)]
         cut = special[-1] if special else 0
-        return np.array(self._ids(lead[:cut]), np.int32), lead[cut:]
+        anchor = self.prepared.eos_token if kind < 0 else ""
+        ids = self._ids(anchor + lead[:cut])[len(self._ids(anchor)) :]
+        return np.array(ids, np.int32), lead[cut:]
 
     def _ids(self, text: str) -> list[int]:
         return self.prepared.tokenizer.encode(text, add_special_tokens=False).ids
 
-    def _leads(self, images: np.ndarray) -> pa.Array:
-        kinds, kind = np.unique(images, return_inverse=True)
-        leads = [self._head(n)[1] if n >= 0 else self.style.wording.later for n in kinds.tolist()]
-        return pa.array(leads, pa.string()).take(pa.array(kind))
+    def _leads(self, kinds: np.ndarray) -> pa.Array:
+        distinct, place = np.unique(kinds, return_inverse=True)
+        return pa.array([self._head(kind)[1] for kind in distinct.tolist()], pa.string()).take(pa.array(place))
 
-    def _has_special(self, images: np.ndarray) -> np.ndarray:
+    def _has_special(self, kinds: np.ndarray) -> np.ndarray:
         """(T,) bool: whether a special token stands before the turn's own text."""
-        kinds, kind = np.unique(images, return_inverse=True)
-        return np.array([n < 0 or len(self._head(n)[0]) > 0 for n in kinds.tolist()], dtype=bool)[kind]
+        distinct, place = np.unique(kinds, return_inverse=True)
+        return np.array([kind < 0 or len(self._head(kind)[0]) > 0 for kind in distinct.tolist()], dtype=bool)[place]
 
     def _words_before_answer(self, lead: pa.Array, user: pa.Array) -> np.ndarray:
         """(T,) int64: how many words (texts cut before each space) stand before the supervised text, where it begins
@@ -173,17 +181,17 @@ class Encoder:
             if cut.ids[begin:end].tolist() != ids:
                 raise RuntimeError(f"tokens word by word are not those of the text {texts[int(fast[place])].as_py()!r}")
 
-    def _with_heads(self, images: np.ndarray, ids: np.ndarray, lengths: np.ndarray, before: np.ndarray) -> EncodedTurns:
-        heads = {n: self._head(n)[0] for n in np.unique(images).tolist() if n >= 0}
-        head_lengths = np.zeros(len(images), np.int64)
-        for n, head in heads.items():
-            head_lengths[images == n] = len(head)
+    def _with_heads(self, kinds: np.ndarray, ids: np.ndarray, lengths: np.ndarray, before: np.ndarray) -> EncodedTurns:
+        heads = {kind: self._head(kind)[0] for kind in np.unique(kinds).tolist()}
+        head_lengths = np.zeros(len(kinds), np.int64)
+        for kind, head in heads.items():
+            head_lengths[kinds == kind] = len(head)
         offsets = offsets_of(head_lengths + lengths)
         begins = offsets[:-1] + head_lengths
         result = np.empty(offsets[-1], np.int32)
         result[places(begins, lengths)] = ids
-        for n, head in heads.items():
-            mine = np.flatnonzero(images == n)
+        for kind, head in heads.items():
+            mine = np.flatnonzero(kinds == kind)
             result[places(offsets[:-1][mine], head_lengths[mine])] = np.tile(head, len(mine))
         return EncodedTurns(result, offsets, begins + before, {})
 
@@ -212,6 +220,16 @@ class Encoder:
             for turn in np.flatnonzero(np.isin(model, list(wrong))).tolist():
                 errors.setdefault(turn, wrong[int(model[turn])])
         return EncodedTurns(turns.ids, turns.offsets, turns.supervised, errors)
+
+
+def _without_leading_images(user: pa.Array) -> tuple[np.ndarray, pa.Array]:
+    """How many pictures stand before the first word of each text, and the text from there on: a chat style prints such
+    pictures in its own way, as when they are given beside the text at inference."""
+    if not pc.any(pc.starts_with(user, IMAGE_TOKEN)).as_py():
+        return np.zeros(len(user), np.int64), user
+    rest = pc.replace_substring_regex(user, rf"^(?:{IMAGE_TOKEN}\s*)+", "")
+    counts = pc.subtract(pc.count_substring(user, IMAGE_TOKEN), pc.count_substring(rest, IMAGE_TOKEN))
+    return counts.to_numpy().astype(np.int64), rest
 
 
 def _equal_lists(flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from pipelines.arrow_files import open_batches, write_batches, write_parquet
 from pipelines.hashing import mix64
+from pipelines.pictures import measures
 from pipelines.render import Renderer, RenderSettings
 from pipelines.schema import ANNOTATIONS, EXAMPLES, IMAGES
 from pipelines.store import write_atomic
@@ -123,6 +124,9 @@ def render_partition(job: ExamplesJob, partition: int, spilled: list[str]) -> No
         pieces[name[0]].append(open_batches(job.spilled(name)).get_batch(partition))
     annotations = pa.Table.from_batches(pieces["a"], ANNOTATIONS[job.render.task]).sort_by("row")
     images = pa.Table.from_batches(pieces["i"], IMAGES) if job.images else None
+    if job.images and images is not None and "more_images" in annotations.schema.names:
+        others = set(pc.list_flatten(annotations["more_images"]).to_pylist()) - set(images["image"].to_pylist())
+        images = pa.concat_tables([images, measures(Path(job.images), others)])
     result = Renderer.of(job.render).render(annotations, images)
     write_batches(job.part("examples", partition, "arrow"), EXAMPLES, result.examples.to_batches(ROWS_PER_BATCH))
     write_parquet(job.part("rejects", partition, "parquet"), result.rejects)

@@ -18,10 +18,11 @@ from pipelines.embed import Embeddings
 from pipelines.encode import EncodedTurns, Encoder
 from pipelines.instructify import LETTERS, Turns, instructify
 from pipelines.ledger import WHOLE_ROW, Ledger
+from pipelines.pictures import Pictures, inline_pictures, more_images, pictures_of, unusable
 from pipelines.ragged import offsets_of, places, sums
 from pipelines.schema import EXAMPLES, TURN
 from pipelines.templates import read_templates
-from pipelines.tokenizer import load_tokenizer
+from pipelines.tokenizer import IMAGE_TOKEN, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,6 @@ class Rendered:
     duplicates: pa.Table
     overlaps: pa.Table | None  # with benchmarks; None where none is looked for
     counts: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Whose turns show which picture: `number` of each turn's picture among `names`, −1 for text only."""
-
-    number: np.ndarray  # int64 (T,)
-    names: pa.Array
-    sha256: pa.Array
 
 
 class Renderer:
@@ -113,8 +105,12 @@ class Renderer:
             if pc.any(pc.and_(unmeasured, reason.is_null())).as_py():
                 missing = batch.column("image").filter(unmeasured)[0]
                 raise RuntimeError(f"{self.settings.dataset}: image {missing} is not in the images table")
-            detail = pc.coalesce(detail, images["detail"].combine_chunks().take(found))
-            reason = pc.coalesce(reason, images["reject"].combine_chunks().take(found))
+            try:
+                of_more = unusable(more_images(batch), images)
+            except LookupError as error:
+                raise RuntimeError(f"{self.settings.dataset}: image {error} is not in the images table") from None
+            detail = pc.coalesce(detail, images["detail"].combine_chunks().take(found), of_more[1])
+            reason = pc.coalesce(reason, images["reject"].combine_chunks().take(found), of_more[0])
         if self.settings.task == "multiple_choice":
             many = pc.greater(pc.list_value_length(batch.column("choices")), len(LETTERS))
             reason = pc.coalesce(reason, pc.if_else(many, "too_many_choices", pa.scalar(None, pa.string())))
@@ -134,18 +130,19 @@ class Renderer:
         s = self.settings
         turns = instructify(batch, s.task, self.templates, s.dataset, s.seed)
         ledger.num_turns = len(turns.row)
-        pictures = _pictures(batch, turns, images)
-        fine = self._check_texts(turns, ledger)
+        inline = inline_pictures(batch, turns, s.task)
+        fine = self._check_texts(turns, inline, ledger)
         asked = overlaps.turns(turns.row, turns.turn) if overlaps is not None else {}  # by a benchmark
         for i, why in asked.items():
             if fine[i]:
                 fine[i] = False
                 ledger.reject(int(turns.row[i]), int(turns.turn[i]), REASON, why)
+        pictures = pictures_of(batch, turns, inline, fine, images)
         kept = np.flatnonzero(fine)
         groups = group_turns(
             turns.row[kept],
             turns.turn[kept],
-            pictures.number[kept],
+            pictures.first[kept],
             is_dialogue=s.task == "conversation",
             max_turns=s.max_turns,
             dataset=s.dataset,
@@ -163,10 +160,13 @@ class Renderer:
         firsts = np.concatenate([np.zeros(0, np.int64), *(place[part.first] for part, _ in parts)])
         return table.take(pa.array(np.argsort(firsts)))
 
-    def _check_texts(self, turns: Turns, ledger: Ledger) -> np.ndarray:
-        """(T,) bool: turns whose texts can be learned."""
+    def _check_texts(self, turns: Turns, inline: np.ndarray, ledger: Ledger) -> np.ndarray:
+        """(T,) bool: turns whose texts can be learned. inline: as of `inline_pictures`; these places are no text."""
         empty = pc.equal(pc.utf8_trim_whitespace(turns.assistant), "")
-        special = pc.coalesce(self.encoder.forbidden_text(turns.user), self.encoder.forbidden_text(turns.assistant))
+        user = turns.user
+        if inline.any():
+            user = pc.if_else(pa.array(inline > 0), pc.replace_substring(user, IMAGE_TOKEN, " "), user)
+        special = pc.coalesce(self.encoder.forbidden_text(user), self.encoder.forbidden_text(turns.assistant))
         bad = pc.or_(empty, special.is_valid()).to_numpy(zero_copy_only=False)
         for i in np.flatnonzero(bad).tolist():
             reason, detail = "empty_answer", "the answer is empty"
@@ -206,12 +206,11 @@ class Renderer:
         long and examples whose loss mask is not proved. The turns of each pair agree one to one."""
         limit, done = self.settings.max_text_tokens, []
         while len(waiting):
-            num_images = (pictures.number[waiting.first] >= 0).astype(np.int64)
             images = np.full(len(waiting.order), -1)
-            images[waiting.offsets[:-1]] = num_images
+            images[waiting.offsets[:-1]] = pictures.before[waiting.first]
             chosen = pa.array(waiting.order)
             encoded = self.encoder.encode(turns.user.take(chosen), turns.assistant.take(chosen), images)
-            tokens = encoded.lengths - np.maximum(images, 0)
+            tokens = encoded.lengths - np.maximum(images, 0) - pictures.inline[waiting.order]
             text_tokens = sums(tokens, waiting.offsets) + len(self.encoder.closing)
             unproved = sums(np.isin(np.arange(len(tokens)), list(encoded.errors)), waiting.offsets) > 0
             too_long = ~unproved & (text_tokens > limit)
@@ -220,10 +219,18 @@ class Renderer:
             done.append((waiting.take(good), encoded.take(members)))
             self._reject(turns, waiting, text_tokens, unproved, too_long, encoded, ledger)
             long = np.flatnonzero(too_long & (waiting.sizes > 1))
-            heads = np.array([self.encoder.head_tokens(n) for n in num_images[long].tolist()], np.int64)
-            tokens[waiting.offsets[:-1][long]] -= heads
-            waiting = split(waiting.take(long), tokens[waiting.members(long)], heads, limit)
+            members = waiting.members(long)
+            waiting = waiting.take(long)
+            heads = self._head_tokens(pictures.before[waiting.order])
+            tokens = tokens[members]
+            tokens[waiting.offsets[:-1]] -= heads[waiting.offsets[:-1]]
+            waiting = split(waiting, tokens, heads, limit)
         return done
+
+    def _head_tokens(self, num_images: np.ndarray) -> np.ndarray:
+        """(n,) int64: text tokens of a head with so many pictures."""
+        kinds, kind = np.unique(num_images, return_inverse=True)
+        return np.array([self.encoder.head_tokens(n) for n in kinds.tolist()], np.int64)[kind]
 
     def _reject(
         self,
@@ -254,16 +261,6 @@ def _outside_benchmarks(batch: pa.RecordBatch, overlaps: Overlaps, ledger: Ledge
     return batch.filter(pc.invert(pc.is_in(batch.column("row"), value_set=pa.array(list(found), pa.int64()))))
 
 
-def _pictures(batch: pa.RecordBatch, turns: Turns, images: pa.Table | None) -> Pictures:
-    numbers = batch.column("image").dictionary_encode()
-    place = np.searchsorted(batch.column("row").to_numpy(), turns.row)
-    number = pc.fill_null(numbers.indices, -1).to_numpy()[place].astype(np.int64)
-    sha256 = pa.nulls(len(numbers.dictionary), pa.string())
-    if images is not None:
-        sha256 = images["sha256"].combine_chunks().take(pc.index_in(numbers.dictionary, value_set=images["image"]))
-    return Pictures(number, numbers.dictionary, sha256)
-
-
 def _table(
     turns: Turns, grouping: Grouping, encoded: EncodedTurns, pictures: Pictures, closing: np.ndarray
 ) -> pa.Table:
@@ -273,9 +270,8 @@ def _table(
     fields = {name: column.take(chosen) for name, column in columns.items()}
     fields |= {"row": pa.array(turns.row[grouping.order]), "turn": pa.array(turns.turn[grouping.order])}
     struct = pa.StructArray.from_arrays([fields[field.name] for field in TURN], fields=list(TURN))
-    number = pictures.number[grouping.first]
-    shown = pa.array(number[number >= 0])
-    image_offsets = pa.array(offsets_of((number >= 0).astype(np.int64)), pa.int32())
+    shown, image_offsets = (pa.array(part) for part in pictures.of(grouping))
+    image_offsets = image_offsets.cast(pa.int32())
     lengths = sums(encoded.lengths, grouping.offsets) + len(closing)
     token_offsets = offsets_of(lengths)
     conversation = np.repeat(np.arange(len(grouping)), grouping.sizes)

@@ -31,7 +31,11 @@ ANNOTATIONS: dict[str, pa.Schema] = {
     ),
     # box: x1, y1, x2, y2 divided by image width and height, in [0, 1]
     "referring": pa.schema([*_COMMON, pa.field("phrase", pa.string()), pa.field("box", pa.list_(pa.float64()))]),
-    "conversation": pa.schema([*_COMMON, pa.field("turns", pa.list_(DIALOGUE_TURN))]),
+    # Pictures: `image`, then `more_images` (null: no others). The last of them stand where the user texts have an
+    # `<image>`, in order; those before them, all where there is none, at the head of the conversation.
+    "conversation": pa.schema(
+        [*_COMMON, pa.field("turns", pa.list_(DIALOGUE_TURN)), pa.field("more_images", pa.list_(pa.string()))]
+    ),
 }
 
 # One row per distinct image of a build. `reject` is null for a usable image; else width, height are null.

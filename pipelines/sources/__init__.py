@@ -1,9 +1,12 @@
 """Datasets by name: official annotation files → Arrow batches of annotations. A new dataset is one new file here."""
 
+from collections.abc import Callable
+
 from pipelines.sources import (
     aokvqa,
     gqa,
     llava,
+    llava150k,
     ocrvqa,
     refcoco,
     scienceqa,
@@ -15,8 +18,9 @@ from pipelines.sources import (
     webdataset,
 )
 from pipelines.sources.base import FILE, Reject, Source, SourceError
+from pipelines.sources.options import NO_OPTIONS, SourceOptions
 
-__all__ = ["FILE", "SOURCES", "Reject", "Source", "SourceError", "get"]
+__all__ = ["CONFIGURED", "FILE", "NO_OPTIONS", "SOURCES", "Reject", "Source", "SourceError", "SourceOptions", "get"]
 
 SOURCES: dict[str, Source] = {
     source.name: source
@@ -32,14 +36,21 @@ SOURCES: dict[str, Source] = {
         aokvqa.SOURCE,
         *refcoco.SOURCES,
         visual_genome.SOURCE,
-        llava.SOURCE,
+        llava150k.SOURCE,
         sharegpt.SOURCE,
     )
 }
 
+# Sources that a recipe describes: options → source.
+CONFIGURED: dict[str, Callable[[SourceOptions], Source]] = {"llava": llava.source}
 
-def get(name: str) -> Source:
-    """The source of that name. Raises SourceError listing the known names."""
+
+def get(name: str, options: SourceOptions = NO_OPTIONS) -> Source:
+    """The source of that name. Raises SourceError listing the known names, or for options that it does not have."""
+    if name in CONFIGURED:
+        return CONFIGURED[name](options)
     if name not in SOURCES:
-        raise SourceError(f"no source named {name!r}; known are: {', '.join(sorted(SOURCES))}")
+        raise SourceError(f"no source named {name!r}; known are: {', '.join(sorted([*SOURCES, *CONFIGURED]))}")
+    if options != NO_OPTIONS:
+        raise SourceError(f"the source {name} reads its official files alone: leave out `columns` and `files`")
     return SOURCES[name]

@@ -4,8 +4,9 @@ A reader ends in one of three ways and no other: a row, a reject (one bad row: `
 (a file that cannot be read on). `reason` of a reject is a short stable name, `detail` names the field and its value.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from dataclasses import field as field_of
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,6 +51,7 @@ class Source:
     files: Callable[[Path], list[Path]]
     read: Callable[[Path], Iterator[pa.RecordBatch]]
     version: int = 1  # part of the fingerprint: raise it when the reader's rows change
+    options: Mapping[str, Any] = field_of(default_factory=dict)  # what the recipe chose, as JSON; part of it too
 
 
 def named_files(*names: str) -> Callable[[Path], list[Path]]:
@@ -65,12 +67,17 @@ def named_files(*names: str) -> Callable[[Path], list[Path]]:
     return files
 
 
-def matching_files(root: Path, pattern: str) -> list[Path]:
-    """All files below `root` that match, sorted by path. Raises SourceError if there are none, or a name is
+def matching_files(root: Path, *patterns: str) -> list[Path]:
+    """All files below `root` that match one, sorted by path. Raises SourceError if there are none, or a name is
     not UTF-8."""
-    paths = sorted(path for path in root.glob(pattern) if path.is_file())
+    try:
+        paths = sorted({path for pattern in patterns for path in root.glob(pattern) if path.is_file()})
+    except (ValueError, NotImplementedError) as error:
+        raise SourceError(f"files: {' or '.join(patterns)} is no pattern below a directory: {error}") from None
     if not paths:
-        raise SourceError(f"no {pattern} in {root}: put the dataset's files there, or correct the recipe's path")
+        raise SourceError(
+            f"no {' or '.join(patterns)} in {root}: put the dataset's files there, or correct the recipe's path"
+        )
     for path in paths:
         try:
             str(path).encode()

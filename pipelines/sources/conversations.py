@@ -1,32 +1,82 @@
-"""The layout that LLaVA and ShareGPT share: `conversations: [{from: human, value}, {from: gpt, value}, …]`."""
+"""Conversations in the layouts of LLaVA, ShareGPT and other trainers, and where their pictures stand.
 
+A message is `{from: human, value: …}` or `{role: user, content: …}`, where content is a text or a list of parts
+(`{type: text, text: …}`, `{type: image}`); or question and answer stand in one object, `{user: …, assistant: …}`.
+"""
+
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipelines.sources.base import Reject, clean, field, show, text
 
-ROLES = ("human", "gpt")
+ROLES = (("human", "user"), ("gpt", "assistant"))
 IMAGE = "<image>"
 
+Turns = list[tuple[str, str]]
 
-def turns(record: Any) -> list[tuple[str, str]]:
-    """(user, assistant) texts in order, at least one pair.
 
-    Rejects: empty_conversation, odd_turns, wrong_role, empty_question, empty_answer, missing_field, wrong_type,
-    not_utf8.
+def turns(record: Any, name: str = "conversations") -> Turns:
+    """(user, assistant) texts of the messages in record[name], in order, at least one pair.
+
+    Rejects: empty_conversation, odd_turns, wrong_role, system_message, empty_question, empty_answer, missing_field,
+    wrong_type, not_utf8.
     """
-    messages = field(record, "conversations", list)
+    messages = field(record, name, list)
     if not messages:
-        raise Reject("empty_conversation", "conversations is []")
-    texts = []
+        raise Reject("empty_conversation", f"{name} is []")
+    texts: list[str] = []
     for i, message in enumerate(messages):
-        where = f"conversations[{i}]."
-        role = field(message, "from", str, where)
-        if role != ROLES[i % 2]:
-            raise Reject("wrong_role", f"{where}from is {show(role)}, not {ROLES[i % 2]!r}")
-        texts.append(text(message, "value", "empty_answer" if i % 2 else "empty_question", where))
+        where = f"{name}[{i}]."
+        for role, key in _said(message, where):
+            if role == "system":  # a chat style has a system sentence of its own
+                raise Reject("system_message", f"{where}{key} is said by 'system'")
+            expected = ROLES[len(texts) % 2]
+            if role not in expected:
+                raise Reject("wrong_role", f"{where}{key} is said by {show(role)}, not {expected[0]!r}")
+            texts.append(_text(message, key, "empty_answer" if len(texts) % 2 else "empty_question", where))
     if len(texts) % 2:
-        raise Reject("odd_turns", f"conversations holds {len(texts)} messages: the last question has no answer")
+        raise Reject("odd_turns", f"{name} holds {len(texts)} messages: the last question has no answer")
     return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+def _said(message: Any, where: str) -> Iterator[tuple[str, str]]:
+    """(role, field of the text) of what a message says."""
+    if type(message) is dict and {"user", "assistant"} <= set(message):
+        yield from (("user", "user"), ("assistant", "assistant"))
+    elif type(message) is dict and "role" in message:
+        yield field(message, "role", str, where), "content"
+    else:
+        yield field(message, "from", str, where), "value"
+
+
+def _text(message: dict[str, Any], key: str, empty: str, where: str) -> str:
+    parts = message.get(key)
+    if type(parts) is not list:
+        return text(message, key, empty, where)
+    said = []
+    for i, part in enumerate(parts):
+        inside = f"{where}{key}[{i}]."
+        kind = field(part, "type", str, inside)
+        if kind not in ("text", "image"):
+            raise Reject("wrong_type", f"{inside}type is {show(kind)}, neither 'text' nor 'image'")
+        said.append(IMAGE if kind == "image" else field(part, "text", str, inside))
+    return clean(f"{where}{key}", "".join(said), empty)
+
+
+def place(images: Sequence[str], talk: Turns) -> tuple[str | None, Turns, list[str] | None]:
+    """A row of the conversation task: its first picture, its turns, its other pictures.
+
+    Pictures stand at the head unless the questions hold as many `<image>`, which then say where. A single one at the
+    beginning or end of the first question is no more than the head, and is taken out.
+    Rejects: image_count_mismatch, empty_question.
+    """
+    places = sum(question.count(IMAGE) for question, _ in talk)
+    if places not in (0, len(images)):
+        raise Reject("image_count_mismatch", f"{places} {IMAGE} in the questions, {len(images)} pictures")
+    if places == 1:
+        (question, answer), *rest = talk
+        talk = [(without_placeholder(question)[0], answer), *rest]
+    return (images[0] if images else None), talk, (list(images[1:]) or None)
 
 
 def without_placeholder(question: str) -> tuple[str, bool]:
@@ -36,4 +86,4 @@ def without_placeholder(question: str) -> tuple[str, bool]:
         rest = question.removesuffix(IMAGE)
     if rest == question:
         return question, False
-    return clean("conversations[0].value without <image>", rest, "empty_question"), True
+    return clean(f"the first question without {IMAGE}", rest, "empty_question"), True

@@ -37,8 +37,17 @@ def members(path: Path, *keys: str) -> Iterator[tuple[str, Any]]:
 def lines(path: Path) -> Iterator[Any]:
     """Values of a JSON-lines file; blank lines are passed over. Raises SourceError."""
     with JsonStream(path) as stream:
-        while stream.peek():
-            yield stream.value()
+        yield from stream.values()
+
+
+def records(path: Path) -> Iterator[Any]:
+    """Elements of the array that the file is, or else the values that stand in it one after the other (JSON lines).
+    Raises SourceError."""
+    with JsonStream(path) as stream:
+        if stream.peek() == "[":
+            yield from stream.at((), stream.elements())
+        else:
+            yield from stream.values()
 
 
 class JsonStream:
@@ -90,6 +99,11 @@ class JsonStream:
                 continue
             self._pos = end
             return value
+
+    def values(self) -> Iterator[Any]:
+        """All values from here to the end of the file."""
+        while self.peek():
+            yield self.value()
 
     def elements(self) -> Iterator[Any]:
         """Elements of the array that begins here."""

@@ -1,7 +1,7 @@
-"""LLaVA-Instruct-150K, and any other conversations in its JSON layout: every `*.json` of the annotations directory.
+"""Any conversations in LLaVA's layout or that of other trainers, as JSON or JSON lines, anywhere below the directory.
 
-A row is an entry of a file's list; rows are counted on over the files, sorted by name. Ids are not unique in the
-official files (one image has several conversations), so they are not checked. A row without `image` is text only.
+A row is an object with `conversations` or `messages` (see conversations.py). Its pictures are `image` or `images`, a
+file name or a list of them; none: text only. Rows are counted on over the files, sorted by path.
 """
 
 from collections.abc import Iterator
@@ -11,33 +11,45 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.sources import json_stream
-from pipelines.sources.base import Reject, Source, SourceError, file_batches, matching_files, optional_text
-from pipelines.sources.conversations import IMAGE, turns, without_placeholder
+from pipelines.sources.base import Reject, Source, SourceError, clean, field, file_batches, matching_files, show
+from pipelines.sources.conversations import place, turns
+from pipelines.sources.options import SourceOptions
 
-_MERGED = "llava_instruct_150k.json"
-_PARTS = {"complex_reasoning_77k.json", "conversation_58k.json", "detail_23k.json"}
-
-
-def files(root: Path) -> list[Path]:
-    paths = matching_files(root, "*.json")
-    names = {path.name for path in paths}
-    if _MERGED in names and names & _PARTS:
-        parts = ", ".join(sorted(names & _PARTS))
-        raise SourceError(f"{root} holds {_MERGED} and parts of it ({parts}): keep the one or the others")
-    return paths
+_PATTERNS = ("**/*.json", "**/*.jsonl")
 
 
-def _row(record: Any) -> tuple[str | None, list[tuple[str, str]]]:
-    image = optional_text(record, "image")
-    (question, answer), *rest = turns(record)
-    question, has_placeholder = without_placeholder(question)
-    if has_placeholder and image is None:
-        raise Reject("missing_field", f"image is missing, but conversations[0].value has {IMAGE}")
-    return image, [(question, answer), *rest]
+def _records(path: Path) -> Iterator[Any]:
+    return json_stream.lines(path) if path.suffix == ".jsonl" else json_stream.records(path)
 
 
-def read(root: Path) -> Iterator[pa.RecordBatch]:
-    yield from file_batches("conversation", root, files(root), json_stream.array, _row)
+def _pictures(record: dict[str, Any]) -> list[str]:
+    """Rejects: wrong_type, empty_field, not_utf8, two_picture_fields."""
+    found: list[str] = []
+    for name in ("image", "images"):
+        value = record.get(name)
+        names = value if type(value) is list else [] if value is None else [value]
+        if names and found:
+            raise Reject("two_picture_fields", f"image is {show(record['image'])}, images is {show(value)}")
+        found += [clean(f"{name}[{i}]", each) for i, each in enumerate(names)]
+    return found
 
 
-SOURCE = Source("llava150k", "conversation", files, read)
+def _row(record: Any) -> tuple[Any, ...]:
+    name = "messages" if type(record) is dict and "messages" in record else "conversations"
+    field(record, name, list)
+    return place(_pictures(record), turns(record, name))
+
+
+def source(options: SourceOptions) -> Source:
+    """options.files: which files below the root; all `*.json` and `*.jsonl` where absent."""
+    if options.columns is not None:
+        raise SourceError("the source llava has no `columns`: leave them out")
+    patterns = (options.files,) if options.files else _PATTERNS
+
+    def files(root: Path) -> list[Path]:
+        return matching_files(root, *patterns)
+
+    def read(root: Path) -> Iterator[pa.RecordBatch]:
+        yield from file_batches("conversation", root, files(root), _records, _row)
+
+    return Source("llava", "conversation", files, read, options=options.as_json())

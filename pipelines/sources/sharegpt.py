@@ -18,8 +18,8 @@ def _files(root: Path) -> list[Path]:
     return matching_files(root, "*.json")
 
 
-def _row(record: Any) -> tuple[None, list[tuple[str, str]]]:
-    return None, turns(record)
+def _row(record: Any) -> tuple[Any, ...]:
+    return None, turns(record), None
 
 
 def read(root: Path) -> Iterator[pa.RecordBatch]:

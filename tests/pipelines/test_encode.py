@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -23,9 +25,17 @@ def encode(encoder, texts, images):
 
 
 def messages(texts, images=1):
-    parts = [[{"type": "text", "text": text}] for text in texts]
-    parts[0] = [{"type": "image"}] * images + parts[0]
-    return [{"role": ("user", "assistant")[i % 2], "content": part} for i, part in enumerate(parts)]
+    """As a user gives them at inference: pictures beside the texts, wherever a text has an `<image>`."""
+    found = []
+    for i, text in enumerate(texts):
+        parts = [{"type": "image"}] * (0 if i else images)
+        for said in re.split("(<image>)", text):
+            if said == "<image>":
+                parts.append({"type": "image"})
+            elif said:
+                parts.append({"type": "text", "text": said})
+        found.append({"role": ("user", "assistant")[i % 2], "content": parts})
+    return found
 
 
 def test_supervised_tokens_are_the_answers_and_their_end_tokens(prepared):
@@ -39,10 +49,19 @@ def test_supervised_tokens_are_the_answers_and_their_end_tokens(prepared):
 def test_tokens_are_those_of_the_same_template_in_transformers(prepared, tokenizer_dir):
     encoder = Encoder(prepared, "honeybee")
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
-    for texts, images in ((DIALOGUE, 1), (DIALOGUE[:2], 0), (DIALOGUE, 3)):
+    inline = ["<image>Is <image> as large as<image>?", "no", "<image><image>And this?", "so is it", "<image>", "it"]
+    for texts, images in (
+        (DIALOGUE, 1),
+        (DIALOGUE[:2], 0),
+        (DIALOGUE, 3),
+        (inline, 0),
+        (inline, 2),
+        (["Is it <image> ?", "yes"], 0),
+    ):
         encoded = encode(encoder, texts, images)
         text = tokenizer.apply_chat_template(messages(texts, images), chat_template=encoder.style.text, tokenize=False)
         assert tokenizer(text, add_special_tokens=False)["input_ids"] == encoded.ids.tolist()
+        assert encoded.errors == {}
 
 
 def test_a_message_may_be_a_plain_string(prepared, tokenizer_dir):
@@ -102,15 +121,17 @@ def test_a_style_that_changes_texts_is_refused(prepared, tmp_path, monkeypatch):
     (tmp_path / "chat").mkdir()
     style = (
         "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}"
-        "{{ m.content[-1].text CHANGE }}{{ eos_token }}{% endgeneration %}{% else %}{{ m.content[-1].text }}{% endif %}"
-        "{% endfor %}"
+        "{{ m.content[0].text CHANGE }}{{ eos_token }}{% endgeneration %}{% else %}{% for part in m.content %}"
+        "{{ part.text or '<image>' }}{% endfor %}{% endif %}{% endfor %}"
     )
     (tmp_path / "chat" / "good.jinja").write_text(style.replace("CHANGE", ""))
     (tmp_path / "chat" / "upper.jinja").write_text(style.replace("CHANGE", "| upper"))
     (tmp_path / "chat" / "trim.jinja").write_text(style.replace("CHANGE", "| trim"))
     (tmp_path / "chat" / "unmasked.jinja").write_text("{% for m in messages %}{{ m.content[-1].text }}{% endfor %}")
+    first = style.replace("CHANGE", "").replace("m.content %}", "m.content|sort(attribute='type') %}")
+    (tmp_path / "chat" / "first.jinja").write_text(first)  # pictures before the text, wherever they stand
     assert encode(Encoder(prepared, "good"), ["a", "b"], 0).errors == {}
-    for name in ("upper", "trim", "unmasked"):
+    for name in ("upper", "trim", "unmasked", "first"):
         with pytest.raises(ChatStyleError, match=name):
             Encoder(prepared, name)
     with pytest.raises(ChatStyleError, match=r"no chat style 'none'.*good"):

@@ -9,7 +9,7 @@ import pytest
 from pipelines.images import images_table
 from pipelines.sample import write_sample
 from pipelines.schema import ANNOTATIONS
-from pipelines.sources import SOURCES
+from pipelines.sources import SOURCES, get
 
 # What the sample corpus breaks → the reject of the row, or of its image.
 BROKEN = {
@@ -59,7 +59,7 @@ LAYOUTS = {"refcoco+": "refcoco", "refcocog": "refcoco", "scienceqa_llava": "sci
 
 
 def read(name: str, root: Path) -> list[dict]:
-    source = SOURCES[name]
+    source = get(name)
     batches = list(source.read(root))
     for batch in batches:
         batch.validate(full=True)
@@ -90,7 +90,7 @@ def test_sample(sample, name):
     annotations, images = (directory / folder for folder in SAMPLE[name])
     layout = manifest["layouts"][LAYOUTS.get(name, name)]
     rows, found = rejects(name, annotations, images)
-    files = [str(path.relative_to(directory)) for path in SOURCES[name].files(annotations)]
+    files = [str(path.relative_to(directory)) for path in get(name).files(annotations)]
     # The rows of these are those of the first file: questions, regions.
     counted_on = files[:1] if name in ("vqav2", "visual_genome") else files
     first = {file: sum(layout["rows"][before] for before in counted_on[:i]) for i, file in enumerate(counted_on)}
@@ -118,6 +118,7 @@ def test_the_sample_corpus_has_every_source():
         ("blipcapfilt", "BLIP", "BLIP", 200),
         ("coyo100m", "coyo", "coyo", 32),
         ("llava150k", "llava_instruct", "llava_instruct/images", 82),
+        ("llava", "llava_instruct", "llava_instruct/images", 82),
         ("vsr", "VSR", "VSR/images", 21),
         ("scienceqa", "ScienceQA", "ScienceQA/images", 300),
         ("sharegpt", "Vicuna", "Vicuna", 115),
@@ -168,6 +169,18 @@ def test_real_conversations_beside_another_layout(realdata):
     assert len(rows) - len(bad) == 420 + 90
     assert Counter(row["reject"] for row in bad) == {"missing_field": 6}
     assert not any("<image>" in turn["user"] for row in rows for turn in row["turns"] or ())
+
+
+@pytest.mark.realdata
+def test_real_conversations_of_two_trainers(realdata):
+    rows = read("llava", realdata / "text" / "LLaVA")
+    assert len(rows) == 420 + 90 + 6
+    assert not [row for row in rows if row["reject"]]
+    many = [row for row in rows if row["more_images"]]
+    assert [row["row"] for row in many] == [510, 513]  # of six rows in the layout of messages, the first and the fourth
+    assert [many[0]["image"], *many[0]["more_images"]] == ["mllm_demo_data/1.jpg"] * 2
+    assert [turn["user"] for turn in many[0]["turns"]] == ["<image>Who are they?", "What are they doing?<image>"]
+    assert not any("<image>" in turn["user"] for row in rows if row not in many for turn in row["turns"])
 
 
 @pytest.mark.realdata

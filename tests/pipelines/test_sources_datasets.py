@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipelines.sources import SourceError, get
+from pipelines.sources import SourceError, SourceOptions, get
 
 QUESTIONS = "v2_OpenEnded_mscoco_train2014_questions.json"
 ANNOTATIONS = "v2_mscoco_train2014_annotations.json"
@@ -188,10 +188,10 @@ def test_llava_rejects(tmp_path):
     )
     rows = read("llava150k", tmp_path)
     assert list(rejects(rows).values()) == [
-        "odd_turns", "empty_conversation", "empty_answer", "empty_question", "missing_field", "wrong_role",
+        "odd_turns", "empty_conversation", "empty_answer", "empty_question", "image_count_mismatch", "system_message",
         "wrong_type", "wrong_type", "missing_field", "wrong_type",
     ]  # fmt: skip
-    assert rows[5]["detail"] == "conversations[0].from is 'system', not 'human'"
+    assert rows[5]["detail"] == "conversations[0].value is said by 'system'"
 
 
 def test_llava_refuses_the_merged_file_beside_its_parts(tmp_path):
@@ -325,3 +325,63 @@ def test_sharegpt_is_text_only(tmp_path):
     rows = read("sharegpt", tmp_path)
     assert (rows[0]["image"], rows[0]["turns"]) == (None, [{"user": "Hi", "assistant": "Hello"}])
     assert rejects(rows) == {1: "wrong_role"}
+
+
+def chat(*contents, **fields):
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[i % 2], "content": content} for i, content in enumerate(contents)], **fields}
+
+
+def test_conversations_of_any_trainer(tmp_path):
+    (tmp_path / "deep").mkdir()
+    lines = [
+        chat("<image>\nQ?", "A.", images=["1.jpg"]),
+        chat("<image>What differs from <image>?", "A.", "And <image>?", "B.", images=["1.jpg", "2.jpg", "3.jpg"]),
+        chat([{"type": "image"}, {"type": "text", "text": "Q?"}], [{"type": "text", "text": "A."}], image="1.jpg"),
+        {"conversations": [{"user": "Q?", "assistant": "A."}, {"user": "R?", "assistant": "B."}], "image": ["1", "2"]},
+        chat("Q?", "A.", images=[], image=None),
+        {**dialogue("R <image>?", "A."), "images": None},
+    ]
+    (tmp_path / "deep" / "b.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    write(tmp_path / "a.json", [dialogue("Q?\n<image>", "A.")])
+    (tmp_path / "c.json").write_text("\n".join(map(json.dumps, lines[:1])))  # lines under the name of an array
+    rows = read("llava", tmp_path)
+    said = [[turn["user"] for turn in row["turns"]] for row in rows]
+    assert said == [
+        ["Q?"], ["Q?"], ["Q?"], ["<image>What differs from <image>?", "And <image>?"], ["Q?"], ["Q?", "R?"], ["Q?"],
+        ["R <image>?"],
+    ]  # fmt: skip
+    assert [[row["image"], *(row["more_images"] or [])] for row in rows] == [
+        ["1.jpg"], ["1.jpg"], ["1.jpg"], ["1.jpg", "2.jpg", "3.jpg"], ["1.jpg"], ["1", "2"], [None], ["1.jpg"],
+    ]  # fmt: skip
+
+
+def test_conversations_of_any_trainer_that_cannot_be_used(tmp_path):
+    system = {"role": "system", "content": "Be brief."}
+    bad = {
+        "image_count_mismatch": chat("<image> and <image>", "A.", images=["1.jpg"]),
+        "system_message": {"messages": [system, *chat("Q?", "A.")["messages"]]},
+        "two_picture_fields": chat("Q?", "A.", image="1.jpg", images=["2.jpg"]),
+        "wrong_type": chat([{"type": "video"}], "A."),
+        "wrong_role": {"messages": chat("Q?", "A.")["messages"][::-1]},
+        "missing_field": {"image": "1.jpg"},
+        "empty_field": chat("Q?", "A.", images=[" "]),
+        "odd_turns": chat("Q?"),
+        "empty_question": chat("<image>", "A.", images=["1.jpg"]),
+    }
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, bad.values())))
+    assert list(rejects(read("llava", tmp_path)).values()) == list(bad)
+
+
+def test_options_that_a_source_does_not_have(tmp_path):
+    write(tmp_path / "a.json", [dialogue("Q?", "A.")])
+    write(tmp_path / "b.json", [dialogue("R?", "A.")])
+    only = get("llava", SourceOptions(files="b.*"))
+    assert [path.name for path in only.files(tmp_path)] == ["b.json"]
+    with pytest.raises(SourceError, match="gqa reads its official files alone"):
+        get("gqa", SourceOptions(files="b.*"))
+    for files in ("../*.json", "/tmp/*.json", ""):
+        with pytest.raises(ValueError, match="files"):
+            SourceOptions(files=files)
+    with pytest.raises(SourceError, match=r"files: \*\*x is no pattern"):
+        get("llava", SourceOptions(files="**x")).files(tmp_path)

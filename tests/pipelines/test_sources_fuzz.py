@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from official_files import OFFICIAL, encoded, official, write_official
 
 from pipelines.schema import ANNOTATIONS
-from pipelines.sources import SOURCES, SourceError
+from pipelines.sources import CONFIGURED, SOURCES, SourceError, get
 
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["\ud800", ""]),
@@ -44,6 +44,11 @@ PIECES = TEXT | st.sampled_from(
         "ANSWER: B.",
         "<image>",
     ]
+)
+PART = mixed(type=st.sampled_from(["text", "image"]), text=TEXT)
+CHAT = mixed(
+    role=st.sampled_from(["user", "assistant", "system"]),
+    content=TEXT | st.lists(PART, max_size=2) | st.just("a <image>"),
 )
 ROWS = {
     "question": mixed(question_id=NUMBER, image_id=NUMBER, question=TEXT),
@@ -79,6 +84,11 @@ ROWS = {
         ).map(list),
     ),
     "dialogue": mixed(image=TEXT, conversations=st.lists(MESSAGE, max_size=4)),
+    "chat": mixed(
+        image=st.none() | st.lists(TEXT),
+        images=st.lists(TEXT, max_size=3),
+        messages=st.lists(CHAT | MESSAGE, max_size=4),
+    ),
 }
 
 
@@ -105,6 +115,7 @@ FILES = {
         for name in ("refcoco", "refcoco+", "refcocog")
     },
     "llava150k": {"conversation_58k.json": listed("dialogue")},
+    "llava": {"a.jsonl": listed("chat")},
     "sharegpt": {"sharegpt.json": listed("dialogue")},
     "gqa": {"train_balanced_questions.json": keyed("gqa")},
     "ocrvqa": {"dataset.json": keyed("book")},
@@ -121,16 +132,17 @@ TARS = ("blipcapfilt", "coyo100m")
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory) -> dict[str, Path]:
-    return {name: tmp_path_factory.mktemp("fuzz") for name in SOURCES}
+    return {name: tmp_path_factory.mktemp("fuzz") for name in [*SOURCES, *CONFIGURED]}
 
 
 def read(name: str, root: Path) -> list[dict]:
-    batches = list(SOURCES[name].read(root))
+    source = get(name)
+    batches = list(source.read(root))
     for batch in batches:
         batch.validate(full=True)
-        assert batch.schema == ANNOTATIONS[SOURCES[name].task]
+        assert batch.schema == ANNOTATIONS[source.task]
     rows = [row for batch in batches for row in batch.to_pylist()]
-    fields = ANNOTATIONS[SOURCES[name].task].names[4:]
+    fields = ANNOTATIONS[source.task].names[4:]
     for row in rows:
         assert (row["reject"] is None) == (row["detail"] is None)
         assert row["reject"] is None or not any(row[field] for field in ["image", *fields])
@@ -139,7 +151,8 @@ def read(name: str, root: Path) -> list[dict]:
 
 
 def test_every_source_is_fuzzed():
-    assert {*FILES, *TARS} == set(SOURCES) == set(OFFICIAL)
+    assert {*FILES, *TARS} == {*SOURCES, "llava"}
+    assert set(OFFICIAL) == set(SOURCES)
 
 
 @pytest.mark.parametrize("name", sorted(FILES))

@@ -1,0 +1,39 @@
+"""LLaVA-Instruct-150K: every `*.json` of the annotations directory.
+
+A row is an entry of a file's list; rows are counted on over the files, sorted by name. Ids are not unique in the
+official files (one image has several conversations), so they are not checked. A row without `image` is text only.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.sources import json_stream
+from pipelines.sources.base import Source, SourceError, file_batches, matching_files, optional_text
+from pipelines.sources.conversations import place, turns
+
+_MERGED = "llava_instruct_150k.json"
+_PARTS = {"complex_reasoning_77k.json", "conversation_58k.json", "detail_23k.json"}
+
+
+def files(root: Path) -> list[Path]:
+    paths = matching_files(root, "*.json")
+    names = {path.name for path in paths}
+    if _MERGED in names and names & _PARTS:
+        parts = ", ".join(sorted(names & _PARTS))
+        raise SourceError(f"{root} holds {_MERGED} and parts of it ({parts}): keep the one or the others")
+    return paths
+
+
+def _row(record: Any) -> tuple[Any, ...]:
+    image = optional_text(record, "image")
+    return place([image] if image else [], turns(record))
+
+
+def read(root: Path) -> Iterator[pa.RecordBatch]:
+    yield from file_batches("conversation", root, files(root), json_stream.array, _row)
+
+
+SOURCE = Source("llava150k", "conversation", files, read)
