@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,10 +21,11 @@ _COLUMNS = ["index", "dataset", "example", "images", "turns", "num_tokens", "num
 
 @dataclass(frozen=True)
 class Card:
-    """One sample: its picture as PNG (with the boxes that its text names drawn in), and its conversation."""
+    """One sample: its pictures as PNG, in order (in a single one the boxes that its text names drawn in), and its
+    conversation."""
 
     title: str
-    picture: bytes | None
+    pictures: tuple[bytes, ...]
     text: str
 
 
@@ -41,12 +43,13 @@ def cards(shards: Path, per_dataset: int) -> list[Card]:
 
 
 def markdown(gallery: list[Card], address: Callable[[int, bytes], str]) -> str:
-    """The cards as Markdown. address: (number of the card, PNG) → what the picture's link shall say."""
+    """The cards as Markdown. address: (number of the picture, PNG) → what the picture's link shall say."""
     blocks = []
-    for number, card in enumerate(gallery):
-        picture = f"![{card.title}]({address(number, card.picture)})\n\n" if card.picture else ""
+    number = itertools.count()
+    for card in gallery:
+        pictures = "".join(f"![{card.title}]({address(next(number), picture)})\n" for picture in card.pictures)
         fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", card.text)), default=0))
-        blocks.append(f"#### {card.title}\n\n{picture}{fence}text\n{card.text}\n{fence}\n")
+        blocks.append(f"#### {card.title}\n\n{pictures}\n{fence}text\n{card.text}\n{fence}\n")
     return "\n".join(blocks)
 
 
@@ -68,15 +71,16 @@ def _card(row: dict[str, Any]) -> Card:
     text = "\n".join(f"Human: {turn['user']}\nAI: {turn['assistant']}".strip() for turn in row["turns"])
     sources = ", ".join(sorted({f"row {turn['row']} by {turn['template']}" for turn in row["turns"]}))
     counts = f"{row['num_tokens']} tokens, {row['num_supervised']} of them supervised"
-    data = row["images"][0]["bytes"] if row["images"] else None
+    encoded = [image["bytes"] for image in row["images"] or () if image["bytes"]]
+    boxes = _BOX.findall(text) if len(encoded) == 1 else []
     return Card(
         title=f"{row['dataset']}, sample {row['index']} (example {row['example']})",
-        picture=_picture(data, text) if data else None,
+        pictures=tuple(_picture(data, boxes) for data in encoded),
         text=f"{text}\n\n({counts}; {sources})",
     )
 
 
-def _picture(data: bytes, text: str) -> bytes:
+def _picture(data: bytes, boxes: list[tuple[str, ...]]) -> bytes:
     with Image.open(io.BytesIO(data)) as opened:
         picture = opened.convert("RGB")
     scale = THUMBNAIL / max(picture.size)
@@ -84,7 +88,7 @@ def _picture(data: bytes, text: str) -> bytes:
     # Small drawn scenes stay sharp when enlarged.
     picture = picture.resize((size[0], size[1]), Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(picture)
-    for box in _BOX.findall(text):
+    for box in boxes:
         x1, y1, x2, y2 = (float(v) * side for v, side in zip(box, (*size, *size), strict=True))
         if x1 <= x2 and y1 <= y2:
             draw.rectangle((x1, y1, x2, y2), outline=(255, 0, 160), width=2)

@@ -20,12 +20,12 @@ def picture(color: str = "white") -> bytes:
     return buffer.getvalue()
 
 
-def row(index: int, dataset: str, user: str, assistant: str, image: bytes | None) -> dict:
+def row(index: int, dataset: str, user: str, assistant: str, *images: bytes) -> dict:
     return {
         "index": index,
         "dataset": dataset,
         "example": index,
-        "images": [{"bytes": image, "path": "a.png"}] if image else [],
+        "images": [{"bytes": image, "path": "a.png"} for image in images],
         "turns": [{"user": user, "assistant": assistant, "template": "t.x", "row": 7}],
         "input_ids": [1, 2],
         "loss_mask": [False, True],
@@ -38,23 +38,35 @@ def row(index: int, dataset: str, user: str, assistant: str, image: bytes | None
 def shards(tmp_path):
     rows = [row(i, "many", f"question {i}", "yes", picture()) for i in range(600)]
     rows.append(row(600, "rare", "Where is it? ``` <b>", BOX, picture()))
-    rows.append(row(601, "text", "Hello", "Hello", None))
+    rows.append(row(601, "text", "Hello", "Hello"))
+    rows.append(row(602, "two", "<image> or <image>?", BOX, picture("red"), picture("blue")))
     pq.write_table(pa.Table.from_pylist(rows, SHARD), tmp_path / "s.parquet", row_group_size=100)
     datasets = {"many": {"samples": 600}, "rare": {"samples": 1}, "text": {"samples": 1}}
+    datasets["two"] = {"samples": 1}
     (tmp_path / "manifest.json").write_text(json.dumps({"shards": [{"file": "s.parquet"}], "datasets": datasets}))
     return tmp_path
 
 
 def test_the_gallery_shows_every_dataset_however_rare(shards):
     cards = gallery.cards(shards, 2)
-    assert [card.title.split(",")[0] for card in cards] == ["many", "many", "rare", "text"]
+    assert [card.title.split(",")[0] for card in cards] == ["many", "many", "rare", "text", "two"]
     assert cards[0].text.startswith("Human: question 0\nAI: yes\n")
     assert "row 7 by t.x" in cards[0].text
-    assert cards[3].picture is None
+    assert cards[3].pictures == ()
+
+
+def test_every_picture_of_a_sample_is_shown_in_order(shards):
+    cards = gallery.cards(shards, 1)
+    colours = [Image.open(io.BytesIO(png)).getcolors() for png in cards[-1].pictures]
+    assert colours == [[(224 * 112, (255, 0, 0))], [(224 * 112, (0, 0, 255))]]  # no box: in which would it be?
+    text = gallery.markdown(cards, lambda number, png: f"{number}.png")
+    assert [line for line in text.splitlines() if line.startswith("![two")] == [
+        "![two, sample 602 (example 602)](2.png)", "![two, sample 602 (example 602)](3.png)",
+    ]  # fmt: skip
 
 
 def test_boxes_are_drawn_where_the_text_says(shards):
-    plain, boxed = (Image.open(io.BytesIO(gallery.cards(shards, 1)[i].picture)) for i in (0, 1))
+    plain, boxed = (Image.open(io.BytesIO(gallery.cards(shards, 1)[i].pictures[0])) for i in (0, 1))
     assert plain.size == boxed.size == (224, 112)
     assert plain.getcolors() == [(224 * 112, (255, 255, 255))]
     marked = boxed.getpixel((224 // 4, 112 * 3 // 4))

@@ -5,6 +5,7 @@ import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -227,3 +228,66 @@ def _stream(data: bytes):
     import io
 
     return io.BytesIO(data)
+
+
+def test_many_pictures_stand_in_order_and_text_alone_has_none(
+    write: Callable, processor: HoneybeeProcessor, tiny_model: Any
+) -> None:
+    """What is trained on is what the processor makes of the same conversation, given as pictures and texts."""
+    tokenizer = processor.tokenizer
+    colours = [["red", "green", "blue"], [], ["yellow"]]
+    talks: list[list[dict]] = [
+        [{"type": "image"}, {"type": "text", "text": "Is "}, {"type": "image"}, {"type": "text", "text": " red?"}],
+        [{"type": "text", "text": "Hello"}],
+        [{"type": "text", "text": "What is it? "}, {"type": "image"}],
+    ]
+    talks[0].append({"type": "image"})
+    samples, expected = [], []
+    for index, (names, parts) in enumerate(zip(colours, talks, strict=True)):
+        encoded = [picture(colour, index * 3 + i) for i, colour in enumerate(names)]
+        pictures = [Image.open(_stream(data)) for data in encoded]
+        shown = iter(pictures)
+        given = [{**part, "image": next(shown)} if part["type"] == "image" else part for part in parts]
+        answer = {"role": "assistant", "content": [{"type": "text", "text": f"yes {index}"}]}
+        messages: Any = [{"role": "user", "content": given}, answer]
+        options: Any = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+        whole = processor.apply_chat_template(messages, **options, return_tensors="pt")
+        expected.append((whole["input_ids"][0], whole["assistant_masks"][0].bool(), pictures))
+        text = processor.apply_chat_template(messages)
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        tail = int(whole["assistant_masks"].sum())
+        samples.append(
+            {
+                "index": index,
+                "dataset": "talks",
+                "example": index,
+                "images": [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(encoded)],
+                "turns": [{"user": "", "assistant": f"yes {index}", "template": "t", "row": index}],
+                "input_ids": ids,
+                "loss_mask": [False] * (len(ids) - tail) + [True] * tail,
+                "num_tokens": len(ids),
+                "num_supervised": tail,
+            }
+        )
+    ((batch,),) = loader(processor, write(samples), Slices(3, 3, 0, 1)).steps(0, 1)
+    assert torch.equal(batch.pixel_values, processor.preprocess([p for *_, pictures in expected for p in pictures]))
+    for row, (ids, mask, _) in enumerate(expected):
+        assert batch.input_ids[row, : len(ids)].tolist() == ids.tolist()
+        assert batch.labels[row, : len(ids)].tolist() == torch.where(mask, ids, IGNORED).tolist()
+    whole_loss = tiny_model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        pixel_values=batch.pixel_values,
+        labels=batch.labels,
+    ).loss
+    alone, supervised = 0.0, 0
+    for ids, mask, pictures in expected:
+        labels = torch.where(mask, ids, IGNORED)[None]
+        loss = tiny_model(input_ids=ids[None], pixel_values=processor.preprocess(pictures), labels=labels).loss
+        count = int(mask.sum())
+        alone, supervised = alone + loss.item() * count, supervised + count
+    assert whole_loss.item() == pytest.approx(alone / supervised, rel=1e-4)
+    swapped = batch.pixel_values[[1, 0, 2, 3]]
+    other = tiny_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, pixel_values=swapped)
+    same = tiny_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, pixel_values=batch.pixel_values)
+    assert not torch.allclose(other.logits[0], same.logits[0]) and torch.equal(other.logits[1:], same.logits[1:])
