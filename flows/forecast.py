@@ -160,6 +160,7 @@ class Forecaster:
             chat=data.chat,
             tokenizer=tokenizer,
             max_text_tokens=data.max_text_tokens,
+            max_images=data.max_images,
             embeddings=self._embeddings,
             seed=recipe.seed,
             decontamination=self._benchmarks,

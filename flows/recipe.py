@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from model.training.job import Train
 from pipelines.balance import Balance
 from pipelines.beam import BEAM_OPTIONS
+from pipelines.pictures import MAX_IMAGES
 
 RECIPES = Path(__file__).parent / "recipes"
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -108,6 +109,7 @@ class Data(Part):
     templates: str = "fine"  # a set under templates/
     chat: str = "honeybee"  # a style under templates/chat/
     max_text_tokens: PositiveInt = 1024
+    max_images: PositiveInt = MAX_IMAGES  # of an example; each takes M tokens more
     shard_samples: PositiveInt = 4096
 
     @property

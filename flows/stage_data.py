@@ -71,6 +71,7 @@ def dataset_examples(
         chat=data.chat,
         tokenizer=tokenizer,
         max_text_tokens=data.max_text_tokens,
+        max_images=data.max_images,
         images=images,
         embeddings=embeddings,
         seed=workspace.recipe.seed,

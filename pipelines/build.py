@@ -20,7 +20,7 @@ from pipelines.examples import ExamplesJob, run_examples_job
 from pipelines.images import identities, images_table
 from pipelines.instructify import raw_texts
 from pipelines.ledger import check_ledger
-from pipelines.pictures import named_images
+from pipelines.pictures import MAX_IMAGES, named_images
 from pipelines.render import RenderSettings
 from pipelines.schema import ANNOTATIONS, IMAGES
 from pipelines.store import FileDigests, Store, digest_of, file_sha256, read_manifest
@@ -156,6 +156,7 @@ def build_examples(
     chat: str,
     tokenizer: Path,
     max_text_tokens: int,
+    max_images: int = MAX_IMAGES,
     images: Path | None,
     embeddings: Path | None,
     seed: int,
@@ -186,6 +187,7 @@ def build_examples(
         "tokenizer": load_tokenizer(tokenizer).fingerprint,
         "max_turns": spec.max_turns,
         "max_text_tokens": max_text_tokens,
+        "max_images": max_images if spec.task == "conversation" else None,  # the other tasks show one
         "seed": seed,
         "decontamination": decontamination.key() if decontamination else None,
     }
@@ -200,6 +202,7 @@ def build_examples(
                 chat=chat,
                 tokenizer=tokenizer,
                 max_text_tokens=max_text_tokens,
+                max_images=max_images,
                 embeddings=embeddings if uses_vectors else None,
                 seed=seed,
                 decontamination=decontamination,
@@ -231,6 +234,7 @@ def render_settings(
     chat: str,
     tokenizer: Path,
     max_text_tokens: int,
+    max_images: int = MAX_IMAGES,
     embeddings: Path | None,
     seed: int,
     decontamination: Decontamination | None,
@@ -249,6 +253,7 @@ def render_settings(
         dedup_compare=spec.dedup_compare,
         dedup_threshold=spec.dedup_threshold,
         seed=seed,
+        max_images=max_images,
         decontamination=decontamination,
     )
 

@@ -20,6 +20,8 @@ from pipelines.ragged import offsets_of, places, sums
 from pipelines.schema import IMAGES
 from pipelines.tokenizer import IMAGE_TOKEN
 
+MAX_IMAGES = 8  # of an example, unless a recipe says otherwise
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -116,7 +118,7 @@ def inline_pictures(batch: pa.RecordBatch, turns: Turns, task: str) -> np.ndarra
         return none
     row = _row_of_turn(batch, turns)
     of_row = np.bincount(row, counts, batch.num_rows).astype(np.int64)
-    return np.where((of_row <= _numbers_of_pictures(batch))[row], counts, 0)
+    return np.where((of_row <= numbers_of_pictures(batch))[row], counts, 0)
 
 
 def pictures_of(
@@ -125,7 +127,7 @@ def pictures_of(
     """inline: as above; kept: (T,) bool. A turn that is not kept takes the pictures in its text along."""
     more, row = more_images(batch), _row_of_turn(batch, turns)
     has_first = batch.column("image").is_valid().to_numpy(zero_copy_only=False)
-    counts = _numbers_of_pictures(batch)
+    counts = numbers_of_pictures(batch)
     starts = offsets_of(counts)[:-1]
     encoded = pa.concat_arrays([batch.column("image").drop_null(), more.flatten()]).dictionary_encode()
     number = encoded.indices.to_numpy()
@@ -150,7 +152,7 @@ def _row_of_turn(batch: pa.RecordBatch, turns: Turns) -> np.ndarray:
     return np.searchsorted(batch.column("row").to_numpy(), turns.row)
 
 
-def _numbers_of_pictures(batch: pa.RecordBatch) -> np.ndarray:
+def numbers_of_pictures(batch: pa.RecordBatch) -> np.ndarray:
     """(rows,) int64."""
     others = pc.fill_null(pc.list_value_length(more_images(batch)), 0).to_numpy().astype(np.int64)
     return others + batch.column("image").is_valid().to_numpy(zero_copy_only=False)

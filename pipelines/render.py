@@ -18,7 +18,15 @@ from pipelines.embed import Embeddings
 from pipelines.encode import EncodedTurns, Encoder
 from pipelines.instructify import LETTERS, Turns, instructify
 from pipelines.ledger import WHOLE_ROW, Ledger
-from pipelines.pictures import Pictures, inline_pictures, more_images, pictures_of, unusable
+from pipelines.pictures import (
+    MAX_IMAGES,
+    Pictures,
+    inline_pictures,
+    more_images,
+    numbers_of_pictures,
+    pictures_of,
+    unusable,
+)
 from pipelines.ragged import offsets_of, places, sums
 from pipelines.schema import EXAMPLES, TURN
 from pipelines.templates import read_templates
@@ -42,6 +50,7 @@ class RenderSettings:
     dedup_threshold: float | None
     seed: int
     decontamination: Decontamination | None = None
+    max_images: int = MAX_IMAGES
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,8 @@ class Renderer:
         if self.settings.task == "multiple_choice":
             many = pc.greater(pc.list_value_length(batch.column("choices")), len(LETTERS))
             reason = pc.coalesce(reason, pc.if_else(many, "too_many_choices", pa.scalar(None, pa.string())))
+        many = pa.array(numbers_of_pictures(batch) > self.settings.max_images)
+        reason = pc.coalesce(reason, pc.if_else(many, "too_many_images", pa.scalar(None, pa.string())))
         bad = reason.is_valid()
         for row, why, what in zip(
             batch.column("row").filter(bad).to_pylist(),

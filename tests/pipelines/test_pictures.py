@@ -56,6 +56,7 @@ def settings(tokenizer_dir):
         dedup_compare="pair",
         dedup_threshold=None,
         seed=0,
+        max_images=20,
     )
 
 
@@ -169,6 +170,12 @@ def test_measures_are_found_by_name(tmp_path):
     ]  # fmt: skip
     write_batches(tmp_path / "images.arrow", IMAGES, [])
     assert measures(tmp_path, ["000"]).num_rows == 0
+
+
+def test_no_example_has_more_pictures_than_the_limit(settings):
+    settings = dataclasses.replace(settings, max_images=2)
+    rendered = Renderer(settings).render(table(([("Q", "A")], "ab"), ([("Q", "A")], "abc")), measured("abc"))
+    assert [(r["row"], r["reason"]) for r in rendered.rejects.to_pylist()] == [(1, "too_many_images")]
 
 
 def test_pictures_in_a_caption_style_have_no_line_of_their_own(settings):
