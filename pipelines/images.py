@@ -1,7 +1,9 @@
 """Images by reference: read safely below a root; decoded, measured and hashed once.
 
-A reference is a path relative to the image root (`train2017/000000000009.jpg`), or a member of a tar by position
-(`00000.tar#<offset>:<size>`, both in bytes; tars are never unpacked).
+A reference is a path relative to the image root (`train2017/000000000009.jpg`), a member of a tar by position
+(`00000.tar#<offset>:<size>`, both in bytes; tars are never unpacked), or a cell of a Parquet or Arrow file by column
+and row (`data/train-0.parquet#<column>:<row>`, and `…:<row>[<element>]` where the cell is a list). A cell that holds a
+path in place of bytes stands for the file of that path.
 """
 
 import errno
@@ -21,6 +23,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from pipelines.image_cells import Cell, TableFiles
+from pipelines.image_error import ImageRefError
 from pipelines.perceptual import perceptual_hash
 from pipelines.schema import IMAGES
 
@@ -31,17 +35,9 @@ MAX_BYTES = 256 << 20  # of an encoded image
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # others are rare, and some of Pillow's decoders run programs
 _ORIENTATION = 0x0112  # the EXIF tag
 _TAR_MEMBER = re.compile(r"(.+\.tar)#(\d{1,18}):(\d{1,18})", re.DOTALL)
+_CELL = re.compile(r"(.+\.(?:parquet|arrow))#(.+):(\d{1,18})(?:\[(\d{1,9})\])?", re.DOTALL)
 _CHUNK = 64  # images that a thread takes at a time
 _LOG_EVERY = 20_000  # images
-
-
-class ImageRefError(ValueError):
-    """An image that cannot be used. `reason`: a short stable name; `detail`: what exactly, for a person."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail.encode("utf-8", "backslashreplace").decode()
 
 
 class Location(NamedTuple):
@@ -50,13 +46,15 @@ class Location(NamedTuple):
     path: str  # real path: no link in it
     offset: int
     size: int
-    identity: str  # the same as long as the file is unchanged: real path|size|mtime_ns, in a tar |offset:size too
+    identity: str  # as long as the file is unchanged the same: real path|size|mtime_ns, inside a file |place too
+    cell: Cell | None = None  # in a Parquet or Arrow file, where offset and size say nothing
 
 
 class ImageRoot:
     """The images below one directory. No reference leads out of it, not even by a symbolic link.
 
-    Remembers where directories and tars lie: make a new one for every pass over the images.
+    Remembers where directories, tars and tables lie: make a new one for every pass over the images. Threads may share
+    it.
     Raises FileNotFoundError if there is no such directory.
     """
 
@@ -66,29 +64,37 @@ class ImageRoot:
         self._root = os.path.realpath(root)
         self._inside = self._root.rstrip("/") + "/"
         self._directories: dict[str, str] = {}
-        self._tars: dict[str, tuple[str, os.stat_result]] = {}
+        self._holders: dict[str, tuple[str, os.stat_result]] = {}  # tars and tables
+        self._tables = TableFiles()
 
     def locate(self, image: str) -> Location:
-        """Raises ImageRefError: image_missing, image_outside_root, image_bad_reference."""
-        member = _TAR_MEMBER.fullmatch(image)
-        if member is None:
-            path, status = self._file(image)
-            return Location(path, 0, status.st_size, _identity(path, status))
-        tar, offset, size = member[1], int(member[2]), int(member[3])
-        if tar not in self._tars:
-            self._tars[tar] = self._file(tar)
-        path, status = self._tars[tar]
-        if offset + size > status.st_size:
-            raise ImageRefError("image_missing", f"{tar} has {status.st_size} bytes, so no member at {offset}:{size}")
-        return Location(path, offset, size, f"{_identity(path, status)}|{offset}:{size}")
+        """Raises ImageRefError: image_missing, image_outside_root, image_bad_reference; image_corrupt for a table."""
+        if member := _TAR_MEMBER.fullmatch(image):
+            tar, offset, size = member[1], int(member[2]), int(member[3])
+            path, status = self._holder(tar)
+            if offset + size > status.st_size:
+                raise ImageRefError("image_missing", f"{tar} has {status.st_size} bytes: no member at {offset}:{size}")
+            return Location(path, offset, size, f"{_identity(path, status)}|{offset}:{size}")
+        if match := _CELL.fullmatch(image):
+            cell = Cell(match[2], int(match[3]), None if match[4] is None else int(match[4]))
+            path, status = self._holder(match[1])
+            return Location(path, 0, 0, f"{_identity(path, status)}|{cell}{self._beside(path, cell)}", cell)
+        path, status = self._file(image)
+        return Location(path, 0, status.st_size, _identity(path, status))
 
     def read(self, image: str) -> bytes:
         """The encoded bytes. Raises ImageRefError: those of `locate`, image_too_large, image_corrupt."""
         return self.read_at(self.locate(image))
 
     def read_at(self, location: Location) -> bytes:
-        if location.size > MAX_BYTES:
-            raise ImageRefError("image_too_large", f"{location.size} bytes, more than {MAX_BYTES}")
+        if location.cell is not None:
+            data = self._tables.read(location.path, location.cell)
+            if isinstance(data, str):
+                path, status = self._file(data)
+                return self.read_at(Location(path, 0, status.st_size, ""))
+            _check_size(len(data))
+            return data
+        _check_size(location.size)
         descriptor = os.open(location.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             data = os.pread(descriptor, location.size, location.offset)
@@ -97,6 +103,19 @@ class ImageRoot:
         if len(data) < location.size:
             raise ImageRefError("image_corrupt", f"only {len(data)} of {location.size} bytes are there")
         return data
+
+    def _beside(self, path: str, cell: Cell) -> str:
+        """Of the file that a cell names, if there is one, the identity: it may hold the image in place of the cell."""
+        name = self._tables.path(path, cell)
+        try:
+            return "" if name is None else f"|{_identity(*self._file(name))}"
+        except ImageRefError:
+            return ""
+
+    def _holder(self, name: str) -> tuple[str, os.stat_result]:
+        if name not in self._holders:
+            self._holders[name] = self._file(name)
+        return self._holders[name]
 
     def _file(self, name: str) -> tuple[str, os.stat_result]:
         """Real path and status of a plain file."""
@@ -131,6 +150,19 @@ class ImageRoot:
         if real != self._root and not real.startswith(self._inside):
             raise ImageRefError("image_outside_root", f"{name!r} is a link that leads out of the image root")
         return real
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise ImageRefError("image_too_large", f"{size} bytes, more than {MAX_BYTES}")
+
+
+def reading_order(image: str) -> tuple[str, int]:
+    """Sorts references as their bytes lie in files, so that each file is read from its beginning to its end."""
+    match = _TAR_MEMBER.fullmatch(image) or _CELL.fullmatch(image)
+    if match is None:
+        return image, 0
+    return match[1], int(match[3 if match.re is _CELL else 2])
 
 
 def _identity(path: str, status: os.stat_result) -> str:
@@ -192,9 +224,9 @@ def measure(data: bytes) -> tuple[int, int, int | None]:
 
 def identities(root: Path, images: Iterable[str]) -> list[str | None]:
     """What names each image's bytes without opening its file (see Location.identity); None where there is no file."""
-    place = ImageRoot(root)
-    located = (_try(place.locate, image) for image in images)
-    return [each.identity if isinstance(each, Location) else None for each in located]
+    place, names = ImageRoot(root), list(images)
+    located = {image: _try(place.locate, image) for image in sorted(set(names), key=reading_order)}
+    return [each.identity if isinstance(each, Location) else None for each in map(located.__getitem__, names)]
 
 
 def images_table(
@@ -208,7 +240,7 @@ def images_table(
     threads: that decode; as many as cores where None.
     Raises FileNotFoundError (no root), PermissionError and other OSErrors that no reference is to blame for.
     """
-    names = sorted(set(images))
+    names = sorted(set(images), key=reading_order)
     place = ImageRoot(root)
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
         located = list(_map(pool, lambda image: _try(place.locate, image), names))

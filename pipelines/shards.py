@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.arrow_files import open_batches, whole_file
-from pipelines.images import ImageRoot
+from pipelines.images import ImageRoot, reading_order
 from pipelines.mixture import Mixture
 from pipelines.schema import SHARD
 from pipelines.store import file_sha256, read_manifest
@@ -139,8 +140,8 @@ def write_shard(plan: ShardPlan, shard: int) -> None:
         sha256 = file_sha256(partial)
         num_bytes = partial.stat().st_size
     facts = {"file": plan.file(shard).name, "first": first, "num_samples": len(indices), "num_bytes": num_bytes}
-    facts |= {"sha256": sha256, "num_tokens": int(pa.compute.sum(table["num_tokens"]).as_py())}
-    facts |= {"num_supervised": int(pa.compute.sum(table["num_supervised"]).as_py())}
+    facts |= {"sha256": sha256, "num_tokens": int(pc.sum(table["num_tokens"]).as_py())}
+    facts |= {"num_supervised": int(pc.sum(table["num_supervised"]).as_py())}
     facts |= {"datasets": _sums(table)}
     with whole_file(plan.facts_file(shard)) as partial:
         partial.write_text(json.dumps(facts))
@@ -177,8 +178,8 @@ def _sums(table: pa.Table) -> dict[str, dict[str, int]]:
     columns = {
         "dataset": table["dataset"],
         "samples": pa.array(np.ones(len(table), dtype=np.int64)),
-        "num_turns": pa.compute.list_value_length(table["turns"]),
-        "num_images": pa.compute.list_value_length(table["images"]),
+        "num_turns": pc.list_value_length(table["turns"]),
+        "num_images": pc.list_value_length(table["images"]),
         "num_tokens": table["num_tokens"],
         "num_supervised": table["num_supervised"],
     }
@@ -188,21 +189,18 @@ def _sums(table: pa.Table) -> dict[str, dict[str, int]]:
 
 
 def _embedded(plan: ShardPlan, dataset: str, rows: pa.Table) -> pa.Array:
-    root = ImageRoot(plan.image_roots[dataset]) if plan.embed_images else None
-    known: dict[str, bytes] = {}
-    column = []
-    for names, sums in zip(rows["images"].to_pylist(), rows["image_sha256"].to_pylist(), strict=True):
-        images = []
-        for name, sha256 in zip(names, sums, strict=True):
-            if root is not None and name not in known:
-                known[name] = root.read(name)
-                if hashlib.sha256(known[name]).hexdigest() != sha256:
-                    raise ShardError(
-                        f"{dataset}: image {name} under {plan.image_roots[dataset]} is not what it was when the "
-                        "examples were built: build again"
-                    )
-            images.append({"bytes": known.get(name), "path": name})
-        column.append(images)
+    data: dict[str, bytes] = {}
+    if plan.embed_images:
+        root = ImageRoot(plan.image_roots[dataset])
+        names, sums = (pc.list_flatten(rows[column]).to_pylist() for column in ("images", "image_sha256"))
+        for name, sha256 in sorted(set(zip(names, sums, strict=True)), key=lambda pair: reading_order(pair[0])):
+            data[name] = root.read(name)
+            if hashlib.sha256(data[name]).hexdigest() != sha256:
+                raise ShardError(
+                    f"{dataset}: image {name} under {plan.image_roots[dataset]} is not what it was when the "
+                    "examples were built: build again"
+                )
+    column = [[{"bytes": data.get(name), "path": name} for name in names] for names in rows["images"].to_pylist()]
     return pa.array(column, SHARD.field("images").type)
 
 
