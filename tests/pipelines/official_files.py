@@ -20,6 +20,13 @@ TEXT_DIALOGUES = [
     for row in DIALOGUES
     if (talk := row["conversations"])
 ]
+CHATS = [
+    {
+        "images": ["1.jpg", "2.jpg"],
+        "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "A cup."}],
+    }
+    for question in ("What is <image>, and <image>?", "What is in the cafe?")
+]
 LLAVA_PROBLEMS = [
     {
         "id": str(number),
@@ -116,6 +123,7 @@ OFFICIAL: dict[str, dict[str, Any]] = {
     },
     "llava150k": {"conversation_58k.json": DIALOGUES},
     "sharegpt": {"sharegpt.json": TEXT_DIALOGUES},
+    "llava": {"chats.jsonl": CHATS},
 }
 
 
