@@ -68,9 +68,11 @@ def place(images: Sequence[str], talk: Turns) -> tuple[str | None, Turns, list[s
 
     Pictures stand at the head unless the questions hold as many `<image>`, which then say where. A single one at the
     beginning or end of the first question is no more than the head, and is taken out.
-    Rejects: image_count_mismatch, empty_question.
+    Rejects: missing_field, image_count_mismatch, empty_question.
     """
     places = sum(question.count(IMAGE) for question, _ in talk)
+    if places and not images:
+        raise Reject("missing_field", f"image is missing, but the questions hold {places} {IMAGE}")
     if places not in (0, len(images)):
         raise Reject("image_count_mismatch", f"{places} {IMAGE} in the questions, {len(images)} pictures")
     if places == 1:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.sources import json_stream
-from pipelines.sources.base import Reject, Source, SourceError, clean, field, file_batches, matching_files, show
+from pipelines.sources.base import Reject, Source, SourceError, clean, file_batches, matching_files, show
 from pipelines.sources.conversations import place, turns
 from pipelines.sources.options import SourceOptions
 
@@ -35,9 +35,12 @@ def _pictures(record: dict[str, Any]) -> list[str]:
 
 
 def _row(record: Any) -> tuple[Any, ...]:
-    name = "messages" if type(record) is dict and "messages" in record else "conversations"
-    field(record, name, list)
-    return place(_pictures(record), turns(record, name))
+    if type(record) is not dict:
+        raise Reject("wrong_type", f"the row is {show(record)}, not an object")
+    for name in ("conversations", "messages"):
+        if name in record:
+            return place(_pictures(record), turns(record, name))
+    raise Reject("missing_field", f"conversations or messages is missing; there are {show(list(record))}")
 
 
 def source(options: SourceOptions) -> Source:

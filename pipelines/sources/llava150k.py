@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.sources import json_stream
-from pipelines.sources.base import Source, SourceError, file_batches, matching_files, optional_text
-from pipelines.sources.conversations import place, turns
+from pipelines.sources.base import Reject, Source, SourceError, file_batches, matching_files, optional_text
+from pipelines.sources.conversations import IMAGE, turns, without_placeholder
 
 _MERGED = "llava_instruct_150k.json"
 _PARTS = {"complex_reasoning_77k.json", "conversation_58k.json", "detail_23k.json"}
@@ -29,7 +29,14 @@ def files(root: Path) -> list[Path]:
 
 def _row(record: Any) -> tuple[Any, ...]:
     image = optional_text(record, "image")
-    return place([image] if image else [], turns(record))
+    (question, answer), *rest = turns(record)
+    question, has_placeholder = without_placeholder(question)
+    if has_placeholder and image is None:
+        raise Reject("missing_field", f"image is missing, but conversations[0].value has {IMAGE}")
+    talk = [(question, answer), *rest]
+    if any(IMAGE in question for question, _ in talk):  # these files have one place, at the first question
+        raise Reject("special_token_in_text", f"the text contains {IMAGE!r}")
+    return image, talk, None
 
 
 def read(root: Path) -> Iterator[pa.RecordBatch]:

@@ -22,10 +22,10 @@ TEXT_DIALOGUES = [
 ]
 CHATS = [
     {
-        "images": ["1.jpg", "2.jpg"],
+        "images": [f"{number}.jpg", "other.jpg"],
         "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "A cup."}],
     }
-    for question in ("What is <image>, and <image>?", "What is in the cafe?")
+    for number, question in enumerate(("What is <image>, and <image>?", "What is in the cafe?"))
 ]
 LLAVA_PROBLEMS = [
     {

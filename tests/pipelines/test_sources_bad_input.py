@@ -14,7 +14,7 @@ from pipelines.build import DatasetSpec, build_annotations
 from pipelines.images import images_table
 from pipelines.render import Renderer, RenderSettings
 from pipelines.schema import ANNOTATIONS
-from pipelines.sources import SOURCES, SourceError
+from pipelines.sources import SOURCES, SourceError, get
 from pipelines.sources.base import normalised_box
 from pipelines.store import Store
 from pipelines.templates import template_file
@@ -52,6 +52,10 @@ NEEDED: dict[str, list[tuple[str, list[str | int], list[str]]]] = {
         ("conversation_58k.json", [1], ["image", "conversations"]),
         ("conversation_58k.json", [1, "conversations", 0], ["from", "value"]),
     ],
+    "llava": [
+        ("chats.jsonl", [1], ["messages"]),
+        ("chats.jsonl", [1, "messages", 0], ["content"]),
+    ],
     "sharegpt": [
         ("sharegpt.json", [1], ["conversations"]),
         ("sharegpt.json", [1, "conversations", 0], ["from", "value"]),
@@ -60,7 +64,7 @@ NEEDED: dict[str, list[tuple[str, list[str | int], list[str]]]] = {
 
 
 def read(name: str, root: Path) -> list[dict[str, Any]]:
-    batches = list(SOURCES[name].read(root))
+    batches = list(get(name).read(root))
     for batch in batches:
         batch.validate(full=True)
     return [row for batch in batches for row in batch.to_pylist()]
@@ -72,15 +76,15 @@ def read_files(name: str, root: Path, files: dict[str, Any]) -> list[dict[str, A
 
 
 def test_every_source_is_here():
-    assert set(OFFICIAL) == set(SOURCES)
-    assert set(NEEDED) == set(SOURCES) - {"refcoco+", "refcocog"} - {name for name, _ in TARS}
+    assert set(OFFICIAL) == {*SOURCES, "llava"}
+    assert set(NEEDED) == set(OFFICIAL) - {"refcoco+", "refcocog"} - {name for name, _ in TARS}
 
 
 @pytest.mark.parametrize("name", sorted(OFFICIAL))
 def test_good_files(tmp_path, name):
     rows = read_files(name, tmp_path, official(name))
     assert [row["reject"] for row in rows] == [None, None]
-    assert [path.name for path in SOURCES[name].files(tmp_path)] == [Path(file).name for file in OFFICIAL[name]]
+    assert [path.name for path in get(name).files(tmp_path)] == [Path(file).name for file in OFFICIAL[name]]
 
 
 @pytest.mark.parametrize(("name", "file"), FILES)
@@ -221,7 +225,7 @@ def repeated(name: str) -> dict[str, Any]:
     return files
 
 
-@pytest.mark.parametrize("name", sorted(set(OFFICIAL) - {"vsr", "llava150k", "sharegpt", "visual_genome"}))
+@pytest.mark.parametrize("name", sorted(set(OFFICIAL) - {"vsr", "llava150k", "llava", "sharegpt", "visual_genome"}))
 def test_a_repeated_id_costs_its_own_row_only(tmp_path, name):
     """VSR's rows have no id; those of conversations are not unique in the official files."""
     rows = read_files(name, tmp_path, repeated(name))
@@ -271,7 +275,7 @@ def rendered(name: str, root: Path, text: str, tokenizer_dir: Path):
         for file, content in official(name).items()
     }
     write_official(root, files)
-    source = SOURCES[name]
+    source = get(name)
     settings = RenderSettings(
         dataset=name,
         task=source.task,
@@ -296,6 +300,8 @@ def rendered(name: str, root: Path, text: str, tokenizer_dir: Path):
 )
 def test_what_only_looks_like_text_costs_its_own_row_only(tmp_path, tokenizer_dir, name, text, reason):
     result = rendered(name, tmp_path, text, tokenizer_dir)
+    if name == "llava" and "<image>" in text:  # there, it is a place for a picture
+        reason = "image_count_mismatch"
     kept = name == "vsr" and "\n" in text  # its statements are put on one line, where a role name begins no turn
     assert result.counts["rows"] == {
         "read": 2,

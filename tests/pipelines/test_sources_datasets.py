@@ -188,7 +188,7 @@ def test_llava_rejects(tmp_path):
     )
     rows = read("llava150k", tmp_path)
     assert list(rejects(rows).values()) == [
-        "odd_turns", "empty_conversation", "empty_answer", "empty_question", "image_count_mismatch", "system_message",
+        "odd_turns", "empty_conversation", "empty_answer", "empty_question", "missing_field", "system_message",
         "wrong_type", "wrong_type", "missing_field", "wrong_type",
     ]  # fmt: skip
     assert rows[5]["detail"] == "conversations[0].value is said by 'system'"
@@ -360,11 +360,11 @@ def test_conversations_of_any_trainer_that_cannot_be_used(tmp_path):
     system = {"role": "system", "content": "Be brief."}
     bad = {
         "image_count_mismatch": chat("<image> and <image>", "A.", images=["1.jpg"]),
+        "missing_field": chat("See <image>.", "A."),
         "system_message": {"messages": [system, *chat("Q?", "A.")["messages"]]},
         "two_picture_fields": chat("Q?", "A.", image="1.jpg", images=["2.jpg"]),
         "wrong_type": chat([{"type": "video"}], "A."),
         "wrong_role": {"messages": chat("Q?", "A.")["messages"][::-1]},
-        "missing_field": {"image": "1.jpg"},
         "empty_field": chat("Q?", "A.", images=[" "]),
         "odd_turns": chat("Q?"),
         "empty_question": chat("<image>", "A.", images=["1.jpg"]),
