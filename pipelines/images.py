@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from pipelines.image_cells import Cell, TableFiles
+from pipelines.image_cells import Cell, Cells
 from pipelines.image_error import ImageRefError
 from pipelines.perceptual import perceptual_hash
 from pipelines.schema import IMAGES
@@ -65,7 +65,7 @@ class ImageRoot:
         self._inside = self._root.rstrip("/") + "/"
         self._directories: dict[str, str] = {}
         self._holders: dict[str, tuple[str, os.stat_result]] = {}  # tars and tables
-        self._tables = TableFiles()
+        self._cells = Cells()
 
     def locate(self, image: str) -> Location:
         """Raises ImageRefError: image_missing, image_outside_root, image_bad_reference; image_corrupt for a table."""
@@ -88,7 +88,7 @@ class ImageRoot:
 
     def read_at(self, location: Location) -> bytes:
         if location.cell is not None:
-            data = self._tables.read(location.path, location.cell)
+            data = self._cells.read(location.path, location.cell)
             if isinstance(data, str):
                 path, status = self._file(data)
                 return self.read_at(Location(path, 0, status.st_size, ""))
@@ -106,7 +106,7 @@ class ImageRoot:
 
     def _beside(self, path: str, cell: Cell) -> str:
         """Of the file that a cell names, if there is one, the identity: it may hold the image in place of the cell."""
-        name = self._tables.path(path, cell)
+        name = self._cells.path(path, cell)
         try:
             return "" if name is None else f"|{_identity(*self._file(name))}"
         except ImageRefError:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from pipelines.sources import (
     aokvqa,
+    datasets,
     gqa,
     llava,
     llava150k,
@@ -42,7 +43,7 @@ SOURCES: dict[str, Source] = {
 }
 
 # Sources that a recipe describes: options → source.
-CONFIGURED: dict[str, Callable[[SourceOptions], Source]] = {"llava": llava.source}
+CONFIGURED: dict[str, Callable[[SourceOptions], Source]] = {"llava": llava.source, "datasets": datasets.source}
 
 
 def get(name: str, options: SourceOptions = NO_OPTIONS) -> Source:

@@ -246,15 +246,21 @@ class Unique:
         self._seen.add(value)
 
 
-def choices(record: Any, options: str, index: str) -> tuple[list[str], int]:
+def choices(record: Any, name: str, index: str) -> tuple[list[str], int]:
     """The options (at least two, none empty) and the index of the right one, from the two named fields.
 
     Rejects: missing_field, wrong_type, too_few_choices, empty_choice, not_utf8, answer_index_out_of_range.
     """
-    found = [clean(f"{options}[{i}]", option, "empty_choice") for i, option in enumerate(field(record, options, list))]
-    if len(found) < 2:
-        raise Reject("too_few_choices", f"{options} is {show(found)}")
+    found = options(record, name)
     answer = field(record, index, int)
     if not 0 <= answer < len(found):
-        raise Reject("answer_index_out_of_range", f"{index} is {show(answer)}, of {len(found)} {options}")
+        raise Reject("answer_index_out_of_range", f"{index} is {show(answer)}, of {len(found)} {name}")
     return found, answer
+
+
+def options(record: Any, name: str) -> list[str]:
+    """A list of at least two texts, none empty. Rejects: those of `choices`, without the last."""
+    found = [clean(f"{name}[{i}]", option, "empty_choice") for i, option in enumerate(field(record, name, list))]
+    if len(found) < 2:
+        raise Reject("too_few_choices", f"{name} is {show(found)}")
+    return found

@@ -1,6 +1,6 @@
 """What a recipe says to a generic source: which files, and which columns hold what."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -11,30 +11,48 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class CaptionColumns(_Part):
+class _Columns(_Part):
+    """The columns of one task. `image`: a picture (bytes, a Hugging Face `Image`, or a file name below the images
+    directory), or a list of them."""
+
+    holds: ClassVar[tuple[str, ...]]  # the fields that name a column, but for the image
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Field → column, of those that are chosen."""
+        return {field: getattr(self, field) for field in self.holds if getattr(self, field) is not None}
+
+
+class CaptionColumns(_Columns):
+    holds = ("caption",)
     task: Literal["caption"]
     image: Name
     caption: Name
 
 
-class OpenQuestionColumns(_Part):
+class OpenQuestionColumns(_Columns):
+    holds = ("question", "answer")
     task: Literal["open_question"]
     image: Name | None = None
+    text_only: bool = False  # rows whose image is null are questions without one; else they are rejects
     question: Name
     answer: Name
     answer_names: tuple[Name, ...] | None = None  # the texts of numbered answers, for files that do not name them
 
 
-class MultipleChoiceColumns(_Part):
+class MultipleChoiceColumns(_Columns):
+    holds = ("question", "choices", "answer", "context")
     task: Literal["multiple_choice"]
     image: Name | None = None
+    text_only: bool = False
     question: Name
     choices: Name  # a list of texts
     answer: Name  # the number (from 0), the letter or the text of the right choice
     context: Name | None = None
 
 
-class ReferringColumns(_Part):
+class ReferringColumns(_Columns):
+    holds = ("phrase", "box", "width", "height")
     task: Literal["referring"]
     image: Name
     phrase: Name
@@ -48,16 +66,15 @@ class ReferringColumns(_Part):
     def _size(self) -> "ReferringColumns":
         given = [name is not None for name in (self.width, self.height)]
         if given != [self.box_unit == "pixels"] * 2:
-            raise ValueError(
-                "boxes in pixels need the columns `width` and `height` of the image, others must not have them"
-            )
+            raise ValueError("boxes in pixels need the columns `width` and `height` of the image; no others have them")
         return self
 
 
-class ConversationColumns(_Part):
+class ConversationColumns(_Columns):
+    holds = ("conversations",)
     task: Literal["conversation"]
-    image: Name | None = None  # one picture, or a list of them
-    conversations: Name  # a list of messages
+    image: Name | None = None  # null: text only
+    conversations: Name  # a list of messages, see conversations.py
 
 
 Columns = Annotated[

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines import image_cells
+from pipelines import image_cells, table_files
 from pipelines.images import ImageRefError, ImageRoot, identities, images_table, read_image_bytes
 
 ROWS = 50
@@ -155,8 +155,8 @@ def test_threads_share_row_groups(tmp_path, monkeypatch):
         found = list(pool.map(lambda row: place.read(names[row]), shuffled.tolist()))
     assert found == [PICTURES[row] for row in shuffled]
     reads = []
-    read = image_cells._Parquet.read
-    monkeypatch.setattr(image_cells._Parquet, "read", lambda *args: (reads.append(args[1]), read(*args))[1])
+    read = table_files._Parquet.read
+    monkeypatch.setattr(table_files._Parquet, "read", lambda *args: (reads.append(args[1]), read(*args))[1])
     images_table(tmp_path, names, threads=1)
     assert reads == list(range(7))
 
