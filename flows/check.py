@@ -1,5 +1,6 @@
 """What can be wrong with a recipe besides its form, found before hours of work: all of it at once."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,7 +57,7 @@ def _settings(recipe: Recipe) -> Iterator[str]:
             yield f"paths.{key}: {problem}"
     yield from _problems("beam", check_options, recipe.beam)
     for name, dataset in recipe.datasets.items():
-        yield from _problems(f"datasets.{name}", sources.get, dataset.source or name)
+        yield from _problems(f"datasets.{name}", recipe.source, name)
         if "semantic" in dataset.dedup.rule and dataset.max_turns > 1:
             yield from _problems("embedder", embedder_path, recipe.embedder.model)
     for name in STAGES:
@@ -75,9 +76,8 @@ def _stage_settings(recipe: Recipe, name: str) -> Iterator[str]:
     yield from _problems(f"{name}.data.chat", chat_style_file, stage.data.chat)
     tasks: dict[str, str] = {}
     for dataset in stage.data.names:
-        source = recipe.datasets[dataset].source or dataset
-        if source in sources.SOURCES:
-            tasks[dataset] = sources.get(source).task
+        with contextlib.suppress(sources.SourceError):  # of a source that is wrong, told elsewhere
+            tasks[dataset] = recipe.source(dataset).task
             yield from _problems(
                 f"{name}.data.templates", load_templates, stage.data.templates, dataset, tasks[dataset]
             )
@@ -99,8 +99,12 @@ def _accumulation(recipe: Recipe, stage: Stage) -> int:
 def _inputs(workspace: Workspace) -> Iterator[str]:
     recipe = workspace.recipe
     for name in sorted({*recipe.pretrain.data.names, *recipe.finetune.data.names}):
-        spec = workspace.spec(name)
-        yield from _problems(f"datasets.{name}", sources.get(spec.source).files, spec.annotations)
+        try:
+            spec = workspace.spec(name)
+        except sources.SourceError as error:
+            yield f"datasets.{name}: {error}"
+            continue
+        yield from _problems(f"datasets.{name}", spec.reader.files, spec.annotations)
         if recipe.images == "embed" and not spec.images.is_dir():
             yield f"datasets.{name}.images: there is no directory {spec.images}"
     for name in recipe.evaluation.benchmarks:

@@ -63,9 +63,9 @@ class Forecaster:
     def known(self, stage: str, dataset: str) -> Known:
         """What is known of a dataset in a stage, by the best that there is: its very examples, a sample of its rows
         rendered, an older build, a count of its rows."""
-        spec = self.workspace.spec(dataset)
         try:
-            sources.get(spec.source).files(spec.annotations)
+            spec = self.workspace.spec(dataset)
+            spec.reader.files(spec.annotations)
         except sources.SourceError:
             return Known("unknown: files not there")
         built = self._built(stage, spec)
@@ -140,7 +140,7 @@ class Forecaster:
         """Annotations, from the store or from files that are small enough."""
         if spec.name not in self._annotations:
             schema = ANNOTATIONS[spec.task]
-            source = sources.get(spec.source)
+            source = spec.reader
             try:
                 batches = annotation_batches(build_annotations(self.workspace.store, spec, _quiet))
                 self._annotations[spec.name] = pa.Table.from_batches(batches, schema)
@@ -197,7 +197,7 @@ def stage_forecast(workspace: Workspace, stage: str, known: Mapping[str, Known])
     part = workspace.stage(stage)
     data, num_samples = part.data, part.train.steps * part.train.global_batch
     balance, in_tokens = data.balance, data.balance.unit == "supervised_tokens"
-    tasks = {name: workspace.spec(name).task for name in data.names}
+    tasks = {name: workspace.recipe.source(name).task for name in data.names}
     needed = [known[name].supervised if in_tokens else known[name].examples for name in data.names]
     wanted = None if balance.wants_sizes else wanted_shares(balance, data.names, data.weights, tasks, None)
     if balance.needs_sizes and None in needed:

@@ -7,9 +7,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from model.training.job import Train
+from pipelines import sources
 from pipelines.balance import Balance
 from pipelines.beam import BEAM_OPTIONS
 from pipelines.pictures import MAX_IMAGES
+from pipelines.sources import Source, SourceOptions
+from pipelines.sources.options import Columns
 
 RECIPES = Path(__file__).parent / "recipes"
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -87,10 +90,27 @@ class Dedup(Part):
 
 class Dataset(Part):
     source: str | None = None  # a name in pipelines/sources; the dataset's own name where absent
-    annotations: Path  # the directory of the official files, relative to paths.data
+    annotations: Path | None = None  # the directory of the official files, relative to paths.data
+    hub: Annotated[str, Field(pattern=r"^[\w.-]+(/[\w.-]+)?$")] | None = None  # in its place, for `source: datasets`
+    revision: str | None = None  # of the hub's dataset: a branch, tag or commit
+    columns: Columns | None = None  # of `source: datasets`
+    files: str | None = None  # of the sources `datasets` and `llava`: a pattern below the directory
     images: Path | None = None  # the root of its images; the annotations directory where absent
     max_turns: PositiveInt = 1
     dedup: Dedup = Dedup()
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "Dataset":
+        if (self.annotations is None) == (self.hub is None):
+            raise ValueError("give either `annotations`, a directory, or `hub`, the name of a dataset there")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("`revision` is that of a dataset on the hub: give `hub`, or leave it out")
+        if self.hub is not None and self.columns is None:
+            raise ValueError("a dataset on the hub needs `source: datasets` and `columns`")
+        if self.hub is not None and self.images is not None:
+            raise ValueError("the pictures of a dataset on the hub lie in its files: leave out `images`")
+        SourceOptions(files=self.files)  # raises where the pattern leaves the directory
+        return self
 
 
 class Embedder(Part):
@@ -235,6 +255,11 @@ class Recipe(Part):
 
     def stage(self, name: str) -> Stage:
         return {"pretrain": self.pretrain, "finetune": self.finetune}[name]
+
+    def source(self, dataset: str) -> Source:
+        """What reads a dataset's files. Raises SourceError for a name or options that it does not know."""
+        part = self.datasets[dataset]
+        return sources.get(part.source or dataset, SourceOptions(columns=part.columns, files=part.files))
 
     @model_validator(mode="after")
     def _names_agree(self) -> "Recipe":

@@ -9,6 +9,7 @@ from flows.recipe import Recipe, SampleCorpus, Stage
 from pipelines.build import DatasetSpec
 from pipelines.sample import VERSION as SAMPLE_VERSION
 from pipelines.sample import write_sample
+from pipelines.sources import SourceOptions, hub
 from pipelines.store import MANIFEST, Store
 
 STAGES = ("pretrain", "finetune")
@@ -26,13 +27,18 @@ class Workspace:
         return self.recipe.stage(name)
 
     def spec(self, dataset: str) -> DatasetSpec:
-        """What the builders need to know of a dataset of the recipe."""
+        """What the builders need to know of a dataset of the recipe. Fetches a dataset of the hub. Raises SourceError
+        where it cannot."""
         part = self.recipe.datasets[dataset]
+        annotations, files = self.data / (part.annotations or ""), part.files
+        if part.hub is not None:
+            annotations, files = hub.snapshot(part.hub, part.revision, part.files)
         return DatasetSpec(
             name=dataset,
             source=part.source or dataset,
-            annotations=self.data / part.annotations,
-            images=self.data / (part.images or part.annotations),
+            annotations=annotations,
+            images=self.data / part.images if part.images else annotations,
+            options=SourceOptions(columns=part.columns, files=files),
             max_turns=part.max_turns,
             dedup_rule=part.dedup.rule,
             dedup_compare=part.dedup.compare,

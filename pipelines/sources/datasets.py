@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.sources.base import Reject, Source, SourceError, file_batches, matching_files
+from pipelines.sources.hub import PARQUET
 from pipelines.sources.options import SourceOptions
 from pipelines.sources.table_rows import Record, row_of
 from pipelines.table_files import TableError, TableFile, damage_named, holds_images, is_list, open_table
 
-_PARQUET = "**/*.parquet"
 _STATE = "state.json"  # of one split that was saved
 _SPLITS = "dataset_dict.json"  # of several
 
@@ -46,7 +46,7 @@ def _files(root: Path) -> list[Path]:
     if (root / _SPLITS).is_file():
         splits = ", ".join(map(str, _json(root / _SPLITS, "splits", list)))
         raise SourceError(f"{root} holds several splits ({splits}): name the directory of one as `annotations`")
-    return matching_files(root, _PARQUET)
+    return matching_files(root, PARQUET)
 
 
 def _saved(root: Path, entry: Any) -> Path:

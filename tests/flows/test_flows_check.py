@@ -27,6 +27,11 @@ def test_a_good_recipe_passes(write_recipe):
     ("changes", "messages"),
     [
         ({"datasets/other": OTHER_DATASET}, ["datasets.other: no source named 'gqa-typo'", "vqav2"]),
+        ({"datasets/other": {"annotations": "x", "source": "datasets"}}, ["datasets.other: ", "needs `columns`"]),
+        (
+            {"datasets/vqav2": {"annotations": "x", "files": "*.json"}},
+            ["datasets.vqav2: the source vqav2 reads its official files alone"],
+        ),
         (
             {"finetune/data/templates": "fein"},
             ["finetune.data.templates: template set 'fein' does not exist; the sets"],
@@ -88,6 +93,22 @@ def test_files_that_are_missing(write_recipe, tmp_path):
     assert f"evaluation.benchmarks.pope: there is no {data}/POPE" in text
     assert "backbones.vision: there is no model (no config.json) in ./vit" in text
     assert "backbones.llm" not in text
+
+
+COLUMNS = {"task": "caption", "image": "image", "caption": "text"}
+
+
+def test_a_dataset_of_the_hub_without_network(write_recipe, tmp_path):
+    """Tests run with HF_HUB_OFFLINE: one message, whatever the hub's client raises."""
+    mine = {"source": "datasets", "hub": "nobody/nothing", "columns": COLUMNS}
+    changes = {"sample": None, "datasets/mine": mine, "pretrain/data/weights": {"mine": 1.0}}
+    recipe = load_recipe(write_recipe(changes))
+    with pytest.raises(RecipeError) as caught:
+        check_inputs(locate_workspace(recipe))
+    problem = [line for line in str(caught.value).splitlines() if "datasets.mine" in line]
+    assert len(problem) == 1
+    assert "datasets.mine: hub: the dataset nobody/nothing cannot be fetched" in problem[0]
+    assert "name their directory as `annotations`" in problem[0]
 
 
 def test_benchmarks_are_read_before_anything_is_trained(write_recipe, tmp_path):

@@ -35,6 +35,15 @@ def test_recipes_that_come_with_the_project_are_valid(path: Path):
         ),
         ({"backbones": {"vision": "a/b"}}, "give either `train`, or both `vision` and `llm`"),
         ({"datasets/vqav2/dedup": {"rule": "sometimes"}}, "datasets.vqav2.dedup.rule"),
+        ({"datasets/mine": {"source": "datasets"}}, "datasets.mine: Value error, give either `annotations`"),
+        ({"datasets/mine": {"hub": "owner/name"}}, "a dataset on the hub needs `source: datasets` and `columns`"),
+        ({"datasets/mine": {"hub": "a/b/c"}}, "datasets.mine.hub"),
+        ({"datasets/mine": {"annotations": "x", "files": "../*.json"}}, "`files` must be a pattern below"),
+        ({"datasets/mine": {"annotations": "x", "columns": {"task": "vqa"}}}, "datasets.mine.columns: Input tag 'vqa'"),
+        (
+            {"datasets/mine": {"annotations": "x", "columns": {"task": "caption", "image": "i"}}},
+            "datasets.mine.columns.caption.caption: Field required",
+        ),
     ],
 )
 def test_bad_values_are_named(write_recipe, changes, message):

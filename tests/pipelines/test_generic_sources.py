@@ -1,0 +1,148 @@
+"""The two generic sources on drawn pictures, from their files to shards."""
+
+import io
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, Features, Image, List, Value
+from PIL import Image as Pillow
+
+from pipelines.build import DatasetSpec, build_examples, build_images
+from pipelines.mix import build_shards
+from pipelines.sources import SourceError, SourceOptions, hub
+from pipelines.store import Store, read_manifest
+
+MESSAGE = {"role": Value("string"), "content": Value("string")}
+CONVERSATION = {"images": List(Image()), "talk": List(MESSAGE)}
+COLUMNS = {"task": "conversation", "image": "images", "conversations": "talk"}
+
+
+def drawn(number):
+    buffer = io.BytesIO()
+    Pillow.new("RGB", (8, 6), (number, 100, 3 * number)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def talk(*texts):
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def conversations(count):
+    """Rows with 0 to 3 pictures in turn; what row i shows are the pictures 10 i, 10 i + 1, …"""
+    texts = ["Hi", "<image>\nQ?", "Is <image> as <image>?", "All three?"]
+    return Dataset.from_dict(
+        {
+            "images": [
+                [{"bytes": drawn(10 * i + n), "path": None} for n in range(i % 4)] if i % 4 else None
+                for i in range(count)
+            ],
+            "talk": [talk(texts[i % 4], f"Answer {i}.") for i in range(count)],
+        },
+        Features(CONVERSATION),
+    )
+
+
+def shards_of(tmp_path, tokenizer_dir, *specs):
+    store, log = Store(tmp_path / "store"), lambda line: None
+    images = build_images(store, specs, log)
+    examples = {
+        spec.name: build_examples(
+            store, spec, templates="fine", chat="honeybee", tokenizer=tokenizer_dir, max_text_tokens=500,
+            images=images[spec.name], embeddings=None, seed=0, log=log,
+        )
+        for spec in specs
+    }  # fmt: skip
+    directory = build_shards(
+        store,
+        examples=examples,
+        image_roots={spec.name: spec.images for spec in specs},
+        weights=dict.fromkeys(examples, 1.0),
+        num_samples=64,
+        shard_samples=40,
+        tokenizer=tokenizer_dir,
+        seed=0,
+        log=log,
+    )
+    files = [directory / shard["file"] for shard in read_manifest(directory)["shards"]]
+    rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+    return {name: read_manifest(path)["rows"] for name, path in examples.items()}, rows
+
+
+def spec(name, root, source="datasets", images=None, **options):
+    return DatasetSpec(name, source, root, images or root, options=SourceOptions(**options))
+
+
+def test_pictures_from_parquet_and_arrow_are_embedded_as_they_are(tmp_path, tokenizer_dir):
+    (tmp_path / "parquet").mkdir()
+    conversations(20).to_parquet(tmp_path / "parquet" / "a.parquet", batch_size=3)
+    conversations(20).save_to_disk(tmp_path / "arrow", num_shards=3)
+    (tmp_path / "llava" / "deep").mkdir(parents=True)
+    lines = []
+    for i, row in enumerate(conversations(20).to_list()):
+        names = [f"deep/{10 * i + n}.png" for n in range(i % 4)]
+        for name, image in zip(names, row["images"] or (), strict=True):
+            (tmp_path / "llava" / name).write_bytes(image["bytes"])
+        lines.append({"messages": row["talk"], "images": names})
+    (tmp_path / "llava" / "deep" / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    ledgers, rows = shards_of(
+        tmp_path,
+        tokenizer_dir,
+        spec("parquet", tmp_path / "parquet", columns=COLUMNS),
+        spec("arrow", tmp_path / "arrow", columns=COLUMNS),
+        spec("chats", tmp_path / "llava", source="llava"),
+    )
+    assert all(rows == {"read": 20, "examples": 20, "duplicates": 0, "rejects": {}} for rows in ledgers.values())
+    assert {row["dataset"] for row in rows} == {"parquet", "arrow", "chats"}
+    seen = set()
+    for row in rows:
+        i = row["turns"][0]["row"]
+        seen.add((row["dataset"], i))
+        assert row["turns"][0]["assistant"] == f"Answer {i}."
+        assert [image["bytes"] for image in row["images"]] == [drawn(10 * i + n) for n in range(i % 4)]
+    assert len(seen) > 50
+    # The same rows are the same samples, wherever their pictures lie.
+    told = {(row["dataset"], row["turns"][0]["row"]): row["input_ids"] for row in rows}
+    assert all(ids == told.get(("arrow", i), ids) == told.get(("chats", i), ids) for (_, i), ids in told.items())
+
+
+def test_a_picture_that_changed_inside_its_file_is_measured_again(tmp_path, tokenizer_dir):
+    (tmp_path / "data").mkdir()
+    captions = {"image": [{"bytes": drawn(1), "path": "x.png"}], "text": ["A field."]}
+    options = {"columns": {"task": "caption", "image": "image", "caption": "text"}}
+    features = Features({"image": Image(), "text": Value("string")})
+    for number in (1, 2):
+        captions["image"][0]["bytes"] = drawn(number)
+        Dataset.from_dict(captions, features).to_parquet(tmp_path / "data" / "a.parquet")
+        _, rows = shards_of(tmp_path, tokenizer_dir, spec("blipcapfilt", tmp_path / "data", **options))
+        assert rows[0]["images"][0]["bytes"] == drawn(number)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A hub cache as the hub's client leaves it: snapshots of links into blobs."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    root = tmp_path / "hub" / "datasets--owner--name"
+    data = root / "snapshots" / ("0" * 40) / "data"
+    for directory in (data, root / "blobs", root / "refs"):
+        directory.mkdir(parents=True)
+    conversations(8).to_parquet(root / "blobs" / "abc")
+    (data / "train-0.parquet").symlink_to("../../../blobs/abc")
+    (root / "refs" / "main").write_text("0" * 40)
+    hub.snapshot.cache_clear()
+    yield root
+    hub.snapshot.cache_clear()
+
+
+def test_a_dataset_in_the_hubs_cache_needs_no_network(cache, tmp_path, tokenizer_dir):
+    root, files = hub.snapshot("owner/name", None, None)
+    assert root == cache
+    ledgers, rows = shards_of(tmp_path, tokenizer_dir, spec("chats", root, columns=COLUMNS, files=files))
+    assert ledgers["chats"]["examples"] == 8
+    assert {image["bytes"] for row in rows for image in row["images"]} <= {drawn(n) for n in range(80)}
+    assert hub.snapshot("owner/name", "main", "data/*.parquet")[1] == f"snapshots/{'0' * 40}/data/*.parquet"
+    for name, revision in (("owner/other", None), ("owner/name", "v2")):
+        with pytest.raises(SourceError, match=rf"hub: the dataset {name}.* cannot be fetched"):
+            hub.snapshot(name, revision, None)
