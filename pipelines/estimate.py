@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipelines.build import DatasetSpec
 from pipelines.hashing import mix64
 from pipelines.images import ImageRefError, ImageRoot
+from pipelines.pictures import named_images
 from pipelines.render import Renderer, RenderSettings
 from pipelines.schema import IMAGES
 
@@ -104,7 +104,7 @@ def _present(spec: DatasetSpec, sample: pa.Table) -> pa.Table:
     """An images table of the sample that knows only whether there is a file."""
     root = ImageRoot(spec.images)
     rows = []
-    for name in pc.unique(sample["image"].drop_null()).to_pylist():
+    for name in sorted(set().union(*map(named_images, sample.to_batches()))):
         row = {"image": name}
         try:
             root.locate(name)

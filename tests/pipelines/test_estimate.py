@@ -1,5 +1,7 @@
 """A sample of rows stands for all of them."""
 
+import dataclasses
+
 import pyarrow as pa
 import pytest
 
@@ -83,3 +85,19 @@ def test_pictures_that_are_not_there_are_foreseen(settings_of, tmp_path):
 def _swap(made, table):
     spec, settings = made
     return spec, table, settings
+
+
+def test_all_pictures_of_a_conversation_are_looked_for(settings_of, tmp_path):
+    _, settings = settings_of()
+    (tmp_path / "here.jpg").touch()
+    turns = [{"user": "What differs?", "assistant": "All."}]
+    rows = [
+        {"row": row, "image": "here.jpg", "turns": turns, "more_images": [other]}
+        for row, other in enumerate(("here.jpg", "gone.jpg"))
+    ]
+    table = pa.Table.from_pylist(rows, ANNOTATIONS["conversation"])
+    spec = DatasetSpec("chats", "llava", tmp_path, tmp_path)
+    template = str(template_file("fine", "chats", "conversation"))
+    settings = dataclasses.replace(settings, dataset="chats", task="conversation", template_file=template)
+    found = estimate(spec, table, settings, images=None, embed_images=True)
+    assert (found.examples, found.images) == (1, 2)

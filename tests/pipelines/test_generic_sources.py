@@ -8,6 +8,7 @@ import pytest
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Pillow
 
+from pipelines.balance import Balance
 from pipelines.build import DatasetSpec, build_examples, build_images
 from pipelines.mix import build_shards
 from pipelines.sources import SourceError, SourceOptions, hub
@@ -57,6 +58,7 @@ def shards_of(tmp_path, tokenizer_dir, *specs):
         store,
         examples=examples,
         image_roots={spec.name: spec.images for spec in specs},
+        balance=Balance(strategy="tuned"),
         weights=dict.fromkeys(examples, 1.0),
         num_samples=64,
         shard_samples=40,
