@@ -172,6 +172,7 @@ def check_templates(
     faults = check_sets(sets or [], dataset_tasks(recipe), every, typer.echo)
     for fault in faults:
         typer.echo(fault, err=True)
+    typer.echo(f"{len(faults)} faults" if faults else "No fault.")
     raise typer.Exit(1 if faults else 0)
 
 

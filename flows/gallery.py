@@ -54,7 +54,12 @@ def markdown(gallery: list[Card], address: Callable[[int, bytes], str]) -> str:
 
 
 def data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    """The picture for a page without files; photographs as JPEG, since an artifact may hold only so much."""
+    with Image.open(io.BytesIO(png)) as picture:
+        buffer = io.BytesIO()
+        picture.convert("RGB").save(buffer, format="JPEG", quality=75)
+    kind, data = min(("png", png), ("jpeg", buffer.getvalue()), key=lambda each: len(each[1]))
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _row_groups(shards: Path, limit: int):

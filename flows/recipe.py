@@ -15,7 +15,7 @@ from pipelines.sources import Source, SourceOptions
 from pipelines.sources.options import Columns
 
 RECIPES = Path(__file__).parent / "recipes"
-PositiveInt = Annotated[int, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0, le=10**12)]
 Share = Annotated[float, Field(gt=0)]
 
 
@@ -294,7 +294,7 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
-            if key.value in seen:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     "in a mapping", node.start_mark, f"the key {key.value!r} stands twice", key.start_mark
                 )
@@ -313,7 +313,8 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
         raise RecipeError(f"no recipe {name_or_path}: give a YAML file or one of: {known}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also: not UTF-8, an endless number, endless nesting
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError, IndexError, AttributeError) as error:
+        # Also: not UTF-8, an endless number, endless nesting, a key that is no text, an empty !!int.
         raise RecipeError(f"{path} is not valid YAML: {error}") from None
     try:
         return Recipe.model_validate(content)

@@ -11,7 +11,7 @@ from flows.recipe import load_recipe
 from flows.runs import find_run, stage_shards
 from flows.workspace import Workspace, locate_workspace
 from pipelines.arrow_files import open_batches
-from pipelines.store import read_manifest
+from pipelines.store import MANIFEST, read_manifest
 from pipelines.tokenizer import load_tokenizer
 
 
@@ -119,11 +119,10 @@ def _wanted_turns(count: int, ends: list[int], turn: int | None, token: int | No
 
 def _supervised(workspace: Workspace, examples: Path, sample: dict[str, Any], begin: int, end: int) -> dict[str, Any]:
     key = read_manifest(examples)["key"]
-    prepared = next(
-        found
-        for path in sorted((workspace.store.root / "tokenizers").iterdir())
-        if path.is_dir() and (found := load_tokenizer(path)).fingerprint == key["tokenizer"]
-    )
+    made = sorted(path.parent for path in (workspace.store.root / "tokenizers").glob(f"*/{MANIFEST}"))
+    prepared = next((found for found in map(load_tokenizer, made) if found.fingerprint == key["tokenizer"]), None)
+    if prepared is None:
+        raise TraceError(f"the tokenizer {key['tokenizer']} is gone from the store: build the recipe again")
     first = begin + sample["loss_mask"][begin:end].index(True)
     text = prepared.tokenizer.decode(sample["input_ids"][first:end], skip_special_tokens=False)
     return {"supervised": {"tokens": [first, end], "text": text}}

@@ -16,6 +16,8 @@ CAP = 100_000  # examples; the paper's per-sample-100k
 Positive = Annotated[float, Field(gt=0)]
 Strategy = Literal["tuned", "per-dataset", "per-task", "per-sample", "size", "temperature"]
 
+_MOST_EPOCHS = 1e9  # more is no limit
+
 
 class BalanceError(ValueError):
     """Shares that cannot be had; the message says what to change."""
@@ -162,7 +164,9 @@ def _limits(balance: Balance, sizes: Mapping[str, Size]) -> dict[str, int]:
     allowed = balance.max_epochs
     by_name = allowed if isinstance(allowed, dict) else dict.fromkeys(sizes, allowed)
     return {  # rounded first: 0.29 × 100 is a little below 29
-        name: math.floor(round(epochs * sizes[name].examples, 6)) for name, epochs in by_name.items() if epochs
+        name: math.floor(round(min(epochs, _MOST_EPOCHS) * sizes[name].examples, 6))
+        for name, epochs in by_name.items()
+        if epochs
     }
 
 

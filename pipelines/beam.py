@@ -12,8 +12,11 @@ def check_options(options: Sequence[str]) -> None:
     from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
     from apache_beam.runners.runner import create_runner
 
-    runner = PipelineOptions(list(options)).view_as(StandardOptions).runner
+    try:
+        runner = PipelineOptions(list(options)).view_as(StandardOptions).runner
+    except SystemExit:  # how argparse refuses
+        raise ValueError(f"options that Beam does not understand: {' '.join(options)}") from None
     try:
         create_runner(runner or StandardOptions.DEFAULT_RUNNER)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError) as error:
         raise ValueError(f"no Beam runner {runner}: {error}") from None

@@ -35,6 +35,7 @@ EXAMPLES_VERSION = 3
 ROWS_PER_BATCH = 32768
 ROWS_PER_FILE = 1 << 18
 ROWS_PER_PARTITION = 16384
+BYTES_PER_BATCH = BYTES_PER_PARTITION = 256 << 20  # of long texts, fewer rows: a column of strings ends at 2 GiB
 
 Log = Callable[[str], None]
 
@@ -173,6 +174,7 @@ def build_examples(
     digests = FileDigests(store)
     annotations = build_annotations(store, spec, log)
     num_rows = read_manifest(annotations)["num_rows"]
+    num_bytes = sum(path.stat().st_size for path in annotations.glob("*.arrow"))
     template_path = template_file(templates, spec.name, spec.task)
     compares = spec.max_turns > 1 and spec.task != "conversation" and spec.dedup_rule != "off"
     uses_vectors = compares and "semantic" in spec.dedup_rule
@@ -207,7 +209,7 @@ def build_examples(
                 seed=seed,
                 decontamination=decontamination,
             ),
-            partitions=-(-num_rows // ROWS_PER_PARTITION),
+            partitions=max(-(-num_rows // ROWS_PER_PARTITION), -(-num_bytes // BYTES_PER_PARTITION)),
             out=str(out),
         )
         log(f"{spec.name}: {num_rows:,} rows in {job.partitions} partitions")
@@ -218,7 +220,7 @@ def build_examples(
             raise RuntimeError(f"{spec.name}: {num_rows} rows read, but {manifest['rows']['read']} reached a partition")
         for marker in out.glob("counts-*.json"):
             marker.unlink()
-        log(f"{spec.name}: {manifest['num_examples']:,} examples; rows {manifest['rows']}")
+        log(f"{spec.name}: {manifest['num_examples']:,} examples. {_fate(manifest['rows'])}; its rejects: {out}")
         names = [f"examples-{p:05d}.arrow" for p in range(len(counts))]
         files = [[name, c["num_examples"], file_sha256(out / name)] for name, c in zip(names, counts, strict=True)]
         rendered_by = [dataclasses.asdict(template) for template in read_templates(template_path, spec.task)]
@@ -256,6 +258,13 @@ def render_settings(
         max_images=max_images,
         decontamination=decontamination,
     )
+
+
+def _fate(rows: dict[str, Any]) -> str:
+    """A ledger in words."""
+    rejects = "".join(f", {count:,} {reason}" for reason, count in rows["rejects"].items())
+    kept = f"{rows['examples']:,} in examples, {rows['duplicates']:,} duplicates"
+    return f"Of {rows['read']:,} rows, {kept}{rejects}"
 
 
 def _total(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -323,15 +332,18 @@ def _noting_files(batches: Iterator[pa.RecordBatch], only: str, first_rows: dict
 def _rebatched(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """Fewer, larger batches: a batch is cut into one piece per partition later."""
     waiting: list[pa.RecordBatch] = []
-    rows = 0
+    rows = size = 0
     for batch in batches:
+        if rows and size + batch.nbytes > BYTES_PER_BATCH:
+            yield from pa.Table.from_batches(waiting, schema).combine_chunks().to_batches()
+            waiting, rows, size = [], 0, 0
         waiting.append(batch)
-        rows += batch.num_rows
+        rows, size = rows + batch.num_rows, size + batch.nbytes
         if rows >= ROWS_PER_BATCH:
-            yield pa.Table.from_batches(waiting, schema).combine_chunks().to_batches()[0]
-            waiting, rows = [], 0
+            yield from pa.Table.from_batches(waiting, schema).combine_chunks().to_batches()
+            waiting, rows, size = [], 0, 0
     if rows:
-        yield pa.Table.from_batches(waiting, schema).combine_chunks().to_batches()[0]
+        yield from pa.Table.from_batches(waiting, schema).combine_chunks().to_batches()
 
 
 def _grouped(batches: Iterator[pa.RecordBatch], rows_per_file: int) -> Iterator[list[pa.RecordBatch]]:

@@ -54,7 +54,7 @@ class Wording:
 def chat_style_file(style: str) -> Path:
     """The Jinja file of a style. Raises ChatStyleError naming the known ones."""
     path = ROOT / "chat" / f"{style}.jinja"
-    if not path.is_file():
+    if not path.is_file() or path.parent != ROOT / "chat":
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.jinja")))
         raise ChatStyleError(f"no chat style {style!r}: the styles are {known}; a new one is {path}")
     return path

@@ -40,6 +40,12 @@ _CHUNK = 64  # images that a thread takes at a time
 _LOG_EVERY = 20_000  # images
 
 
+def is_cell(file: str, column: str) -> bool:
+    """Whether `<file>#<column>:<row>` will be understood as a picture in that column of that file."""
+    match = _CELL.fullmatch(f"{file}#{column}:0")
+    return match is not None and (match[1], match[2]) == (file, column)
+
+
 class Location(NamedTuple):
     """Where an image's bytes lie."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.balance import Balance, Shares, Size, shares
+from pipelines.balance import Balance, BalanceError, Shares, Size, shares
 from pipelines.beam import BEAM_OPTIONS
 from pipelines.ledger import check_ledger
 from pipelines.mixture import Mixture, make_mixture
@@ -90,6 +90,12 @@ def mix(
 ) -> tuple[Shares, Mixture]:
     """The shares and the order of a stage. built: dataset → the manifest of its examples, or what stands in for it:
     `task`, `num_examples`, `num_supervised`."""
+    for name, m in built.items():
+        if not m["num_examples"] and m.get("rows", {}).get("rejects"):
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in m["rows"]["rejects"].items())
+            raise BalanceError(
+                f"{name}: a share in the mixture, but no example: of {m['rows']['read']:,} rows, {reasons}"
+            )
     sizes = {name: Size(m["task"], m["num_examples"], m["num_supervised"]) for name, m in built.items()}
     got = shares(balance, weights, sizes, num_samples)
     counts = {name: size.examples for name, size in sizes.items()}

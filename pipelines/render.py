@@ -125,6 +125,8 @@ class Renderer:
             reason = pc.coalesce(reason, pc.if_else(many, "too_many_choices", pa.scalar(None, pa.string())))
         many = pa.array(numbers_of_pictures(batch) > self.settings.max_images)
         reason = pc.coalesce(reason, pc.if_else(many, "too_many_images", pa.scalar(None, pa.string())))
+        limit = f"more pictures than max_images of the stage's data: {self.settings.max_images}"
+        detail = pc.coalesce(detail, pc.if_else(many, limit, pa.scalar(None, pa.string())))
         bad = reason.is_valid()
         for row, why, what in zip(
             batch.column("row").filter(bad).to_pylist(),

@@ -136,6 +136,7 @@ class FileDigests:
 
     def _read(self) -> dict[str, str]:
         # A memo that cannot be read costs only time: the files are hashed again.
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-            return json.loads(self._memo_path.read_text())
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            memo = json.loads(self._memo_path.read_text())
+            return memo if isinstance(memo, dict) else {}
         return {}

@@ -162,13 +162,16 @@ def read_templates(path: Path, task: str) -> tuple[Template, ...]:
 def _compose(path: Path) -> yaml.Node | None:
     try:
         return yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise TemplateError(f"{path}: not valid YAML: {error}") from None
 
 
 def _mapping(path: Path, node: yaml.Node | None, required: tuple[str, ...]) -> dict[str, yaml.Node]:
     if not isinstance(node, yaml.MappingNode):
         raise TemplateError(f"{_at(path, node)}: must be a mapping with the keys {', '.join(required)}")
+    bad = next((key for key, _ in node.value if not isinstance(key, yaml.ScalarNode)), None)
+    if bad is not None:
+        raise TemplateError(f"{_at(path, bad)}: a key must be a text")
     entries = {key.value: value for key, value in node.value}
     if set(entries) != set(required) or len(entries) != len(node.value):
         found = ", ".join(key.value for key, _ in node.value)

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from pipelines.store import FileDigests, Store, read_manifest
 
 IMAGE_TOKEN = "<image>"
-VERSION = 1
+VERSION = 2
 
 
 class TokenizerError(ValueError):
@@ -52,6 +52,7 @@ def prepare_tokenizer(store: Store, llm: str, local_files_only: bool = False) ->
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "left"
+        _make_plain(tokenizer.backend_tokenizer)
         tokenizer.save_pretrained(out)
         specials = sorted({token.content for token in tokenizer.added_tokens_decoder.values() if token.special})
         digest = digests.digest(out / "tokenizer.json")[:16]
@@ -64,6 +65,14 @@ def prepare_tokenizer(store: Store, llm: str, local_files_only: bool = False) ->
         }
 
     return store.produce("tokenizers", key, make)
+
+
+def _make_plain(tokenizer: Tokenizer) -> None:
+    """Takes off what a fine-tuned model may have saved with its tokenizer: a length, filling up, and chance."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if getattr(tokenizer.model, "dropout", None):
+        tokenizer.model.dropout = None
 
 
 def load_tokenizer(directory: Path) -> PreparedTokenizer:

@@ -5,6 +5,7 @@ the byte-level and SentencePiece vocabularies of today's language models: there 
 stands between two words. Whether a tokenizer is of this kind is found out from its vocabulary and by trial.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -120,6 +121,8 @@ def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def _joins_nothing_over_spaces(prepared: PreparedTokenizer) -> bool:
     tokenizer = prepared.tokenizer
+    if json.loads(tokenizer.to_str())["model"]["type"] == "Unigram":
+        return False  # of equally good ways to cut a word, it takes one that depends on what stands before
     for added in tokenizer.get_added_tokens_decoder().values():
         if re.search(r"\s", added.content) or (added.content not in prepared.special_tokens and _reaches_out(added)):
             return False

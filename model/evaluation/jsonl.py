@@ -17,7 +17,7 @@ def read_rows(path: Path, fields: Fields) -> Iterator[tuple[str, dict[str, Any]]
     another type.
     """
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     row = parse_row(f"{path}:{number}", line)
@@ -33,7 +33,7 @@ def parse_row(where: str, line: str | bytes) -> dict[str, Any]:
     """A line as a JSON object, or EvaluationError."""
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also: not UTF-8, a number of thousands of digits
         raise EvaluationError(f"{where}: not a whole JSON line ({error}): is the file truncated?") from None
     if not isinstance(row, dict):
         raise EvaluationError(f"{where}: a line must be a JSON object, not {type(row).__name__}")

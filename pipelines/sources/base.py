@@ -130,20 +130,33 @@ def batches(
                 rows.append(bad_row)
         if not rows:
             return
-        image, *fields = zip(*rows, strict=True)
-        reason: list[str | None] = [None] * len(rows)
-        detail: list[str | None] = [None] * len(rows)
-        for i, why in rejects.items():
-            reason[i], detail[i] = why.reason, why.detail
-        columns = [
-            pa.array(range(first, first + len(rows)), pa.int64()),
-            pa.array(image, pa.string()),
-            pa.array(reason, pa.string()),
-            pa.array(detail, pa.string()),
-            *(pa.array(values, kind) for values, kind in zip(fields, schema.types[_COMMON_FIELDS:], strict=True)),
-        ]
-        yield pa.RecordBatch.from_arrays(columns, schema=schema)
+        yield from _record_batches(schema, rows, rejects, first)
         first += len(rows)
+
+
+def _record_batches(
+    schema: pa.Schema, rows: list[tuple[Any, ...]], rejects: dict[int, Reject], first: int
+) -> Iterator[pa.RecordBatch]:
+    """One batch; more where a column of strings would hold over 2 GiB. rejects: place in `rows` → why."""
+    image, *fields = zip(*rows, strict=True)
+    reason: list[str | None] = [None] * len(rows)
+    detail: list[str | None] = [None] * len(rows)
+    for i, why in rejects.items():
+        reason[i], detail[i] = why.reason, why.detail
+    columns = [
+        pa.array(range(first, first + len(rows)), pa.int64()),
+        pa.array(image, pa.string()),
+        pa.array(reason, pa.string()),
+        pa.array(detail, pa.string()),
+        *(pa.array(values, kind) for values, kind in zip(fields, schema.types[_COMMON_FIELDS:], strict=True)),
+    ]
+    if not any(isinstance(column, pa.ChunkedArray) for column in columns):
+        yield pa.RecordBatch.from_arrays(columns, schema=schema)
+        return
+    half = len(rows) // 2
+    yield from _record_batches(schema, rows[:half], {i: why for i, why in rejects.items() if i < half}, first)
+    later = {i - half: why for i, why in rejects.items() if i >= half}
+    yield from _record_batches(schema, rows[half:], later, first + half)
 
 
 def show(value: Any) -> str:

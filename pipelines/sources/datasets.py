@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.images import is_cell
 from pipelines.sources.base import Reject, Source, SourceError, file_batches, matching_files
 from pipelines.sources.hub import PARQUET
 from pipelines.sources.options import SourceOptions
@@ -77,6 +78,10 @@ def _records(path: Path, reference: str, options: SourceOptions) -> Iterator[Rec
             for field, column in columns.named.items():
                 _check(table, column, field, path)
             holding = _holds_images(table, columns.image, path)
+            if holding and not is_cell(reference, columns.image or ""):
+                raise SourceError(
+                    f"{path}: a file of pictures must be called .parquet or .arrow, its column not with #"
+                )
             names = _label_names(table.schema, columns.named.get("answer"), path)
             also = [columns.image] if columns.image and not holding else []
             row = 0
@@ -143,7 +148,12 @@ def _label_names(schema: pa.Schema, column: str | None, path: Path) -> list[str]
         return None
     try:
         feature = json.loads(text)["info"]["features"].get(column)
-        return list(map(str, feature["names"])) if feature and feature.get("_type") == "ClassLabel" else None
+        if not feature or feature.get("_type") != "ClassLabel":
+            return None
+        names = feature["names"]
+        if type(names) is not list or not all(type(name) is str for name in names):
+            raise TypeError(f"the names of {column} are {names!r}")
+        return names
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SourceError(f"{path}: what it says of its features cannot be read ({error!r}): write it again") from None
 

@@ -44,7 +44,10 @@ def records(path: Path) -> Iterator[Any]:
     """Elements of the array that the file is, or else the values that stand in it one after the other (JSON lines).
     Raises SourceError."""
     with JsonStream(path) as stream:
-        if stream.peek() == "[":
+        first = stream.peek()
+        if not first:
+            raise SourceError(f"{path} is empty: fetch the file again, or take it away")
+        if first == "[":
             yield from stream.at((), stream.elements())
         else:
             yield from stream.values()

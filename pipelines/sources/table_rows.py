@@ -123,7 +123,9 @@ def _referring(record: Record, columns: ReferringColumns) -> tuple[Any, ...]:
 def _conversation(record: Record, columns: ConversationColumns) -> tuple[Any, ...]:
     messages = record.value(columns.conversations)
     if type(messages) is dict and all(type(said) is list for said in messages.values()):  # an older `Sequence`
-        messages = [dict(zip(messages, said, strict=True)) for said in zip(*messages.values(), strict=False)]
+        if len({len(said) for said in messages.values()}) > 1:
+            raise Reject("odd_turns", f"{columns.conversations} has lists of different lengths: {show(messages)}")
+        messages = [dict(zip(messages, said, strict=True)) for said in zip(*messages.values(), strict=True)]
     images = [_name(columns.image or "image", image) for image in record.images or ()]
     return place(images, turns({columns.conversations: messages}, columns.conversations))
 

@@ -87,3 +87,11 @@ def test_a_file_that_is_no_recipe(tmp_path, content, message):
     (tmp_path / "r.yaml").write_bytes(content)
     with pytest.raises(RecipeError, match=message):
         load_recipe(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize("text", ["paths: {store: {{store}} }", "? [a, b]\n: 1", "{a: 1}: 2", 'seed: !!int ""'])
+def test_keys_and_numbers_that_are_none(tmp_path, text):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match="not valid YAML"):
+        load_recipe(path)

@@ -123,3 +123,24 @@ def test_an_added_token_with_a_space_is_found_out(tmp_path):
     prepared = prepared_as(gpt2, tmp_path)
     prepared.tokenizer.add_tokens(["red circle"])
     assert not WordTokenizer(prepared).is_exact
+
+
+def test_unigram_is_not_cut(tmp_path):
+    # Which of two equally good ways to cut "====" it takes depends on what stands before the word.
+    unigram = Tokenizer(models.Unigram([("<unk>", 0.0), ("▁", -1.0), ("=", -2.0), ("===", -3.0), ("a", -2.0)], 0))
+    unigram.pre_tokenizer, unigram.decoder = pre_tokenizers.Metaspace(split=False), decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=unigram, bos_token="<s>", eos_token="</s>")
+    tokenizer.save_pretrained(tmp_path)
+    assert not WordTokenizer(load_tokenizer(prepare_tokenizer(Store(tmp_path / "store"), str(tmp_path)))).is_exact
+
+
+def test_what_a_tokenizer_was_saved_with_is_taken_off(tmp_path):
+    prepared_as(gpt2, tmp_path)
+    saved = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    saved.enable_truncation(16)
+    saved.enable_padding(length=40)
+    saved.model.dropout = 0.5
+    saved.save(str(tmp_path / "tokenizer.json"))
+    prepared = load_tokenizer(prepare_tokenizer(Store(tmp_path / "again"), str(tmp_path)))
+    lengths = {len(prepared.tokenizer.encode(TEXTS[0], add_special_tokens=False).ids) for _ in range(9)}
+    assert len(lengths) == 1 and lengths.pop() > 16
