@@ -38,6 +38,8 @@ DIFFERENT = [
     ("What color is the front wheel?", "black", "What color is the back wheel?", "black"),
     ("What is to the left of the lamp?", "bed", "What is to the right of the lamp?", "door"),
     ("What is in the top left corner?", "red circle", "What is in the bottom left corner?", "red circle"),
+    ("What is at the bottom right?", "yellow triangle", "What is at the top left?", "blue cross"),
+    ("What is at the bottom right?", "red circle", "Is the red circle right of the blue square?", "yes"),
     ("Is the red circle left of the blue square?", "yes", "Is the red circle above the blue square?", "yes"),
     ("Is the red cup left of the blue plate?", "yes", "Is the blue cup left of the red plate?", "yes"),
     ("Is the large ball red?", "yes", "Is the small ball red?", "yes"),
@@ -131,6 +133,13 @@ def test_one_question_about_many_things_keeps_them_all(question, answer):
         (things[i], things[j]) for i, j, v in zip(first, second, values, strict=True) if v >= DEFAULT_THRESHOLD["pair"]
     ]
     assert not wrong
+
+
+def test_questions_about_different_places_stay_where_questions_alone_are_compared():
+    corners = [f"What is at the {row} {side}?" for row in ("top", "bottom") for side in ("left", "right")]
+    embeddings = Embeddings(embed_texts(corners, "all-MiniLM-L6-v2"))
+    first, second = np.triu_indices(len(corners), 1)
+    assert not Similarity(corners, ["cup", "fork", "cup", "plate"], embeddings, "question")(first, second).any()
 
 
 def test_it_is_symmetric_and_1_at_most(embeddings):
