@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from vectors import embed_turns
 
 from pipelines.dedup import DEFAULT_THRESHOLD
 from pipelines.embed import Embeddings, embed_texts
-from pipelines.similarity import FEATURES, Similarity, texts_to_embed
+from pipelines.similarity import FEATURES, Similarity
 
 SAME = [
     ("What color is the car?", "red", "Is the car red?", "yes"),
@@ -63,8 +64,8 @@ DIFFERENT = [
 @pytest.fixture(scope="module")
 def embeddings():
     rows = SAME + DIFFERENT
-    texts = texts_to_embed([t for r in rows for t in r[::2]], [t for r in rows for t in r[1::2]], "pair")
-    return Embeddings(embed_texts(texts, "all-MiniLM-L6-v2"))
+    questions, answers = [t for r in rows for t in r[::2]], [t for r in rows for t in r[1::2]]
+    return Embeddings(embed_turns(questions, answers, threshold=0.0))
 
 
 def similarity_of(rows, embeddings):
@@ -126,7 +127,7 @@ def test_one_question_about_many_things_keeps_them_all(question, answer):
         "stove",
     ]
     questions, answers = [question.format(thing) for thing in things], [answer] * len(things)
-    embeddings = Embeddings(embed_texts(texts_to_embed(questions, answers, "pair"), "all-MiniLM-L6-v2"))
+    embeddings = Embeddings(embed_turns(questions, answers, threshold=0.0))
     first, second = np.triu_indices(len(things), 1)
     values = Similarity(questions, answers, embeddings, "pair")(first, second)
     wrong = [
@@ -163,7 +164,7 @@ def test_values_over_the_bound_do_not_depend_on_it(embeddings):
 def test_features_say_what_they_are_called():
     questions = ["What color is the car?", "Is the big car red?", "Who is there?"]
     answers = ["red", "yes", "Anna"]
-    embeddings = Embeddings(embed_texts(texts_to_embed(questions, answers, "pair"), "all-MiniLM-L6-v2"))
+    embeddings = Embeddings(embed_turns(questions, answers, threshold=0.0))
     similarity = Similarity(questions, answers, embeddings, "pair")
     row = dict(zip(FEATURES, similarity.features(np.array([0]), np.array([1]))[0], strict=True))
     assert row["contained"] == 1  # "car red" is all said by "big car red"
