@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 BACKENDS = ("torch", "openvino", "cuda")
-BATCH_TOKENS = {"torch": 1024, "openvino": 1024, "cuda": 1 << 16}  # tokens in a batch of any shape
+BATCH_TOKENS = {"torch": 512, "openvino": 512, "cuda": 1 << 16}  # tokens in a batch of any shape
 # A text is padded to the next of these many tokens; most words have three, most contents four to eight.
 LENGTHS = (3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 TEXTS_AT_ONCE = 4096  # bounds memory
