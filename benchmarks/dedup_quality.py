@@ -51,9 +51,11 @@ def read_pairs(paths: list[Path]) -> Pairs:
         "question": questions,
         "answer": answers,
     }
-    texts = texts_to_embed(questions, answers, "pair").union(*whole.values())
-    embeddings = Embeddings(embed_texts(texts, PACKAGED_MODEL))
     first = np.arange(0, len(questions), 2)
+    words = texts_to_embed(questions, answers, "pair")
+    known = embed_texts(words, PACKAGED_MODEL)
+    contents = Similarity(questions, answers, Embeddings(known), "pair").contents(first, first + 1, at_least=0)
+    embeddings = Embeddings(embed_texts(words.union(contents, *whole.values()), PACKAGED_MODEL, known))
     plain = {}
     for name, column in whole.items():
         vectors = embeddings.vectors(column)

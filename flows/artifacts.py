@@ -7,7 +7,7 @@ from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from flows import gallery, overlaps, tables
+from flows import duplicates, gallery, overlaps, tables
 from flows.recipe import Recipe
 from flows.stage_data import StageData
 
@@ -22,8 +22,9 @@ def publish_data(recipe: Recipe, data: StageData) -> None:
     balance = tables.balance(recipe.stage(stage).data.balance.model_dump())
     _table(name, f"{stage} mixture", mixture, f"What {stage} learns from: {data.shards}. {balance}")
     _table(name, f"{stage} rejects", tables.losses(data.examples), "Rows that are in no example, by reason")
-    dropped = tables.duplicates(data.examples, DUPLICATES)
-    _table(name, f"{stage} duplicates", dropped, "Turns that left an example because another one there says the same")
+    dropped = duplicates.most_surprising(data.examples, DUPLICATES)
+    about = "Turns that left an example because another one there says the same: those that share the fewest words"
+    _table(name, f"{stage} duplicates", dropped, about)
     if overlaps.looked_for(data.examples):
         _table(name, f"{stage} overlaps", overlaps.summary(data.examples), "What the data shares with benchmarks")
     text = gallery.markdown(gallery.cards(data.shards, PER_DATASET), lambda _, png: gallery.data_uri(png))

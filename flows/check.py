@@ -14,7 +14,7 @@ from pipelines import sources
 from pipelines.balance import wanted_shares
 from pipelines.beam import check_options
 from pipelines.chat_style import chat_style_file
-from pipelines.embed import embedder_path
+from pipelines.embed import check_embedder
 from pipelines.mixture import make_mixture
 from pipelines.templates import load_templates
 
@@ -59,7 +59,7 @@ def _settings(recipe: Recipe) -> Iterator[str]:
     for name, dataset in recipe.datasets.items():
         yield from _problems(f"datasets.{name}", recipe.source, name)
         if "semantic" in dataset.dedup.rule and dataset.max_turns > 1:
-            yield from _problems("embedder", embedder_path, recipe.embedder.model)
+            yield from _problems("embedder", check_embedder, recipe.embedder.model, recipe.embedder.backend)
     for name in STAGES:
         yield from _stage_settings(recipe, name)
     for name in recipe.evaluation.benchmarks:

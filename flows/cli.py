@@ -74,6 +74,22 @@ def diff(
 
 
 @app.command()
+def show(
+    run: Annotated[str, typer.Argument(help="A run's directory, or RECIPE/RUN_ID under runs/.")],
+    duplicates: Annotated[bool, typer.Option("--duplicates", help="Turns that de-duplication dropped.")] = False,
+    dataset: Annotated[str | None, typer.Option(help="Only this dataset.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Of each dataset at most so many.")] = 20,
+) -> None:
+    """Prints what a run's data left out and why; the most surprising first."""
+    if not duplicates:
+        raise typer.BadParameter("say what to show: --duplicates")
+    from flows.duplicates import show as lines
+
+    for line in lines(run, dataset, limit):
+        typer.echo(line)
+
+
+@app.command()
 def train(
     recipe: RecipeArgument,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and say what it would do.")] = False,

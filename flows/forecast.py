@@ -101,7 +101,8 @@ class Forecaster:
     def _embeddings_at_hand(self) -> Path | None:
         recipe = self.workspace.recipe
         if any("semantic" in part.dedup.rule and part.max_turns > 1 for part in recipe.datasets.values()):
-            return embeddings_at_hand(self.workspace.store, recipe.embedder.model)
+            embedder = recipe.embedder
+            return embeddings_at_hand(self.workspace.store, embedder.model, embedder.backend)
         return None
 
     def _benchmarks_at_hand(self) -> Decontamination | None:

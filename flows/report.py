@@ -7,7 +7,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from flows import charts, gallery, overlaps, tables
+from flows import charts, duplicates, gallery, overlaps, tables
 from flows.artifacts import publish_results
 from flows.recipe import Recipe
 from flows.results import Results
@@ -67,7 +67,7 @@ def _data_sections(recipe: Recipe, results: Results, data: dict[str, StageData])
             f"{tables.balance(recipe.stage(stage).data.balance.model_dump())}\n",
             tables.markdown(tables.mixture(built.shards, recipe.model.projector.num_tokens)),
             f"### Rows in no example\n\n{tables.markdown(tables.losses(built.examples))}",
-            f"### Some duplicates\n\n{tables.markdown(tables.duplicates(built.examples, DUPLICATES))}",
+            f"### Some duplicates\n\n{tables.markdown(duplicates.most_surprising(built.examples, DUPLICATES))}",
         ]
         if overlaps.looked_for(built.examples):
             met = tables.markdown(overlaps.summary(built.examples))

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from flows.decontamination import decontamination
 from flows.workspace import Log, Workspace
-from pipelines.build import DatasetSpec, build_embeddings, build_examples, build_images
+from pipelines.build import DatasetSpec, build_examples, build_images
 from pipelines.decontaminate import Decontamination
+from pipelines.embed_stage import build_embeddings
 from pipelines.mix import build_shards
 
 
@@ -29,7 +30,7 @@ def stage_data(
     specs = workspace.specs(stage)
     benchmarks = decontamination(workspace, log)
     images = build_images(store, specs, log=log) if recipe.images == "embed" else {}
-    embeddings = build_embeddings(store, specs, recipe.embedder.model, log=log)
+    embeddings = build_embeddings(store, specs, recipe.embedder.model, recipe.embedder.backend, log=log)
     examples = {
         spec.name: examples_of(workspace, stage, spec, tokenizer, images.get(spec.name), embeddings, benchmarks)
         for spec in specs

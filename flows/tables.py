@@ -59,29 +59,6 @@ def losses(examples: Mapping[str, Path]) -> list[Row]:
     return rows
 
 
-def duplicates(examples: Mapping[str, Path], limit: int) -> list[Row]:
-    """Some of the turns that left an example because another one there says the same."""
-    rows: list[Row] = []
-    for name, directory in sorted(examples.items()):
-        found: list[Row] = []
-        for path in sorted(directory.glob("duplicates-*.parquet")):
-            if len(found) < limit:
-                found += pq.read_table(path).slice(0, limit - len(found)).to_pylist()
-        rows += [
-            {
-                "dataset": name,
-                "dropped": entry["text"],
-                "kept": entry["kept_text"],
-                "similarity": "" if entry["similarity"] is None else f"{entry['similarity']:.3f}",
-                "rule": entry["rule"],
-                "row": entry["row"],
-                "kept row": entry["kept_row"],
-            }
-            for entry in found
-        ]
-    return rows
-
-
 def scores(summary: Mapping[str, Any]) -> list[Row]:
     """scores.json as rows: each benchmark's percentages, over all and by group, beside those of the control."""
     control = summary.get("shuffled", {})

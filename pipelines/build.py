@@ -11,14 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines import dedup, embed, sources
+from pipelines import dedup, sources
 from pipelines.arrow_files import open_batches, read_table, write_batches
 from pipelines.beam import BEAM_OPTIONS
 from pipelines.chat_style import chat_style_file
 from pipelines.decontaminate import Decontamination
 from pipelines.examples import ExamplesJob, run_examples_job
 from pipelines.images import identities, images_table
-from pipelines.instructify import raw_texts
 from pipelines.ledger import check_ledger
 from pipelines.pictures import MAX_IMAGES, named_images
 from pipelines.render import RenderSettings
@@ -122,31 +121,6 @@ def _images_of_root(store: Store, root: Path, names: list[str], log: Log) -> Pat
         return {"num_images": table.num_rows, "rejects": dict(sorted(rejects.items()))}
 
     return store.produce("images", key, make)
-
-
-def build_embeddings(store: Store, specs: Sequence[DatasetSpec], model: str, log: Log = print) -> Path | None:
-    """One table of the vectors of all distinct texts that the datasets' de-duplication compares; None if there are
-    none. Texts that an earlier table of the same embedder holds are taken from there."""
-    texts: set[str] = set()
-    for spec in specs:
-        texts |= _texts_to_compare(spec, build_annotations(store, spec, log))
-    if not texts:
-        return None
-    embedder = embed.embedder_fingerprint(model)
-    key = {"embedder": embedder, "texts": digest_of(sorted(texts))}
-
-    def make(out: Path) -> dict[str, Any]:
-        known = [
-            read_table(manifest.parent / "embeddings.arrow")
-            for manifest in sorted((store.root / "embeddings").glob("*/manifest.json"))
-            if json.loads(manifest.read_text())["key"]["embedder"] == embedder
-        ]
-        table = embed.embed_texts(texts, model, pa.concat_tables(known) if known else None)
-        write_batches(out / "embeddings.arrow", table.schema, table.to_batches(ROWS_PER_BATCH))
-        log(f"{table.num_rows:,} distinct texts embedded or taken over")
-        return {"num_texts": table.num_rows}
-
-    return store.produce("embeddings", key, make)
 
 
 def build_examples(
@@ -304,21 +278,6 @@ def _digest_of_images(annotations: Path, images: Path | None) -> str | None:
     table = read_table(images / "images.arrow").select(["image", "sha256", "width", "height", "reject"])
     own = pc.is_in(table["image"], value_set=pa.array(sorted(distinct_images(annotations)), pa.string()))
     return digest_of(map(tuple, (row.values() for row in table.filter(own).to_pylist())))
-
-
-def _texts_to_compare(spec: DatasetSpec, annotations: Path) -> set[str]:
-    """The texts of turns that share their image with another; all others stand alone and are compared with nothing."""
-    if spec.max_turns == 1 or spec.task == "conversation" or "semantic" not in spec.dedup_rule:
-        return set()
-    table = pa.Table.from_batches(annotation_batches(annotations), ANNOTATIONS[spec.task])
-    table = table.filter(pc.and_(table["reject"].is_null(), table["image"].is_valid()))
-    counts = table.group_by("image").aggregate([("image", "count")])
-    shared = counts.filter(pc.greater(counts["image_count"], 1))["image"]
-    texts: set[str] = set()
-    for batch in table.filter(pc.is_in(table["image"], value_set=shared)).to_batches(ROWS_PER_BATCH):
-        questions, answers = (column.to_pylist() for column in raw_texts(batch, spec.task))
-        texts |= dedup.texts_to_embed(questions, answers, spec.dedup_rule, spec.dedup_compare)
-    return texts
 
 
 def _noting_files(batches: Iterator[pa.RecordBatch], only: str, first_rows: dict[str, int]) -> Iterator[pa.RecordBatch]:

@@ -17,12 +17,12 @@ from pipelines.embed import Embeddings
 from pipelines.similarity import COMPARISONS, Similarity
 from pipelines.similarity import texts_to_embed as texts_to_compare
 
-STAGE_VERSION = 2  # part of a stage's key: raise it when a change here, in similarity.py or wording.py moves a decision
+STAGE_VERSION = 3  # part of a stage's key: raise it when a change here, in similarity.py or wording.py moves a decision
 RULES = ("semantic", "answer", "semantic+answer", "off")
 # By what is compared, from benchmarks/dedup_quality.py. The first two drop less than 5 % of hard distinct pairs; to
 # compare answers alone drops 30 % at any threshold, since distinct facts often have equal answers.
 DEFAULT_THRESHOLD = {"pair": 0.7, "question": 0.85, "answer": 0.9}
-PAIRS_AT_ONCE = 1 << 14  # bounds memory
+PAIRS_AT_ONCE = 1 << 17  # bounds memory
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,37 @@ class Decisions:
 
 
 def texts_to_embed(questions: Sequence[str], answers: Sequence[str], rule: str, compare: str) -> set[str]:
-    """The texts whose vectors `deduplicate` will ask for. Turns that stand alone in their group need none."""
+    """The texts whose vectors `deduplicate` will ask for, but for `contents_to_embed`: where pairs are compared, single
+    words. Turns that stand alone in their group need none."""
     _check(rule, compare)
     if "semantic" not in rule:
         return set()
     return texts_to_compare(questions, answers, compare)
+
+
+def contents_to_embed(
+    offsets: np.ndarray,
+    questions: Sequence[str],
+    answers: Sequence[str],
+    embeddings: Embeddings,
+    rule: str = "semantic",
+    compare: str = "pair",
+    threshold: float | None = None,
+) -> set[str]:
+    """The other texts whose vectors `deduplicate` will ask for, whatever the order of turns in their groups and
+    wherever it cuts the groups: of the turns that, by their words, may reach the threshold with another.
+
+    embeddings: holds the texts of `texts_to_embed`; the other arguments are those of `deduplicate`.
+    """
+    _check(rule, compare)
+    _check_sizes(offsets, questions, answers)
+    if "semantic" not in rule or compare != "pair":
+        return set()
+    score = Similarity(questions, answers, embeddings, compare)
+    found: set[str] = set()
+    for later, earlier in _pairs(offsets):
+        found |= score.contents(earlier, later, _limit(compare, threshold))
+    return found
 
 
 def deduplicate(
@@ -56,7 +82,7 @@ def deduplicate(
 
     offsets: (G + 1,) int; group g is turns offsets[g]:offsets[g + 1], in the order they are asked.
     questions, answers: N annotation texts, not rendered by a template. embeddings: holds the texts of
-    `texts_to_embed`; may be None for the rules `answer` and `off`.
+    `texts_to_embed` and `contents_to_embed`; may be None for the rules `answer` and `off`.
     rule: `answer` drops a turn whose answer string is that of a kept turn (the authors' released rule, whatever the
     case, accents, punctuation and articles); `semantic` one whose similarity to a kept turn reaches the threshold;
     `semantic+answer` one that either drops; `off` nothing.
@@ -65,14 +91,13 @@ def deduplicate(
     Raises ValueError for an unknown rule or comparison, KeyError for a text without a vector.
     """
     _check(rule, compare)
+    _check_sizes(offsets, questions, answers)
     n = len(questions)
-    if len(answers) != n or offsets[0] != 0 or offsets[-1] != n:
-        raise ValueError(f"{n} questions, {len(answers)} answers and offsets {offsets[0]}…{offsets[-1]} do not agree")
     keep, partner = np.ones(n, bool), np.full(n, -1, np.int64)
     similarity, rules = np.full(n, np.nan, np.float32), [""] * n
     if rule == "off":
         return Decisions(keep, partner, similarity, rules)
-    limit = DEFAULT_THRESHOLD[compare] if threshold is None else threshold
+    limit = _limit(compare, threshold)
     normal = np.array([normalize(a) for a in answers], dtype=object) if "answer" in rule else None
     score: Similarity | None = None
     if "semantic" in rule:
@@ -125,8 +150,18 @@ def _pairs(offsets: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         first = last
 
 
+def _limit(compare: str, threshold: float | None) -> float:
+    return DEFAULT_THRESHOLD[compare] if threshold is None else threshold
+
+
 def _check(rule: str, compare: str) -> None:
     if rule not in RULES:
         raise ValueError(f"unknown de-duplication rule {rule!r}; known: {', '.join(RULES)}")
     if compare not in COMPARISONS:
         raise ValueError(f"unknown comparison {compare!r}; known: {', '.join(COMPARISONS)}")
+
+
+def _check_sizes(offsets: np.ndarray, questions: Sequence[str], answers: Sequence[str]) -> None:
+    n = len(questions)
+    if len(answers) != n or offsets[0] != 0 or offsets[-1] != n:
+        raise ValueError(f"{n} questions, {len(answers)} answers and offsets {offsets[0]}…{offsets[-1]} do not agree")

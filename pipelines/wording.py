@@ -54,7 +54,8 @@ OPPOSITES = tuple(
         "red orange yellow/gold green blue purple/violet pink brown black white gray/grey/silver beige/tan",
         "left/leftmost right/rightmost top/upper/above/over bottom/lower/below/under/beneath/underneath "
         "front/foreground back/rear/behind/background middle/center/centre",
-        "first second third last",
+        "first second third fourth fifth sixth seventh eighth ninth tenth last/final",
+        "north south east west",
         "big/large/huge/bigger/biggest/larger/largest small/little/tiny/smaller/smallest",
         "tall/taller/tallest short/shorter/shortest",
         "long/longer/longest short/shorter/shortest",
@@ -73,7 +74,9 @@ ANYONE = _words("person human someone somebody")
 PEOPLE = ANYONE | _words("man woman boy girl guy lady gentleman male female child kid adult guys ladies")
 COLOURS = frozenset().union(*OPPOSITES[0])
 SIDES = frozenset({"left", "right"})
+FRAMES = _words("side corner edge end part half area")  # "in the top left CORNER" says no more than "at the top left"
 _SPACE = 1  # the line above whose words are no properties: turned round, left and right state the same fact
+_ORDER, _NUMBER = 2, -1  # the line of first and last; the numbers stand in none
 _GROUPS: dict[str, list[tuple[int, int]]] = {}
 for _line, _groups in enumerate(OPPOSITES):
     for _place, _group in enumerate(_groups):
@@ -90,17 +93,26 @@ class Question:
     slot: tuple[str, ...]  # "animal" in "what kind of animal is …": true of any answer
     negated: frozenset[str]  # "cut" in "which food is not cut"
     marks: dict["Place", "Mark"]  # words that exclude others in the same place
+    spot: frozenset["Value"]  # what "what is at the top left" is about, where nothing but a place or a rank tells it
 
 
 @dataclass
 class Mark:
     """Words of one line of OPPOSITES (or numbers) in one place of a question."""
 
-    values: set[int | str]  # groups in that line, or the numbers
+    values: set[int | str]  # groups of that line, or numbers
     modifies: bool  # a content word follows at once: "left cup", unlike "is the cup on the left"
+    is_choice: bool  # "left or right"
+
+    def excludes(self, other: "Mark") -> bool:
+        """Each says what the other does not: "top left" and "bottom left", but not "left" and "top left"."""
+        if self.is_choice or other.is_choice:
+            return self.values.isdisjoint(other.values)
+        return bool(self.values - other.values) and bool(other.values - self.values)
 
 
-# The line of OPPOSITES (−1: a number), and the content word that comes next, or if there is none the one before. For
+Value = tuple[int, int | str]  # a line of OPPOSITES and a group of it; _NUMBER and a number
+# The line of OPPOSITES or _NUMBER, and the content word that comes next, or if there is none the one before. For
 # directions it matters which of the two it is, so the one before stands third.
 Place = tuple[int, str, str]
 
@@ -155,6 +167,7 @@ def read_question(text: str) -> Question:
         slot=tuple(words[k] for k in slot if words[k] not in empty | KINDS),
         negated=_negated(words, content),
         marks=_marks(words, content),
+        spot=_spot([words[k] for k in content]),
     )
 
 
@@ -181,6 +194,8 @@ def contradict(question: Question, answer: Answer, other: Question, other_answer
     cut" / "cut"; but not "behind the car" / "the car in front of", nor opposite answers about one thing ("is it wet"
     yes / "is it dry" no), where one gives the other away.
     """
+    if _misses_spot(question, answer, other, other_answer) or _misses_spot(other, other_answer, question, answer):
+        return True
     opposite_answers = answer.polarity * other_answer.polarity == -1
     negated_once = question.negated ^ other.negated
     if negated_once and not opposite_answers:
@@ -190,9 +205,20 @@ def contradict(question: Question, answer: Answer, other: Question, other_answer
     for place in question.marks.keys() & other.marks.keys():
         mark, theirs = question.marks[place], other.marks[place]
         says = place[0] != _SPACE and not mark.modifies and not theirs.modifies  # what is said of one thing
-        if mark.values.isdisjoint(theirs.values) and not (says and opposite_answers):
+        if mark.excludes(theirs) and not (says and opposite_answers):
             return True
     return False
+
+
+def _misses_spot(question: Question, answer: Answer, other: Question, other_answer: Answer) -> bool:
+    """Whether `question` asks what is in some place that the other turn does not name, and the other turn speaks of
+    more than this one, so that neither gives the other away: "what is at the top left" / "is the cup left of the fork".
+    """
+    named = {value for word in other.words + other_answer.words for value in _values(word).items()}
+    if question.spot <= named:
+        return False
+    said = {singular(word) for word in question.words + answer.words}
+    return not said.issuperset(singular(word) for word in other.words + other_answer.words)
 
 
 def _slot(words: Sequence[str]) -> range:
@@ -221,18 +247,29 @@ def _negated(words: Sequence[str], content: Sequence[int]) -> frozenset[str]:
 
 def _marks(words: Sequence[str], content: Sequence[int]) -> dict[Place, Mark]:
     marks: dict[Place, Mark] = {}
-    for k, word in enumerate(words):
-        values: list[tuple[int, int | str]] = [*_GROUPS.get(word, ())]
-        if word[0].isdigit():
-            values.append((-1, word))
-        if not values:
-            continue
-        after = next((singular(words[c]) for c in content if c > k), "")
-        before = "" if after else next((singular(words[c]) for c in reversed(content) if c < k), "")
-        for line, value in values:
+    values = [_values(word) for word in words]
+    for k, own in enumerate(values):
+        for line, value in own.items():
+            # "Top left" is one place, "red and white" one pattern: they belong to the next word of another kind.
+            others = [c for c in content if line not in values[c]]
+            after = next((singular(words[c]) for c in others if c > k), "")
+            before = "" if after else next((singular(words[c]) for c in reversed(others) if c < k), "")
             # A property belongs to its noun on either side ("small lid", "lid that looks small"), a direction does not.
             place = (line, after, before) if line == _SPACE else (line, after or before, "")
-            mark = marks.setdefault(place, Mark(set(), False))
+            mark = marks.setdefault(place, Mark(set(), False, "or" in words))
             mark.values.add(value)
-            mark.modifies |= k + 1 in content
+            mark.modifies |= k + 1 in content and k + 1 in others
     return marks
+
+
+def _spot(content: Sequence[str]) -> frozenset[Value]:
+    values = [_values(word) for word in content if word not in FRAMES]
+    if not all({_SPACE, _ORDER, _NUMBER} & own.keys() for own in values):
+        return frozenset()
+    return frozenset((line, own[line]) for own in values for line in (_SPACE, _ORDER, _NUMBER) if line in own)
+
+
+def _values(word: str) -> dict[int, int | str]:
+    """Line → what the word says in it."""
+    values: dict[int, int | str] = dict(_GROUPS.get(word, ()))
+    return {_NUMBER: word} if word[0].isdigit() else values

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny import write_tiny
 
+from flows.duplicates import show
 from flows.recipe import load_recipe
 from flows.results import Results
 from flows.runs import RunError
@@ -129,3 +130,17 @@ def test_places_that_are_not_there(run, tmp_path):
         trace("nowhere", "finetune", 0, 0)
     with pytest.raises(RunError, match=r"has no recipe\.yaml"):
         trace(str(tmp_path), "finetune", 0, 0)
+
+
+def test_the_dropped_turns_are_shown_with_their_partners(run):
+    text = list(show(str(run), "vqav2", limit=3))
+    assert text[0].startswith("finetune, vqav2: ") and text[0].endswith("turns were dropped; the 3 most surprising:")
+    rules, kept, dropped = text[1::3], text[2::3], text[3::3]
+    assert len(rules) == len(kept) == len(dropped) == 3
+    assert all(line.startswith("  semantic 0.") for line in rules)
+    assert all(line.startswith("    kept     row ") for line in kept)
+    assert all(line.startswith("    dropped  row ") for line in dropped)
+    every = "\n".join(show(str(run), None, limit=1))
+    assert "finetune, aokvqa: " in every and "pretrain, blipcapfilt: 0 of " in every
+    with pytest.raises(RunError, match="no dataset 'gqa': it has aokvqa"):
+        list(show(str(run), "gqa", limit=1))

@@ -6,18 +6,18 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 import pytest
+from vectors import embed_turns
 
 from pipelines.dedup import Decisions, deduplicate, texts_to_embed
-from pipelines.embed import Embeddings, embed_texts
+from pipelines.embed import Embeddings
 
-MODEL = "all-MiniLM-L6-v2"
 Turns = list[tuple[str, str]]
 
 
 def decide(turns: Turns, offsets=None, rule="semantic", compare="pair", threshold=None) -> Decisions:
     questions, answers = [q for q, _ in turns], [a for _, a in turns]
-    embeddings = Embeddings(embed_texts(texts_to_embed(questions, answers, rule, compare), MODEL))
     offsets = np.array([0, len(turns)] if offsets is None else offsets)
+    embeddings = Embeddings(embed_turns(questions, answers, offsets, rule, compare, threshold))
     return deduplicate(offsets, questions, answers, embeddings, rule, compare, threshold)
 
 
@@ -54,11 +54,11 @@ def test_groups_do_not_touch():
 
 def test_turns_that_stand_alone_need_no_vectors():
     turns = [("Is it red?", "yes"), ("Is it red?", "yes"), ("Who never met anyone?", "a hermit")]
-    embeddings = Embeddings(embed_texts(texts_to_embed(["Is it red?"], ["yes"], "semantic", "pair"), MODEL))
+    embeddings = Embeddings(embed_turns(["Is it red?"] * 2, ["yes"] * 2))
     questions, answers = zip(*turns, strict=True)
     found = deduplicate(np.array([0, 2, 3]), questions, answers, embeddings)
     assert found.keep.tolist() == [True, False, True]
-    with pytest.raises(KeyError, match="hermit"):
+    with pytest.raises(KeyError, match="'met'"):
         deduplicate(np.array([0, 3]), questions, answers, embeddings)
 
 

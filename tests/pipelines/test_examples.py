@@ -9,10 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from vectors import embed_turns
 
 from pipelines.arrow_files import read_table, write_batches
-from pipelines.dedup import texts_to_embed
-from pipelines.embed import PACKAGED_MODEL, embed_texts
 from pipelines.examples import ExamplesJob, run_examples_job
 from pipelines.ledger import check_ledger
 from pipelines.render import Renderer, RenderSettings
@@ -60,7 +59,7 @@ def job(tmp_path, tokenizer_dir):
     write_batches(tmp_path / "images" / "images.arrow", IMAGES, images().to_batches(64))
     good = [row for row in table.to_pylist() if not row["reject"]]
     questions, answers = [row["question"] for row in good], [row["answer"].strip() for row in good]
-    embedded = embed_texts(texts_to_embed(questions, answers, "semantic", "pair"), PACKAGED_MODEL)
+    embedded = embed_turns(questions, answers)
     write_batches(tmp_path / "embeddings" / "embeddings.arrow", embedded.schema, embedded.to_batches())
     settings = RenderSettings(
         dataset="vqav2",
@@ -200,8 +199,7 @@ def test_duplicates_leave_the_example_and_are_logged(job):
         ("How many people are there?", "3"),
     ]
     rows = [{"row": i, "image": "i0.jpg", "question": q, "answer": a} for i, (q, a) in enumerate(texts)]
-    wanted = texts_to_embed([q for q, _ in texts], [a for _, a in texts], "semantic", "pair")
-    embedded = embed_texts(wanted, PACKAGED_MODEL)
+    embedded = embed_turns([q for q, _ in texts], [a for _, a in texts])
     path = job.render.embeddings + "/embeddings.arrow"
     write_batches(type(job.marker(0))(path), embedded.schema, embedded.to_batches())
     table = pa.Table.from_pylist(rows, ANNOTATIONS["open_question"])

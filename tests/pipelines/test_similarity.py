@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from vectors import embed_turns
 
 from pipelines.dedup import DEFAULT_THRESHOLD
 from pipelines.embed import Embeddings, embed_texts
-from pipelines.similarity import FEATURES, Similarity, texts_to_embed
+from pipelines.similarity import FEATURES, Similarity
 
 SAME = [
     ("What color is the car?", "red", "Is the car red?", "yes"),
@@ -38,6 +39,8 @@ DIFFERENT = [
     ("What color is the front wheel?", "black", "What color is the back wheel?", "black"),
     ("What is to the left of the lamp?", "bed", "What is to the right of the lamp?", "door"),
     ("What is in the top left corner?", "red circle", "What is in the bottom left corner?", "red circle"),
+    ("What is at the bottom right?", "yellow triangle", "What is at the top left?", "blue cross"),
+    ("What is at the bottom right?", "red circle", "Is the red circle right of the blue square?", "yes"),
     ("Is the red circle left of the blue square?", "yes", "Is the red circle above the blue square?", "yes"),
     ("Is the red cup left of the blue plate?", "yes", "Is the blue cup left of the red plate?", "yes"),
     ("Is the large ball red?", "yes", "Is the small ball red?", "yes"),
@@ -61,8 +64,8 @@ DIFFERENT = [
 @pytest.fixture(scope="module")
 def embeddings():
     rows = SAME + DIFFERENT
-    texts = texts_to_embed([t for r in rows for t in r[::2]], [t for r in rows for t in r[1::2]], "pair")
-    return Embeddings(embed_texts(texts, "all-MiniLM-L6-v2"))
+    questions, answers = [t for r in rows for t in r[::2]], [t for r in rows for t in r[1::2]]
+    return Embeddings(embed_turns(questions, answers, threshold=0.0))
 
 
 def similarity_of(rows, embeddings):
@@ -124,13 +127,20 @@ def test_one_question_about_many_things_keeps_them_all(question, answer):
         "stove",
     ]
     questions, answers = [question.format(thing) for thing in things], [answer] * len(things)
-    embeddings = Embeddings(embed_texts(texts_to_embed(questions, answers, "pair"), "all-MiniLM-L6-v2"))
+    embeddings = Embeddings(embed_turns(questions, answers, threshold=0.0))
     first, second = np.triu_indices(len(things), 1)
     values = Similarity(questions, answers, embeddings, "pair")(first, second)
     wrong = [
         (things[i], things[j]) for i, j, v in zip(first, second, values, strict=True) if v >= DEFAULT_THRESHOLD["pair"]
     ]
     assert not wrong
+
+
+def test_questions_about_different_places_stay_where_questions_alone_are_compared():
+    corners = [f"What is at the {row} {side}?" for row in ("top", "bottom") for side in ("left", "right")]
+    embeddings = Embeddings(embed_texts(corners, "all-MiniLM-L6-v2"))
+    first, second = np.triu_indices(len(corners), 1)
+    assert not Similarity(corners, ["cup", "fork", "cup", "plate"], embeddings, "question")(first, second).any()
 
 
 def test_it_is_symmetric_and_1_at_most(embeddings):
@@ -154,7 +164,7 @@ def test_values_over_the_bound_do_not_depend_on_it(embeddings):
 def test_features_say_what_they_are_called():
     questions = ["What color is the car?", "Is the big car red?", "Who is there?"]
     answers = ["red", "yes", "Anna"]
-    embeddings = Embeddings(embed_texts(texts_to_embed(questions, answers, "pair"), "all-MiniLM-L6-v2"))
+    embeddings = Embeddings(embed_turns(questions, answers, threshold=0.0))
     similarity = Similarity(questions, answers, embeddings, "pair")
     row = dict(zip(FEATURES, similarity.features(np.array([0]), np.array([1]))[0], strict=True))
     assert row["contained"] == 1  # "car red" is all said by "big car red"

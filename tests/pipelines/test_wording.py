@@ -94,6 +94,21 @@ def test_opposites():
         (("Is it open?", "yes"), ("Is it not open?", "no"), False),
         (("What does the man hold?", "cup"), ("What does the woman hold?", "cup"), True),
         (("What color is the cup?", "red"), ("What color is the plate?", "blue"), False),  # merely different
+        # A place of two words is one place, and a part of it does not exclude the whole.
+        (("What is at the top left?", "blue cross"), ("What is at the bottom right?", "green cup"), True),
+        (("What is at the top left?", "blue cross"), ("What is at the bottom left?", "blue cross"), True),
+        (("What is the man at the top left holding?", "cup"), ("What is the man on the left holding?", "cup"), False),
+        (("Is the cup at the top left?", "yes"), ("Is the cup at the bottom right?", "no"), True),
+        (("What is the fourth word?", "hot"), ("What is the fifth word?", "dog"), True),
+        (("Who wears number 12?", "batter"), ("Who wears number 7?", "pitcher"), True),
+        (("Is the red and white sign big?", "yes"), ("Is the white and red sign big?", "yes"), False),
+        (("Is the red and white sign big?", "yes"), ("Is the blue and white sign big?", "yes"), True),
+        (("Is it red or blue?", "red"), ("Is it red or green?", "red"), False),
+        # Who asks by a place alone learns nothing from a turn that does not name the place.
+        (("What is at the top left?", "green cup"), ("Is the fork left of the green cup?", "no"), True),
+        (("What is in the bottom right corner?", "cup"), ("Is the cup right of the fork?", "yes"), True),
+        (("What is in the bottom right corner?", "cup"), ("Where is the cup?", "bottom right"), False),
+        (("What is at the top left?", "green cup"), ("Is there a green cup?", "yes"), False),  # gives that away
     ],
 )
 def test_contradictions(a, b, expected):

@@ -1,0 +1,63 @@
+"""The turns that left an example because another one there says the same: the most surprising first."""
+
+import heapq
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from flows.runs import RunError, find_run, stage_shards
+from flows.tables import Row
+from pipelines.store import read_manifest
+from pipelines.wording import tokens
+
+COLUMNS = ("dropped", "kept", "similarity", "rule", "row", "kept row")
+
+
+def most_surprising(examples: Mapping[str, Path], limit: int) -> list[Row]:
+    """Of each dataset the `limit` drops whose two turns share the smallest part of their words; of equals the least
+    similar. A wrong drop is most likely among these, and so is one that no comparison of strings would find."""
+    return [
+        {"dataset": name, **_shown(drop)}
+        for name, directory in sorted(examples.items())
+        for drop in heapq.nsmallest(limit, _drops(directory), key=_likeness)
+    ]
+
+
+def show(run: str, dataset: str | None, limit: int) -> Iterator[str]:
+    """Lines for a terminal. dataset: only this one. Raises RunError for a run or a dataset that is not there."""
+    directory = find_run(run)
+    known: set[str] = set()
+    for stage, shards in stage_shards(directory).items():
+        names = read_manifest(shards)["key"]["examples"]
+        known |= set(names)
+        for name in sorted(names if dataset is None else {dataset} & set(names)):
+            examples = shards.parents[1] / "examples" / names[name]
+            turns = read_manifest(examples)["turns"]
+            head = f"{stage}, {name}: {turns['duplicates']:,} of {turns['read']:,} turns were dropped"
+            yield head + (f"; the {limit} most surprising:" if turns["duplicates"] > limit else "")
+            for drop in most_surprising({name: examples}, limit):
+                similarity = f" {drop['similarity']}" if drop["similarity"] else ""
+                yield f"  {drop['rule']}{similarity}"
+                yield f"    kept     row {drop['kept row']}: {drop['kept']}"
+                yield f"    dropped  row {drop['row']}: {drop['dropped']}"
+    if dataset is not None and dataset not in known:
+        raise RunError(f"{directory} has no dataset {dataset!r}: it has {', '.join(sorted(known))}")
+
+
+def _drops(examples: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(examples.glob("duplicates-*.parquet")):
+        for batch in pq.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
+
+
+def _likeness(drop: dict[str, Any]) -> tuple[float, float, int]:
+    words, others = (set(tokens(text)) for text in (drop["text"], drop["kept_text"]))
+    return len(words & others) / max(1, len(words | others)), drop["similarity"] or 0.0, drop["row"]
+
+
+def _shown(drop: dict[str, Any]) -> Row:
+    similarity = "" if drop["similarity"] is None else f"{drop['similarity']:.3f}"
+    values = drop["text"], drop["kept_text"], similarity, drop["rule"], drop["row"], drop["kept_row"]
+    return dict(zip(COLUMNS, values, strict=True))

@@ -1,0 +1,166 @@
+"""The embeddings of a recipe as entries of the store: which texts its de-duplication compares, and their vectors.
+
+Texts come in two waves. Single words are few; they rule most pairs of turns out, and only the turns that they leave in
+doubt need a vector of what they speak of. What is finished is kept in parts, so that a killed build is taken up again.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines import dedup, embed
+from pipelines.arrow_files import open_batches, read_table, write_batches
+from pipelines.build import ROWS_PER_BATCH, DatasetSpec, Log, annotation_batches, build_annotations
+from pipelines.instructify import raw_texts
+from pipelines.ragged import offsets_of
+from pipelines.schema import ANNOTATIONS
+from pipelines.store import MANIFEST, Store, file_sha256, write_atomic
+
+TURNS_AT_ONCE = 1 << 14
+EMBEDDER = b"embedder"  # in the metadata of a part: the fingerprint of what made it
+
+
+def build_embeddings(
+    store: Store, specs: Sequence[DatasetSpec], model: str, backend: str = "torch", log: Log = print
+) -> Path | None:
+    """One table of the vectors of all distinct texts that the datasets' de-duplication compares; None if there are
+    none. Texts that an earlier table of the same embedder holds, or that a killed build had done, are taken from there.
+    """
+    compared = [spec for spec in specs if _compares_vectors(spec)]
+    first = [_first_texts(store, spec, build_annotations(store, spec, log)) for spec in compared]
+    if not any(_num_texts(entry) for entry in first):
+        return None
+    make = partial(_table_of, store, model=model, backend=backend, log=log)
+    table = make(first)
+    second = [
+        _contents(store, spec, build_annotations(store, spec, log), table)
+        for spec in compared
+        if spec.dedup_compare == "pair"
+    ]
+    return make([*first, *second])
+
+
+def _compares_vectors(spec: DatasetSpec) -> bool:
+    return spec.max_turns > 1 and spec.task != "conversation" and "semantic" in spec.dedup_rule
+
+
+def _first_texts(store: Store, spec: DatasetSpec, annotations: Path) -> Path:
+    """The entry of the texts that need a vector before anything is compared."""
+    key = {"version": dedup.STAGE_VERSION, "annotations": annotations.name, "compare": spec.dedup_compare}
+
+    def texts() -> Iterator[set[str]]:
+        for _, questions, answers in _turns(spec, annotations):
+            yield dedup.texts_to_embed(questions, answers, spec.dedup_rule, spec.dedup_compare)
+
+    return store.produce("texts", key, partial(_write_texts, texts()))
+
+
+def _contents(store: Store, spec: DatasetSpec, annotations: Path, table: Path) -> Path:
+    """The entry of the contents of all turns that their words leave in doubt. table: embeddings of these words."""
+    embeddings = embed.Embeddings(read_table(table / "embeddings.arrow"))
+    options = spec.dedup_rule, spec.dedup_compare, spec.dedup_threshold
+    key = {
+        "version": dedup.STAGE_VERSION,
+        "annotations": annotations.name,
+        "compare": spec.dedup_compare,
+        "threshold": spec.dedup_threshold,
+        "embedder": json.loads((table / MANIFEST).read_text())["key"]["embedder"],
+    }
+
+    def texts() -> Iterator[set[str]]:
+        for offsets, questions, answers in _turns(spec, annotations):
+            yield dedup.contents_to_embed(offsets, questions, answers, embeddings, *options)
+
+    return store.produce("texts", key, partial(_write_texts, texts()))
+
+
+def _turns(spec: DatasetSpec, annotations: Path) -> Iterator[tuple[np.ndarray, list[str], list[str]]]:
+    """The turns that share their image with another, image by image, many images at once: offsets of the images, then
+    questions and answers. All others are compared with nothing."""
+    table = pa.Table.from_batches(annotation_batches(annotations), ANNOTATIONS[spec.task])
+    usable = pc.and_(table["reject"].is_null(), table["image"].is_valid()).to_numpy()
+    image = pc.fill_null(table["image"].combine_chunks().dictionary_encode().indices, 0).to_numpy()
+    rows = np.flatnonzero(usable)
+    order = rows[np.argsort(image[rows], kind="stable")]
+    sizes = np.bincount(image[rows])
+    order, sizes = order[np.repeat(sizes > 1, sizes)], sizes[sizes > 1]
+    offsets = offsets_of(sizes)
+    begin = 0
+    while begin < len(sizes):
+        end = max(begin + 1, int(np.searchsorted(offsets, offsets[begin] + TURNS_AT_ONCE, "right")) - 1)
+        chosen = table.take(pa.array(order[offsets[begin] : offsets[end]])).combine_chunks().to_batches()[0]
+        questions, answers = (column.to_pylist() for column in raw_texts(chosen, spec.task))
+        yield offsets[begin : end + 1] - offsets[begin], questions, answers
+        begin = end
+
+
+def _write_texts(texts: Iterable[set[str]], out: Path) -> dict[str, Any]:
+    found: set[str] = set().union(*texts)
+    table = pa.table({"text": pa.array(sorted(found), pa.string())})
+    write_batches(out / "texts.arrow", table.schema, table.to_batches(ROWS_PER_BATCH))
+    return {"num_texts": len(found)}
+
+
+def _num_texts(entry: Path) -> int:
+    return json.loads((entry / MANIFEST).read_text())["num_texts"]
+
+
+def _table_of(store: Store, entries: Sequence[Path], model: str, backend: str, log: Log) -> Path:
+    """The embeddings of the texts of all these entries."""
+    embedder = embed.embedder_fingerprint(model, backend)
+    key = {"embedder": embedder, "texts": sorted({entry.name for entry in entries})}
+
+    def make(out: Path) -> dict[str, Any]:
+        texts: set[str] = set()
+        for entry in entries:
+            texts.update(read_table(entry / "texts.arrow")["text"].to_pylist())
+        known = list(_known(store, embedder))
+        keep = partial(_write_part, out, embedder)
+        table = embed.embed_texts(texts, model, pa.concat_tables(known) if known else None, backend, keep)
+        write_batches(out / "embeddings.arrow", table.schema, table.to_batches(ROWS_PER_BATCH))
+        log(f"{table.num_rows:,} distinct texts embedded or taken over")
+        return {"num_texts": table.num_rows}
+
+    directory = store.produce("embeddings", key, make)
+    for part in directory.glob("part-*.arrow"):  # only now that the manifest is there
+        part.unlink(missing_ok=True)
+    return directory
+
+
+def _known(store: Store, embedder: dict[str, Any]) -> Iterator[pa.Table]:
+    """What the same embedder made: whole tables, and the parts of unfinished ones."""
+    for directory in sorted((store.root / "embeddings").glob("[!.]*")):
+        # Another build may finish or begin a table meanwhile, and remove its parts: then they are in the table.
+        with contextlib.suppress(FileNotFoundError):
+            if not (directory / MANIFEST).is_file():
+                yield from _parts(directory, embedder)
+            elif json.loads((directory / MANIFEST).read_text())["key"]["embedder"] == embedder:
+                yield read_table(directory / "embeddings.arrow")
+
+
+def _write_part(out: Path, embedder: dict[str, Any], table: pa.Table) -> None:
+    """Its name says what its bytes are."""
+    table = table.replace_schema_metadata({EMBEDDER: json.dumps(embedder, sort_keys=True)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    data = sink.getvalue().to_pybytes()
+    write_atomic(out / f"part-{hashlib.sha256(data).hexdigest()[:16]}.arrow", data)
+
+
+def _parts(directory: Path, embedder: dict[str, Any]) -> Iterator[pa.Table]:
+    for path in sorted(directory.glob("part-*.arrow")):
+        if path.stem != f"part-{file_sha256(path)[:16]}":
+            path.unlink()  # damaged: its texts are embedded again
+            continue
+        table = open_batches(path).read_all()
+        if table.schema.metadata[EMBEDDER].decode() == json.dumps(embedder, sort_keys=True):
+            yield table.replace_schema_metadata()
