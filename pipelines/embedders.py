@@ -8,9 +8,12 @@ neighbours of a text, nor the worker, nor what is embedded already, can change i
 import importlib.metadata
 import importlib.util
 import logging
+import os
 import sys
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +66,7 @@ class TorchEmbedder:
     """A sentence-transformers model on the CPU, in float32."""
 
     backend = "torch"
+    _workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def __init__(self, path: Path):
         from sentence_transformers import SentenceTransformer  # takes seconds: only when something must be embedded
@@ -81,8 +85,23 @@ class TorchEmbedder:
 
     def embed(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields (places in `texts`, (number of them, dim) float16, normalised), until every text had its turn."""
-        for places, ids, mask in self._batches(texts):
-            yield places, self._run(ids, mask)[: len(places)].astype(np.float16)
+        import torch
+
+        before = torch.get_num_threads()
+        waiting: deque[tuple[np.ndarray, Future[np.ndarray]]] = deque()
+        # Every batch on one thread, one for each core: whatever the number of cores, and without threads that wait for
+        # each other at every step.
+        pool = ThreadPoolExecutor(self._workers, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            for places, ids, mask in self._batches(texts):
+                waiting.append((places, pool.submit(self._run, ids, mask)))
+                if len(waiting) > 2 * self._workers:
+                    yield _finished(*waiting.popleft())
+            while waiting:
+                yield _finished(*waiting.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(before)
 
     def _prepared(self, model: Any) -> Any:
         return model
@@ -132,6 +151,7 @@ class CudaEmbedder(TorchEmbedder):
     """The same on a GPU, in half precision."""
 
     backend = "cuda"
+    _workers = 1
 
     def _prepared(self, model: Any) -> Any:
         return model.half().to("cuda")
@@ -154,6 +174,7 @@ class OpenVinoEmbedder(TorchEmbedder):
 
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # else its import would send statistics
         import openvino
+        from openvino import properties
         from openvino.properties import hint
 
         class Graph(torch.nn.Module):
@@ -170,11 +191,19 @@ class OpenVinoEmbedder(TorchEmbedder):
             graph = openvino.convert_model(
                 Graph().eval(), example_input={"input_ids": example, "attention_mask": example}
             )
-        # Else bfloat16 would be taken where the processor has it.
-        return openvino.Core().compile_model(graph, "CPU", {hint.inference_precision(): openvino.Type.f32})
+        options = {
+            hint.inference_precision(): openvino.Type.f32,  # else bfloat16 where the processor has it
+            properties.num_streams(): self._workers,
+            properties.inference_num_threads(): self._workers,  # one for each stream
+        }
+        return openvino.Core().compile_model(graph, "CPU", options)
 
     def _run(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        return self._model([ids, mask])[0]
+        return self._model.create_infer_request().infer([ids, mask])[0]
+
+
+def _finished(places: np.ndarray, vectors: "Future[np.ndarray]") -> tuple[np.ndarray, np.ndarray]:
+    return places, vectors.result()[: len(places)].astype(np.float16)
 
 
 def _sentence_vectors(model: Any, ids: "torch.Tensor", mask: "torch.Tensor") -> "torch.Tensor":
