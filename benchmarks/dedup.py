@@ -30,33 +30,27 @@ from pipelines.ragged import offsets_of
 READERS = {"vqav2": "VQAv2", "gqa": "GQA/annotations"}
 
 
-def honeybee(turns: Turns, backend: str = "torch") -> Kept:
+def honeybee(turns: Turns) -> Kept:
     """What a build does: words, then the contents that they leave in doubt, then the decisions."""
     offsets, questions, answers = turns
     sizes = np.diff(offsets)
     chosen = np.flatnonzero(np.repeat(sizes > 1, sizes)).tolist()
     asked, told = [questions[k] for k in chosen], [answers[k] for k in chosen]
     texts = texts_to_embed(asked, told, "semantic", "pair")
-    words = embed_texts(texts, PACKAGED_MODEL, backend=backend)
+    words = embed_texts(texts, PACKAGED_MODEL)
     contents = contents_to_embed(offsets_of(sizes[sizes > 1]), asked, told, Embeddings(words))
     print(f"{len(texts):,} words and {len(contents):,} contents of {len(chosen):,} turns that share their image")
-    embeddings = Embeddings(embed_texts(texts | contents, PACKAGED_MODEL, words, backend))
+    embeddings = Embeddings(embed_texts(texts | contents, PACKAGED_MODEL, words))
     decided = deduplicate(offsets, questions, answers, embeddings)
     return decided.keep, decided.similarity
 
 
-def honeybee_openvino(turns: Turns) -> Kept:
-    return honeybee(turns, "openvino")
-
-
 CONTENDERS: dict[str, Callable[[Turns], Kept]] = {
     "Honeybee": honeybee,
-    "Honeybee, OpenVINO": honeybee_openvino,
     "reference: every text through `encode`, double loop": plain,
     "reference, distinct texts": plain_distinct,
     "semhash": semhash,
 }
-NEEDS = {"Honeybee, OpenVINO": "openvino", "semhash": "semhash"}
 
 
 def read_turns(root: Path, images: int | None) -> pa.Table:
@@ -122,7 +116,7 @@ def main() -> None:
         print(json.dumps(run(name, Path(given), Path(out))))
         return
     table = read_turns(options.root, options.images)
-    names = options.only or [name for name in CONTENDERS if importlib.util.find_spec(NEEDS.get(name, "json"))]
+    names = options.only or [name for name in CONTENDERS if name != "semhash" or importlib.util.find_spec(name)]
     with tempfile.TemporaryDirectory() as folder:
         given = Path(folder) / "turns.arrow"
         write_batches(given, table.schema, table.to_batches())

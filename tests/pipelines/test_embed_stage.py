@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import embedders
+from pipelines import embedder
 from pipelines.arrow_files import read_table
 from pipelines.build import DatasetSpec, build_annotations
 from pipelines.embed import EmbedderError
@@ -114,7 +114,7 @@ def test_a_second_build_embeds_nothing_and_reads_no_annotation(spec, tmp_path, m
     first = build_embeddings(store, [spec], MODEL)
     [table] = build_annotations(store, spec).glob("*.arrow")
     table.unlink()
-    monkeypatch.setattr(embedders, "load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(embedder, "load", lambda *_: pytest.fail("the model was loaded"))
     assert build_embeddings(store, [spec], MODEL) == first
 
 
@@ -148,5 +148,5 @@ def test_thresholds_and_comparisons_have_tables_of_their_own(spec, tmp_path):
 def test_unusable_embedders_are_refused_before_anything_is_read(spec, tmp_path):
     with pytest.raises(EmbedderError, match=r"modules\.json"):
         build_embeddings(Store(tmp_path), [spec], "nowhere")
-    with pytest.raises(EmbedderError, match="'onnx' is none of torch, openvino, cuda"):
-        build_embeddings(Store(tmp_path), [spec], MODEL, "onnx")
+    with pytest.raises(EmbedderError, match="'tpu' is none of cpu, cuda"):
+        build_embeddings(Store(tmp_path), [spec], MODEL, "tpu")
