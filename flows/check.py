@@ -59,7 +59,7 @@ def _settings(recipe: Recipe) -> Iterator[str]:
     for name, dataset in recipe.datasets.items():
         yield from _problems(f"datasets.{name}", recipe.source, name)
         if "semantic" in dataset.dedup.rule and dataset.max_turns > 1:
-            yield from _problems("embedder", check_embedder, recipe.embedder.model, recipe.embedder.backend)
+            yield from _problems("embedder", check_embedder, recipe.embedder.model, recipe.embedder.device)
     for name in STAGES:
         yield from _stage_settings(recipe, name)
     for name in recipe.evaluation.benchmarks:

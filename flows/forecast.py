@@ -102,7 +102,7 @@ class Forecaster:
         recipe = self.workspace.recipe
         if any("semantic" in part.dedup.rule and part.max_turns > 1 for part in recipe.datasets.values()):
             embedder = recipe.embedder
-            return embeddings_at_hand(self.workspace.store, embedder.model, embedder.backend)
+            return embeddings_at_hand(self.workspace.store, embedder.model, embedder.device)
         return None
 
     def _benchmarks_at_hand(self) -> Decontamination | None:

@@ -117,9 +117,9 @@ class Embedder(Part):
     """Where de-duplication's sentence embeddings come from; the default model travels in a package."""
 
     model: str = "all-MiniLM-L6-v2"
-    # torch and openvino run on the CPU, cuda on a GPU in half precision. Their vectors differ in the last digits, so
-    # this is part of what the data depend on, and never follows from what a machine has.
-    backend: Literal["torch", "openvino", "cuda"] = "torch"
+    # On a GPU vectors are made in half precision and differ in the last digits: part of what the data depend on, so it
+    # never follows from what a machine has.
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 class Data(Part):

@@ -30,7 +30,7 @@ def stage_data(
     specs = workspace.specs(stage)
     benchmarks = decontamination(workspace, log)
     images = build_images(store, specs, log=log) if recipe.images == "embed" else {}
-    embeddings = build_embeddings(store, specs, recipe.embedder.model, recipe.embedder.backend, log=log)
+    embeddings = build_embeddings(store, specs, recipe.embedder.model, recipe.embedder.device, log=log)
     examples = {
         spec.name: examples_of(workspace, stage, spec, tokenizer, images.get(spec.name), embeddings, benchmarks)
         for spec in specs

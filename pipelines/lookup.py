@@ -30,9 +30,9 @@ def images_at_hand(store: Store, spec: DatasetSpec) -> Path:
     raise NotBuilt(f"the images of {spec.name} are not measured")
 
 
-def embeddings_at_hand(store: Store, model: str, backend: str) -> Path | None:
+def embeddings_at_hand(store: Store, model: str, device: str) -> Path | None:
     """The newest table of the embedder, whatever texts it holds; None if there is none."""
-    embedder = embedder_fingerprint(model, backend)
+    embedder = embedder_fingerprint(model, device)
     for directory in _newest_first(store, "embeddings"):
         if _key(directory)["embedder"] == embedder:
             return directory

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from flows.recipe import RECIPES, RecipeError, load_recipe
+from flows.workspace import locate_workspace
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -35,6 +36,9 @@ def test_recipes_that_come_with_the_project_are_valid(path: Path):
         ),
         ({"backbones": {"vision": "a/b"}}, "give either `train`, or both `vision` and `llm`"),
         ({"datasets/vqav2/dedup": {"rule": "sometimes"}}, "datasets.vqav2.dedup.rule"),
+        ({"datasets/vqav2/dedup": {"compare": "both"}}, "datasets.vqav2.dedup.compare"),
+        ({"datasets/vqav2/dedup": {"threshold": 1.5}}, "datasets.vqav2.dedup.threshold"),
+        ({"embedder": {"device": "tpu"}}, "embedder.device"),
         ({"datasets/mine": {"source": "datasets"}}, "datasets.mine: Value error, give either `annotations`"),
         ({"datasets/mine": {"hub": "owner/name"}}, "a dataset on the hub needs `source: datasets` and `columns`"),
         ({"datasets/mine": {"hub": "a/b/c"}}, "datasets.mine.hub"),
@@ -52,6 +56,16 @@ def test_bad_values_are_named(write_recipe, changes, message):
         load_recipe(path)
     assert str(path) in str(caught.value)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("rule", ["semantic", "answer", "semantic+answer", "off"])
+@pytest.mark.parametrize("compare", ["pair", "question", "answer"])
+def test_each_dataset_has_its_own_deduplication(write_recipe, rule, compare):
+    chosen = {"rule": rule, "compare": compare, "threshold": 0.8}
+    workspace = locate_workspace(load_recipe(write_recipe({"datasets/vqav2/dedup": chosen})))
+    spec, other = workspace.spec("vqav2"), workspace.spec("refcoco")
+    assert (spec.dedup_rule, spec.dedup_compare, spec.dedup_threshold) == (rule, compare, 0.8)
+    assert (other.dedup_rule, other.dedup_compare, other.dedup_threshold) == ("semantic", "pair", None)
 
 
 def test_the_strategy_follows_from_what_is_given(write_recipe):

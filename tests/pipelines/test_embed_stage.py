@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.models import Pooling, Transformer
+from transformers import AutoTokenizer, BertConfig, BertModel
 
-from pipelines import embedders
+from pipelines import embedder
 from pipelines.arrow_files import read_table
 from pipelines.build import DatasetSpec, build_annotations
-from pipelines.embed import EmbedderError
+from pipelines.embed import EmbedderError, embedder_path
 from pipelines.embed_stage import build_embeddings
 from pipelines.store import MANIFEST, Store, read_manifest
 
@@ -114,7 +117,7 @@ def test_a_second_build_embeds_nothing_and_reads_no_annotation(spec, tmp_path, m
     first = build_embeddings(store, [spec], MODEL)
     [table] = build_annotations(store, spec).glob("*.arrow")
     table.unlink()
-    monkeypatch.setattr(embedders, "load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(embedder, "load", lambda *_: pytest.fail("the model was loaded"))
     assert build_embeddings(store, [spec], MODEL) == first
 
 
@@ -145,8 +148,26 @@ def test_thresholds_and_comparisons_have_tables_of_their_own(spec, tmp_path):
     assert texts(rule="off") == texts(rule="answer") == set()
 
 
+def test_an_embedder_of_another_dimension_has_a_table_of_its_own(cold, spec, tmp_path):
+    small = tmp_path / "small"
+    words = Transformer(str(write_bert(tmp_path / "bert")), max_seq_length=64)
+    SentenceTransformer(modules=[words, Pooling(words.get_embedding_dimension())], device="cpu").save(str(small))
+    first = build_embeddings(Store(tmp_path / "store"), [spec], MODEL)
+    other = build_embeddings(Store(tmp_path / "store"), [spec], str(small))
+    assert table_bytes(first) == table_bytes(cold)
+    assert read_table(other / "embeddings.arrow").schema.field("vector").type.list_size == 32
+
+
+def write_bert(directory: Path) -> Path:
+    """A BERT of width 32 that has learned nothing."""
+    AutoTokenizer.from_pretrained(str(embedder_path(MODEL))).save_pretrained(directory)
+    config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    BertModel(config).save_pretrained(directory)
+    return directory
+
+
 def test_unusable_embedders_are_refused_before_anything_is_read(spec, tmp_path):
     with pytest.raises(EmbedderError, match=r"modules\.json"):
         build_embeddings(Store(tmp_path), [spec], "nowhere")
-    with pytest.raises(EmbedderError, match="'onnx' is none of torch, openvino, cuda"):
-        build_embeddings(Store(tmp_path), [spec], MODEL, "onnx")
+    with pytest.raises(EmbedderError, match="'tpu' is none of cpu, cuda"):
+        build_embeddings(Store(tmp_path), [spec], MODEL, "tpu")
