@@ -10,11 +10,11 @@ from pipelines.balance import Balance, BalanceError, Shares, Size, shares
 from pipelines.beam import BEAM_OPTIONS
 from pipelines.ledger import check_ledger
 from pipelines.mixture import Mixture, make_mixture
-from pipelines.shards import ShardPlan, verify_examples, write_shard
+from pipelines.shards import ShardPlan, verify_examples, write_lengths, write_shard
 from pipelines.store import Store, read_manifest
 from pipelines.tokenizer import load_tokenizer
 
-VERSION = 4  # raise it when the same key gives other bytes
+VERSION = 5  # raise it when the same key gives other bytes
 
 
 def build_shards(
@@ -62,6 +62,7 @@ def build_shards(
         log(f"{num_samples:,} samples in {plan.num_shards} shards")
         _run(plan, list(beam_options))
         facts = [json.loads(plan.facts_file(shard).read_text()) for shard in range(plan.num_shards)]
+        lengths = write_lengths(plan)
         for shard in range(plan.num_shards):
             plan.facts_file(shard).unlink()
         sums: dict[str, Counter[str]] = {name: Counter() for name in mixture.names}
@@ -75,6 +76,7 @@ def build_shards(
             "image_token_id": prepared.image_token_id,
             "tokenizer": prepared.fingerprint,
             **total,
+            "lengths": lengths,
             "shards": facts,
         }
 

@@ -136,10 +136,17 @@ SHARD = pa.schema(
         pa.field("dataset", pa.string(), nullable=False),
         pa.field("example", pa.int64(), nullable=False),
         pa.field("images", pa.list_(HF_IMAGE)),
+        pa.field("image_sha256", pa.list_(pa.string())),  # of the bytes beside it; null where images are skipped
         pa.field("turns", pa.list_(TURN)),
         pa.field("input_ids", pa.list_(pa.int32())),
         pa.field("loss_mask", pa.list_(pa.bool_())),
-        pa.field("num_tokens", pa.int32()),
+        pa.field("num_images", pa.int16()),
+        pa.field("num_tokens", pa.int32()),  # one token per image
         pa.field("num_supervised", pa.int32()),
     ]
+)
+
+# `lengths.parquet` beside the shards: one row a sample, in the order of all samples. What a packing plan is made from.
+LENGTHS = pa.schema(
+    [pa.field("num_tokens", pa.int32(), nullable=False), pa.field("num_images", pa.int16(), nullable=False)]
 )

@@ -16,10 +16,12 @@ import pyarrow.parquet as pq
 from pipelines.arrow_files import open_batches, whole_file
 from pipelines.images import ImageRoot, reading_order
 from pipelines.mixture import Mixture
-from pipelines.schema import SHARD
+from pipelines.schema import LENGTHS, SHARD
 from pipelines.store import file_sha256, read_manifest
 
 ROWS_PER_GROUP = 256  # a reader holds one row group at a time
+LENGTHS_FILE = "lengths.parquet"
+LENGTHS_PER_GROUP = 1 << 20
 
 # What `datasets` needs to show the pictures.
 _FEATURES = {
@@ -27,6 +29,7 @@ _FEATURES = {
     "dataset": {"dtype": "string", "_type": "Value"},
     "example": {"dtype": "int64", "_type": "Value"},
     "images": {"feature": {"_type": "Image"}, "_type": "List"},
+    "image_sha256": {"feature": {"dtype": "string", "_type": "Value"}, "_type": "List"},
     "turns": {
         "feature": {
             "user": {"dtype": "string", "_type": "Value"},
@@ -39,6 +42,7 @@ _FEATURES = {
     },
     "input_ids": {"feature": {"dtype": "int32", "_type": "Value"}, "_type": "List"},
     "loss_mask": {"feature": {"dtype": "bool", "_type": "Value"}, "_type": "List"},
+    "num_images": {"dtype": "int16", "_type": "Value"},
     "num_tokens": {"dtype": "int32", "_type": "Value"},
     "num_supervised": {"dtype": "int32", "_type": "Value"},
 }
@@ -147,6 +151,21 @@ def write_shard(plan: ShardPlan, shard: int) -> None:
         partial.write_text(json.dumps(facts))
 
 
+def write_lengths(plan: ShardPlan) -> dict[str, str]:
+    """Writes the lengths of all samples, from the shards; returns what the manifest says of them."""
+    path = plan.out / LENGTHS_FILE
+    with whole_file(path) as partial:
+        with pq.ParquetWriter(partial, LENGTHS, compression="zstd") as writer:
+            waiting: list[pa.Table] = []
+            for shard in range(plan.num_shards):
+                waiting.append(pq.read_table(plan.file(shard), columns=LENGTHS.names).select(LENGTHS.names))
+                if shard == plan.num_shards - 1 or sum(map(len, waiting)) >= LENGTHS_PER_GROUP:
+                    writer.write_table(pa.concat_tables(waiting).cast(LENGTHS), row_group_size=LENGTHS_PER_GROUP)
+                    waiting = []
+        sha256 = file_sha256(partial)
+    return {"file": path.name, "sha256": sha256}
+
+
 def _is_whole(plan: ShardPlan, shard: int) -> bool:
     if not plan.facts_file(shard).is_file() or not plan.file(shard).is_file():
         return False
@@ -164,7 +183,8 @@ def _rows(plan: ShardPlan, indices: np.ndarray) -> pa.Table:
             continue
         rows = ExampleFiles.of(plan.examples[name]).take(examples[mine])
         images = _embedded(plan, name, rows)
-        rows = rows.drop_columns(["images", "image_sha256"]).append_column("images", images)
+        rows = rows.drop_columns(["images"]).append_column("images", images)
+        rows = rows.append_column("num_images", pc.list_value_length(images).cast(pa.int16()))
         rows = rows.append_column("index", pa.array(indices[mine]))
         rows = rows.append_column("dataset", pa.array([name] * len(mine)))
         tables.append(rows.append_column("example", pa.array(examples[mine])).select(SHARD.names))

@@ -82,7 +82,7 @@ def test_the_gallery_shows_real_pictures(root):
 def test_a_question_about_a_real_picture(root, tmp_path):
     from flows.chat import Chat
 
-    shard = min((root / "runs/real/latest/data/finetune").glob("*.parquet"))
+    shard = min((root / "runs/real/latest/data/finetune").glob("shard-*.parquet"))
     picture = tmp_path / "picture"
     picture.write_bytes(pq.read_table(shard)["images"][0].as_py()[0]["bytes"])
     answer = Chat(root / "runs/real/latest/model", picture, max_new_tokens=8).ask("What is in the picture?")

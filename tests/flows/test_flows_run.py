@@ -38,7 +38,7 @@ def test_results(root):
     assert results.resolve().name == "first"
     for stage in ("pretrain", "finetune"):
         manifest = json.loads((results / "data" / stage / "manifest.json").read_text())
-        rows = load_dataset("parquet", data_files=str(results / "data" / stage / "*.parquet"), split="train")
+        rows = load_dataset("parquet", data_files=str(results / "data" / stage / "shard-*.parquet"), split="train")
         assert len(rows) == manifest["num_samples"] == 24
         assert rows[0]["images"][0].size == (32, 32)
     model = HoneybeeForConditionalGeneration.from_pretrained(results / "model")
@@ -97,7 +97,7 @@ def test_a_changed_template_rebuilds_its_dataset_and_the_mix(root):
     new = [name.split("/")[1] for name in entries(root).keys() - before.keys()]
     assert sorted(new) == ["examples", "shards"]
     assert {name: made for name, made in entries(root).items() if name in before} == before
-    rows = pq.read_table(sorted(shards.glob("*.parquet"))).to_pylist()
+    rows = pq.read_table(sorted(shards.glob("shard-*.parquet"))).to_pylist()
     assert any(turn["user"].startswith("Look, then say: ") for row in rows for turn in row["turns"])
     assert "### Rows in no example" in (root / "runs/reworded/latest-build/report.md").read_text()
 
@@ -146,7 +146,8 @@ def test_a_failed_rank_fails_the_run_with_its_own_error(root):
     from flows.train_honeybee import train_honeybee
 
     path = write_tiny(root, {"name": "damaged", "pretrain/data/weights": {"blipcapfilt": 1.0}})
-    shard = max(rebuild_dataset(str(path))["pretrain"].shards.glob("*.parquet"))  # the gallery shows only the first
+    shards = rebuild_dataset(str(path))["pretrain"].shards
+    shard = max(shards.glob("shard-*.parquet"))  # the gallery shows only the first
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(LaunchError, match=shard.name):
         train_honeybee(str(path), "one")

@@ -45,7 +45,7 @@ def run(tmp_path_factory) -> Path:
 
 
 def samples(run, stage):
-    for number, path in enumerate(sorted((run / "data" / stage).glob("*.parquet"))):
+    for number, path in enumerate(sorted((run / "data" / stage).glob("shard-*.parquet"))):
         for row, sample in enumerate(pq.read_table(path).to_pylist()):
             yield number, row, sample
 

@@ -158,7 +158,7 @@ def _rewrite_manifest(directory: Path, change: Callable[[dict], object]) -> None
 
 
 def _swap(directory: Path) -> None:
-    first, second = sorted(directory.glob("*.parquet"))[:2]
+    first, second = sorted(directory.glob("shard-*.parquet"))[:2]
     data = first.read_bytes()
     first.write_bytes(second.read_bytes())
     second.write_bytes(data)
@@ -171,12 +171,12 @@ def _swap(directory: Path) -> None:
 
 
 def _truncate(directory: Path) -> None:
-    path = min(directory.glob("*.parquet"))
+    path = min(directory.glob("shard-*.parquet"))
     path.write_bytes(path.read_bytes()[:-100])
 
 
 def _drop_column(directory: Path) -> None:
-    path = min(directory.glob("*.parquet"))
+    path = min(directory.glob("shard-*.parquet"))
     pq.write_table(pq.read_table(path).drop_columns(["loss_mask"]), path)
     _rewrite_manifest(directory, lambda manifest: manifest["shards"][0].update(num_bytes=path.stat().st_size))
 
@@ -185,7 +185,7 @@ def _drop_column(directory: Path) -> None:
     ("damage", "message"),
     [
         (lambda directory: (directory / "manifest.json").unlink(), "never finished"),
-        (lambda directory: min(directory.glob("*.parquet")).unlink(), "is missing: build the shards again"),
+        (lambda directory: min(directory.glob("shard-*.parquet")).unlink(), "is missing: build the shards again"),
         (_truncate, "bytes, its manifest says"),
         (_swap, "does not hold samples 0 and following: files were swapped"),
         (_drop_column, "has no columns"),

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from pipelines.schema import SHARD
+from pipelines.schema import LENGTHS, SHARD
 
 COLOURS = ["red", "green", "blue", "yellow"]
 
@@ -42,6 +42,7 @@ def rows(tokenizer: PreTrainedTokenizerBase, count: int, text_only_every: int = 
             )
         else:
             dataset, prompt, answer = "captions", "", f"A {colour} square." + " It is here." * (index % 3)
+        pictures = [] if text_only else [{"bytes": picture(colour, index), "path": f"{index}.png"}]
         image = "" if text_only else "<image>"
         before = tokenizer.encode(f"<s>{image}{prompt}", add_special_tokens=False)
         after = tokenizer.encode(f"{answer}</s>", add_special_tokens=False)
@@ -50,7 +51,8 @@ def rows(tokenizer: PreTrainedTokenizerBase, count: int, text_only_every: int = 
                 "index": index,
                 "dataset": dataset,
                 "example": index // 2,
-                "images": [] if text_only else [{"bytes": picture(colour, index), "path": f"{index}.png"}],
+                "images": pictures,
+                "image_sha256": [hashlib.sha256(each["bytes"]).hexdigest() for each in pictures],
                 "turns": [{"user": prompt, "assistant": answer, "template": "t", "row": index}],
                 "input_ids": before + after,
                 "loss_mask": [False] * len(before) + [True] * len(after),
@@ -70,6 +72,7 @@ def write_shards(
     per_group: int = 16,
 ) -> Path:
     """Writes the samples as shards with their manifest; returns the directory."""
+    samples = [{"num_images": len(sample["images"]), **sample} for sample in samples]
     directory.mkdir(parents=True, exist_ok=True)
     shards = []
     total = -(-len(samples) // per_shard)
@@ -88,6 +91,9 @@ def write_shards(
                 "sha256": hashlib.sha256(data).hexdigest(),
             }
         )
+    lengths = directory / "lengths.parquet"
+    columns = [pa.array([sample[name] for sample in samples], LENGTHS.field(name).type) for name in LENGTHS.names]
+    pq.write_table(pa.table(columns, schema=LENGTHS), lengths)
     names = [sample["dataset"] for sample in samples]
     manifest = {
         "stage": "shards",
@@ -96,6 +102,7 @@ def write_shards(
         "datasets": {name: names.count(name) for name in sorted(set(names))},
         "image_token_id": image_token_id,
         "tokenizer": hashlib.sha256((tokenizer_directory / "tokenizer.json").read_bytes()).hexdigest()[:16],
+        "lengths": {"file": lengths.name, "sha256": hashlib.sha256(lengths.read_bytes()).hexdigest()},
         "shards": shards,
     }
     (directory / "manifest.json").write_text(json.dumps(manifest))

@@ -15,7 +15,7 @@ from PIL import Image
 from pipelines.arrow_files import write_batches
 from pipelines.balance import Balance
 from pipelines.mix import build_shards
-from pipelines.schema import EXAMPLES
+from pipelines.schema import EXAMPLES, LENGTHS
 from pipelines.shards import ExampleFiles, ShardError, verify_shards
 from pipelines.store import Store, file_sha256, read_manifest
 
@@ -88,6 +88,8 @@ def test_samples_stand_in_the_order_of_the_mixture_with_their_own_pictures(world
         assert row["turns"][0]["assistant"] == f"{row['dataset']}{row['example']}"
         assert row["turns"][0]["row"] == row["example"]
         assert len(row["images"]) == (row["example"] % 10 != 9)
+        assert row["num_images"] == len(row["images"])
+        assert row["image_sha256"] == [hashlib.sha256(picture["bytes"]).hexdigest() for picture in row["images"]]
         for picture in row["images"]:
             assert picture["path"] == f"{row['example'] % 20}.png"
             colour = Image.open(io.BytesIO(picture["bytes"])).getpixel((0, 0))
@@ -107,6 +109,16 @@ def test_samples_stand_in_the_order_of_the_mixture_with_their_own_pictures(world
         "num_supervised": 375,
         "ledger": {"rows": ledger, "turns": ledger},
     }
+
+
+def test_the_lengths_of_all_samples_lie_beside_the_shards(world, tmp_path):
+    directory = build_shards(Store(tmp_path / "store"), **world)
+    named = read_manifest(directory)["lengths"]
+    assert named == {"file": "lengths.parquet", "sha256": file_sha256(directory / "lengths.parquet")}
+    lengths = pq.read_table(directory / "lengths.parquet")
+    assert lengths.schema.equals(LENGTHS)
+    assert lengths.equals(rows_of(directory).select(LENGTHS.names).cast(LENGTHS))
+    assert len(lengths) == COUNT
 
 
 def test_a_limit_on_epochs_and_a_strategy_stand_in_the_manifest(world, tmp_path):
@@ -143,7 +155,7 @@ def test_a_killed_build_is_finished_with_the_same_bytes(world, tmp_path):
     before = {p.name: p.read_bytes() for p in whole.iterdir()}
     # As a kill leaves it: no manifest, one shard gone, one half-written under its final name.
     (whole / "manifest.json").unlink()
-    shards = sorted(whole.glob("*.parquet"))
+    shards = sorted(whole.glob("shard-*.parquet"))
     shards[0].unlink()
     shards[1].write_bytes(shards[1].read_bytes()[:100])
     assert build_shards(store, **world) == whole
@@ -171,7 +183,7 @@ def test_examples_that_are_not_what_was_built_are_an_error(world, tmp_path, harm
 
 def test_others_read_the_shards(world, tmp_path):
     directory = build_shards(Store(tmp_path / "store"), **world)
-    pattern = str(directory / "*.parquet")
+    pattern = str(directory / "shard-*.parquet")
     dataset = load_dataset("parquet", data_files=pattern, split="train", cache_dir=str(tmp_path / "cache"))
     assert dataset[0]["images"][0].size == (4, 3)
     assert dataset[0]["turns"][0]["user"].startswith("question")
@@ -181,7 +193,7 @@ def test_others_read_the_shards(world, tmp_path):
 
 def test_a_bit_that_rots_in_a_picture_is_found_by_whoever_reads_it(world, tmp_path):
     directory = build_shards(Store(tmp_path / "store"), **world)
-    path = next(directory.glob("*.parquet"))
+    path = next(directory.glob("shard-*.parquet"))
     content = bytearray(path.read_bytes())
     picture = pq.read_table(path)["images"].combine_chunks().values.field("bytes")[0].as_py()
     content[content.index(picture) + len(picture) // 2] ^= 1
