@@ -196,7 +196,7 @@ class StageForecast:
 def stage_forecast(workspace: Workspace, stage: str, known: Mapping[str, Known]) -> StageForecast:
     """How the samples of a stage fall to its datasets."""
     part = workspace.stage(stage)
-    data, num_samples = part.data, part.train.steps * part.train.global_batch
+    data, num_samples = part.data, part.samples
     balance, in_tokens = data.balance, data.balance.unit == "supervised_tokens"
     tasks = {name: workspace.recipe.source(name).task for name in data.names}
     needed = [known[name].supervised if in_tokens else known[name].examples for name in data.names]

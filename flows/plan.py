@@ -10,6 +10,7 @@ from flows.check import check_inputs, check_settings
 from flows.forecast import Forecaster, Known, StageForecast, stage_forecast
 from flows.recipe import Recipe, RecipeError
 from flows.workspace import STAGES, Workspace, locate_workspace
+from model.training.job import Train
 from pipelines.store import MANIFEST
 
 OPEN = "?"  # stands for what is known once it is built
@@ -58,9 +59,8 @@ def plan(recipe: Recipe, training: bool = True) -> Iterator[str]:
 def _stage(workspace: Workspace, name: str, known: Mapping[str, Known], forecast: StageForecast) -> Iterator[str]:
     stage, ranks = workspace.stage(name), workspace.recipe.launch.ranks
     train, balance = stage.train, stage.data.balance
-    num_samples = train.steps * train.global_batch
     yield (
-        f"{name}: {train.steps:,} steps × {train.global_batch} examples = {num_samples:,} samples; trains "
+        f"{name}: {_steps(train)} of {stage.samples:,} samples; trains "
         f"{' and '.join(train.trains)}; {ranks} ranks × micro-batch {train.micro_batch} × "
         f"{train.global_batch // (ranks * train.micro_batch)} accumulated"
     )
@@ -70,6 +70,13 @@ def _stage(workspace: Workspace, name: str, known: Mapping[str, Known], forecast
         yield f"  {OPEN}: known once built."
     if not forecast.problem:
         yield _tokens(workspace, name, known, forecast.samples)
+
+
+def _steps(train: Train) -> str:
+    steps = "as many steps as there are" if train.steps is None else f"{train.steps:,} steps"
+    if train.packing is None:
+        return f"{steps} × {train.global_batch} examples"
+    return f"{steps} × {train.global_batch} packs of {train.packing.max_tokens:,} positions"
 
 
 def _row(workspace: Workspace, dataset: str, known: Known, forecast: StageForecast) -> tables.Row:
@@ -103,8 +110,7 @@ def _tokens(workspace: Workspace, name: str, known: Mapping[str, Known], samples
     """All tokens of a stage; what is not known counts as the most that it may be."""
     stage = workspace.stage(name)
     if samples is None:
-        num_samples = stage.train.steps * stage.train.global_batch
-        samples = {"any": num_samples}
+        samples = {"any": stage.samples}
     text, visual, exact = 0.0, 0.0, True
     for dataset, seen in samples.items():
         entry = known.get(dataset)

@@ -133,6 +133,7 @@ class Data(Part):
     chat: str = "honeybee"  # a style under templates/chat/
     max_text_tokens: PositiveInt = 1024
     max_images: PositiveInt = MAX_IMAGES  # of an example; each takes M tokens more
+    samples: PositiveInt | None = None  # of the mixture; None: steps × global_batch, without packing
     shard_samples: PositiveInt = 4096
 
     @property
@@ -171,6 +172,28 @@ class Data(Part):
 class Stage(Part):
     data: Data
     train: Train
+
+    @property
+    def samples(self) -> int:
+        """How many samples of the mixture are written as shards."""
+        if self.data.samples is not None:
+            return self.data.samples
+        assert self.train.steps is not None  # by _enough
+        return self.train.steps * self.train.global_batch
+
+    @model_validator(mode="after")
+    def _enough(self) -> "Stage":
+        samples, train = self.data.samples, self.train
+        if samples is None and train.packing is not None:
+            raise ValueError("with train.packing a step is a number of packs: say in data.samples how many samples")
+        if samples is None and train.steps is None:
+            raise ValueError("give train.steps or data.samples")
+        fewest = (train.steps or 1) * train.global_batch
+        if samples is not None and train.packing is None and samples < fewest:
+            raise ValueError(
+                f"{train.steps or 1} steps of {train.global_batch} need {fewest} samples: raise data.samples"
+            )
+        return self
 
 
 class Launch(Part):
@@ -272,6 +295,20 @@ class Recipe(Part):
             if unknown:
                 key = "weights" if data.weights else "datasets"
                 raise ValueError(f"{stage}.data.{key} names {unknown}, which `datasets` does not describe")
+        return self
+
+    @model_validator(mode="after")
+    def _examples_fit_their_packs(self) -> "Recipe":
+        for name in ("pretrain", "finetune"):
+            stage = self.stage(name)
+            visual = self.model.projector.num_tokens
+            longest = stage.data.max_text_tokens + (self.images != "skip") * (visual - 1)
+            if stage.train.packing is not None and stage.train.packing.max_tokens < longest:
+                raise ValueError(
+                    f"{name}.train.packing.max_tokens {stage.train.packing.max_tokens} has no room for an example of "
+                    f"data.max_text_tokens {stage.data.max_text_tokens} with an image of {visual} visual "
+                    f"tokens: raise it to {longest}, or lower one of these"
+                )
         return self
 
     @model_validator(mode="after")

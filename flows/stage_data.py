@@ -42,7 +42,7 @@ def stage_data(
         image_roots={spec.name: spec.images for spec in specs},
         balance=part.data.balance,
         weights=part.data.weights,
-        num_samples=part.train.steps * part.train.global_batch,
+        num_samples=part.samples,
         shard_samples=part.data.shard_samples,
         tokenizer=tokenizer,
         seed=recipe.seed,

@@ -1,4 +1,4 @@
-"""Examples to the tensors of a forward pass: image tokens expanded, padded on the right to the longest."""
+"""Packs of examples to the tensors of a forward pass: image tokens expanded, padded on the right to the longest."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.training.shards import DataError, Example
+from model.training.shards import UNREADABLE, DataError, Example
 
 IGNORED = -100
 
@@ -17,20 +17,23 @@ IGNORED = -100
 class Batch:
     """What one forward pass of one rank takes, and what is known of it beforehand.
 
-    input_ids, attention_mask, labels: (B, T). pixel_values: (images, 3, S, S), zero images where none has one.
-    names, datasets, supervised: of each row its sample's name, the place of its dataset in the collator's list, and
-    how many of its tokens the loss counts.
+    input_ids, labels: (B, T), a pack to a row. position_ids: (B, T), from 0 for each example, by which attention knows
+    where one ends; padding counts on, so that it belongs to the last, which does not look ahead. example_ids: (B, T),
+    the number of the example in the batch, of padding the last's. pixel_values: (images, 3, S, S), zero images where
+    none has one. names, datasets, supervised: of each example its sample's name, the place of its dataset in the
+    collator's list (-1: it could not be read), and how many of its tokens the loss counts.
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
     labels: Tensor
+    position_ids: Tensor
+    example_ids: Tensor
     pixel_values: Tensor
     names: tuple[str, ...]
     datasets: tuple[int, ...]
     supervised: tuple[int, ...]
     num_tokens: int  # not padding
-    num_bad: int  # samples whose loss was set to zero since an image did not decode
+    num_bad: int  # samples whose loss was set to zero since they could not be read
 
     def to(self, device: torch.device) -> "Batch":
         return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
@@ -45,7 +48,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Collator:
-    """One row per example. max_length: the longest row, visual tokens counted, that the model takes."""
+    """max_length: the longest example, visual tokens counted, that the model takes."""
 
     image_token_id: int
     num_image_tokens: int  # M
@@ -53,38 +56,52 @@ class Collator:
     max_length: int
     datasets: Sequence[str]
 
-    def __call__(self, examples: Sequence[Example], pixel_values: Tensor, bad: Sequence[bool]) -> Batch:
-        """examples: B; pixel_values: (images, 3, S, S) in their order; bad: (B,), True for a row without loss.
+    def __call__(self, packs: Sequence[Sequence[Example]], pixel_values: Tensor, bad: Sequence[bool]) -> Batch:
+        """packs: B; pixel_values: (images, 3, S, S) in the examples' order; bad: of each example, True for no loss.
 
-        Raises DataError, naming the sample, for a row that is too long or has not as many image tokens as images.
+        Raises DataError, naming the sample, for one that is too long or has not as many image tokens as images.
         """
-        rows = [self._row(example, without_loss) for example, without_loss in zip(examples, bad, strict=True)]
-        length = max(len(ids) for ids, _ in rows)
-        input_ids = np.full((len(rows), length), self.pad_token_id, dtype=np.int64)
-        labels = np.full((len(rows), length), IGNORED, dtype=np.int64)
-        mask = np.zeros((len(rows), length), dtype=np.int64)
-        for row, (ids, own_labels) in enumerate(rows):
-            input_ids[row, : len(ids)] = ids
-            labels[row, : len(ids)] = own_labels
-            mask[row, : len(ids)] = 1
+        examples = [example for pack in packs for example in pack]
+        made = [self._example(example, without_loss) for example, without_loss in zip(examples, bad, strict=True)]
+        rows, at = [], 0
+        for pack in packs:
+            rows.append(range(at, at + len(pack)))
+            at += len(pack)
+        length = max(sum(len(made[i][0]) for i in row) for row in rows)
+        shape = (len(rows), length)
+        input_ids = np.full(shape, self.pad_token_id, dtype=np.int64)
+        labels = np.full(shape, IGNORED, dtype=np.int64)
+        position_ids, example_ids = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        num_tokens = 0
+        for row, members in enumerate(rows):
+            at = 0
+            for i in members:
+                ids, own_labels = made[i]
+                end = at + len(ids)
+                input_ids[row, at:end], labels[row, at:end] = ids, own_labels
+                position_ids[row, at:] = np.arange(length - at)
+                example_ids[row, at:] = i
+                at = end
+            num_tokens += at
         return Batch(
             input_ids=torch.from_numpy(input_ids),
-            attention_mask=torch.from_numpy(mask),
             labels=torch.from_numpy(labels),
+            position_ids=torch.from_numpy(position_ids),
+            example_ids=torch.from_numpy(example_ids),
             pixel_values=pixel_values,
             names=tuple(example.name for example in examples),
-            datasets=tuple(self.datasets.index(example.dataset) for example in examples),
-            # The first token has nothing that it could be foretold from.
-            supervised=tuple((labels[:, 1:] != IGNORED).sum(axis=1).tolist()),
-            num_tokens=int(mask.sum()),
+            datasets=tuple(-1 if e.dataset == UNREADABLE else self.datasets.index(e.dataset) for e in examples),
+            supervised=tuple(int((own != IGNORED).sum()) for _, own in made),
+            num_tokens=num_tokens,
             num_bad=sum(bad),
         )
 
-    def _row(self, example: Example, without_loss: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _example(self, example: Example, without_loss: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Its token ids with the image token M times for each image, and its labels: (T,), (T,)."""
         is_image = example.input_ids == self.image_token_id
         if is_image.sum() != len(example.images):
             raise DataError(f"{example.name} has {is_image.sum()} image tokens but {len(example.images)} images")
-        if example.dataset not in self.datasets:
+        if example.dataset not in self.datasets and example.dataset != UNREADABLE:
             raise DataError(f"{example.name} is of a dataset that the shards' manifest does not name")
         repeats = np.where(is_image, self.num_image_tokens, 1)
         ids = np.repeat(example.input_ids, repeats)
@@ -94,4 +111,5 @@ class Collator:
                 f"{self.max_length}: lower max_text_tokens and build again"
             )
         counts = np.repeat(example.loss_mask & ~is_image, repeats) & (not without_loss)
+        counts[:1] = False  # the first token has nothing that it could be foretold from
         return ids, np.where(counts, ids, IGNORED)

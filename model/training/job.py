@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipelines.packing import Packing
+
 PositiveInt = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -24,9 +26,10 @@ class Train(Settings):
     """How a stage learns. Defaults are those of the paper's instruction tuning."""
 
     trains: tuple[PartName, ...] = ("projector", "llm")
-    steps: PositiveInt
-    global_batch: PositiveInt  # examples in an optimiser step, over all ranks
-    micro_batch: PositiveInt  # examples in a forward pass of one rank
+    steps: PositiveInt | None = None  # None: as many as the samples give
+    packing: Packing | None = None  # None: every example is a sequence of its own
+    global_batch: PositiveInt  # sequences in an optimiser step, over all ranks: packs, or examples without packing
+    micro_batch: PositiveInt  # sequences in a forward pass of one rank
     learning_rate: Annotated[float, Field(gt=0)] = 2e-5
     min_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
     warmup_steps: Count = 150
@@ -48,7 +51,7 @@ class Train(Settings):
             raise ValueError("trains: name at least one of vision, projector, llm, each once")
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
-        if self.warmup_steps >= self.steps:
+        if self.steps is not None and self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} leave nothing of {self.steps} steps: lower them")
         if self.offload and self.zero_stage == 0:
             raise ValueError("offload needs zero_stage 2 or 3")
@@ -112,6 +115,7 @@ class Job(Settings):
     stage: str
     seed: int = 0
     shards: Path
+    image_roots: dict[str, Path] = {}  # of each dataset, for shards that hold references instead of images
     init: Init
     train: Train
     loading: Loading = Loading()

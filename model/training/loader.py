@@ -1,71 +1,90 @@
-"""Which samples a rank takes in a step, and a background thread that has them ready in time.
+"""Brings a rank's batches of each step, read and decoded by background threads ahead of time.
 
-Sample i of the order belongs to step i // global_batch, whatever the number of ranks. Inside a step the samples are
-dealt out in contiguous slices: first by rank, then by forward pass. So the whole state of loading is one integer.
+A step is `global_batch` packs of the plan, so the whole state of loading is one integer, the next pack: whatever the
+number of ranks and threads, and at any place.
 """
 
-import io
 import itertools
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from model.processing import to_rgb
-from model.training.collate import Batch
+from model.training.collate import Batch, Collator
+from model.training.deal import Deal
 from model.training.job import Loading
-from model.training.shards import Example, Shards
+from model.training.shards import DataError, ImageFile, Shards
+from pipelines.packing import Pack, Plan
 
 log = logging.getLogger("honeybee.training")
 
-DECODED_TOGETHER = 16  # images that one thread takes at a time
+DECODED_TOGETHER = 8  # images that one thread takes at a time
 
-
-@dataclass(frozen=True)
-class Slices:
-    """The samples of each forward pass."""
-
-    global_batch: int
-    micro_batch: int
-    rank: int
-    ranks: int
-
-    def of_step(self, step: int) -> list[range]:
-        """This rank's samples of a step, one range per forward pass."""
-        own = self.global_batch // self.ranks
-        first = step * self.global_batch + self.rank * own
-        return [range(at, at + self.micro_batch) for at in range(first, first + own, self.micro_batch)]
+# Encoded images → pixels (n, 3, S, S), and for each what was wrong with it; a bad one is black.
+Decode = Callable[[list[bytes]], tuple[Tensor, list[str | None]]]
 
 
 class Loader:
-    """Iterates over steps: each gives this rank's batches of one step. `wait` sums up the seconds waited for data."""
+    """Iterates over steps: each gives this rank's batches of one step, one for each forward pass, until fewer packs
+    than a global batch are left. `wait` sums up the seconds waited for data."""
 
     def __init__(
         self,
         shards: Shards,
-        slices: Slices,
-        collate: Callable[[Sequence[Example], Tensor, Sequence[bool]], Batch],
-        preprocess: Callable[[list[Image.Image]], Tensor],
+        plan: Plan,
+        deal: Deal,
+        collate: Collator,
+        decode: Decode,
         loading: Loading,
         pin_memory: bool = False,
     ):
-        """preprocess: n images → (n, 3, S, S)."""
-        self.shards, self.slices, self.collate, self.preprocess = shards, slices, collate, preprocess
-        self.loading, self.pin_memory = loading, pin_memory
+        self.shards, self.plan, self.deal = shards, plan, deal
+        self.collate, self.decode, self.loading, self.pin_memory = collate, decode, loading, pin_memory
+        self.next_pack = 0
         self.wait = 0.0
 
-    def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
-        """The batches of the steps start … stop - 1. Raises what reading raised, DataError above all."""
+    def state_dict(self) -> dict[str, Any]:
+        """What to go on from: after the last step that was taken from the iterator."""
+        return {"next_pack": self.next_pack, "plan": self.plan.fingerprint}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from there. Raises DataError for the state of another plan."""
+        if state["plan"] != self.plan.fingerprint:
+            raise DataError(
+                f"this is pack {state['next_pack']} of the plan {state['plan']}, but these shards, packing and M give "
+                f"{self.plan.fingerprint}: the order of samples would not go on where it stopped"
+            )
+        self.next_pack = state["next_pack"]
+
+    def __iter__(self) -> Generator[list[Batch]]:
+        """Raises what reading raised, DataError above all."""
+        size = self.deal.global_batch
+        firsts = range(self.next_pack, self.plan.num_packs - size + 1, size)
         ready: queue.Queue[list[Batch] | BaseException] = queue.Queue(self.loading.prefetch_steps)
         closed = threading.Event()
+        thread = threading.Thread(target=self._produce, args=(firsts, ready, closed), name="loader", daemon=True)
+        thread.start()
+        try:
+            for first in firsts:
+                begun = time.perf_counter()
+                item = _get(ready, thread)
+                self.wait += time.perf_counter() - begun
+                if isinstance(item, BaseException):
+                    raise item
+                self.next_pack = first + size
+                yield item
+        finally:
+            closed.set()
+            thread.join()
 
+    def _produce(self, firsts: range, ready: queue.Queue, closed: threading.Event) -> None:
         def put(item: list[Batch] | BaseException) -> None:
             while not closed.is_set():
                 try:
@@ -73,58 +92,72 @@ class Loader:
                 except queue.Full:
                     continue
 
-        def produce() -> None:
-            try:
-                # One thread of torch each: the model needs the others.
-                with ThreadPoolExecutor(self.loading.decode_threads, "decode", torch.set_num_threads, (1,)) as pool:
-                    for step in range(start, stop):
-                        if closed.is_set():
-                            return
-                        put([self._batch(samples, pool) for samples in self.slices.of_step(step)])
-            except BaseException as error:  # raised again where the batches are taken
-                put(error)
-
-        thread = threading.Thread(target=produce, name="loader", daemon=True)
-        thread.start()
         try:
-            for _ in range(start, stop):
-                begun = time.perf_counter()
-                item = ready.get()
-                self.wait += time.perf_counter() - begun
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            closed.set()
-            thread.join()
+            # One thread of torch each: the model needs the others.
+            with ThreadPoolExecutor(self.loading.decode_threads, "decode", torch.set_num_threads, (1,)) as pool:
+                begun: deque[list[_Pass]] = deque()
+                for first in firsts:
+                    if closed.is_set():
+                        return
+                    packs = self.plan.packs(first, first + self.deal.global_batch)
+                    begun.append([_Pass(self, pool, own) for own in self.deal.own(packs)])
+                    if len(begun) > 1:  # while one step is put together, the threads decode the next
+                        put([each.batch() for each in begun.popleft()])
+                while begun and not closed.is_set():
+                    put([each.batch() for each in begun.popleft()])
+        except BaseException as error:  # raised again where the batches are taken
+            put(error)
 
-    def _batch(self, samples: range, pool: ThreadPoolExecutor) -> Batch:
-        examples = list(self.shards.read(samples.start, samples.stop))
-        encoded = [image for example in examples for image in example.images]
-        chunks = [encoded[at : at + DECODED_TOGETHER] for at in range(0, len(encoded), DECODED_TOGETHER)]
-        decoded = list(pool.map(self._decode, chunks)) or [self._decode([])]
-        pixel_values = torch.cat([pixels for pixels, _ in decoded])
+
+class _Pass:
+    """A forward pass whose samples are read and whose images are being decoded."""
+
+    def __init__(self, loader: Loader, pool: ThreadPoolExecutor, packs: list[Pack]):
+        self.loader = loader
+        samples = sorted(itertools.chain.from_iterable(pack.samples.tolist() for pack in packs))
+        oldest = min(pack.window for pack in packs)
+        found = dict(zip(samples, loader.shards.read(samples, oldest), strict=True))
+        self.packs = [[found[i] for i in pack.samples.tolist()] for pack in packs]
+        images = [image for pack in self.packs for example in pack for image in example.images]
+        self.decoded: list[Future] = [
+            pool.submit(self._decode, images[at : at + DECODED_TOGETHER])
+            for at in range(0, max(len(images), 1), DECODED_TOGETHER)
+        ]
+
+    def batch(self) -> Batch:
+        """Waits for the images."""
+        decoded = [future.result() for future in self.decoded]
         problems = iter([problem for _, chunk in decoded for problem in chunk])
         bad = []
-        for example in examples:
+        for example in itertools.chain.from_iterable(self.packs):
             own = [problem for problem in itertools.islice(problems, len(example.images)) if problem]
-            if own:
-                log.warning("%s: an image does not decode (%s); its loss is set to zero", example.name, own[0])
-            bad.append(bool(own))
-        batch = self.collate(examples, pixel_values, bad)
-        return batch.pin_memory() if self.pin_memory else batch
+            problem = example.problem or (own[0] if own else None)
+            if problem:
+                log.warning("%s cannot be used (%s); its loss is set to zero", example.name, problem)
+            bad.append(problem is not None)
+        batch = self.loader.collate(self.packs, torch.cat([pixels for pixels, _ in decoded]), bad)
+        return batch.pin_memory() if self.loader.pin_memory else batch
 
-    def _decode(self, encoded: list[bytes]) -> tuple[Tensor, list[str | None]]:
-        """Images (n, 3, S, S), and for each what was wrong with it; a bad one is black."""
-        images: list[Image.Image] = []
-        problems: list[str | None] = []
-        for data in encoded:
-            try:
-                image = Image.open(io.BytesIO(data))
-                image.load()
-                images.append(to_rgb(image))
-                problems.append(None)
-            except Exception as error:  # decoders of damaged bytes raise anything
-                images.append(Image.new("RGB", (1, 1)))
-                problems.append(f"{type(error).__name__}: {error}")
-        return self.preprocess(images), problems
+    def _decode(self, images: list[bytes | ImageFile]) -> tuple[Tensor, list[str | None]]:
+        encoded: list[bytes] = []
+        unread: dict[int, str] = {}
+        for place, image in enumerate(images):
+            if isinstance(image, ImageFile):
+                try:
+                    image = image.read()
+                except (OSError, ValueError) as error:
+                    unread[place] = str(error)
+                    image = b""
+            encoded.append(image)
+        pixels, problems = self.loader.decode(encoded)
+        return pixels, [unread.get(place, problem) for place, problem in enumerate(problems)]
+
+
+def _get(ready: queue.Queue, thread: threading.Thread) -> list[Batch] | BaseException:
+    """The next item; never waits for a thread that is gone."""
+    while True:
+        try:
+            return ready.get(timeout=1.0)
+        except queue.Empty:
+            if not thread.is_alive() and ready.empty():
+                return RuntimeError("the loader's thread ended without a word")

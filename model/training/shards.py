@@ -1,18 +1,27 @@
-"""Reads the samples of a shards directory by their place in the order, one row group in memory at a time."""
+"""Reads the samples of a shards directory by their place in the order, a few row groups in memory at a time."""
 
 import bisect
+import hashlib
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.store import read_manifest
+from pipelines.images import ImageRoot
+from pipelines.packing import Lengths
+from pipelines.store import file_sha256, read_manifest
 
-COLUMNS = ["index", "dataset", "example", "images", "input_ids", "loss_mask"]
+log = logging.getLogger("honeybee.training")
+
+SMALL_COLUMNS = ["index", "dataset", "example", "image_sha256", "input_ids", "loss_mask"]
+COLUMNS = [*SMALL_COLUMNS, "images"]
+UNREADABLE = "unreadable"  # stands for the dataset of a sample that cannot be read
 
 
 class DataError(ValueError):
@@ -20,15 +29,33 @@ class DataError(ValueError):
 
 
 @dataclass(frozen=True)
+class ImageFile:
+    """An image that the shard only refers to. sha256: what its bytes were when the shard was built."""
+
+    root: ImageRoot
+    name: str
+    sha256: str
+
+    def read(self) -> bytes:
+        """Its bytes. Raises ValueError where they are not what they were, OSError or ImageError where there is none."""
+        data = self.root.read(self.name)
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise ValueError(f"{self.name} is not the file that the shard was built with")
+        return data
+
+
+@dataclass(frozen=True)
 class Example:
-    """One sample. input_ids, loss_mask: (T,) with the image token once per image; images: their encoded bytes."""
+    """One sample. input_ids, loss_mask: (T,) with the image token once per image; images: their encoded bytes, or the
+    files that hold them. problem: why it cannot be trained on; it then keeps its place, without loss."""
 
     index: int  # place in the order of all samples
     dataset: str
     number: int  # place in its dataset
     input_ids: np.ndarray
     loss_mask: np.ndarray
-    images: tuple[bytes, ...]
+    images: tuple[bytes | ImageFile, ...]
+    problem: str | None = None
 
     @property
     def name(self) -> str:
@@ -38,111 +65,175 @@ class Example:
 class Shards:
     """The shards of a directory as its manifest lists them.
 
-    Raises DataError where the directory was not finished, or a shard is missing, is not as long as the manifest says,
-    does not follow the one before it, or holds other samples than its place says.
+    image_roots: dataset → the directory of its images, for shards that hold references instead of bytes.
+    Raises DataError where the directory was not finished, or a file is missing, is not as long as the manifest says,
+    does not follow the one before it, or holds other samples than its place says. What rots inside a file is found by
+    the sums of its pages: the samples in question are given back with their `problem`.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, image_roots: Mapping[str, Path] | None = None):
         self.directory = directory
+        self._roots = {name: ImageRoot(root) for name, root in (image_roots or {}).items()}
         try:
             manifest = read_manifest(directory)
         except (FileNotFoundError, json.JSONDecodeError) as error:
             raise DataError(f"{directory} holds no finished shards: {error}") from None
         try:
-            self.num_samples: int = manifest["num_samples"]
-            self.datasets: list[str] = list(manifest["datasets"])
-            self.image_token_id: int = manifest["image_token_id"]
-            self.tokenizer: str = manifest["tokenizer"]
-            self.key = manifest.get("key")
-            files = manifest["shards"]
-            self._firsts = [shard["first"] for shard in files]
-            self._files = [directory / shard["file"] for shard in files]
-            expected = 0
-            for shard, path in zip(files, self._files, strict=True):
-                if shard["first"] != expected:
-                    raise DataError(f"{path} begins at sample {shard['first']}, but {expected} comes next")
-                expected += shard["num_samples"]
-                found = path.stat().st_size if path.is_file() else None
-                if found is None:
-                    raise DataError(f"{path} is missing: build the shards again")
-                if found != shard["num_bytes"]:
-                    raise DataError(f"{path} has {found} bytes, its manifest says {shard['num_bytes']}: build it again")
+            self._read_manifest(manifest)
         except KeyError as error:
             raise DataError(f"{directory}/manifest.json has no {error}: it was made by another version") from None
+        self._files: dict[int, _ShardFile] = {}
+
+    def _read_manifest(self, manifest: dict[str, Any]) -> None:
+        self.num_samples: int = manifest["num_samples"]
+        self.datasets: list[str] = list(manifest["datasets"])
+        self.image_token_id: int = manifest["image_token_id"]
+        self.tokenizer: str = manifest["tokenizer"]
+        self.key = manifest.get("key")
+        shards = manifest["shards"]
+        self._firsts = [shard["first"] for shard in shards]
+        self._paths = [self.directory / shard["file"] for shard in shards]
+        expected = 0
+        for shard, path in zip(shards, self._paths, strict=True):
+            if shard["first"] != expected:
+                raise DataError(f"{path} begins at sample {shard['first']}, but {expected} comes next")
+            expected += shard["num_samples"]
+            found = path.stat().st_size if path.is_file() else None
+            if found is None:
+                raise DataError(f"{path} is missing: build the shards again")
+            if found != shard["num_bytes"]:
+                raise DataError(f"{path} has {found} bytes, its manifest says {shard['num_bytes']}: build it again")
         if expected != self.num_samples:
-            raise DataError(f"{directory}: {expected} samples in its shards, {self.num_samples} in the manifest")
-        self._open_shard: tuple[int, pq.ParquetFile, list[int]] | None = None
-        self._open_group: tuple[int, int, list[Example]] | None = None
+            raise DataError(f"{self.directory}: {expected} samples in its shards, {self.num_samples} in the manifest")
+        lengths = self.directory / manifest["lengths"]["file"]
+        if not lengths.is_file() or file_sha256(lengths) != manifest["lengths"]["sha256"]:
+            raise DataError(f"{lengths} is not the file that was built: build the shards again")
+        self.lengths = Lengths(lengths)
+        if len(self.lengths) != self.num_samples:
+            raise DataError(f"{lengths} has {len(self.lengths)} rows for {self.num_samples} samples")
 
-    def read(self, start: int, stop: int) -> Iterator[Example]:
-        """The samples start, start + 1, … stop - 1. Cheapest where `start` never goes back."""
-        while start < stop:
-            first, examples = self._group_of(start)
-            taken = examples[start - first : stop - first]
-            yield from taken
-            start += len(taken)
+    def read(self, indices: Sequence[int], forget_before: int = 0) -> list[Example]:
+        """The samples at these places, which ascend. Row groups stay in memory until none of their samples is at or
+        after `forget_before`."""
+        for shard in [s for s in self._files if self._end(s) <= forget_before]:
+            self._files.pop(shard).close()
+        for file in self._files.values():
+            file.forget_before(forget_before)
+        return [self._file_of(index).example(index) for index in indices]
 
-    def _group_of(self, index: int) -> tuple[int, list[Example]]:
-        """The row group that holds sample `index`: (its first sample, its samples)."""
+    def _end(self, shard: int) -> int:
+        return self._firsts[shard + 1] if shard + 1 < len(self._firsts) else self.num_samples
+
+    def _file_of(self, index: int) -> "_ShardFile":
+        if not 0 <= index < self.num_samples:
+            raise IndexError(f"{self.directory} has no sample {index}")
         shard = bisect.bisect_right(self._firsts, index) - 1
-        if self._open_shard is None or self._open_shard[0] != shard:
-            self._open_shard = (shard, *self._open(shard))
-            self._open_group = None
-        _, file, firsts = self._open_shard
-        group = bisect.bisect_right(firsts, index) - 1
-        if self._open_group is None or self._open_group[0] != group:
-            self._open_group = None  # let go of the last before the next is read
-            try:
-                table = file.read_row_group(group, columns=COLUMNS)
-            except (pa.ArrowException, OSError) as error:
-                raise DataError(f"{self._files[shard]}, row group {group}, cannot be read: {error}") from None
-            examples = list(_examples(table))
-            if [example.index for example in examples] != list(range(firsts[group], firsts[group] + len(examples))):
-                raise DataError(
-                    f"{self._files[shard]}, row group {group}, does not hold samples {firsts[group]} and following: "
-                    "files were swapped or edited; build the shards again"
-                )
-            self._open_group = (group, firsts[group], examples)
-        return self._open_group[1:]
+        if shard not in self._files:
+            self._files[shard] = _ShardFile(
+                self._paths[shard], self._firsts[shard], self._end(shard), self.lengths, self._roots
+            )
+        return self._files[shard]
 
-    def _open(self, shard: int) -> tuple[pq.ParquetFile, list[int]]:
-        path = self._files[shard]
+
+class _ShardFile:
+    """One open shard: samples first … end - 1."""
+
+    def __init__(self, path: Path, first: int, end: int, lengths: Lengths, roots: Mapping[str, ImageRoot]):
+        self.path, self.lengths, self.roots = path, lengths, roots
         try:
-            file = pq.ParquetFile(path, page_checksum_verification=True)
+            self._file = pq.ParquetFile(path, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path} cannot be read: {error}") from None
-        missing = sorted(set(COLUMNS) - set(file.schema_arrow.names))
+        missing = sorted(set(COLUMNS) - set(self._file.schema_arrow.names))
         if missing:
             raise DataError(f"{path} has no columns {missing}: it was made by another version")
-        first = self._firsts[shard]
-        end = self._firsts[shard + 1] if shard + 1 < len(self._firsts) else self.num_samples
-        firsts = []
-        for group in range(file.metadata.num_row_groups):
-            firsts.append(first)
-            first += file.metadata.row_group(group).num_rows
-        if first != end:
-            raise DataError(f"{path} does not hold the {end - self._firsts[shard]} samples that its manifest says")
-        return file, firsts
+        groups = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
+        self._firsts = [first, *(first + np.cumsum(groups)).tolist()]
+        if self._firsts[-1] != end:
+            raise DataError(f"{path} does not hold the {end - first} samples that its manifest says")
+        self._groups: dict[int, _RowGroup] = {}
+
+    def example(self, index: int) -> Example:
+        group = bisect.bisect_right(self._firsts, index) - 1
+        if group not in self._groups:
+            self._groups[group] = self._read(group)
+        return self._groups[group].example(index)
+
+    def forget_before(self, index: int) -> None:
+        for group in [g for g in self._groups if self._firsts[g + 1] <= index]:
+            del self._groups[group]
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _read(self, group: int) -> "_RowGroup":
+        first, end = self._firsts[group], self._firsts[group + 1]
+        place = f"{self.path}, row group {group}"
+        damage = None
+        try:
+            table = self._file.read_row_group(group, columns=COLUMNS)
+        except (pa.ArrowException, OSError) as error:
+            damage = f"{place}: {error}"
+            log.warning("%s is damaged (%s): looking for what is left of it", place, error)
+            table = self._read_damaged(group)
+        if table is not None and table["index"].to_pylist() != list(range(first, end)):
+            raise DataError(
+                f"{place}, does not hold samples {first} and following: files were swapped or edited; build the "
+                "shards again"
+            )
+        return _RowGroup(first, table, damage, self.lengths, self.roots)
+
+    def _read_damaged(self, group: int) -> pa.Table | None:
+        """The row group if only its images are damaged, read without sums; else None."""
+        try:
+            small = self._file.read_row_group(group, columns=SMALL_COLUMNS)
+            with pq.ParquetFile(self.path) as unchecked:
+                images = unchecked.read_row_group(group, columns=["images"])
+            return small.append_column("images", images["images"])
+        except (pa.ArrowException, OSError):
+            return None
 
 
-def _examples(table: pa.Table) -> Iterator[Example]:
-    columns = {name: table[name].combine_chunks() for name in COLUMNS}
-    index, dataset, number = (columns[name].to_pylist() for name in ("index", "dataset", "example"))
-    ids, masks, images = (columns[name] for name in ("input_ids", "loss_mask", "images"))
-    ids_at, masks_at, images_at = (column.offsets.to_pylist() for column in (ids, masks, images))
-    # `values` is the child of all rows, before any slicing; offsets point into it.
-    id_values = ids.values.to_numpy(zero_copy_only=False)
-    mask_values = masks.values.to_numpy(zero_copy_only=False)
-    encoded = images.values.field("bytes")
-    for row in range(table.num_rows):
-        name = f"sample {index[row]} ({dataset[row]} example {number[row]})"
-        own = [encoded[i].as_py() for i in range(images_at[row], images_at[row + 1])] if images[row].is_valid else []
-        if None in own:
-            raise DataError(f"{name} has an image reference but no bytes: build the shards with `images: embed`")
+class _RowGroup:
+    """The samples of a row group, each made when it is asked for. damage: why its images are not to be trusted, or,
+    without a table, nothing of it."""
+
+    def __init__(
+        self,
+        first: int,
+        table: pa.Table | None,
+        damage: str | None,
+        lengths: Lengths,
+        roots: Mapping[str, ImageRoot],
+    ):
+        self.first, self.damage, self.lengths, self.roots = first, damage, lengths, roots
+        self.columns = {} if table is None else {name: table[name].combine_chunks() for name in COLUMNS}
+
+    def example(self, index: int) -> Example:
+        if not self.columns:
+            tokens, _ = self.lengths.read(index, index + 1)[:, 0]
+            nothing = np.zeros(tokens, np.int32)
+            return Example(index, UNREADABLE, index, nothing, nothing.astype(bool), (), self.damage)
+        row = index - self.first
+        values = {name: self.columns[name][row] for name in ("dataset", "example", "image_sha256", "images")}
+        dataset = values["dataset"].as_py()
         input_ids, loss_mask = (
-            id_values[ids_at[row] : ids_at[row + 1]],
-            mask_values[masks_at[row] : masks_at[row + 1]],
+            self.columns[name][row].values.to_numpy(zero_copy_only=False) for name in ("input_ids", "loss_mask")
         )
+        name = f"sample {index} ({dataset} example {values['example'].as_py()})"
         if len(input_ids) != len(loss_mask):
             raise DataError(f"{name}: {len(input_ids)} tokens, but a loss mask of {len(loss_mask)}")
-        yield Example(index[row], dataset[row], number[row], input_ids, loss_mask, tuple(own))
+        images, problem = [], None
+        for image, sha256 in zip(values["images"].as_py() or (), values["image_sha256"].as_py() or (), strict=True):
+            data = image["bytes"]
+            if data is None:
+                if dataset not in self.roots:
+                    raise DataError(
+                        f"{name} has an image reference but no bytes, and no image root is given for {dataset}: build "
+                        "the shards with `images: embed`"
+                    )
+                data = ImageFile(self.roots[dataset], image["path"], sha256)
+            elif self.damage and hashlib.sha256(data).hexdigest() != sha256:
+                problem = f"{image['path']} is not the image that was written: {self.damage}"
+            images.append(data)
+        return Example(index, dataset, values["example"].as_py(), input_ids, loss_mask, tuple(images), problem)

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import hashlib
 import logging
 import math
 import os
@@ -18,19 +17,20 @@ import transformers
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.modeling import HoneybeeForConditionalGeneration
-from model.processing import HoneybeeProcessor
 from model.training import ranks as process
 from model.training.checkpoint import CheckpointError, Checkpoints
 from model.training.collate import IGNORED, Batch, Collator
+from model.training.deal import Deal
+from model.training.decode import Decoder
 from model.training.engine import Engine
 from model.training.export import save_model
-from model.training.job import Init, Job, JobError
-from model.training.loader import Loader, Slices
+from model.training.job import Job, JobError
+from model.training.loader import Loader
 from model.training.metrics import Metrics
 from model.training.optimizer import freeze
 from model.training.ranks import Ranks
 from model.training.schedule import learning_rate
+from model.training.setup import check_fit, load, plan_steps
 from model.training.shards import DataError, Shards
 from pipelines.store import MANIFEST, fingerprint
 
@@ -72,12 +72,7 @@ def run(job: Job) -> int:
         job.train.accumulation(int(os.environ.get("WORLD_SIZE", "1")))
     except ValueError as error:
         raise JobError(str(error)) from None
-    shards = Shards(job.shards)
-    if job.train.steps * job.train.global_batch > shards.num_samples:
-        raise JobError(
-            f"{job.train.steps} steps of {job.train.global_batch} take {job.train.steps * job.train.global_batch} "
-            f"samples, {job.shards} has {shards.num_samples}: build more or train fewer steps"
-        )
+    shards = Shards(job.shards, job.image_roots)
     ranks = process.join(job.device)
     with _alone_in(job.work, ranks):
         code = _run(job, shards, ranks)
@@ -88,15 +83,17 @@ def run(job: Job) -> int:
 def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
     train = job.train
     transformers.utils.logging.disable_progress_bar()
+    torch.manual_seed(job.seed)
+    dtype = torch.float32 if train.precision == "fp32" else torch.bfloat16
+    model, processor = load(job.init, job.seed, dtype)
+    check_fit(shards, model, processor, job.init.tokenizer_directory)
+    plan, steps = plan_steps(job, shards, model.config.num_image_tokens)
     log.info(
-        "%s: %d steps of %d samples, on %d ranks (%s) × %d passes × %d samples; ZeRO-%d, %s",
-        *(job.stage, train.steps, train.global_batch),
+        "%s: %d steps of %d sequences, on %d ranks (%s) × %d passes × %d sequences; ZeRO-%d, %s",
+        *(job.stage, steps, train.global_batch),
         *(ranks.world, ranks.device.type, train.accumulation(ranks.world), train.micro_batch),
         *(train.zero_stage, train.precision),
     )
-    torch.manual_seed(job.seed)
-    model, processor = load(job.init, job.seed, torch.float32 if train.precision == "fp32" else torch.bfloat16)
-    check_fit(shards, model, processor, job.init.tokenizer_directory)
     model.train()
     for part, (trained, size) in freeze(model, train.trains).items():
         log.info("%s: %s of %s parameters train", part, f"{trained:,}", f"{size:,}")
@@ -106,10 +103,11 @@ def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
     engine = Engine(model, train, ranks)
     identity = {**job.identity(), "shards": fingerprint(shards.key)}
     checkpoints = Checkpoints(job.work, train.keep_checkpoints, engine, identity)
-    metrics = Metrics(job.work, shards.datasets, ranks, train.steps)
+    metrics = Metrics(job.work, shards.datasets, ranks, steps)
     loader = Loader(
         shards,
-        Slices(train.global_batch, train.micro_batch, ranks.rank, ranks.world),
+        plan,
+        Deal(train.global_batch, train.micro_batch, ranks.rank, ranks.world),
         Collator(
             image_token_id=shards.image_token_id,
             num_image_tokens=model.config.num_image_tokens,
@@ -117,16 +115,16 @@ def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
             max_length=getattr(model.config.text_config, "max_position_embeddings", sys.maxsize),
             datasets=shards.datasets,
         ),
-        processor.preprocess,
+        Decoder(processor.preprocess),
         job.loading,
         pin_memory=ranks.device.type == "cuda",
     )
-    loop = Loop(job, engine, loader, checkpoints, metrics)
+    loop = Loop(job, steps, engine, loader, checkpoints, metrics)
     if not loop.train():
         return STOPPED
     facts = {
         "stage": job.stage,
-        "steps": train.steps,
+        "steps": steps,
         "trains": list(train.trains),
         "shards": fingerprint(shards.key),
         "bad_samples": loop.bad_samples,
@@ -139,8 +137,10 @@ def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
 class Loop:
     """The steps of a stage."""
 
-    def __init__(self, job: Job, engine: Engine, loader: Loader, checkpoints: Checkpoints, metrics: Metrics):
-        self.job, self.engine, self.loader = job, engine, loader
+    def __init__(
+        self, job: Job, steps: int, engine: Engine, loader: Loader, checkpoints: Checkpoints, metrics: Metrics
+    ):
+        self.job, self.steps, self.engine, self.loader = job, steps, engine, loader
         self.checkpoints, self.metrics, self.ranks = checkpoints, metrics, engine.ranks
         self.bad_samples = 0
 
@@ -155,25 +155,26 @@ class Loop:
         done = resumed["step"] if resumed else 0
         if resumed:
             self.bad_samples = resumed["bad_samples"]
+            self.loader.load_state_dict(resumed["loader"])
             log.info("resumed after step %d", done)
         else:
             self.checkpoints.check_space()
         self.metrics.begin(done, resumed and resumed["metrics"])
-        saved = done
-        for batches in self.loader.steps(done, train.steps):
-            rate, norm, stopping = self._step(done, batches, stop)
-            done += 1
-            if done % train.log_every == 0 or done == train.steps:
-                self.metrics.write(done, rate, norm, self.loader.wait, self.bad_samples)
-                self.loader.wait = 0.0
-            if done % train.save_every == 0 or done == train.steps or stopping:
-                self.checkpoints.save(done, {"metrics": self.metrics.state(), "bad_samples": self.bad_samples})
-                saved = done
-            if stopping and done < train.steps:
-                log.info("stopped after step %d, as asked; run again to go on", saved)
-                break
+        stopping = False
+        with contextlib.closing(iter(self.loader)) as steps:
+            while done < self.steps and not stopping:
+                rate, norm, stopping = self._step(done, next(steps), stop)
+                done += 1
+                if done % train.log_every == 0 or done == self.steps:
+                    self.metrics.write(done, rate, norm, self.loader.wait, self.bad_samples)
+                    self.loader.wait = 0.0
+                if done % train.save_every == 0 or done == self.steps or stopping:
+                    facts = {"metrics": self.metrics.state(), "bad_samples": self.bad_samples}
+                    self.checkpoints.save(done, {**facts, "loader": self.loader.state_dict()})
+        if done < self.steps:
+            log.info("stopped after step %d, as asked; run again to go on", done)
         self.metrics.close()
-        return done == train.steps
+        return done == self.steps
 
     def _step(self, step: int, batches: list[Batch], stop: StopRequest) -> tuple[float, float, bool]:
         """Step number `step`, from 0. Returns learning rate, gradient norm, and whether any rank was asked to stop."""
@@ -185,31 +186,32 @@ class Loop:
         self.bad_samples += int(bad)
         if self.bad_samples > self.job.loading.max_bad_samples:
             raise DataError(
-                f"{self.bad_samples} samples have images that do not decode (the log names each), more than "
-                f"loading.max_bad_samples {self.job.loading.max_bad_samples}: check the disk, build the shards again"
+                f"{self.bad_samples} samples cannot be read or have images that do not decode (the log names each), "
+                f"more than loading.max_bad_samples {self.job.loading.max_bad_samples}: check the disk, then run "
+                "`honeybee verify` and build again"
             )
         # Chance (dropout) is a function of seed, step and rank: nothing of it needs saving.
         torch.manual_seed(int(fingerprint([self.job.seed, step, self.ranks.rank]), 16) % 2**63)
         losses = []
         for batch in batches:
             batch = batch.to(self.ranks.device)
-            loss_of_row = self._losses(batch)
-            self.engine.backward(loss_of_row.sum() / max(supervised, 1))
-            losses.append(loss_of_row.detach())
+            loss_of_example = self._losses(batch)
+            self.engine.backward(loss_of_example.sum() / max(supervised, 1))
+            losses.append(loss_of_example.detach())
         by_dataset, tokens_by_dataset = self._by_dataset(step, batches, losses)
         rate = learning_rate(
             step,
-            steps=train.steps,
+            steps=self.steps,
             peak=train.learning_rate,
             floor=train.min_learning_rate,
             warmup_steps=train.warmup_steps,
         )
         norm = self.engine.step(rate)
         if not math.isfinite(norm):
-            first = step * train.global_batch
+            samples = [name for batch in batches for name in batch.names]
             raise NonFiniteError(
-                f"step {step + 1}: the gradient's norm is not finite though every loss is; samples {first} to "
-                f"{first + train.global_batch - 1}: lower learning_rate, or set precision to fp32"
+                f"step {step + 1}: the gradient's norm is not finite though every loss is; this rank had "
+                f"{'; '.join(samples)}: lower learning_rate, or set precision to fp32"
             )
         sums = self.ranks.sum([*by_dataset, *tokens_by_dataset])
         self.metrics.add(
@@ -222,32 +224,33 @@ class Loop:
         return rate, norm, stopping > 0
 
     def _losses(self, batch: Batch) -> Tensor:
-        """The cross-entropy of each row, (B,), summed over its supervised tokens; logits only for these."""
+        """The cross-entropy of each example, (E,), summed over its supervised tokens; logits only for these."""
         targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORED)  # position t foretells token t + 1
         supervised = targets != IGNORED
         logits = self.engine.forward(
             input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
             pixel_values=batch.pixel_values,
             logits_to_keep=supervised,
             use_cache=False,
         ).logits
         losses = F.cross_entropy(logits.float(), targets[supervised], reduction="none")
-        row_of_token = supervised.nonzero()[:, 0]
-        return torch.zeros(len(targets), device=losses.device).index_add(0, row_of_token, losses)
+        example_of_token = batch.example_ids[supervised]
+        return torch.zeros(len(batch.names), device=losses.device).index_add(0, example_of_token, losses)
 
     def _by_dataset(self, step: int, batches: list[Batch], losses: list[Tensor]) -> tuple[list[float], list[float]]:
         """Sums of loss and supervised tokens by dataset, of this rank. Raises NonFiniteError naming the samples."""
         total = [0.0] * len(self.loader.shards.datasets)
         tokens = [0.0] * len(total)
         wrong = []
-        for batch, of_rows in zip(batches, losses, strict=True):
-            rows = zip(batch.names, batch.datasets, batch.supervised, of_rows.tolist(), strict=True)
-            for name, dataset, count, loss in rows:
+        for batch, own in zip(batches, losses, strict=True):
+            examples = zip(batch.names, batch.datasets, batch.supervised, own.tolist(), strict=True)
+            for name, dataset, count, loss in examples:
                 if not math.isfinite(loss):
                     wrong.append(f"{name}: {loss}")
-                total[dataset] += loss
-                tokens[dataset] += count
+                if count:
+                    total[dataset] += loss
+                    tokens[dataset] += count
         if wrong:
             shown = "; ".join(wrong[:8]) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
             raise NonFiniteError(
@@ -255,51 +258,6 @@ class Loop:
                 "fp32, or look at these samples; the last checkpoint is from before"
             )
         return total, tokens
-
-
-def load(init: Init, seed: int, dtype: torch.dtype) -> tuple[HoneybeeForConditionalGeneration, HoneybeeProcessor]:
-    """The model and processor that a stage starts from."""
-    if init.model is not None:
-        model = HoneybeeForConditionalGeneration.from_pretrained(init.model, dtype=dtype)
-        return model, HoneybeeProcessor.from_pretrained(init.model)
-    assert init.projector is not None and init.vision is not None and init.llm is not None  # by Init
-    model = HoneybeeForConditionalGeneration.from_backbones(
-        init.vision,
-        init.llm,
-        init.projector.model_dump(),
-        init.tokenizer_directory,
-        vision_layer=init.vision_layer,
-        image_size=init.image_size,
-        seed=seed,
-        dtype=dtype,
-    )
-    processor = HoneybeeProcessor.from_backbones(
-        init.vision, init.tokenizer_directory, model.config.num_image_tokens, init.image_size
-    )
-    return model, processor
-
-
-def check_fit(
-    shards: Shards, model: HoneybeeForConditionalGeneration, processor: HoneybeeProcessor, tokenizer: Path
-) -> None:
-    """Raises JobError or DataError unless shards, tokenizer and model are of one kind."""
-    lacking = [name for name in ("pad", "bos", "eos") if getattr(processor.tokenizer, f"{name}_token_id") is None]
-    if lacking:
-        raise JobError(f"the tokenizer in {tokenizer} has no {' and no '.join(lacking)} token")
-    rows, known = model.config.text_config.vocab_size, len(processor.tokenizer)
-    if rows < known:
-        raise JobError(f"the language model has {rows} token embeddings, the tokenizer in {tokenizer} {known} tokens")
-    digest = hashlib.sha256((tokenizer / "tokenizer.json").read_bytes()).hexdigest()[:16]
-    if shards.tokenizer != digest:
-        raise DataError(
-            f"{shards.directory} was built with tokenizer {shards.tokenizer}, but {tokenizer} is {digest}: "
-            "build the shards again with this one"
-        )
-    if shards.image_token_id != model.config.image_token_id:
-        raise DataError(
-            f"{shards.directory} has image token {shards.image_token_id}, the model {model.config.image_token_id}: "
-            "build the shards again"
-        )
 
 
 @contextlib.contextmanager

@@ -1,9 +1,11 @@
 """Which samples a rank gets, what their tensors are, and what happens to data that is damaged."""
 
+import hashlib
+import itertools
 import json
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from training_data import picture, rows, write_shards
 
 from model.processing import HoneybeeProcessor
 from model.training.collate import IGNORED, Batch, Collator
+from model.training.deal import Deal
+from model.training.decode import Decoder
 from model.training.job import Loading
-from model.training.loader import Loader, Slices
+from model.training.loader import Loader
 from model.training.shards import DataError, Example, Shards
+from pipelines.packing import Packing, make_plan
 
 M = 4  # visual tokens
 COUNT = 96
@@ -46,20 +53,32 @@ def collator(processor: HoneybeeProcessor, shards: Shards, max_length: int = 512
     return Collator(processor.image_token_id, M, processor.tokenizer.pad_token_id, max_length, shards.datasets)
 
 
-def loader(processor: HoneybeeProcessor, shards: Shards, slices: Slices, **settings: int) -> Loader:
-    return Loader(shards, slices, collator(processor, shards), processor.preprocess, Loading(**settings))
+def loader(
+    processor: HoneybeeProcessor, shards: Shards, deal: Deal, packing: Packing | None = None, **settings: int
+) -> Loader:
+    plan = make_plan(shards.lengths, packing, M)
+    decode = Decoder(processor.preprocess)
+    return Loader(shards, plan, deal, collator(processor, shards), decode, Loading(**settings))
+
+
+def first_batch(loader: Loader) -> Batch:
+    """That of a loader with one forward pass in a step."""
+    steps = iter(loader)
+    (batch,) = next(steps)
+    steps.close()
+    return batch
 
 
 def names(batches: list[Batch]) -> list[str]:
     return [name for batch in batches for name in batch.names]
 
 
-def expected_names(samples: list[dict], indices: range) -> list[str]:
+def expected_names(samples: list[dict], indices: Iterable[int]) -> list[str]:
     return [f"sample {i} ({samples[i]['dataset']} example {samples[i]['example']})" for i in indices]
 
 
 def test_rows_come_back_as_they_were_written(write: Callable, samples: list[dict]) -> None:
-    read = list(write(samples).read(0, COUNT))
+    read = write(samples).read(range(COUNT))
     assert [example.index for example in read] == list(range(COUNT))
     for example, sample in zip(read, samples, strict=True):
         assert example.input_ids.tolist() == sample["input_ids"]
@@ -69,23 +88,151 @@ def test_rows_come_back_as_they_were_written(write: Callable, samples: list[dict
 
 def test_a_slice_across_shards_and_row_groups(write: Callable, samples: list[dict]) -> None:
     shards = write(samples)
-    assert [example.index for example in shards.read(30, 90)] == list(range(30, 90))  # shards of 40, groups of 16
-    assert [example.index for example in shards.read(3, 5)] == [3, 4]
-    assert list(shards.read(5, 5)) == []
+    for wanted in (range(30, 90), [3, 4], [], [0, 15, 16, 39, 40, 95], [95, 0, 50]):  # shards of 40, groups of 16
+        assert [example.index for example in shards.read(wanted)] == list(wanted)
+    with pytest.raises(IndexError, match="has no sample 96"):
+        shards.read([96])
 
 
-@pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 24), (2, 12), (2, 4), (3, 8), (4, 2), (6, 4)])
+def test_what_is_behind_is_let_go(write: Callable, samples: list[dict]) -> None:
+    shards = write(samples)
+    before = len(_paths_held(shards))
+    shards.read(range(COUNT))
+    assert len(_paths_held(shards)) == before + 3
+    shards.read([90], forget_before=81)
+    assert len(_paths_held(shards)) == before + 1
+
+
+def _paths_held(shards: Shards) -> list[str]:
+    """Which shards this process has open."""
+    links = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.exists()]
+    return [str(path) for path in links if path.is_relative_to(shards.directory) and "shard-" in path.name]
+
+
+@pytest.mark.parametrize("packing", [None, Packing(max_tokens=120, window=24)])
+@pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 12), (2, 3), (3, 2), (4, 1), (6, 2)])
 def test_a_step_has_the_same_samples_with_any_ranks(
-    write: Callable, processor: HoneybeeProcessor, samples: list[dict], ranks: int, micro_batch: int
+    write: Callable,
+    processor: HoneybeeProcessor,
+    samples: list[dict],
+    ranks: int,
+    micro_batch: int,
+    packing: Packing | None,
+) -> None:
+    """Resumed after the first step with other ranks: each step has the samples of the plan, each once."""
+    shards = write(samples)
+    plan = make_plan(shards.lengths, packing, M)
+    alone = loader(processor, shards, Deal(12, 12), packing)
+    steps = iter(alone)
+    next(steps)
+    steps.close()
+    state = json.loads(json.dumps(alone.state_dict()))
+    count = plan.num_packs // 12 - 1
+    assert count > 0
+    found: list[list[str]] = [[] for _ in range(count)]
+    for rank in range(ranks):
+        own = loader(processor, shards, Deal(12, micro_batch, rank, ranks), packing, prefetch_steps=1, decode_threads=3)
+        own.load_state_dict(state)
+        for step, batches in zip(found, own, strict=True):
+            assert [len(batch.input_ids) for batch in batches] == [micro_batch] * (12 // ranks // micro_batch)
+            step += names(batches)
+    for step, found_names in enumerate(found, start=1):
+        packs = plan.packs(step * 12, step * 12 + 12)
+        expected = sorted(i for pack in packs for i in pack.samples.tolist())
+        assert sorted(found_names) == sorted(expected_names(samples, expected))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_stopped_anywhere_and_resumed_the_sequence_is_the_same(
+    write: Callable, processor: HoneybeeProcessor, samples: list[dict], tmp_path_factory: Any, data: st.DataObject
+) -> None:
+    """Over kill points, ranks, micro-batches, threads and packings: the steps of a run that was stopped several times,
+    each time going on with other ranks, are those of one that was not."""
+    packing = data.draw(st.sampled_from([None, Packing(max_tokens=100, window=20), Packing(max_tokens=64, window=7)]))
+    directory = str(tmp_path_factory.mktemp("any"))
+    shards = write(samples[: data.draw(st.integers(40, COUNT))], directory)
+    size = data.draw(st.sampled_from([4, 6, 12]))
+
+    def run(state: dict | None, steps: int) -> tuple[list[set[str]], dict]:
+        """The samples of some steps, by all ranks; and the state after them."""
+        ranks = data.draw(st.sampled_from([n for n in (1, 2, 3, 4, 6) if size % n == 0]))
+        micro = data.draw(st.sampled_from([n for n in (1, 2, 3) if size // ranks % n == 0]))
+        threads, ahead = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 4))
+        taken: list[set[str]] = []
+        for rank in range(ranks):
+            deal = Deal(size, micro, rank, ranks)
+            own = loader(processor, shards, deal, packing, decode_threads=threads, prefetch_steps=ahead)
+            if state:
+                own.load_state_dict(state)
+            iterator = iter(own)
+            mine = [names(batches) for batches in itertools.islice(iterator, steps)]
+            iterator.close()
+            taken = taken or [set() for _ in mine]
+            for step, more in zip(taken, mine, strict=True):
+                assert step.isdisjoint(more)
+                step.update(more)
+        return taken, own.state_dict()
+
+    whole, _ = run(None, 1000)
+    parts: list[set[str]] = []
+    state = None
+    while len(parts) < len(whole):
+        more, state = run(state, data.draw(st.integers(1, 3)))
+        parts += more
+    assert parts == whole
+    assert run(state, 1)[0] == []
+
+
+def test_the_state_of_another_plan_is_refused(
+    write: Callable, processor: HoneybeeProcessor, samples: list[dict]
 ) -> None:
     shards = write(samples)
-    steps: list[list[str]] = [[], [], []]
-    for rank in range(ranks):
-        own = loader(processor, shards, Slices(24, micro_batch, rank, ranks), prefetch_steps=1, decode_threads=3)
-        for step, batches in zip((1, 2, 3), own.steps(1, 4), strict=True):  # resumed after the first step
-            assert [len(batch.names) for batch in batches] == [micro_batch] * (24 // ranks // micro_batch)
-            steps[step - 1] += names(batches)
-    assert steps == [expected_names(samples, range(step * 24, step * 24 + 24)) for step in (1, 2, 3)]
+    state = loader(processor, shards, Deal(4, 4), Packing(max_tokens=100)).state_dict()
+    with pytest.raises(DataError, match=r"pack 0 of the plan [0-9a-f]{16}, but these shards, packing and M give"):
+        loader(processor, shards, Deal(4, 4), Packing(max_tokens=101)).load_state_dict(state)
+
+
+def test_ranks_have_like_many_tokens(write: Callable, processor: HoneybeeProcessor, samples: list[dict]) -> None:
+    plan = make_plan(write(samples).lengths, None, M)
+    packs = plan.packs(0, COUNT)
+    loads = [sum(p.tokens for passes in Deal(COUNT, 8, r, 4).own(packs) for p in passes) for r in range(4)]
+    assert max(loads) - min(loads) <= max(pack.tokens for pack in packs)
+    assert max(loads) / (sum(loads) / 4) < 1.01
+
+
+def test_packed_examples_learn_as_if_alone(
+    write: Callable, processor: HoneybeeProcessor, samples: list[dict], tiny_model: Any
+) -> None:
+    """Attention and positions of an example end where it ends: loss and gradients are those of the examples alone."""
+    shards = write(samples)
+    packed = first_batch(loader(processor, shards, Deal(6, 6), Packing(max_tokens=150, window=48)))
+    assert len(packed.names) > 3 * len(packed.input_ids)
+    alone = [
+        collator(processor, shards)([[example]], decoded, [False])
+        for example in shards.read([int(name.split()[1]) for name in packed.names])
+        for decoded in [Decoder(processor.preprocess)(list(example.images))[0]]
+    ]
+
+    def learn(batches: list[Batch]) -> tuple[float, list[torch.Tensor]]:
+        tiny_model.zero_grad()
+        total = 0.0
+        for batch in batches:
+            inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
+            logits = tiny_model(**inputs, pixel_values=batch.pixel_values).logits
+            targets = batch.labels[:, 1:].flatten()
+            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets, reduction="sum")
+            (loss / sum(packed.supervised)).backward()
+            total += loss.item() / sum(packed.supervised)
+        return total, [p.grad.clone() for p in tiny_model.parameters() if p.grad is not None]
+
+    loss, gradients = learn([packed])
+    expected_loss, expected_gradients = learn(alone)
+    tiny_model.zero_grad()
+    assert loss == pytest.approx(expected_loss, abs=1e-5)
+    assert sum(packed.supervised) == sum(sum(batch.supervised) for batch in alone)
+    for own, expected in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(own, expected, atol=1e-5, rtol=0)
 
 
 def test_a_batch_expands_images_pads_and_masks(processor: HoneybeeProcessor) -> None:
@@ -93,37 +240,51 @@ def test_a_batch_expands_images_pads_and_masks(processor: HoneybeeProcessor) -> 
     first = Example(0, "a", 0, np.array([1, image, 7, 8, 2]), np.array([0, 0, 0, 1, 1], bool), (b"",))
     second = Example(1, "b", 0, np.array([1, 9, 2]), np.array([1, 0, 1], bool), ())
     collate = Collator(image, M, 0, 512, ["a", "b"])
-    batch = collate([first, second], torch.zeros(1, 3, 32, 32), [False, False])
+    batch = collate([[first], [second]], torch.zeros(1, 3, 32, 32), [False, False])
     assert batch.input_ids.tolist() == [[1, image, image, image, image, 7, 8, 2], [1, 9, 2, 0, 0, 0, 0, 0]]
-    assert batch.attention_mask.tolist() == [[1] * 8, [1] * 3 + [0] * 5]
+    assert batch.position_ids.tolist() == [list(range(8))] * 2  # padding looks back only, so it harms nobody
     no = IGNORED
-    assert batch.labels.tolist() == [[no, no, no, no, no, no, 8, 2], [1, no, 2, no, no, no, no, no]]
+    assert batch.labels.tolist() == [[no, no, no, no, no, no, 8, 2], [no, no, 2, no, no, no, no, no]]
     assert batch.supervised == (2, 1)  # the label of the first token has nothing that foretells it
     assert (batch.num_tokens, batch.datasets, batch.num_bad) == (11, (0, 1), 0)
+
+
+def test_a_pack_is_one_row(processor: HoneybeeProcessor) -> None:
+    image, no = processor.image_token_id, IGNORED
+    first = Example(0, "a", 0, np.array([1, image, 7]), np.array([0, 0, 1], bool), (b"",))
+    second = Example(1, "b", 0, np.array([8, 9]), np.array([1, 1], bool), ())
+    third = Example(2, "b", 1, np.array([4, 5]), np.array([0, 1], bool), ())
+    batch = Collator(image, M, 0, 512, ["a", "b"])([[first, second], [third]], torch.zeros(1, 3, 32, 32), [False] * 3)
+    assert batch.input_ids.tolist() == [[1, image, image, image, image, 7, 8, 9], [4, 5, 0, 0, 0, 0, 0, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 0, 1], list(range(8))]
+    assert batch.labels.tolist() == [[no, no, no, no, no, 7, no, 9], [no, 5, no, no, no, no, no, no]]
+    assert batch.example_ids.tolist() == [[0, 0, 0, 0, 0, 0, 1, 1], [2] * 8]
+    assert (batch.supervised, batch.datasets, batch.num_tokens) == ((1, 1, 1), (0, 1, 1), 10)
 
 
 def test_a_row_that_is_too_long_or_lacks_an_image_is_an_error(processor: HoneybeeProcessor) -> None:
     image = processor.image_token_id
     example = Example(5, "a", 3, np.array([1, image, 2]), np.array([0, 0, 1], bool), (b"",))
     with pytest.raises(DataError, match=r"sample 5 \(a example 3\) has 6 tokens with 4 per image, the model takes 5"):
-        Collator(image, M, 0, 5, ["a"])([example], torch.zeros(1, 3, 32, 32), [False])
+        Collator(image, M, 0, 5, ["a"])([[example]], torch.zeros(1, 3, 32, 32), [False])
     without = Example(5, "a", 3, example.input_ids, example.loss_mask, ())
     with pytest.raises(DataError, match="1 image tokens but 0 images"):
-        Collator(image, M, 0, 512, ["a"])([without], torch.zeros(0, 3, 32, 32), [False])
+        Collator(image, M, 0, 512, ["a"])([[without]], torch.zeros(0, 3, 32, 32), [False])
 
 
 def test_pixels_are_those_of_the_processor_in_order(
     write: Callable, processor: HoneybeeProcessor, samples: list[dict]
 ) -> None:
-    ((batch,),) = loader(processor, write(samples), Slices(COUNT, COUNT, 0, 1)).steps(0, 1)
-    pictures = [Image.open(_stream(image["bytes"])) for sample in samples for image in sample["images"]]
+    batch = first_batch(loader(processor, write(samples), Deal(COUNT, COUNT)))
+    order = [int(name.split()[1]) for name in batch.names]
+    pictures = [Image.open(_stream(image["bytes"])) for i in order for image in samples[i]["images"]]
     expected = processor(images=pictures, return_tensors="pt")["pixel_values"]
     assert torch.equal(batch.pixel_values, expected)
 
 
 def test_a_batch_of_text_alone_has_no_pictures(write: Callable, processor: HoneybeeProcessor) -> None:
     texts = rows(processor.tokenizer, 8, text_only_every=1)
-    ((batch,),) = loader(processor, write(texts), Slices(8, 8, 0, 1)).steps(0, 1)
+    batch = first_batch(loader(processor, write(texts), Deal(8, 8)))
     assert batch.pixel_values.shape == (0, 3, 32, 32)
     assert not (batch.input_ids == processor.image_token_id).any()
 
@@ -138,17 +299,89 @@ def test_a_damaged_image_keeps_its_slot_without_loss(
 ) -> None:
     damaged = [dict(sample) for sample in samples[:8]]
     damaged[2]["images"] = [{"bytes": damage(picture("red", 2)), "path": "2.png"}]
-    slices = Slices(8, 8, 0, 1)
-    ((whole,),) = loader(processor, write(samples[:8], "whole"), slices).steps(0, 1)
+    whole = first_batch(loader(processor, write(samples[:8], "whole"), Deal(8, 8)))
     with caplog.at_level(logging.WARNING, "honeybee.training"):
-        ((batch,),) = loader(processor, write(damaged, "damaged"), slices).steps(0, 1)
+        batch = first_batch(loader(processor, write(damaged, "damaged"), Deal(8, 8)))
     assert torch.equal(batch.input_ids, whole.input_ids)
-    assert (batch.labels[2] == IGNORED).all()
-    kept = [0, 1, 3, 4, 5, 6, 7]
+    row = [name.split()[1] for name in batch.names].index("2")
+    kept = [i for i in range(8) if i != row]
+    assert (batch.labels[row] == IGNORED).all()
     assert torch.equal(batch.labels[kept], whole.labels[kept])
-    assert (batch.num_bad, batch.supervised[2]) == (1, 0)
-    assert torch.equal(batch.pixel_values[3:], whole.pixel_values[3:])  # the others have not moved
-    assert "sample 2 (captions example 1): an image does not decode" in caplog.text
+    assert (batch.num_bad, batch.supervised[row]) == (1, 0)
+    changed = (batch.pixel_values != whole.pixel_values).flatten(1).any(1)
+    assert changed.sum() == 1  # the others have not moved
+    assert "sample 2 (captions example 1) cannot be used (an image does not decode: " in caplog.text
+
+
+def _flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_flipped_bit_in_a_picture_costs_that_sample_alone(
+    write: Callable, samples: list[dict], caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = write(samples).directory
+    first = min(directory.glob("shard-*.parquet"))
+    _flip(first, first.read_bytes().index(samples[2]["images"][0]["bytes"]) + 40)
+    with caplog.at_level(logging.WARNING, "honeybee.training"):
+        read = Shards(directory).read(range(COUNT))
+    assert [example.index for example in read if example.problem] == [2]
+    assert "2.png is not the image that was written" in str(read[2].problem)
+    for example, sample in zip(read, samples, strict=True):
+        assert example.input_ids.tolist() == sample["input_ids"]
+    assert "row group 0 is damaged" in caplog.text
+
+
+def test_a_flipped_bit_in_the_tokens_costs_their_row_group(
+    write: Callable, processor: HoneybeeProcessor, samples: list[dict]
+) -> None:
+    """Its samples keep their slots, without loss, and with their number of tokens."""
+    directory = write(samples).directory
+    first = min(directory.glob("shard-*.parquet"))
+    chunk = _leaf(pq.ParquetFile(first), "input_ids")
+    _flip(first, chunk.data_page_offset + 60)
+    shards = Shards(directory)
+    read = shards.read(range(COUNT))
+    assert [example.index for example in read if example.problem] == list(range(16))  # the group
+    assert [len(example.input_ids) for example in read] == [sample["num_tokens"] for sample in samples]
+    batch = first_batch(loader(processor, shards, Deal(24, 24)))
+    assert sorted(int(name.split()[1]) for name in batch.names) == list(range(24))
+    assert batch.num_bad == 16
+    lost = [i for i, name in enumerate(batch.names) if "unreadable" in name]
+    assert len(lost) == 16
+    assert all(batch.supervised[i] == 0 and batch.datasets[i] == -1 for i in lost)
+    assert all(batch.supervised[i] > 0 for i in range(24) if i not in lost)
+
+
+def _leaf(file: pq.ParquetFile, column: str) -> Any:
+    group = file.metadata.row_group(0)
+    return next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema.startswith(column))
+
+
+def test_references_are_read_from_their_roots_and_checked(
+    write: Callable, processor: HoneybeeProcessor, samples: list[dict], tmp_path: Path
+) -> None:
+    root = tmp_path / "pictures"
+    root.mkdir()
+    referring = []
+    for sample in samples[:8]:
+        for image in sample["images"]:
+            (root / image["path"]).write_bytes(image["bytes"])
+        referring.append({**sample, "images": [{"bytes": None, "path": image["path"]} for image in sample["images"]]})
+    directory = write(referring, "referring").directory
+    roots = {"captions": root, "questions": root}
+    embedded = first_batch(loader(processor, write(samples[:8], "embedded"), Deal(8, 8)))
+    batch = first_batch(loader(processor, Shards(directory, roots), Deal(8, 8)))
+    assert torch.equal(batch.pixel_values, embedded.pixel_values)
+    (root / "0.png").write_bytes(picture("red", 77))
+    (root / "1.png").unlink()
+    batch = first_batch(loader(processor, Shards(directory, roots), Deal(8, 8)))
+    bad = [name for name, count in zip(batch.names, batch.supervised, strict=True) if not count]
+    assert sorted(bad) == ["sample 0 (captions example 0)", "sample 1 (questions example 0)"]
+    with pytest.raises(DataError, match="no image root is given for captions"):
+        Shards(directory).read([0])
 
 
 def _rewrite_manifest(directory: Path, change: Callable[[dict], object]) -> None:
@@ -200,24 +433,25 @@ def test_damaged_shards_are_named(
     directory = write(samples).directory
     damage(directory)
     with pytest.raises(DataError, match=message) as error:
-        list(Shards(directory).read(0, COUNT))
+        Shards(directory).read(range(COUNT))
     assert str(directory) in str(error.value)
 
 
 def test_shards_without_image_bytes_are_refused(write: Callable, samples: list[dict]) -> None:
     samples = [dict(sample, images=[{"bytes": None, "path": "a.jpg"}] * len(sample["images"])) for sample in samples]
     with pytest.raises(DataError, match=r"sample 0 .* has an image reference but no bytes"):
-        list(write(samples).read(0, 1))
+        write(samples).read([0])
 
 
 def test_an_error_in_the_background_reaches_the_loop_and_ends_the_threads(
     write: Callable, processor: HoneybeeProcessor, samples: list[dict]
 ) -> None:
     shards = write(samples)
-    broken = Loader(shards, Slices(8, 8, 0, 1), collator(processor, shards, 10), processor.preprocess, Loading())
+    broken = loader(processor, shards, Deal(8, 8))
+    broken.collate = collator(processor, shards, 10)
     with pytest.raises(DataError, match="the model takes 10"):
-        list(broken.steps(0, 2))
-    steps = loader(processor, shards, Slices(8, 8, 0, 1)).steps(0, 12)
+        list(broken)
+    steps = iter(loader(processor, shards, Deal(8, 8)))
     next(steps)
     steps.close()
     alive = [thread.name for thread in threading.enumerate() if thread.name.startswith(("loader", "decode"))]
@@ -262,6 +496,7 @@ def test_many_pictures_stand_in_order_and_text_alone_has_none(
                 "dataset": "talks",
                 "example": index,
                 "images": [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(encoded)],
+                "image_sha256": [hashlib.sha256(data).hexdigest() for data in encoded],
                 "turns": [{"user": "", "assistant": f"yes {index}", "template": "t", "row": index}],
                 "input_ids": ids,
                 "loss_mask": [False] * (len(ids) - tail) + [True] * tail,
@@ -269,14 +504,17 @@ def test_many_pictures_stand_in_order_and_text_alone_has_none(
                 "num_supervised": tail,
             }
         )
-    ((batch,),) = loader(processor, write(samples), Slices(3, 3, 0, 1)).steps(0, 1)
+    batch = first_batch(loader(processor, write(samples), Deal(3, 3)))
+    order = [int(name.split()[1]) for name in batch.names]
+    assert order[0] == 0  # the longest
+    expected = [expected[i] for i in order]
     assert torch.equal(batch.pixel_values, processor.preprocess([p for *_, pictures in expected for p in pictures]))
     for row, (ids, mask, _) in enumerate(expected):
         assert batch.input_ids[row, : len(ids)].tolist() == ids.tolist()
         assert batch.labels[row, : len(ids)].tolist() == torch.where(mask, ids, IGNORED).tolist()
     whole_loss = tiny_model(
         input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
         pixel_values=batch.pixel_values,
         labels=batch.labels,
     ).loss
@@ -288,6 +526,6 @@ def test_many_pictures_stand_in_order_and_text_alone_has_none(
         alone, supervised = alone + loss.item() * count, supervised + count
     assert whole_loss.item() == pytest.approx(alone / supervised, rel=1e-4)
     swapped = batch.pixel_values[[1, 0, 2, 3]]
-    other = tiny_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, pixel_values=swapped)
-    same = tiny_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, pixel_values=batch.pixel_values)
+    other = tiny_model(input_ids=batch.input_ids, position_ids=batch.position_ids, pixel_values=swapped)
+    same = tiny_model(input_ids=batch.input_ids, position_ids=batch.position_ids, pixel_values=batch.pixel_values)
     assert not torch.allclose(other.logits[0], same.logits[0]) and torch.equal(other.logits[1:], same.logits[1:])

@@ -80,7 +80,9 @@ def write_shards(
         first = number * per_shard
         table = pa.Table.from_pylist(samples[first : first + per_shard], schema=SHARD)
         path = directory / f"shard-{number:05d}-of-{total:05d}.parquet"
-        pq.write_table(table, path, row_group_size=per_group)
+        pq.write_table(
+            table, path, row_group_size=per_group, compression="none", use_dictionary=False, write_page_checksum=True
+        )
         data = path.read_bytes()
         shards.append(
             {

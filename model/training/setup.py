@@ -1,0 +1,87 @@
+"""What a stage begins with: its model, its plan, and whether they fit its shards."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+import torch
+
+from model.modeling import HoneybeeForConditionalGeneration
+from model.processing import HoneybeeProcessor
+from model.training.job import Init, Job, JobError
+from model.training.shards import DataError, Shards
+from pipelines.packing import PackingError, Plan, make_plan
+
+log = logging.getLogger("honeybee.training")
+
+
+def plan_steps(job: Job, shards: Shards, image_tokens: int) -> tuple[Plan, int]:
+    """The packs of the stage, and the number of its steps. Raises DataError or JobError where they cannot
+    be, with what to change."""
+    train = job.train
+    try:
+        plan = make_plan(shards.lengths, train.packing, image_tokens, job.loading.decode_threads)
+    except PackingError as error:
+        raise DataError(f"{job.shards}: {error}") from None
+    steps, left = divmod(plan.num_packs, train.global_batch)
+    what = "packs" if train.packing else "samples"
+    if (train.steps or 1) > steps:
+        raise JobError(
+            f"{train.steps or 1} steps of {train.global_batch} take {(train.steps or 1) * train.global_batch} {what}, "
+            f"{job.shards} has {plan.num_packs}: build more or train fewer steps"
+        )
+    if train.packing:
+        log.info(
+            "%s samples in %s packs of %s positions, %.2f %% of them used",
+            *(f"{shards.num_samples:,}", f"{plan.num_packs:,}", f"{train.packing.max_tokens:,}", 100 * plan.used),
+        )
+    if train.steps is None:
+        log.info("%s steps; the last %d %s are too few for another", f"{steps:,}", left, what)
+        if train.warmup_steps >= steps:
+            raise JobError(f"warmup_steps {train.warmup_steps} leave nothing of {steps} steps: lower them")
+    return plan, train.steps or steps
+
+
+def load(init: Init, seed: int, dtype: torch.dtype) -> tuple[HoneybeeForConditionalGeneration, HoneybeeProcessor]:
+    """The model and processor that a stage starts from."""
+    if init.model is not None:
+        model = HoneybeeForConditionalGeneration.from_pretrained(init.model, dtype=dtype)
+        return model, HoneybeeProcessor.from_pretrained(init.model)
+    assert init.projector is not None and init.vision is not None and init.llm is not None  # by Init
+    model = HoneybeeForConditionalGeneration.from_backbones(
+        init.vision,
+        init.llm,
+        init.projector.model_dump(),
+        init.tokenizer_directory,
+        vision_layer=init.vision_layer,
+        image_size=init.image_size,
+        seed=seed,
+        dtype=dtype,
+    )
+    processor = HoneybeeProcessor.from_backbones(
+        init.vision, init.tokenizer_directory, model.config.num_image_tokens, init.image_size
+    )
+    return model, processor
+
+
+def check_fit(
+    shards: Shards, model: HoneybeeForConditionalGeneration, processor: HoneybeeProcessor, tokenizer: Path
+) -> None:
+    """Raises JobError or DataError unless shards, tokenizer and model are of one kind."""
+    lacking = [name for name in ("pad", "bos", "eos") if getattr(processor.tokenizer, f"{name}_token_id") is None]
+    if lacking:
+        raise JobError(f"the tokenizer in {tokenizer} has no {' and no '.join(lacking)} token")
+    rows, known = model.config.text_config.vocab_size, len(processor.tokenizer)
+    if rows < known:
+        raise JobError(f"the language model has {rows} token embeddings, the tokenizer in {tokenizer} {known} tokens")
+    digest = hashlib.sha256((tokenizer / "tokenizer.json").read_bytes()).hexdigest()[:16]
+    if shards.tokenizer != digest:
+        raise DataError(
+            f"{shards.directory} was built with tokenizer {shards.tokenizer}, but {tokenizer} is {digest}: "
+            "build the shards again with this one"
+        )
+    if shards.image_token_id != model.config.image_token_id:
+        raise DataError(
+            f"{shards.directory} has image token {shards.image_token_id}, the model {model.config.image_token_id}: "
+            "build the shards again"
+        )

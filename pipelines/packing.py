@@ -1,0 +1,206 @@
+"""Which samples share a sequence: a plan from stored lengths alone, so that it can change without new shards.
+
+Packs are formed inside windows of W consecutive samples of the order, each window by itself. So at the end of a window
+the mixture's quotas are as exact as without packing. Inside, a dataset with share p is off by at most W·p·(1 − p) + 2
+samples, if all its samples of the window come first or last; packs stand in an order that knows nothing of their
+content, and are in fact much nearer. In memory is only where each window's packs begin; a window is planned again when
+its packs are asked for.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipelines.hashing import mix64
+from pipelines.pack_window import NO_LIMIT, pack_window
+from pipelines.store import file_sha256, fingerprint
+
+VERSION = 1  # raise it when the same lengths and settings give other packs
+_PLANNED_TOGETHER = 1 << 20  # samples
+
+
+class PackingError(ValueError):
+    """Samples that cannot be packed as asked."""
+
+
+class Packing(BaseModel):
+    """How samples share a sequence. max_tokens: L, its positions, visual tokens counted. window: W, in samples, which
+    a reader holds in memory. max_images: of a sequence; None: as many as fit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_tokens: Annotated[int, Field(gt=0, lt=1 << 24)]
+    window: Annotated[int, Field(gt=0, lt=1 << 24)] = 1024
+    max_images: Annotated[int, Field(gt=0)] | None = None
+
+
+class Lengths:
+    """How long the samples are, in order: a Parquet file with `num_tokens` (each image one token) and `num_images`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self._file = pq.ParquetFile(path)
+        except (pa.ArrowException, OSError) as error:
+            raise PackingError(f"{path} cannot be read: {error}; build the shards again") from None
+        groups = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
+        self._firsts = np.concatenate([[0], np.cumsum(groups, dtype=np.int64)])
+        self._open: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return int(self._firsts[-1])
+
+    @property
+    def fingerprint(self) -> str:
+        return file_sha256(self.path)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens and images of the samples start … stop - 1: int32 (2, n)."""
+        pieces = [np.empty((2, 0), np.int32)]
+        while start < stop:
+            group = int(np.searchsorted(self._firsts, start, side="right")) - 1
+            if self._open is None or self._open[0] != group:
+                table = self._file.read_row_group(group, columns=["num_tokens", "num_images"])
+                self._open = group, np.stack([column.to_numpy().astype(np.int32) for column in table.columns])
+            first, end = int(self._firsts[group]), min(int(self._firsts[group + 1]), stop)
+            pieces.append(self._open[1][:, start - first : end - first])
+            start = end
+        return np.concatenate(pieces, axis=1)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """samples: int64 (n,), their places in the order, ascending. tokens: positions that they fill."""
+
+    samples: np.ndarray
+    tokens: int
+    window: int  # the first sample of its window: no later pack holds one before it
+
+
+class Plan:
+    """All packs of a stage. packing None: every sample is a sequence of its own.
+
+    starts: int64 (windows + 1,), the number of the first pack of each window. used: of the positions that the packs
+    have, the share that their samples fill.
+    """
+
+    def __init__(
+        self,
+        lengths: Lengths,
+        packing: Packing | None,
+        image_tokens: int,
+        starts: np.ndarray | None = None,
+        used: float = 1.0,
+    ):
+        self.lengths, self.packing, self.image_tokens = lengths, packing, image_tokens
+        self.starts, self.used = starts, used
+        self.window = packing.window if packing else 1
+        self._planned: tuple[int, list[Pack]] | None = None
+
+    @property
+    def num_packs(self) -> int:
+        return len(self.lengths) if self.starts is None else int(self.starts[-1])
+
+    @property
+    def fingerprint(self) -> str:
+        settings = self.packing and self.packing.model_dump()
+        return fingerprint([VERSION, self.lengths.fingerprint, self.image_tokens, settings])
+
+    def packs(self, first: int, stop: int) -> list[Pack]:
+        """The packs first … stop - 1. Cheapest where `first` never goes back."""
+        if not 0 <= first <= stop <= self.num_packs:
+            raise IndexError(f"there are no packs {first} to {stop - 1}: the plan has {self.num_packs}")
+        if self.starts is None:
+            tokens = _positions(self.lengths.read(first, stop), self.image_tokens)
+            return [Pack(np.array([i]), int(t), i) for i, t in zip(range(first, stop), tokens, strict=True)]
+        got: list[Pack] = []
+        while first < stop:
+            window = int(np.searchsorted(self.starts, first, side="right")) - 1
+            begin = int(self.starts[window])
+            got += self._window(window)[first - begin : stop - begin]
+            first = min(stop, int(self.starts[window + 1]))
+        return got
+
+    def _window(self, window: int) -> list[Pack]:
+        if self._planned is None or self._planned[0] != window:
+            self._planned = window, self._make_window(window)
+        return self._planned[1]
+
+    def _make_window(self, window: int) -> list[Pack]:
+        assert self.packing is not None
+        begin = window * self.window
+        columns = self.lengths.read(begin, min(begin + self.window, len(self.lengths)))
+        positions = _positions(columns, self.image_tokens)
+        pack_of, count = _pack(positions, columns[1], self.packing)
+        members = np.split(np.argsort(pack_of, kind="stable"), np.cumsum(np.bincount(pack_of, minlength=count))[:-1])
+        packs = [Pack(begin + own.astype(np.int64), int(positions[own].sum()), begin) for own in members]
+        # The longest were packed first: an order by hash brings them back among the others.
+        order = np.argsort(mix64(np.array([pack.samples[0] for pack in packs]), seed=0), kind="stable")
+        return [packs[i] for i in order]
+
+
+def make_plan(lengths: Lengths, packing: Packing | None, image_tokens: int, threads: int = 1) -> Plan:
+    """Plans all packs; `threads` changes how fast. Raises PackingError naming the first sample that exceeds a limit."""
+    if packing is None:
+        return Plan(lengths, None, image_tokens)
+    windows_together = max(1, _PLANNED_TOGETHER // packing.window)
+    step = windows_together * packing.window
+
+    def count(begin: int, columns: np.ndarray) -> tuple[list[int], int]:
+        positions = _positions(columns, image_tokens)
+        _check(begin, positions, columns[1], packing)
+        ends = range(0, len(positions), packing.window)
+        counts = [
+            _pack(positions[a : a + packing.window], columns[1, a : a + packing.window], packing)[1] for a in ends
+        ]
+        return counts, int(positions.sum())
+
+    counted: list[tuple[list[int], int]] = []
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = []
+        for begin in range(0, len(lengths), step):
+            waiting.append(pool.submit(count, begin, lengths.read(begin, min(begin + step, len(lengths)))))
+            if len(waiting) > threads:  # reading stays only a little ahead
+                counted.append(waiting.pop(0).result())
+        counted += [future.result() for future in waiting]
+    counts = [count for each, _ in counted for count in each]
+    starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    used = sum(positions for _, positions in counted) / max(1, int(starts[-1]) * packing.max_tokens)
+    return Plan(lengths, packing, image_tokens, starts, used)
+
+
+def _positions(columns: np.ndarray, image_tokens: int) -> np.ndarray:
+    """Positions that each sample fills: int32 (2, n) → int32 (n,)."""
+    return columns[0] + columns[1] * np.int32(image_tokens - 1)
+
+
+def _pack(positions: np.ndarray, images: np.ndarray, packing: Packing) -> tuple[np.ndarray, int]:
+    """The pack of each sample of one window, int32 (n,), and how many packs there are."""
+    most, most_images = packing.max_tokens, packing.max_images or NO_LIMIT
+    fewest = max(-(-int(positions.sum()) // most), -(-int(images.sum()) // most_images))
+    out = np.empty(len(positions), np.int32)
+    count = pack_window(positions, images, most, most_images, fewest, out)
+    if count > fewest:  # the last ones hold little: so many, but all as full as each other
+        again = np.empty_like(out)
+        if pack_window(positions, images, most, most_images, count, again) == count:
+            return again, count
+    return out, count
+
+
+def _check(begin: int, positions: np.ndarray, images: np.ndarray, packing: Packing) -> None:
+    limits = [("positions", positions, packing.max_tokens, "max_tokens")]
+    if packing.max_images:
+        limits.append(("images", images, packing.max_images, "max_images"))
+    for what, values, most, key in limits:
+        if len(values) and values.max() > most:
+            place = int(values.argmax())
+            raise PackingError(
+                f"sample {begin + place} has {values[place]:,} {what}, packing.{key} is {most:,}: raise it, or lower "
+                "what an example may hold (data.max_text_tokens, data.max_images)"
+            )
