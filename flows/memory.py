@@ -10,10 +10,11 @@ A rank holds, in bytes, with P parameters in all, T of them trained, w = 2 bytes
                        17 · w · t · h · L                    without
     logits             (2 w + 4) · t · V
 
-t: tokens of a micro-batch (its examples, each at most `max_text_tokens` + M; one with more pictures takes M for each of
-them), h: width, L: layers, V: vocabulary of the language model. States after Rajbhandari et al., "ZeRO" (SC 2020),
-section 3; activations after Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models" (2022),
-section 4.1, without the attention matrix, which fused attention does not keep. What the allocator loses and CUDA itself
+t: tokens of a micro-batch (packs of `packing.max_tokens`; without packing examples, each at most `max_text_tokens` + M;
+one with more pictures takes M for each of them), h: width, L: layers, V: vocabulary of the language model. States after
+Rajbhandari et al., "ZeRO" (SC 2020), section 3; activations after Korthikanti et al., "Reducing Activation Recomputation
+in Large Transformer Models" (2022), section 4.1, without the attention matrix, which fused attention does not keep
+(attention among packed examples, without flash attention, does keep a mask). What the allocator loses and CUDA itself
 takes (1–2 GiB) comes on top.
 """
 
@@ -88,7 +89,8 @@ def rank_bytes(model: Sizes, data: Data, train: Train, ranks: int) -> dict[str, 
     trained = sum(model.parameters[part] for part in train.trains)
     divided = ranks if train.zero_stage >= 2 else 1
     on_gpu = 0 if train.offload else 1
-    tokens = train.micro_batch * (data.max_text_tokens + model.image_tokens)
+    longest = train.packing.max_tokens if train.packing else data.max_text_tokens + model.image_tokens
+    tokens = train.micro_batch * longest
     layer = 17 * value * tokens * model.width
     kept = value * tokens * model.width * model.layers + layer if train.gradient_checkpointing else layer * model.layers
     return {

@@ -8,9 +8,8 @@ from typing import Any
 from flows import tables
 from flows.check import check_inputs, check_settings
 from flows.forecast import Forecaster, Known, StageForecast, stage_forecast
-from flows.recipe import Recipe, RecipeError
+from flows.recipe import Recipe, RecipeError, Stage
 from flows.workspace import STAGES, Workspace, locate_workspace
-from model.training.job import Train
 from pipelines.store import MANIFEST
 
 OPEN = "?"  # stands for what is known once it is built
@@ -60,7 +59,7 @@ def _stage(workspace: Workspace, name: str, known: Mapping[str, Known], forecast
     stage, ranks = workspace.stage(name), workspace.recipe.launch.ranks
     train, balance = stage.train, stage.data.balance
     yield (
-        f"{name}: {_steps(train)} of {stage.samples:,} samples; trains "
+        f"{name}: {_amount(stage)}; trains "
         f"{' and '.join(train.trains)}; {ranks} ranks × micro-batch {train.micro_batch} × "
         f"{train.global_batch // (ranks * train.micro_batch)} accumulated"
     )
@@ -72,11 +71,16 @@ def _stage(workspace: Workspace, name: str, known: Mapping[str, Known], forecast
         yield _tokens(workspace, name, known, forecast.samples)
 
 
-def _steps(train: Train) -> str:
-    steps = "as many steps as there are" if train.steps is None else f"{train.steps:,} steps"
-    if train.packing is None:
-        return f"{steps} × {train.global_batch} examples"
-    return f"{steps} × {train.global_batch} packs of {train.packing.max_tokens:,} positions"
+def _amount(stage: Stage) -> str:
+    train, samples = stage.train, f"{stage.samples:,} samples"
+    if train.packing is not None:
+        steps = "" if train.steps is None else f", {train.steps:,} steps"
+        return (
+            f"{samples} in packs of {train.packing.max_tokens:,} positions, {train.global_batch} packs to a step{steps}"
+        )
+    if train.steps is None:
+        return f"{samples}, {train.global_batch} to a step"
+    return f"{train.steps:,} steps × {train.global_batch} examples = {train.steps * train.global_batch:,} samples"
 
 
 def _row(workspace: Workspace, dataset: str, known: Known, forecast: StageForecast) -> tables.Row:
@@ -118,7 +122,13 @@ def _tokens(workspace: Workspace, name: str, known: Mapping[str, Known], samples
         exact &= tokens is not None and images is not None
         text += seen * (stage.data.max_text_tokens if tokens is None else tokens)
         visual += seen * (1 if images is None else images) * workspace.recipe.model.projector.num_tokens
-    return f"Tokens: {'about' if exact else 'at most'} {text + visual:,.0f}, {visual:,.0f} of them visual."
+    line = f"Tokens: {'about' if exact else 'at most'} {text + visual:,.0f}, {visual:,.0f} of them visual."
+    packing, packs = stage.train.packing, stage.train.global_batch
+    if packing is not None and exact:
+        steps = (text + visual) / packing.max_tokens / packs
+        each = sum(samples.values()) / max(steps, 1)
+        line += f" They fill about {steps:,.0f} steps of {packs} packs, {each:,.0f} examples in each."
+    return line
 
 
 def _memory(workspace: Workspace, name: str, model: Any) -> str:

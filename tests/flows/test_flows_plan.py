@@ -9,6 +9,7 @@ from flows.memory import Sizes, rank_bytes, sizes
 from flows.plan import plan
 from flows.recipe import Data, RecipeError, Train, load_recipe
 from flows.workspace import STAGES
+from pipelines.packing import Packing
 
 COLUMNS = [
     "dataset",
@@ -150,5 +151,7 @@ def test_memory_follows_the_formula():
         "activations": 2 * tokens * 4 * 3 + 17 * 2 * tokens * 4,
         "logits": 8 * tokens * 5,
     }
+    packed = rank_bytes(model, data, train.model_copy(update={"packing": Packing(max_tokens=40)}), ranks=2)
+    assert packed["logits"] == 8 * 2 * 40 * 5
     whole = rank_bytes(model, data, train.model_copy(update={"zero_stage": 3, "offload": True}), ranks=2)
     assert (whole["weights"], whole["gradients"], whole["optimiser"]) == (100, 0, 0)

@@ -41,6 +41,11 @@ def root(tmp_path_factory, prefect, realdata) -> Path:
         "finetune/data/weights": dict.fromkeys(
             ("coyo100m", "vqav2", "aokvqa", "refcoco", "refcoco+", "refcocog", "llava150k"), 1.0
         ),
+        # Conversations share sequences, three steps of two of them.
+        "finetune/data/samples": 64,
+        "finetune/train/packing": {"max_tokens": 1400, "window": 32},
+        "finetune/train/global_batch": 2,
+        "finetune/train/micro_batch": 1,
         # Held-out questions about these pictures do not exist: the sample's stand in.
         "evaluation/benchmarks/pope": {"path": f"{root}/corpus/POPE", "images": f"{root}/corpus/POPE/images"},
         "evaluation/benchmarks/mmbench": None,

@@ -19,7 +19,17 @@ def test_recipes_that_come_with_the_project_are_valid(path: Path):
     [
         ({"pretrain/train/stepps": 5}, "pretrain.train.stepps: Extra inputs are not permitted"),
         ({"pretrain/train/steps": 0}, "pretrain.train.steps: Input should be greater than 0"),
-        ({"pretrain/train/steps": None}, "pretrain.train.steps: Field required"),
+        ({"pretrain/train/steps": None}, "pretrain: Value error, give train.steps or data.samples"),
+        ({"pretrain/data/samples": 23}, "3 steps of 8 need 24 samples: raise data.samples"),
+        (
+            {"pretrain/train/packing": {"max_tokens": 512}},
+            "with train.packing a step is a number of packs: say in data.samples how many samples",
+        ),
+        (
+            {"pretrain/train/packing": {"max_tokens": 130}, "pretrain/data/samples": 64},
+            "max_tokens 130 has no room for an example of data.max_text_tokens 128 with an image of 4 visual tokens: "
+            "raise it to 131",
+        ),
         ({"pretrain/data/weights": {"gqa": 1.0}}, "names ['gqa'], which `datasets` does not describe"),
         ({"pretrain/data/weights": {"blipcapfilt": -1.0}}, "pretrain.data.weights.blipcapfilt"),
         ({"pretrain/data/datasets": ["blipcapfilt"]}, "pretrain.data: Value error, give either `weights`"),
