@@ -12,10 +12,10 @@ A rank holds, in bytes, with P parameters in all, T of them trained, w = 2 bytes
 
 t: tokens of a micro-batch (packs of `packing.max_tokens`; without packing examples, each at most `max_text_tokens` + M;
 one with more pictures takes M for each of them), h: width, L: layers, V: vocabulary of the language model. States after
-Rajbhandari et al., "ZeRO" (SC 2020), section 3; activations after Korthikanti et al., "Reducing Activation Recomputation
-in Large Transformer Models" (2022), section 4.1, without the attention matrix, which fused attention does not keep
-(attention among packed examples, without flash attention, does keep a mask). What the allocator loses and CUDA itself
-takes (1–2 GiB) comes on top.
+Rajbhandari et al., "ZeRO" (SC 2020), section 3; activations after Korthikanti et al., "Reducing Activation
+Recomputation in Large Transformer Models" (2022), section 4.1, without the attention matrix, which fused attention does
+not keep (attention among packed examples, without flash attention, does keep a mask). What the allocator loses and CUDA
+itself takes (1–2 GiB) comes on top.
 """
 
 from dataclasses import dataclass

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from model.training.job import Train
+from model.training.job import Loading, Train
 from pipelines import sources
 from pipelines.balance import Balance
 from pipelines.beam import BEAM_OPTIONS
@@ -275,6 +275,7 @@ class Recipe(Part):
     pretrain: Stage
     finetune: Stage
     launch: Launch = Launch()
+    loading: Loading = Loading()
     beam: tuple[str, ...] = BEAM_OPTIONS  # Beam's own options: where its jobs run; no byte depends on them
     evaluation: Evaluation = Evaluation()
     decontamination: Decontamination | None = None  # absent: nothing is looked for

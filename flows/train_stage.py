@@ -47,6 +47,7 @@ def train_stage(workspace: Workspace, stage: str, shards: Path, init: Mapping[st
         "shards": str(shards),
         "init": dict(init),
         "train": workspace.stage(stage).train.model_dump(mode="json"),
+        "loading": recipe.loading.model_dump(),
         "device": recipe.launch.device,
     }
     # What the weights depend on, in the training job's own words; its inputs by content instead of by place.

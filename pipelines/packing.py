@@ -7,6 +7,7 @@ content, and are in fact much nearer. In memory is only where each window's pack
 its packs are asked for.
 """
 
+import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.hashing import mix64
 from pipelines.pack_window import NO_LIMIT, pack_window
-from pipelines.store import file_sha256, fingerprint
+from pipelines.store import file_sha256, fingerprint, write_atomic
 
 VERSION = 1  # raise it when the same lengths and settings give other packs
 _PLANNED_TOGETHER = 1 << 20  # samples
@@ -143,6 +144,23 @@ class Plan:
         # The longest were packed first: an order by hash brings them back among the others.
         order = np.argsort(mix64(np.array([pack.samples[0] for pack in packs]), seed=0), kind="stable")
         return [packs[i] for i in order]
+
+
+def kept_plan(
+    directory: Path, lengths: Lengths, packing: Packing | None, image_tokens: int, threads: int = 1, keep: bool = True
+) -> Plan:
+    """As make_plan, or from what an earlier run left in `directory`: going on costs no time. keep: leave it there."""
+    plan = Plan(lengths, packing, image_tokens)
+    path = directory / f"plan-{plan.fingerprint}.npz"
+    if packing is not None and path.is_file():
+        with np.load(path, allow_pickle=False) as kept:
+            return Plan(lengths, packing, image_tokens, kept["starts"], float(kept["used"]))
+    plan = make_plan(lengths, packing, image_tokens, threads)
+    if plan.starts is not None and keep:
+        content = io.BytesIO()
+        np.savez(content, starts=plan.starts, used=plan.used)
+        write_atomic(path, content.getvalue())
+    return plan
 
 
 def make_plan(lengths: Lengths, packing: Packing | None, image_tokens: int, threads: int = 1) -> Plan:

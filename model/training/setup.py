@@ -10,17 +10,19 @@ from model.modeling import HoneybeeForConditionalGeneration
 from model.processing import HoneybeeProcessor
 from model.training.job import Init, Job, JobError
 from model.training.shards import DataError, Shards
-from pipelines.packing import PackingError, Plan, make_plan
+from pipelines.packing import PackingError, Plan, kept_plan
 
 log = logging.getLogger("honeybee.training")
 
 
-def plan_steps(job: Job, shards: Shards, image_tokens: int) -> tuple[Plan, int]:
-    """The packs of the stage, and the number of its steps. Raises DataError or JobError where they cannot
+def plan_steps(job: Job, shards: Shards, image_tokens: int, keep: bool = True) -> tuple[Plan, int]:
+    """The packs of the stage, and the number of its steps. keep: leave the plan in the work directory,
+    for a run that goes on. Raises DataError or JobError where they cannot
     be, with what to change."""
     train = job.train
     try:
-        plan = make_plan(shards.lengths, train.packing, image_tokens, job.loading.decode_threads)
+        threads = job.loading.decode_threads
+        plan = kept_plan(job.work, shards.lengths, train.packing, image_tokens, threads, keep)
     except PackingError as error:
         raise DataError(f"{job.shards}: {error}") from None
     steps, left = divmod(plan.num_packs, train.global_batch)

@@ -87,7 +87,7 @@ def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
     dtype = torch.float32 if train.precision == "fp32" else torch.bfloat16
     model, processor = load(job.init, job.seed, dtype)
     check_fit(shards, model, processor, job.init.tokenizer_directory)
-    plan, steps = plan_steps(job, shards, model.config.num_image_tokens)
+    plan, steps = plan_steps(job, shards, model.config.num_image_tokens, keep=ranks.first)
     log.info(
         "%s: %d steps of %d sequences, on %d ranks (%s) × %d passes × %d sequences; ZeRO-%d, %s",
         *(job.stage, steps, train.global_batch),

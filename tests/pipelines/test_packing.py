@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.mixture import make_mixture
-from pipelines.packing import Lengths, Packing, PackingError, Plan, make_plan
+from pipelines.packing import Lengths, Packing, PackingError, Plan, kept_plan, make_plan
 
 M = 9
 
@@ -149,3 +149,19 @@ def test_lengths_that_cannot_be_read_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "lengths.parquet").write_bytes(b"PAR1")
     with pytest.raises(PackingError, match=r"lengths\.parquet cannot be read"):
         Lengths(tmp_path / "lengths.parquet")
+
+
+def test_a_kept_plan_is_the_same_and_a_changed_one_is_made_anew(write: Callable, tmp_path: Path) -> None:
+    lengths = write(*mixed(500))
+    packing = Packing(max_tokens=512, window=100)
+    made = kept_plan(tmp_path, lengths, packing, M)
+    (path,) = tmp_path.iterdir()
+    written = path.stat().st_mtime_ns
+    kept = kept_plan(tmp_path, lengths, packing, M)
+    assert path.stat().st_mtime_ns == written
+    assert (kept.fingerprint, kept.used, kept.num_packs) == (made.fingerprint, made.used, made.num_packs)
+    assert [p.samples.tolist() for p in kept.packs(0, 9)] == [p.samples.tolist() for p in made.packs(0, 9)]
+    kept_plan(tmp_path, lengths, packing, M + 1)
+    assert len(list(tmp_path.iterdir())) == 2
+    kept_plan(tmp_path, lengths, packing, M + 2, keep=False)
+    assert len(list(tmp_path.iterdir())) == 2
