@@ -22,7 +22,7 @@ Mode = Literal["exact", "fast"]
 MARGIN = 2  # `fast` never decodes to less than this many times S
 _KEPT = 16 << 20  # bytes of a thread's buffer: a JPEG of more than four megapixels gets one that is given back
 _JPEG = b"\xff\xd8\xff"
-_TURNED = (b"Exif\0\0", b"tiff:Orientation")  # a JPEG with neither stands upright
+_SCAN, _APP1 = 0xDA, 0xE1  # JPEG's markers: where the pixels begin; EXIF or XMP, which alone can turn a picture
 
 
 class Decoder:
@@ -85,7 +85,7 @@ class Decoder:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
             if colours not in ("YCbCr", "Gray") or height * width > MAX_PIXELS:
                 return None
-            if any(mark in data for mark in _TURNED) and orientation(data) != 1:
+            if _may_be_turned(data) and orientation(data) != 1:
                 return None
             part = self._part(height, width)
             rows, columns = -(-height // part), -(-width // part)
@@ -128,3 +128,11 @@ class Decoder:
         if not hasattr(self._buffers, "kept") or len(self._buffers.kept) < size:
             self._buffers.kept = np.empty(size, np.uint8)
         return self._buffers.kept
+
+
+def _may_be_turned(jpeg: bytes) -> bool:
+    """Whether what comes before the pixels has EXIF or XMP, or is not one segment after the other."""
+    at = len(_JPEG) - 1
+    while jpeg[at : at + 1] == b"\xff" and jpeg[at + 1] not in (_SCAN, _APP1):
+        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    return jpeg[at : at + 2] != bytes((0xFF, _SCAN))
