@@ -159,7 +159,7 @@ def test_fast_is_near_on_large_jpegs(width: int, height: int, subsampling: int) 
     exact, _ = Decoder.like(processor)([data])
     different = steps(pixels, exact)
     assert problems == [None] and not torch.equal(pixels, exact)
-    assert different.mean() < 1 and different.quantile(0.999) < 8
+    assert different.mean() < 1.2 and different.quantile(0.999) < 10
 
 
 @pytest.mark.parametrize(
