@@ -205,6 +205,12 @@ def decode(data: bytes) -> Image.Image:
         raise ImageRefError("image_corrupt", f"{type(error).__name__}: {error}") from None
 
 
+def orientation(data: bytes) -> int:
+    """How an encoded image is turned, as EXIF counts: 1 is upright. Reads its header only; raises as Pillow does."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return image.getexif().get(_ORIENTATION, 1)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """The image as a person sees it: upright as its EXIF says, transparent parts on white, 16 bits scaled to 8."""
     if image.getexif().get(_ORIENTATION, 1) != 1:

@@ -38,6 +38,9 @@ class Train(Settings):
     epsilon: Annotated[float, Field(gt=0)] = 1e-6
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["fp32", "bf16"] = "bf16"
+    # How pictures become pixels (model/training/decode.py). It belongs here and not to Loading, for what is learned
+    # depends on it: `exact` as the model's processor does it but for rounding, `fast` large JPEGs less exactly.
+    decode: Literal["exact", "fast"] = "exact"
     zero_stage: Literal[0, 2, 3] = 2
     offload: bool = False
     gradient_checkpointing: bool = True

@@ -115,7 +115,7 @@ def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
             max_length=getattr(model.config.text_config, "max_position_embeddings", sys.maxsize),
             datasets=shards.datasets,
         ),
-        Decoder(processor.preprocess),
+        Decoder.like(processor.image_processor, train.decode),
         job.loading,
         pin_memory=ranks.device.type == "cuda",
     )

@@ -57,7 +57,7 @@ def loader(
     processor: HoneybeeProcessor, shards: Shards, deal: Deal, packing: Packing | None = None, **settings: int
 ) -> Loader:
     plan = make_plan(shards.lengths, packing, M)
-    decode = Decoder(processor.preprocess)
+    decode = Decoder.like(processor.image_processor)
     return Loader(shards, plan, deal, collator(processor, shards), decode, Loading(**settings))
 
 
@@ -211,7 +211,7 @@ def test_packed_examples_learn_as_if_alone(
     alone = [
         collator(processor, shards)([[example]], decoded, [False])
         for example in shards.read([int(name.split()[1]) for name in packed.names])
-        for decoded in [Decoder(processor.preprocess)(list(example.images))[0]]
+        for decoded in [Decoder.like(processor.image_processor)(list(example.images))[0]]
     ]
 
     def learn(batches: list[Batch]) -> tuple[float, list[torch.Tensor]]:

@@ -1,0 +1,179 @@
+"""What decoding costs and how near it comes: `python benchmarks/decode.py REALDATA`, the folder of real images.
+
+Every contender makes pixel_values of the same encoded images, eight at a time as the loader does. Runs alternate, so
+that other load on the machine meets all alike; ratios are medians over the rounds, each against Pillow in its round.
+"""
+
+import io
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+import torch
+from measure import markdown
+from PIL import Image
+from torch import Tensor
+
+from model.processing import HoneybeeImageProcessor
+from model.training.decode import Decoder
+from pipelines.images import to_rgb
+
+ROUNDS = 7
+TOGETHER = 8
+Contender = Callable[[list[bytes]], Tensor]
+
+
+def plain(processor: HoneybeeImageProcessor, draft: bool = False) -> Contender:
+    """Pillow throughout, as most loaders do it; `draft`: JPEGs scaled in decoding to no less than S."""
+
+    def run(encoded: list[bytes]) -> Tensor:
+        images = []
+        for data in encoded:
+            image = Image.open(io.BytesIO(data))
+            if draft:
+                image.draft("RGB", (processor.size.width, processor.size.height))
+            image.load()
+            images.append(to_rgb(image))
+        return processor.to_tensor(images)
+
+    return run
+
+
+def contenders(size: int) -> dict[str, Contender]:
+    processor = HoneybeeImageProcessor(size={"height": size, "width": size})
+    exact, fast = Decoder.like(processor, "exact"), Decoder.like(processor, "fast")
+    return {
+        "Pillow": plain(processor),
+        "Pillow, draft": plain(processor, draft=True),
+        "exact": lambda encoded: exact(encoded)[0],
+        "fast": lambda encoded: fast(encoded)[0],
+    }
+
+
+def enlarged(data: bytes) -> bytes:
+    """A photo 1600 pixels wide, as cameras and web sites write them."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    stream = io.BytesIO()
+    image.resize((1600, 1600 * image.height // image.width), Image.Resampling.LANCZOS).save(stream, "JPEG", quality=85)
+    return stream.getvalue()
+
+
+def differences(size: int, pixels: Tensor, expected: Tensor) -> np.ndarray:
+    """In steps of 1/255, before normalisation."""
+    return ((pixels - expected).abs() * (torch.tensor(HoneybeeImageProcessor.image_std) * 255).view(3, 1, 1)).numpy()
+
+
+def table(name: str, encoded: list[bytes], size: int) -> list[dict[str, str]]:
+    named = contenders(size)
+    chunks = [encoded[at : at + TOGETHER] for at in range(0, len(encoded), TOGETHER)]
+    wall: dict[tuple[str, int], list[float]] = defaultdict(list)
+    cpu: dict[str, list[float]] = defaultdict(list)
+    pools = {n: ThreadPoolExecutor(n, "decode", torch.set_num_threads, (1,)) for n in (1, 2)}
+    for _ in range(ROUNDS):
+        for threads, pool in pools.items():
+            for contender, run in named.items():
+                begun, used = time.perf_counter(), time.process_time()
+                for _ in pool.map(run, chunks):
+                    pass
+                if threads == 1:
+                    cpu[contender].append((time.process_time() - used) / len(encoded))
+                wall[contender, threads].append((time.perf_counter() - begun) / len(encoded))
+    for pool in pools.values():
+        pool.shutdown()
+    rows = []
+    for contender, run in named.items():
+        found = np.concatenate(
+            [differences(size, run(chunk), named["Pillow"](chunk)).ravel() for chunk in chunks], dtype=np.float32
+        )
+
+        def ratio(of: Callable[[str], list[float]], contender: str = contender) -> str:
+            return f"{statistics.median(a / b for a, b in zip(of('Pillow'), of(contender), strict=True)):.2f}"
+
+        psnr = 10 * np.log10(255**2 / max(float((found**2).mean()), 1e-9))
+        rows.append(
+            {
+                "images": name,
+                "S": str(size),
+                "what": contender,
+                "images/s, 1 thread": f"{1 / statistics.median(wall[contender, 1]):.0f}",
+                "2 threads": f"{1 / statistics.median(wall[contender, 2]):.0f}",
+                "CPU ms": f"{statistics.median(cpu[contender]) * 1e3:.2f}",
+                "Pillow ÷ this: CPU": ratio(lambda c: cpu[c]),
+                "1 thread": ratio(lambda c: wall[c, 1]),
+                "2 threads ": ratio(lambda c: wall[c, 2]),
+                "mean difference": f"{found.mean():.3f}",
+                "99.9 %": f"{np.quantile(found, 0.999):.0f}",
+                "most": f"{found.max():.0f}",
+                "PSNR": "∞" if psnr > 120 else f"{psnr:.1f}",
+            }
+        )
+    return rows
+
+
+class Lap:
+    """Adds the CPU time since its last call to a step's."""
+
+    def __init__(self, spent: dict[str, float]):
+        self.spent, self.at = spent, time.thread_time()
+
+    def __call__(self, step: str) -> None:
+        now = time.thread_time()
+        self.spent[step] += now - self.at
+        self.at = time.thread_time()
+
+
+def profile(encoded: list[bytes], size: int) -> list[dict[str, str]]:
+    """CPU time of each step, in both ways."""
+    processor = HoneybeeImageProcessor(size={"height": size, "width": size})
+    decoder = Decoder.like(processor)
+    rounds: dict[str, list[float]] = defaultdict(list)
+    for _ in range(ROUNDS):
+        spent: dict[str, float] = defaultdict(float)
+        for data in encoded:
+            lap = Lap(spent)
+            image = Image.open(io.BytesIO(data))
+            lap("Pillow: header")
+            image.load()
+            lap("Pillow: JPEG")
+            image = to_rgb(image)
+            lap("Pillow: EXIF, RGB")
+            small = image.resize((size, size), Image.Resampling.BICUBIC)
+            lap("Pillow: resize")
+            processor.to_tensor([small])
+            lap("Pillow: copy, normalise")
+            simplejpeg.decode_jpeg_header(data)
+            lap("exact: header")
+            pixels = simplejpeg.decode_jpeg(data, colorspace="RGBX", buffer=decoder._buffer(1 << 24))
+            lap("exact: JPEG")
+            resized = decoder._resize(pixels)
+            lap("exact: resize")
+            place = torch.empty(3, size, size)
+            place.copy_(resized).sub_(decoder._mean).div_(decoder._std)
+            lap("exact: copy, normalise")
+        for step, seconds in spent.items():
+            rounds[step].append(seconds / len(encoded))
+    return [{"step": step, f"ms, {size} px": f"{statistics.median(s) * 1e3:.2f}"} for step, s in rounds.items()]
+
+
+def main(realdata: Path) -> None:
+    torch.set_num_threads(1)
+    corpus = realdata / "corpus"
+    folders = ("VQAv2/images", "VSR/images", "coco/images")
+    coco = [path.read_bytes() for folder in folders for path in sorted((corpus / folder).rglob("*.jpg"))]
+    web = [path.read_bytes() for path in sorted((corpus / "llava_instruct/images").glob("*.jpg"))]
+    large = [enlarged(data) for data in coco[::6]]
+    for size in (224, 336):
+        print(markdown(profile(coco, size)), "\n", flush=True)
+    for name, encoded in {"COCO": coco, "OwlEval": web, "1600 px": large}.items():
+        for size in (224, 336):
+            print(markdown(table(f"{name} ({len(encoded)})", encoded, size)), "\n", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

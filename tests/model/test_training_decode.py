@@ -1,0 +1,307 @@
+"""Pixels for training against those of the processor, over everything that an image file can be."""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+from torch import Tensor
+
+from model.processing import HoneybeeImageProcessor
+from model.training import decode
+from model.training.decode import Decoder
+
+S = 224
+PROCESSOR = HoneybeeImageProcessor(size={"height": S, "width": S})
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Of torch, as in the loader: images are too small for more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Noise of every fineness on a slope: edges, flat parts, and colours out to the corners of the cube."""
+    random = np.random.default_rng(seed)
+    layers = [np.linspace(0, 255, width)[None, :, None] + np.linspace(-128, 128, height)[:, None, None]]
+    for cells in (2, 9, 40):
+        grid = random.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
+        layers.append(np.asarray(Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC), float) - 128)
+    image = Image.fromarray(sum(layers[1:], layers[0]).clip(0, 255).astype(np.uint8))
+    return image.filter(ImageFilter.GaussianBlur(0.7))
+
+
+def encode(image: Image.Image, format: str = "JPEG", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format, **options)
+    return stream.getvalue()
+
+
+def exif(orientation: int) -> Image.Exif:
+    found = Image.Exif()
+    found[0x0112] = orientation
+    return found
+
+
+def turned(orientation: int) -> bytes:
+    return encode(photo(300, 200), exif=exif(orientation))
+
+
+def filled() -> bytes:
+    """Fill bytes before a marker, which the standard allows, and a turn behind them."""
+    data = turned(6)
+    return data[:2] + b"\xff\xff" + data[2:]
+
+
+def xmp_turned() -> bytes:
+    return encode(photo(300, 200), xmp=b'<x:xmpmeta><rdf tiff:Orientation="8"/></x:xmpmeta>')
+
+
+def grey16() -> bytes:
+    return encode(Image.fromarray((np.asarray(photo(300, 200).convert("L")).astype(np.uint16)) * 257), "PNG")
+
+
+def palette() -> bytes:
+    return encode(photo(300, 200).quantize(64), "PNG", transparency=3)
+
+
+def rgba() -> bytes:
+    image = photo(300, 200)
+    image.putalpha(photo(300, 200, 1).convert("L"))
+    return encode(image, "PNG")
+
+
+KINDS: dict[str, Callable[[], bytes]] = {
+    "baseline": lambda: encode(photo(640, 480), quality=90),
+    "4:4:4": lambda: encode(photo(640, 427), quality=95, subsampling=0),
+    "4:2:2": lambda: encode(photo(427, 640), quality=80, subsampling=1),
+    "progressive": lambda: encode(photo(640, 480), progressive=True),
+    "coarse": lambda: encode(photo(640, 480), quality=5),
+    "enlarged": lambda: encode(photo(150, 99), quality=95),
+    "same size": lambda: encode(photo(S, S), quality=95),
+    "grey": lambda: encode(photo(500, 333).convert("L")),
+    "CMYK": lambda: encode(photo(300, 200).convert("CMYK")),
+    "RGB JPEG": lambda: encode(photo(300, 200), keep_rgb=True),
+    "restart markers": lambda: encode(photo(300, 200), restart_marker_rows=1),
+    **{f"EXIF {k}": lambda k=k: turned(k) for k in (0, 1, 2, 3, 5, 6, 8, 9)},
+    "XMP 8": xmp_turned,
+    "EXIF behind a comment": lambda: encode(
+        photo(300, 200), comment=b"x" * 999, exif=exif(6), icc_profile=b"y" * 70000
+    ),
+    "fill bytes": filled,
+    "1×1": lambda: encode(photo(1, 1)),
+    "1×2000": lambda: encode(photo(1, 2000)),
+    "2000×1": lambda: encode(photo(2000, 1)),
+    "PNG": lambda: encode(photo(300, 200), "PNG"),
+    "PNG of a palette with a hole": palette,
+    "PNG of 16 bits": grey16,
+    "PNG of one bit": lambda: encode(photo(300, 200).convert("1"), "PNG"),
+    "PNG with alpha": rgba,
+    "WebP": lambda: encode(photo(300, 200), "WEBP"),
+    "GIF": lambda: encode(photo(300, 200).quantize(32), "GIF"),
+    "BMP": lambda: encode(photo(300, 200), "BMP"),
+}
+
+
+def reference(data: bytes) -> Tensor:
+    return PROCESSOR.to_tensor([Image.open(io.BytesIO(data))])
+
+
+def steps(a: Tensor, b: Tensor) -> Tensor:
+    """Differences in steps of 1/255, before normalisation."""
+    return (a - b).abs() * (torch.tensor(PROCESSOR.image_std) * 255).view(3, 1, 1)
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixels_are_the_processors_but_for_rounding(kind: str, mode: decode.Mode) -> None:
+    data = KINDS[kind]()
+    pixels, problems = Decoder.like(PROCESSOR, mode)([data])
+    assert problems == [None]
+    assert pixels.shape == (1, 3, S, S) and pixels.dtype == torch.float32 and pixels.is_contiguous()
+    different = steps(pixels, reference(data))
+    assert different.max() < 2.01
+    assert (different > 0.01).float().mean() < 0.01
+    if kind == "same size":
+        assert torch.equal(pixels, reference(data))
+
+
+def test_a_processor_of_another_shape() -> None:
+    processor = HoneybeeImageProcessor(
+        size={"height": 48, "width": 80}, image_mean=[0.1, 0.2, 0.3], image_std=[0.5] * 3
+    )
+    data = encode(photo(333, 222))
+    for mode in ("exact", "fast"):
+        pixels, _ = Decoder.like(processor, mode)([data])
+        expected = processor.to_tensor([Image.open(io.BytesIO(data))])
+        assert pixels.shape == expected.shape == (1, 3, 48, 80)
+        assert (pixels - expected).abs().mean() < (0.001 if mode == "exact" else 0.02)
+
+
+@pytest.mark.parametrize(("width", "height"), [(256, 256), (285, 301), (515, 513), (1029, 513), (1027, 1031)])
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_fast_is_near_on_large_jpegs(width: int, height: int, subsampling: int) -> None:
+    """Sides that eight does not divide, too: a picture must not be stretched by the part of a pixel at its edge."""
+    processor = HoneybeeImageProcessor(size={"height": 64, "width": 64})
+    data = encode(photo(width, height), quality=92, subsampling=subsampling)
+    pixels, problems = Decoder.like(processor, "fast")([data])
+    exact, _ = Decoder.like(processor)([data])
+    assert problems == [None] and not torch.equal(pixels, exact)
+    different = (pixels - exact)[0] * (torch.tensor(processor.image_std) * 255).view(3, 1, 1)
+    brightness = (different * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0).abs()
+    assert brightness.mean() < 0.6 and brightness.max() < 4
+    assert different.abs().max() < 16  # colours are sharper where what was stored at half size is not enlarged again
+
+
+@pytest.mark.parametrize(
+    ("size", "part"),
+    [((480, 640), 1), ((895, 5000), 1), ((896, 896), 2), ((1791, 1792), 2), ((1792, 1792), 4), ((4000, 6000), 8)],
+)
+def test_what_fast_decodes_is_never_less_than_twice_the_size(size: tuple[int, int], part: int) -> None:
+    assert Decoder.like(PROCESSOR, "fast")._part(*size) == part
+    assert Decoder.like(PROCESSOR, "exact")._part(*size) == 1
+
+
+def bomb() -> bytes:
+    """A PNG of 65,000 × 65,000 pixels, as its header says."""
+    header = struct.pack(">IIBBBBB", 65000, 65000, 8, 2, 0, 0, 0)
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
+    )
+
+
+def jpeg_bomb() -> bytes:
+    data = bytearray(encode(photo(64, 64)))
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = struct.pack(">HH", 65000, 65000)
+    return bytes(data)
+
+
+BAD: dict[str, tuple[Callable[[], bytes], str]] = {
+    "empty": (lambda: b"", "image_corrupt"),
+    "text": (lambda: b"no image", "image_corrupt"),
+    "magic": (lambda: b"\xff\xd8\xff", "image_corrupt"),
+    "header": (lambda: encode(photo(640, 480))[:200], "image_corrupt"),
+    "cut JPEG": (lambda: encode(photo(640, 480))[:9000], "image_corrupt"),
+    "cut progressive JPEG": (lambda: encode(photo(640, 480), progressive=True)[:9000], "image_corrupt"),
+    "cut PNG": (lambda: encode(photo(300, 200), "PNG")[:9000], "image_corrupt"),
+    "PNG bomb": (bomb, "image_too_large"),
+    "JPEG bomb": (jpeg_bomb, "image_too_large"),
+    "TIFF": (lambda: encode(photo(30, 20), "TIFF"), "image_corrupt"),
+}
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_bad_images_are_black_and_move_no_other(mode: decode.Mode) -> None:
+    good = encode(photo(640, 480))
+    decoder = Decoder.like(PROCESSOR, mode)
+    (expected,), _ = decoder([good])
+    black = PROCESSOR.to_tensor([Image.new("RGB", (1, 1))])[0]
+    batch = [data for make, _ in BAD.values() for data in (make(), good)]
+    pixels, problems = decoder(batch)
+    for i, (name, (_, reason)) in enumerate(BAD.items()):
+        assert torch.equal(pixels[2 * i], black), name
+        assert reason in str(problems[2 * i]), name
+        assert torch.equal(pixels[2 * i + 1], expected) and problems[2 * i + 1] is None, name
+    nothing, none = decoder([])
+    assert nothing.shape == (0, 3, S, S) and none == []
+
+
+def test_an_image_of_too_many_bytes_or_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(photo(640, 480))
+    monkeypatch.setattr(decode, "MAX_BYTES", len(data) - 1)
+    _, (problem,) = Decoder.like(PROCESSOR)([data])
+    assert "image_too_large" in str(problem)
+    monkeypatch.undo()
+    for module in ("model.training.decode", "pipelines.images"):
+        monkeypatch.setattr(f"{module}.MAX_PIXELS", 640 * 480 - 1)
+    _, (problem,) = Decoder.like(PROCESSOR)([data])
+    assert "image_too_large: 640 by 480 pixels" in str(problem)
+
+
+def test_damage_that_pillow_reads_over_is_read_over() -> None:
+    """Bytes between two markers: libjpeg warns and goes on; so does the reference."""
+    data = encode(photo(640, 480), restart_marker_rows=4)
+    at = data.index(b"\xff\xd1")
+    damaged = data[:at] + b"\x12\x34\x56" + data[at:]
+    pixels, problems = Decoder.like(PROCESSOR)([damaged])
+    assert problems == [None]
+    assert steps(pixels, reference(damaged)).max() < 2.01
+
+
+def test_flipped_bits_never_raise_and_agree_with_pillow() -> None:
+    """Whatever is still an image to Pillow has its pixels; whatever is none has a problem."""
+    data = encode(photo(200, 150), quality=80)
+    random = np.random.default_rng(0)
+    damaged = []
+    for _ in range(150):
+        copy = bytearray(data)
+        for at in random.integers(0, len(copy) if random.random() < 0.5 else 700, 3):
+            copy[at] ^= 1 << int(random.integers(8))
+        damaged.append(bytes(copy))
+    pixels, problems = Decoder.like(PROCESSOR)(damaged)
+    for one, problem, own in zip(damaged, problems, pixels, strict=True):
+        try:
+            expected = reference(one)
+        except Exception:
+            assert problem is not None
+        else:
+            assert problem is None
+            assert steps(own, expected).max() < 2.01
+    assert 10 < sum(problem is None for problem in problems) < 150
+
+
+def test_threads_change_nothing() -> None:
+    """Images of many sizes take turns in the threads' buffers."""
+    encoded = [make() for make in (*KINDS.values(), *(make for make, _ in BAD.values()))] * 2
+    for mode in ("exact", "fast"):
+        decoder = Decoder.like(PROCESSOR, mode)
+        alone, problems = decoder(encoded)
+        with ThreadPoolExecutor(4, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            chunks = list(pool.map(decoder, [encoded[i : i + 3] for i in range(0, len(encoded), 3)]))
+        assert torch.equal(torch.cat([pixels for pixels, _ in chunks]), alone)
+        assert [problem for _, chunk in chunks for problem in chunk] == problems
+
+
+@pytest.mark.realdata
+def test_real_images(realdata: Path) -> None:
+    """The bounds that model/training/decode.py states; for `fast` at a size where COCO's pictures are large."""
+    files = sorted(p for p in (realdata / "corpus").rglob("*") if p.suffix in (".jpg", ".png"))
+    encoded = [path.read_bytes() for path in files]
+    images = [Image.open(io.BytesIO(data)) for data in encoded]
+    assert len(encoded) > 250
+
+    def differences(mode: decode.Mode, size: int) -> tuple[Tensor, int]:
+        """Of all images, or for `fast` of those that it scales; and how many these are."""
+        processor = HoneybeeImageProcessor(size={"height": size, "width": size})
+        decoder, found = Decoder.like(processor, mode), []
+        pixels, problems = decoder(encoded)
+        assert problems == [None] * len(encoded)
+        for own, image in zip(pixels, images, strict=True):
+            if mode == "exact" or (image.format == "JPEG" and decoder._part(image.height, image.width) > 1):
+                found.append(steps(own, processor.to_tensor([image])[0]))
+        return torch.cat(found).flatten(), len(found)
+
+    exact, _ = differences("exact", S)
+    assert exact.max() < 2.01
+    assert (exact > 0.5).float().mean() < 1 / 400
+    fast, scaled = differences("fast", 84)
+    assert scaled > 100
+    assert fast.mean() < 0.4
+    assert np.quantile(fast.numpy(), 0.999) < 8
+    assert 10 * torch.log10(255**2 / (fast**2).mean()) > 50
