@@ -99,9 +99,8 @@ class Decoder:
             )
         except MemoryError:
             raise
-        except (
-            Exception
-        ):  # damaged, or of a kind that it does not know: Pillow may see more in it, or say what is wrong
+        # Damaged, or of a kind that it does not know: Pillow may see more in it, or say what is wrong.
+        except Exception:
             return None
         return self._resize(pixels, (height / part, width / part) if part > 1 else None)
 
