@@ -67,7 +67,7 @@ OPPOSITES = _lines(
     "nearest/closest farthest/furthest",
     "man/boy/guy/gentleman/male/he/his/him woman/girl/lady/female/she/her",
 )
-# The same for yes-or-no questions only: elsewhere "is it thick" (no) and "how thick is it" (thin) must be like each other.
+# The same, for yes-or-no questions only: elsewhere "is it thick" (no) and "how thick is it" (thin) must stay alike.
 ANTONYMS = _lines(
     "on off", "wet dry", "hot/warm cold/cool", "full empty", "clean dirty", "thick thin", "wide narrow",
     "happy sad", "alive dead", "asleep/sleeping awake", "moving/driving parked/stopped", "day/daytime night/nighttime",
