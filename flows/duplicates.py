@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 
 from flows.runs import RunError, find_run, stage_shards
 from flows.tables import Row
+from pipelines.english import tokens
 from pipelines.store import read_manifest
-from pipelines.wording import tokens
 
 COLUMNS = ("dropped", "kept", "similarity", "rule", "row", "kept row")
 

@@ -33,6 +33,8 @@ def embedder_path(model: str) -> Path:
             f"embedder.model {model!r} is no directory of a sentence-transformers model (no modules.json in it): "
             f"give such a directory, or {PACKAGED_MODEL}"
         )
+    if not any(file.suffix in (".safetensors", ".bin") for file in path.rglob("*")):
+        raise EmbedderError(f"embedder.model {model!r} holds no weights (*.safetensors, *.bin)")
     return path
 
 

@@ -22,9 +22,10 @@ from pipelines.build import ROWS_PER_BATCH, DatasetSpec, Log, annotation_batches
 from pipelines.instructify import raw_texts
 from pipelines.ragged import offsets_of
 from pipelines.schema import ANNOTATIONS
-from pipelines.store import MANIFEST, Store, file_sha256, write_atomic
+from pipelines.store import MANIFEST, Store, file_sha256, read_manifest, write_atomic
 
 TURNS_AT_ONCE = 1 << 14
+TABLE = "embeddings.arrow"
 EMBEDDER = b"embedder"  # in the metadata of a part: the fingerprint of what made it
 
 
@@ -67,7 +68,7 @@ def _first_texts(store: Store, spec: DatasetSpec, annotations: Path) -> Path:
 
 def _contents(store: Store, spec: DatasetSpec, annotations: Path, table: Path) -> Path:
     """The entry of the contents of all turns that their words leave in doubt. table: embeddings of these words."""
-    embeddings = embed.Embeddings(read_table(table / "embeddings.arrow"))
+    embeddings = embed.Embeddings(read_table(table / TABLE))
     options = spec.dedup_rule, spec.dedup_compare, spec.dedup_threshold
     key = {
         "version": dedup.STAGE_VERSION,
@@ -127,10 +128,13 @@ def _table_of(store: Store, entries: Sequence[Path], model: str, device: str, lo
         known = list(_known(store, embedder))
         keep = partial(_write_part, out, embedder)
         table = embed.embed_texts(texts, model, pa.concat_tables(known) if known else None, device, keep)
-        write_batches(out / "embeddings.arrow", table.schema, table.to_batches(ROWS_PER_BATCH))
+        write_batches(out / TABLE, table.schema, table.to_batches(ROWS_PER_BATCH))
         log(f"{table.num_rows:,} distinct texts embedded or taken over")
-        return {"num_texts": table.num_rows}
+        return {"num_texts": table.num_rows, "sha256": file_sha256(out / TABLE)}
 
+    if store.has("embeddings", key) and not _is_sound(directory := store.path("embeddings", key)):
+        log(f"{directory} is damaged: made again")
+        (directory / MANIFEST).unlink(missing_ok=True)
     directory = store.produce("embeddings", key, make)
     for part in directory.glob("part-*.arrow"):  # only now that the manifest is there
         part.unlink(missing_ok=True)
@@ -144,8 +148,15 @@ def _known(store: Store, embedder: dict[str, Any]) -> Iterator[pa.Table]:
         with contextlib.suppress(FileNotFoundError):
             if not (directory / MANIFEST).is_file():
                 yield from _parts(directory, embedder)
-            elif json.loads((directory / MANIFEST).read_text())["key"]["embedder"] == embedder:
-                yield read_table(directory / "embeddings.arrow")
+            elif read_manifest(directory)["key"]["embedder"] == embedder and _is_sound(directory):
+                yield read_table(directory / TABLE)
+
+
+def _is_sound(directory: Path) -> bool:
+    """Whether a finished table is as it was written."""
+    with contextlib.suppress(FileNotFoundError):
+        return file_sha256(directory / TABLE) == read_manifest(directory).get("sha256")
+    return False
 
 
 def _write_part(out: Path, embedder: dict[str, Any], table: pa.Table) -> None:

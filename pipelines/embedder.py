@@ -58,7 +58,7 @@ class Embedder:
 
         try:
             model = SentenceTransformer(str(path), device="cpu", local_files_only=True).eval()
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # of any library that reads one of its files
             raise EmbedderError(f"the embedder in {path} cannot be loaded: {error}") from error
         dim, limit = model.get_embedding_dimension(), model.max_seq_length
         if dim is None or limit is None:
@@ -66,7 +66,9 @@ class Embedder:
         self.dim, self._limit, self._tokenizer = dim, limit, model.tokenizer
         prompt = model.default_prompt_name
         self._prompt: str = (model.prompts[prompt] or "") if prompt else ""
-        self._device = device
+        if self._tokenizer("cup")["input_ids"] == self._tokenizer("plate")["input_ids"]:
+            raise EmbedderError(f"the embedder in {path} tells no words apart: is its tokenizer's vocabulary there?")
+        self._path, self._device = path, device
         self._model = model.half().to("cuda") if device == "cuda" else model
 
     def embed(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -83,9 +85,9 @@ class Embedder:
             for places, ids, mask in self._batches(texts):
                 waiting.append((places, pool.submit(self._run, ids, mask)))
                 if len(waiting) > 2 * workers:
-                    yield _finished(*waiting.popleft())
+                    yield self._finished(*waiting.popleft())
             while waiting:
-                yield _finished(*waiting.popleft())
+                yield self._finished(*waiting.popleft())
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(before)
@@ -131,12 +133,16 @@ class Embedder:
             mask[row, : len(tokens)] = 1
         return np.array([place for place, _ in members]), ids, mask
 
+    def _finished(self, places: np.ndarray, vectors: "Future[np.ndarray]") -> tuple[np.ndarray, np.ndarray]:
+        found = vectors.result()[: len(places)]
+        if not (np.linalg.norm(found.astype(np.float32), axis=1) > 0.5).all():  # neither 0 nor nan
+            raise EmbedderError(
+                f"the embedder in {self._path} gives vectors without a direction: its weights are damaged"
+            )
+        return places, found
+
     def _rows(self, length: int) -> int:
         return max(1, BATCH_TOKENS[self._device] // length)
-
-
-def _finished(places: np.ndarray, vectors: "Future[np.ndarray]") -> tuple[np.ndarray, np.ndarray]:
-    return places, vectors.result()[: len(places)]
 
 
 @lru_cache(maxsize=1)

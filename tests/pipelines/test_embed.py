@@ -125,7 +125,8 @@ def test_vectors_of_another_dimension_are_refused():
 
 def test_fingerprint_follows_the_model_files(tmp_path):
     (tmp_path / "modules.json").write_text("[]")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
     first = embedder_fingerprint(str(tmp_path))
     assert first != embedder_fingerprint(MODEL)
-    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
     assert embedder_fingerprint(str(tmp_path)) != first

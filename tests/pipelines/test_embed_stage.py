@@ -1,20 +1,24 @@
 """The embeddings stage: the same bytes cold, warm and after a kill; nothing is embedded twice."""
 
+import dataclasses
 import json
 import logging
+import math
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Pooling, Transformer
 from transformers import AutoTokenizer, BertConfig, BertModel
 
-from pipelines import embedder
+from pipelines import build, embedder, templates
 from pipelines.arrow_files import read_table
-from pipelines.build import DatasetSpec, build_annotations
+from pipelines.build import DatasetSpec, build_annotations, build_examples
 from pipelines.embed import EmbedderError, embedder_path
 from pipelines.embed_stage import build_embeddings
 from pipelines.store import MANIFEST, Store, read_manifest
@@ -135,6 +139,55 @@ def test_a_killed_build_is_taken_up_again(cold, spec, tmp_path, caplog):
     assert not list(tmp_path.rglob("part-*"))
 
 
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:9000] + bytes(9) + b[9009:]])
+def test_a_damaged_table_is_made_again_and_nothing_is_taken_from_it(cold, spec, tmp_path, caplog, damage):
+    store = Store(tmp_path / "store")
+    table = build_embeddings(store, [spec], MODEL) / "embeddings.arrow"
+    table.write_bytes(damage(table.read_bytes()))
+    other = write_vqav2(tmp_path / "half", THINGS[::2])
+    build_embeddings(store, [other], MODEL)
+    assert build_embeddings(store, [spec], MODEL) == table.parent
+    assert table_bytes(table.parent) == table_bytes(cold)
+
+
+def test_decisions_depend_on_neither_cache_nor_workers(cold, spec, tmp_path, tokenizer_dir, monkeypatch):
+    monkeypatch.setattr(build, "BYTES_PER_PARTITION", 20_000)  # several partitions, so that two workers have work
+    options = {"templates": "fine", "chat": "honeybee", "tokenizer": tokenizer_dir, "max_text_tokens": 400, "seed": 0}
+
+    def decisions(store: Store, embeddings: Path, *workers: str) -> dict[str, bytes]:
+        beam = ["--runner=FnApiRunner", *workers]
+        built = build_examples(store, spec, **options, images=None, embeddings=embeddings, beam_options=beam)
+        return {path.name: path.read_bytes() for path in built.iterdir() if path.name != MANIFEST}
+
+    first = decisions(Store(tmp_path / "cold"), cold)
+    assert sum(name.startswith("duplicates-") for name in first) > 1
+    warm = Store(tmp_path / "warm")
+    build_embeddings(warm, [write_vqav2(tmp_path / "half", THINGS[::2])], MODEL)
+    embeddings = build_embeddings(warm, [spec], MODEL)
+    two = "--direct_num_workers=2", "--direct_running_mode=multi_processing"
+    assert decisions(warm, embeddings, *two) == first
+
+
+def test_a_changed_template_of_another_dataset_embeds_nothing(spec, tmp_path, tokenizer_dir, monkeypatch):
+    other = dataclasses.replace(write_vqav2(tmp_path / "other", THINGS[:5]), name="gqa")
+    options = {"templates": "fine", "chat": "honeybee", "tokenizer": tokenizer_dir, "max_text_tokens": 400, "seed": 0}
+    store = Store(tmp_path / "store")
+
+    def built() -> list[Path]:
+        embeddings = build_embeddings(store, [spec, other], MODEL)
+        examples = [build_examples(store, s, **options, images=None, embeddings=embeddings) for s in (spec, other)]
+        return [embeddings, *examples]
+
+    before = built()
+    shutil.copytree(templates.ROOT, tmp_path / "templates")
+    file = tmp_path / "templates/fine/gqa.yaml"
+    file.write_text(file.read_text().replace("{question}", "Look, then say: {question}"))
+    monkeypatch.setattr(templates, "ROOT", tmp_path / "templates")
+    monkeypatch.setattr(embedder, "load", lambda *_: pytest.fail("the model was loaded"))
+    after = built()
+    assert after[:2] == before[:2] and after[2] != before[2]
+
+
 def test_thresholds_and_comparisons_have_tables_of_their_own(spec, tmp_path):
     def texts(**dedup) -> set[str]:
         options = {f"dedup_{name}": value for name, value in dedup.items()}
@@ -148,22 +201,56 @@ def test_thresholds_and_comparisons_have_tables_of_their_own(spec, tmp_path):
     assert texts(rule="off") == texts(rule="answer") == set()
 
 
-def test_an_embedder_of_another_dimension_has_a_table_of_its_own(cold, spec, tmp_path):
-    small = tmp_path / "small"
-    words = Transformer(str(write_bert(tmp_path / "bert")), max_seq_length=64)
-    SentenceTransformer(modules=[words, Pooling(words.get_embedding_dimension())], device="cpu").save(str(small))
-    first = build_embeddings(Store(tmp_path / "store"), [spec], MODEL)
-    other = build_embeddings(Store(tmp_path / "store"), [spec], str(small))
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    """An embedder of width 32 that has learned nothing."""
+    directory = tmp_path_factory.mktemp("small")
+    AutoTokenizer.from_pretrained(str(embedder_path(MODEL))).save_pretrained(directory / "bert")
+    config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    BertModel(config).save_pretrained(directory / "bert")
+    words = Transformer(str(directory / "bert"), max_seq_length=64)
+    whole = SentenceTransformer(modules=[words, Pooling(words.get_embedding_dimension())], device="cpu")
+    whole.save(str(directory / "whole"))
+    return directory / "whole"
+
+
+def test_an_embedder_of_another_dimension_has_a_table_of_its_own(cold, spec, small, tmp_path):
+    first = build_embeddings(Store(tmp_path), [spec], MODEL)
+    other = build_embeddings(Store(tmp_path), [spec], str(small))
     assert table_bytes(first) == table_bytes(cold)
     assert read_table(other / "embeddings.arrow").schema.field("vector").type.list_size == 32
 
 
-def write_bert(directory: Path) -> Path:
-    """A BERT of width 32 that has learned nothing."""
-    AutoTokenizer.from_pretrained(str(embedder_path(MODEL))).save_pretrained(directory)
-    config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-    BertModel(config).save_pretrained(directory)
-    return directory
+def no_numbers(model: Path, factor: float) -> None:
+    weights = load_file(model / "model.safetensors")
+    name = "embeddings.LayerNorm.weight", "embeddings.LayerNorm.bias"
+    changed = {key: value * factor if key in name else value for key, value in weights.items()}
+    save_file(changed, model / "model.safetensors", {"format": "pt"})
+
+
+def no_vocabulary(model: Path) -> None:
+    for file in ("tokenizer.json", "vocab.txt"):
+        (model / file).unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda model: no_numbers(model, math.nan), "without a direction"),
+        (lambda model: (model / "model.safetensors").write_bytes(b"half"), "cannot be loaded"),
+        (lambda model: (model / "model.safetensors").unlink(), "holds no weights"),
+        (lambda model: (model / "modules.json").write_text("{"), "cannot be loaded"),
+        (lambda model: (model / "config.json").unlink(), "cannot be loaded"),
+        (no_vocabulary, "tells no words apart"),
+    ],
+)
+def test_a_damaged_embedder_is_an_error_and_not_a_wrong_decision(spec, small, tmp_path, damage, message):
+    model = tmp_path / "model"
+    shutil.copytree(small, model)
+    damage(model)
+    with pytest.raises(EmbedderError, match=message):
+        build_embeddings(Store(tmp_path / "store"), [spec], str(model))
+    assert not list((tmp_path / "store").glob(f"embeddings/*/{MANIFEST}"))
 
 
 def test_unusable_embedders_are_refused_before_anything_is_read(spec, tmp_path):

@@ -20,6 +20,11 @@ SAME = [
     ("Is there a dog?", "yes", "What color is the dog?", "brown"),
     ("What sport is being played?", "tennis", "What game are they playing?", "tennis"),
     ("Is the floor wet?", "yes", "Is the floor dry?", "no"),
+    ("Is the door open?", "no", "Is the door closed?", "yes"),
+    ("Is the bus yellow?", "yes", "Is the bus blue?", "no"),
+    ("Is the cup left of the plate?", "yes", "Is the cup right of the plate?", "no"),
+    ("How many zebras are there?", "5", "What number of zebras can be seen?", "5"),
+    ("What number is on the jersey?", "21", "What number is on the white jersey?", "21"),
     ("What is the man doing?", "He is riding a horse.", "Is the man riding a horse?", "Yes, he is riding a horse."),
 ]
 DIFFERENT = [
@@ -28,6 +33,8 @@ DIFFERENT = [
     ("Is there a car in the image?", "yes", "Is there a bus in the image?", "yes"),
     ("Is there a car in the image?", "no", "Is there a truck in the image?", "no"),
     ("How many cups?", "2", "How many plates?", "3"),
+    ("How many flowers are in the vase?", "1", "How many vases are there?", "1"),
+    ("How many cups are on the left?", "2", "How many cups are on the right?", "2"),
     ("How many cups are there?", "2", "How many plates are there?", "2"),
     ("How many people are standing?", "2", "How many people are sitting?", "2"),
     ("How many red cars are there?", "2", "How many blue cars are there?", "2"),

@@ -1,23 +1,8 @@
-"""Content words, slots, polarity and opposites of questions and answers."""
+"""Content words, slots, polarity, contradictions and restatements of questions and answers."""
 
 import pytest
 
-from pipelines.wording import contradict, is_opposite, new_words, read_answer, read_question, singular, tokens
-
-
-def test_tokens():
-    assert tokens("Isn't the dog's bowl 12:30, two 😀s?") == [
-        "is",
-        "not",
-        "the",
-        "dog",
-        "bowl",
-        "12:30",
-        "2",
-        "😀",
-        "s",
-    ]
-    assert tokens("?! … —") == []
+from pipelines.wording import contradict, new_words, read_answer, read_question, restate
 
 
 @pytest.mark.parametrize(
@@ -29,6 +14,8 @@ def test_tokens():
         ("What is the name of the vehicle?", (), ("vehicle",)),
         ("What color shoes does the man have on?", ("shoes", "man"), ()),
         ("How many people are in the picture?", ("people",), ()),
+        ("What number of zebras can be seen?", ("zebras",), ()),
+        ("What is the number of cups on the table?", ("cups", "table"), ()),
         ("Is the bus number red?", ("bus", "number", "red"), ()),
         ("Is the lamp on?", ("lamp", "on"), ()),
         ("Are the cups the same color?", ("cups", "same", "color"), ()),
@@ -65,21 +52,6 @@ def test_news_of_an_answer():
 
 
 @pytest.mark.parametrize(
-    ("word", "expected"),
-    [("cups", "cup"), ("boxes", "box"), ("glass", "glass"), ("bus", "bus"), ("buses", "bus"), ("women", "woman"),
-     ("berries", "berry"), ("gas", "gas"), ("tennis", "tennis"), ("horses", "horse")],
-)  # fmt: skip
-def test_singular(word, expected):
-    assert singular(word) == expected
-
-
-def test_opposites():
-    assert is_opposite("red", "blue") and is_opposite("small", "huge") and not is_opposite("big", "large")
-    assert not is_opposite("left", "right")  # turned round, they state the same fact
-    assert not is_opposite("cup", "red")
-
-
-@pytest.mark.parametrize(
     ("a", "b", "expected"),
     [
         (("What color is the left cup?", "red"), ("What color is the right cup?", "red"), True),
@@ -93,6 +65,11 @@ def test_opposites():
         (("Which food is cut?", "apple"), ("Which food is not cut?", "pear"), True),
         (("Is it open?", "yes"), ("Is it not open?", "no"), False),
         (("What does the man hold?", "cup"), ("What does the woman hold?", "cup"), True),
+        (("Who is left of the woman?", "man"), ("Who is the man left of?", "woman"), False),  # turned round
+        (("How many flowers are in the vase?", "1"), ("How many vases are there?", "1"), True),
+        (("How many levels does the bus have?", "2"), ("What is the number of buses?", "2"), True),
+        (("How many people hold cups?", "2"), ("How many people are holding the cups?", "2"), False),
+        (("How many laptop computers are there?", "2"), ("How many computers are there?", "2"), False),
         (("What color is the cup?", "red"), ("What color is the plate?", "blue"), False),  # merely different
         # A place of two words is one place, and a part of it does not exclude the whole.
         (("What is at the top left?", "blue cross"), ("What is at the bottom right?", "green cup"), True),
@@ -115,3 +92,38 @@ def test_contradictions(a, b, expected):
     questions, answers = [read_question(q) for q, _ in (a, b)], [read_answer(answer) for _, answer in (a, b)]
     assert contradict(questions[0], answers[0], questions[1], answers[1]) is expected
     assert contradict(questions[1], answers[1], questions[0], answers[0]) is expected
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        (("Is the door open?", "no"), ("Is the door closed?", "yes"), True),
+        (("Is the door open?", "yes"), ("Is the door closed?", "yes"), False),  # then one of them is wrong
+        (("Is the door open?", "yes"), ("Is the window closed?", "no"), False),
+        (("Is the horse brown?", "yes"), ("Are the horses white?", "no"), True),
+        (("Is it day?", "yes"), ("Is it night?", "no"), True),
+        (("Are the lights on?", "Yes, they are."), ("Are the lights off?", "No."), True),
+        (("Is the plate to the left of the cup?", "yes"), ("Is the plate right of the cup?", "no"), True),
+        (("Is the plate behind the cup?", "yes"), ("Is the plate in front of the cup?", "no"), True),
+        (("Is the plate left of the cup?", "yes"), ("Is the plate above the cup?", "no"), False),
+        (("Is the plate left of the cup?", "yes"), ("Is the cup right of the plate?", "no"), False),
+        (
+            ("Is the man left of the tree holding a cup?", "yes"),
+            ("Is the man right of the tree holding a cup?", "no"),
+            False,
+        ),
+        (("Is the cup on the left red?", "yes"), ("Is the cup on the right red?", "no"), False),
+        (("Is the left cup red?", "yes"), ("Is the right cup red?", "no"), False),
+        (("Is the big cup red?", "yes"), ("Is the small cup red?", "no"), False),
+        (("Is there a red cup?", "yes"), ("Is there a blue cup?", "no"), False),
+        (("Is anything here red?", "yes"), ("Is anything here blue?", "no"), False),
+        (("Is this man old?", "yes"), ("Is this woman old?", "no"), False),
+        (("Is it a man?", "yes"), ("Is it a woman?", "no"), False),
+        (("What is open?", "no"), ("What is closed?", "yes"), False),
+        (("", "yes"), ("", "no"), False),
+    ],
+)
+def test_restatements(a, b, expected):
+    questions, answers = [read_question(q) for q, _ in (a, b)], [read_answer(answer) for _, answer in (a, b)]
+    assert restate(questions[0], answers[0], questions[1], answers[1]) is expected
+    assert restate(questions[1], answers[1], questions[0], answers[0]) is expected
