@@ -16,6 +16,7 @@ from pipelines.beam import check_options
 from pipelines.chat_style import chat_style_file
 from pipelines.embed import check_embedder
 from pipelines.mixture import make_mixture
+from pipelines.remote import check_url
 from pipelines.templates import load_templates
 
 
@@ -55,6 +56,8 @@ def _settings(recipe: Recipe) -> Iterator[str]:
         problem = _writable(path)
         if problem:
             yield f"paths.{key}: {problem}"
+    if recipe.paths.remote is not None:
+        yield from _problems("paths.remote", check_url, recipe.paths.remote)
     yield from _problems("beam", check_options, recipe.beam)
     for name, dataset in recipe.datasets.items():
         yield from _problems(f"datasets.{name}", recipe.source, name)
@@ -105,7 +108,7 @@ def _inputs(workspace: Workspace) -> Iterator[str]:
             yield f"datasets.{name}: {error}"
             continue
         yield from _problems(f"datasets.{name}", spec.reader.files, spec.annotations)
-        if recipe.images == "embed" and not spec.images.is_dir():
+        if recipe.images != "skip" and not spec.images.is_dir():
             yield f"datasets.{name}.images: there is no directory {spec.images}"
     for name in recipe.evaluation.benchmarks:
         missing = [path for path in workspace.benchmark(name) if not path.exists()]

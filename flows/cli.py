@@ -142,6 +142,37 @@ def overlaps(
 
 
 @app.command()
+def verify(
+    shards: Annotated[str, typer.Argument(help="A run, or RECIPE/RUN_ID; or a directory or URL of shards.")],
+    processes: Annotated[int | None, typer.Option(min=1, help="As many as cores where absent.")] = None,
+) -> None:
+    """Checks shards: sums, counts, order, quotas, and that every picture decodes. Exits with 1 if there is a fault."""
+    from flows.runs import shards_at
+    from pipelines.verify import verify as check
+
+    count = 0
+    for where in shards_at(shards):
+        typer.echo(where)
+        count += len(check(where, typer.echo, processes or os.cpu_count() or 1))
+    typer.echo(f"{count:,} faults" if count else "No fault.")
+    raise typer.Exit(1 if count else 0)
+
+
+@app.command()
+def push(
+    shards: Annotated[str, typer.Argument(help="A run, or RECIPE/RUN_ID; or a directory of shards.")],
+    url: Annotated[str, typer.Argument(help="s3://…, file:///…; a run goes below it, to shards/FINGERPRINT/.")],
+) -> None:
+    """Copies shards to a URL, compares what arrived, and goes on where it was stopped."""
+    from flows.runs import is_run, shards_at
+    from pipelines.remote import push as copy
+    from pipelines.remote import shards_url
+
+    for where in map(Path, shards_at(shards)):
+        copy(where, shards_url(url, where) if is_run(shards) else url, typer.echo)
+
+
+@app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A model directory, e.g. runs/sample/latest/model.")],
     recipe: Annotated[str, typer.Option(help="The recipe whose benchmarks are asked.")] = "sample",

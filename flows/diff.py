@@ -19,7 +19,7 @@ _MIXTURE = ("share_wanted", "share", "samples", "epochs", "num_supervised")  # o
 DIGEST_LENGTH = 64  # of a SHA-256 in hex digits; people are shown the first eight
 Change = list[Any]  # [in A, in B]; None where it is in one alone
 
-_SETTINGS = ("version", "num_samples", "embed_images")  # of a shards' key, besides what the recipe says as well
+_SETTINGS = ("version", "num_samples", "images")  # of a shards' key, besides what the recipe says as well
 # What the parts of a key and of a manifest are called.
 _WORDS = {
     "template": "templates",
@@ -82,7 +82,7 @@ def _stage(a: Path, b: Path) -> dict[str, Any] | None:
                 datasets[name] = {"inputs": inputs, "numbers": numbers}
     rebuilt = {name for name in examples_a if examples_b.get(name, examples_a[name]) != examples_a[name]}
     sums_a, sums_b = ([shard["sha256"] for shard in manifest["shards"]] for manifest in (old, new))
-    settings = _changes(*({name: manifest["key"][name] for name in _SETTINGS} for manifest in (old, new)))
+    settings = _changes(*({name: manifest["key"].get(name) for name in _SETTINGS} for manifest in (old, new)))
     if not settings and not datasets and sums_a == sums_b:
         return None
     return {

@@ -114,7 +114,7 @@ class Forecaster:
 
     def _images(self, spec: DatasetSpec) -> Path | None:
         """Where the dataset's images are measured; None where they are not needed. Raises NotBuilt."""
-        if self.workspace.recipe.images != "embed":
+        if self.workspace.recipe.images == "skip":
             return None
         return images_at_hand(self.workspace.store, spec)
 
@@ -171,7 +171,7 @@ class Forecaster:
         except NotBuilt:
             measured = None
         images = read_table(measured / "images.arrow") if measured else None
-        found = estimate(spec, annotations, settings, images, recipe.images == "embed")
+        found = estimate(spec, annotations, settings, images, recipe.images != "skip")
         left_in = list(found.left_in)
         if recipe.decontamination is not None and self._benchmarks is None:
             left_in.append("overlaps")

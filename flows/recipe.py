@@ -33,6 +33,7 @@ class Paths(Part):
     store: Path = Path("store")
     runs: Path = Path("runs")
     data: Path = Path("data")  # annotations and images are given relative to it
+    remote: str | None = None  # s3://bucket/prefix and the like: built shards are copied to <remote>/shards/
 
 
 class SampleCorpus(Part):
@@ -134,7 +135,8 @@ class Data(Part):
     max_text_tokens: PositiveInt = 1024
     max_images: PositiveInt = MAX_IMAGES  # of an example; each takes M tokens more
     samples: PositiveInt | None = None  # of the mixture; None: steps × global_batch, without packing
-    shard_samples: PositiveInt = 4096
+    shard_mib: Annotated[float, Field(gt=0, le=1024)] = 256  # about the most that a shard takes; all are even
+    image_side: PositiveInt | None = None  # embedded pictures are shrunk to this longer side; None: kept as they are
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -270,7 +272,7 @@ class Recipe(Part):
     backbones: Backbones
     model: Model = Model()
     datasets: dict[str, Dataset]
-    images: Literal["embed", "skip"] = "embed"
+    images: Literal["embed", "reference", "skip"] = "embed"  # in shards: bytes, paths with sums, or paths alone
     embedder: Embedder = Embedder()
     pretrain: Stage
     finetune: Stage
@@ -310,6 +312,13 @@ class Recipe(Part):
                     f"data.max_text_tokens {stage.data.max_text_tokens} with an image of {visual} visual "
                     f"tokens: raise it to {longest}, or lower one of these"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _shrinks_what_it_embeds(self) -> "Recipe":
+        for stage in ("pretrain", "finetune"):
+            if self.stage(stage).data.image_side is not None and self.images != "embed":
+                raise ValueError(f"{stage}.data.image_side shrinks embedded pictures, but images: {self.images}")
         return self
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from flows.workspace import STAGES
+from pipelines.remote import is_url
 from pipelines.store import MANIFEST
 
 RUNS = Path("runs")  # where RECIPE/RUN_ID is looked for
@@ -33,3 +34,15 @@ def stage_shards(run: Path) -> dict[str, Path]:
     if not there:
         raise RunError(f"{run} has no data yet: run it again with --run-id {run.name}")
     return there
+
+
+def is_run(place: str) -> bool:
+    """Whether it is a run, not shards themselves."""
+    return not is_url(place) and not (Path(place) / MANIFEST).is_file()
+
+
+def shards_at(place: str) -> list[str]:
+    """place: a run (see find_run), or shards themselves: a directory or a URL. Raises RunError."""
+    if is_run(place):
+        return [str(shards) for shards in stage_shards(find_run(place)).values()]
+    return [place]

@@ -10,6 +10,9 @@ from pipelines.build import DatasetSpec, build_examples, build_images
 from pipelines.decontaminate import Decontamination
 from pipelines.embed_stage import build_embeddings
 from pipelines.mix import build_shards
+from pipelines.remote import push, shards_url
+from pipelines.shard_plan import Pictures
+from pipelines.shrink import Shrink
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,14 @@ def stage_data(
     recipe, store = workspace.recipe, workspace.store
     specs = workspace.specs(stage)
     benchmarks = decontamination(workspace, log)
-    images = build_images(store, specs, log=log) if recipe.images == "embed" else {}
+    images = build_images(store, specs, log=log) if recipe.images != "skip" else {}
     embeddings = build_embeddings(store, specs, recipe.embedder.model, recipe.embedder.device, log=log)
     examples = {
         spec.name: examples_of(workspace, stage, spec, tokenizer, images.get(spec.name), embeddings, benchmarks)
         for spec in specs
     }
     part = workspace.stage(stage)
+    side = part.data.image_side
     shards = build_shards(
         store,
         examples=examples,
@@ -43,14 +47,16 @@ def stage_data(
         balance=part.data.balance,
         weights=part.data.weights,
         num_samples=part.samples,
-        shard_samples=part.data.shard_samples,
+        shard_bytes=max(1, round(part.data.shard_mib * 2**20)),
         tokenizer=tokenizer,
         seed=recipe.seed,
-        embed_images=recipe.images == "embed",
+        pictures=Pictures(recipe.images, Shrink(side) if side else None),
         beam_options=recipe.beam,
         log=log,
     )
     log(f"{stage} shards: {shards}")
+    if recipe.paths.remote is not None:
+        push(shards, shards_url(recipe.paths.remote, shards), log)
     return StageData(stage, examples, shards)
 
 

@@ -29,7 +29,7 @@ from pipelines.tokenizer import load_tokenizer
 # Raise one when the code behind it changes the bytes that it writes.
 ANNOTATIONS_VERSION = 2
 IMAGES_VERSION = 2
-EXAMPLES_VERSION = 3
+EXAMPLES_VERSION = 4
 
 ROWS_PER_BATCH = 32768
 ROWS_PER_FILE = 1 << 18
@@ -198,7 +198,8 @@ def build_examples(
         names = [f"examples-{p:05d}.arrow" for p in range(len(counts))]
         files = [[name, c["num_examples"], file_sha256(out / name)] for name, c in zip(names, counts, strict=True)]
         rendered_by = [dataclasses.asdict(template) for template in read_templates(template_path, spec.task)]
-        return {"dataset": spec.name, "task": spec.task, **manifest, "templates": rendered_by, "files": files}
+        origin = {"dataset": spec.name, "source": spec.source, "task": spec.task}
+        return {**origin, **manifest, "templates": rendered_by, "files": files}
 
     return store.produce("examples", key, make)
 

@@ -8,13 +8,17 @@ from typing import Any
 
 from pipelines.balance import Balance, BalanceError, Shares, Size, shares
 from pipelines.beam import BEAM_OPTIONS
+from pipelines.card import CARD, card
+from pipelines.example_files import verify_examples
 from pipelines.ledger import check_ledger
-from pipelines.mixture import Mixture, make_mixture
-from pipelines.shards import ShardPlan, verify_examples, write_lengths, write_shard
-from pipelines.store import Store, read_manifest
+from pipelines.mixture import PERIOD, Mixture, make_mixture
+from pipelines.shard_error import ShardError
+from pipelines.shard_plan import Pictures, ShardPlan, cut_shards
+from pipelines.shards import FORMAT, check_sizes, read_shards_manifest, says_if_full, write_lengths, write_shard
+from pipelines.store import FileDigests, Store, read_manifest, write_atomic
 from pipelines.tokenizer import load_tokenizer
 
-VERSION = 5  # raise it when the same key gives other bytes
+VERSION = 6  # raise it when the same key gives other bytes
 
 
 def build_shards(
@@ -25,18 +29,19 @@ def build_shards(
     balance: Balance,
     weights: Mapping[str, float] | None,
     num_samples: int,
-    shard_samples: int,
+    shard_bytes: int,
     tokenizer: Path,
     seed: int,
-    embed_images: bool = True,
+    pictures: Pictures = Pictures(),
     beam_options: Sequence[str] = BEAM_OPTIONS,
     log: Callable[[str], None] = print,
 ) -> Path:
     """Writes the first `num_samples` samples of the mixture as shards; returns their directory.
 
     examples: dataset → what build_examples returned; balance, weights: the strategy that gives each of them its share,
-    and, for `tuned`, dataset → share. Raises BalanceError and MixtureError for a mixture that cannot be, ShardError for
-    images or examples that changed, RuntimeError if the examples' ledgers do not add up.
+    and, for `tuned`, dataset → share; shard_bytes: about the most that a shard takes (pipelines/shard_plan.py). Raises
+    BalanceError and MixtureError for a mixture that cannot be, ShardError for images, examples or shards that changed
+    and for a full disk, RuntimeError if the examples' ledgers do not add up.
     """
     prepared = load_tokenizer(tokenizer)
     key = {
@@ -45,8 +50,8 @@ def build_shards(
         "balance": balance.model_dump(),
         "weights": weights and {name: weights[name] for name in sorted(weights)},
         "num_samples": num_samples,
-        "shard_samples": shard_samples,
-        "embed_images": embed_images,
+        "shard_bytes": shard_bytes,
+        "images": pictures.facts(),
         "seed": seed,
     }
 
@@ -58,11 +63,13 @@ def build_shards(
             for unit in ("rows", "turns"):
                 check_ledger(f"{unit} of {name}", manifest[unit])
         got, mixture = mix(balance, weights, built, num_samples, seed)
-        plan = ShardPlan(out, dict(examples), dict(image_roots), embed_images, mixture, num_samples, shard_samples)
+        starts = cut_shards(mixture, examples, num_samples, shard_bytes, pictures)
+        plan = ShardPlan(out, dict(examples), dict(image_roots), pictures, mixture, starts)
         log(f"{num_samples:,} samples in {plan.num_shards} shards")
         _run(plan, list(beam_options))
         facts = [json.loads(plan.facts_file(shard).read_text()) for shard in range(plan.num_shards)]
         lengths = write_lengths(plan)
+        FileDigests(store).remember({out / each["file"]: each["sha256"] for each in [*facts, lengths]})
         for shard in range(plan.num_shards):
             plan.facts_file(shard).unlink()
         sums: dict[str, Counter[str]] = {name: Counter() for name in mixture.names}
@@ -70,8 +77,16 @@ def build_shards(
             for name, values in shard.pop("datasets").items():
                 sums[name].update(values)
         total = {name: sum(s[name] for s in sums.values()) for name in ("num_tokens", "num_supervised")}
-        return {
+        manifest = {
+            "format": FORMAT,
             "num_samples": num_samples,
+            "images": pictures.facts(),
+            # All that the order of the samples follows from, with the numbers of examples.
+            "mixture": {
+                "period": PERIOD,
+                "quotas": dict(zip(mixture.names, mixture.quotas, strict=True)),
+                "seed": seed,
+            },
             "datasets": {name: _facts(name, balance, got, built[name], sums) for name in mixture.names},
             "image_token_id": prepared.image_token_id,
             "tokenizer": prepared.fingerprint,
@@ -79,8 +94,28 @@ def build_shards(
             "lengths": lengths,
             "shards": facts,
         }
+        with says_if_full(out / CARD):
+            write_atomic(out / CARD, card(manifest, built))
+        return manifest
 
-    return store.produce("shards", key, make)
+    directory = store.produce("shards", key, make)
+    _check_unchanged(store, directory)
+    return directory
+
+
+def _check_unchanged(store: Store, directory: Path) -> None:
+    """Raises ShardError for files that are not what was built. Bytes are read only where a file's time of change is
+    not the one that a check has seen."""
+    manifest = read_shards_manifest(directory)
+    check_sizes(directory, manifest)
+    named = [*manifest["shards"], manifest["lengths"]]
+    digests = FileDigests(store).digests(directory / facts["file"] for facts in named)
+    for facts, digest in zip(named, digests, strict=True):
+        if digest != facts["sha256"]:
+            raise ShardError(
+                f"{directory / facts['file']} is not the file that was built: delete {directory} and build again "
+                f"(`honeybee verify {directory}` looks at all of it)"
+            )
 
 
 def mix(

@@ -67,11 +67,21 @@ def make_mixture(
         raise MixtureError("no dataset has a share")
     exact = np.array([shares[name] for name in names], dtype=np.float64)
     quotas = _quotas(exact, names, _ceilings(names, limits or {}, num_samples))
-    period = _chairman_order(quotas)
+    return mixture_of(dict(zip(names, quotas.tolist(), strict=True)), sizes, seed)
+
+
+def mixture_of(quotas: Mapping[str, int], sizes: Mapping[str, int], seed: int) -> Mixture:
+    """quotas: dataset → how many of every PERIOD samples it gives. Raises MixtureError unless they add up."""
+    names = tuple(sorted(quotas))
+    if not names or sum(quotas.values()) != PERIOD or min(quotas.values()) < 1:
+        raise MixtureError(f"quotas of {sum(quotas.values())} of {PERIOD} samples: {dict(quotas)}")
+    period = _chairman_order(np.array([quotas[name] for name in names], dtype=np.int64))
     ranks = np.empty(PERIOD, dtype=np.int32)
-    for d, quota in enumerate(quotas):
-        ranks[period == d] = np.arange(quota)
-    return Mixture(names, tuple(sizes[name] for name in names), tuple(quotas.tolist()), seed, period, ranks)
+    for d, name in enumerate(names):
+        ranks[period == d] = np.arange(quotas[name])
+    return Mixture(
+        names, tuple(sizes[name] for name in names), tuple(quotas[name] for name in names), seed, period, ranks
+    )
 
 
 def _ceilings(names: tuple[str, ...], limits: Mapping[str, int], num_samples: int) -> np.ndarray:

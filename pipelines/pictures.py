@@ -30,6 +30,8 @@ class Pictures:
 
     names: pa.Array
     sha256: pa.Array
+    num_bytes: pa.Array
+    side: pa.Array  # the longer one, in pixels
     shown: np.ndarray  # int64, numbers of names
     start: np.ndarray  # int64 (T,)
     before: np.ndarray  # int64 (T,)
@@ -142,10 +144,11 @@ def pictures_of(
         shown, inline = shown[staying], inline * kept
         starts = offsets_of(sums(staying, np.append(starts, len(staying))))[:-1]
         before = head[row] + _before_in_row(inline, row)
-    sha256 = pa.nulls(len(encoded.dictionary), pa.string())
-    if images is not None:
-        sha256 = images["sha256"].combine_chunks().take(pc.index_in(encoded.dictionary, value_set=images["image"]))
-    return Pictures(encoded.dictionary, sha256, shown, starts[row], before, inline)
+    measured = IMAGES.empty_table() if images is None else images
+    at = pc.index_in(encoded.dictionary, value_set=measured["image"])
+    sha256, num_bytes = (measured[name].combine_chunks().take(at) for name in ("sha256", "num_bytes"))
+    side = pc.max_element_wise(measured["width"], measured["height"]).combine_chunks().take(at)
+    return Pictures(encoded.dictionary, sha256, num_bytes.cast(pa.int32()), side, shown, starts[row], before, inline)
 
 
 def _row_of_turn(batch: pa.RecordBatch, turns: Turns) -> np.ndarray:

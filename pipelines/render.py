@@ -299,6 +299,8 @@ def _table(
         [
             pa.ListArray.from_arrays(image_offsets, pictures.names.take(shown)),
             pa.ListArray.from_arrays(image_offsets, pictures.sha256.take(shown)),
+            pa.ListArray.from_arrays(image_offsets, pictures.num_bytes.take(shown)),
+            pa.ListArray.from_arrays(image_offsets, pictures.side.take(shown)),
             pa.ListArray.from_arrays(pa.array(grouping.offsets, pa.int32()), struct),
             pa.ListArray.from_arrays(offsets, pa.array(ids)),
             pa.ListArray.from_arrays(offsets, pa.array(mask)),

@@ -71,6 +71,8 @@ EXAMPLES = pa.schema(
     [
         pa.field("images", pa.list_(pa.string())),  # image references, in the order they appear
         pa.field("image_sha256", pa.list_(pa.string())),  # what their bytes were when the images table was made
+        pa.field("image_bytes", pa.list_(pa.int32())),  # and how many; both null where images are skipped
+        pa.field("image_side", pa.list_(pa.int32())),  # the longer one, in pixels
         pa.field("turns", pa.list_(TURN)),
         pa.field("input_ids", pa.list_(pa.int32())),  # one image token per image
         pa.field("loss_mask", pa.list_(pa.bool_())),  # True: supervised
@@ -136,7 +138,7 @@ SHARD = pa.schema(
         pa.field("dataset", pa.string(), nullable=False),
         pa.field("example", pa.int64(), nullable=False),
         pa.field("images", pa.list_(HF_IMAGE)),
-        pa.field("image_sha256", pa.list_(pa.string())),  # of the bytes beside it; null where images are skipped
+        pa.field("image_sha256", pa.list_(pa.string())),  # of the bytes; of a reference, of its file
         pa.field("turns", pa.list_(TURN)),
         pa.field("input_ids", pa.list_(pa.int32())),
         pa.field("loss_mask", pa.list_(pa.bool_())),

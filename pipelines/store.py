@@ -40,12 +40,22 @@ def file_sha256(path: Path) -> str:
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Writes a file so that a reader sees all of it or nothing, also after a power cut."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    partial = partial_of(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def partial_of(path: Path) -> Path:
+    """Where a file is written before it takes its place: another name for every writer, on any machine."""
+    return path.with_name(f".{path.name}.{os.urandom(6).hex()}.partial")
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -121,18 +131,24 @@ class FileDigests:
         fresh: dict[str, str] = {}
         result = []
         for path in paths:
-            stat = path.stat()
-            key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+            key = _as_it_is(path)
             if key not in known:
-                if self._read_only and stat.st_size > BIG_FILE:
+                if self._read_only and path.stat().st_size > BIG_FILE:
                     raise NotBuilt(f"{path} was never read")
                 known[key] = fresh[key] = file_sha256(path)
             result.append(known[key])
+        self._add(fresh)
+        return result
+
+    def remember(self, digests: Mapping[Path, str]) -> None:
+        """Notes the digests of files that were just written, so that they need not be read for it."""
+        self._add({_as_it_is(path): digest for path, digest in digests.items()})
+
+    def _add(self, fresh: Mapping[str, str]) -> None:
         if fresh and not self._read_only:
             self._memo_path.parent.mkdir(parents=True, exist_ok=True)
             with lock(self._memo_path.with_name(".digests.lock")):
-                write_atomic(self._memo_path, json.dumps(self._read() | fresh))
-        return result
+                write_atomic(self._memo_path, json.dumps({**self._read(), **fresh}))
 
     def _read(self) -> dict[str, str]:
         # A memo that cannot be read costs only time: the files are hashed again.
@@ -140,3 +156,9 @@ class FileDigests:
             memo = json.loads(self._memo_path.read_text())
             return memo if isinstance(memo, dict) else {}
         return {}
+
+
+def _as_it_is(path: Path) -> str:
+    """Another text as soon as the file was written to. Raises OSError."""
+    stat = path.stat()
+    return f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"

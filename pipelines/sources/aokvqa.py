@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.sources import json_stream
-from pipelines.sources.base import Source, Unique, batches, choices, field, named_files, text
+from pipelines.sources.base import COCO_IMAGES, Source, Unique, batches, choices, field, named_files, text
 
 _files = named_files("aokvqa_v1p0_train.json")
 
@@ -25,4 +25,4 @@ def read(root: Path) -> Iterator[pa.RecordBatch]:
     yield from batches("multiple_choice", json_stream.array(_files(root)[0]), row)
 
 
-SOURCE = Source("aokvqa", "multiple_choice", _files, read)
+SOURCE = Source("aokvqa", "multiple_choice", _files, read, licence=f"annotations: Apache-2.0; {COCO_IMAGES}")

@@ -24,6 +24,9 @@ _COMMON_FIELDS = 4  # row, image, reject, detail
 T = TypeVar("T")
 
 
+COCO_IMAGES = "images of COCO: terms of Flickr and of their photographers"
+
+
 class SourceError(ValueError):
     """An annotation file that is missing or cannot be read on; the message names file, position and remedy."""
 
@@ -41,6 +44,7 @@ class Reject(Exception):
 class Source:
     """One dataset's official files.
 
+    licence: what is known for certain, for the dataset cards of what is built from it.
     files: annotations root → the files that must be there (raises SourceError naming what is missing).
     read: annotations root → batches of at most 8,192 rows, schema `ANNOTATIONS[task]`, one row per official row.
         Batches of a source with several files name theirs in the metadata of their schema (see `file_batches`).
@@ -52,6 +56,7 @@ class Source:
     read: Callable[[Path], Iterator[pa.RecordBatch]]
     version: int = 1  # part of the fingerprint: raise it when the reader's rows change
     options: Mapping[str, Any] = field_of(default_factory=dict)  # what the recipe chose, as JSON; part of it too
+    licence: str = "see the dataset's own page"
 
 
 def named_files(*names: str) -> Callable[[Path], list[Path]]:

@@ -25,4 +25,10 @@ def read(root: Path) -> Iterator[pa.RecordBatch]:
     yield from batches("open_question", json_stream.members(_files(root)[0]), row)
 
 
-SOURCE = Source("gqa", "open_question", _files, read)
+SOURCE = Source(
+    "gqa",
+    "open_question",
+    _files,
+    read,
+    licence="annotations: CC BY 4.0; images: of COCO and Flickr, terms of Flickr and of their photographers",
+)

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.sources import json_stream
-from pipelines.sources.base import Reject, Source, SourceError, file_batches, matching_files, optional_text
+from pipelines.sources.base import COCO_IMAGES, Reject, Source, SourceError, file_batches, matching_files, optional_text
 from pipelines.sources.conversations import IMAGE, turns, without_placeholder
 
 _MERGED = "llava_instruct_150k.json"
@@ -43,4 +43,10 @@ def read(root: Path) -> Iterator[pa.RecordBatch]:
     yield from file_batches("conversation", root, files(root), json_stream.array, _row)
 
 
-SOURCE = Source("llava150k", "conversation", files, read)
+SOURCE = Source(
+    "llava150k",
+    "conversation",
+    files,
+    read,
+    licence=f"conversations: CC BY-NC 4.0, and OpenAI's terms of use; {COCO_IMAGES}",
+)

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from pipelines.sources import json_stream
 from pipelines.sources.base import (
+    COCO_IMAGES,
     Reject,
     Source,
     batches,
@@ -64,7 +65,7 @@ def _source(name: str) -> Source:
         )
         yield from batches("referring", pairs, _row)
 
-    return Source(name, "referring", files, read)
+    return Source(name, "referring", files, read, licence=f"annotations: see the dataset's own page; {COCO_IMAGES}")
 
 
 SOURCES = tuple(_source(name) for name in ("refcoco", "refcoco+", "refcocog"))

@@ -46,4 +46,4 @@ def read(root: Path) -> Iterator[pa.RecordBatch]:
     yield from batches("multiple_choice", json_stream.members(_files(root)[0]), row)
 
 
-SOURCE = Source("scienceqa", "multiple_choice", _files, read)
+SOURCE = Source("scienceqa", "multiple_choice", _files, read, licence="CC BY-NC-SA 4.0")

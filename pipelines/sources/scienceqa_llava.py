@@ -83,4 +83,4 @@ def read(root: Path) -> Iterator[pa.RecordBatch]:
     yield from batches("multiple_choice", json_stream.array(_files(root)[0]), row)
 
 
-SOURCE = Source("scienceqa_llava", "multiple_choice", _files, read)
+SOURCE = Source("scienceqa_llava", "multiple_choice", _files, read, licence="CC BY-NC-SA 4.0")

@@ -26,4 +26,10 @@ def read(root: Path) -> Iterator[pa.RecordBatch]:
     yield from file_batches("conversation", root, _files(root), json_stream.array, _row)
 
 
-SOURCE = Source("sharegpt", "conversation", _files, read)
+SOURCE = Source(
+    "sharegpt",
+    "conversation",
+    _files,
+    read,
+    licence="unclear: conversations that users of ChatGPT shared, and OpenAI's terms of use",
+)

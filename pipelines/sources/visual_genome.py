@@ -68,4 +68,11 @@ def read(root: Path) -> Iterator[pa.RecordBatch]:
     yield from batches("referring", _regions(descriptions), row)
 
 
-SOURCE = Source("visual_genome", "referring", _files, read, version=2)
+SOURCE = Source(
+    "visual_genome",
+    "referring",
+    _files,
+    read,
+    version=2,
+    licence="annotations: CC BY 4.0; images: of COCO and Flickr, terms of Flickr and of their photographers",
+)

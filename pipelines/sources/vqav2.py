@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.sources import json_stream
-from pipelines.sources.base import Source, batches, clean, field, named_files, text
+from pipelines.sources.base import COCO_IMAGES, Source, batches, clean, field, named_files, text
 from pipelines.sources.join import join
 
 _files = named_files("v2_OpenEnded_mscoco_train2014_questions.json", "v2_mscoco_train2014_annotations.json")
@@ -46,4 +46,4 @@ def read(root: Path) -> Iterator[pa.RecordBatch]:
     yield from batches("open_question", pairs, _row)
 
 
-SOURCE = Source("vqav2", "open_question", _files, read)
+SOURCE = Source("vqav2", "open_question", _files, read, licence=f"annotations: CC BY 4.0; {COCO_IMAGES}")

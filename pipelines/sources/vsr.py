@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.sources import json_stream
-from pipelines.sources.base import Reject, Source, batches, field, named_files, show, text
+from pipelines.sources.base import COCO_IMAGES, Reject, Source, batches, field, named_files, show, text
 
 _files = named_files("random/train.jsonl")
 _BE = "is|are|was|were"
@@ -67,4 +67,6 @@ def read(root: Path) -> Iterator[pa.RecordBatch]:
     yield from batches("open_question", json_stream.lines(_files(root)[0]), _row)
 
 
-SOURCE = Source("vsr", "open_question", _files, read, version=2)
+SOURCE = Source(
+    "vsr", "open_question", _files, read, version=2, licence=f"annotations: see the dataset's own page; {COCO_IMAGES}"
+)

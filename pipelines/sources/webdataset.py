@@ -114,6 +114,9 @@ def _files(root: Path) -> list[Path]:
     return matching_files(root, "**/*.tar")
 
 
+_LICENCE = "captions: see the dataset's own page; images: from the open web, rights with their owners"
+
+
 def source(name: str) -> Source:
     """A dataset of webdataset tars, anywhere below its annotations root, which is its images root as well."""
 
@@ -123,4 +126,4 @@ def source(name: str) -> Source:
 
         yield from file_batches("caption", root, _files(root), rows, _parsed)
 
-    return Source(name, "caption", _files, read)
+    return Source(name, "caption", _files, read, licence=_LICENCE)

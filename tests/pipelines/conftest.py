@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from shard_world import make_world
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -31,3 +32,9 @@ def llm_dir(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer_dir(llm_dir, tmp_path_factory) -> Path:
     return prepare_tokenizer(Store(tmp_path_factory.mktemp("store")), str(llm_dir))
+
+
+@pytest.fixture
+def world(tmp_path, tokenizer_dir) -> dict:
+    """Two datasets of examples in the store's layout, their pictures, and the arguments of build_shards."""
+    return make_world(tmp_path, tokenizer_dir)

@@ -61,7 +61,7 @@ def shards_of(tmp_path, tokenizer_dir, *specs):
         balance=Balance(strategy="tuned"),
         weights=dict.fromkeys(examples, 1.0),
         num_samples=64,
-        shard_samples=40,
+        shard_bytes=1 << 16,
         tokenizer=tokenizer_dir,
         seed=0,
         log=log,

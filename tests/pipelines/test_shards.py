@@ -11,67 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 from PIL import Image
+from shard_world import COUNT
 
-from pipelines.arrow_files import write_batches
 from pipelines.balance import Balance
+from pipelines.example_files import ExampleFiles
 from pipelines.mix import build_shards
-from pipelines.schema import EXAMPLES, LENGTHS
-from pipelines.shards import ExampleFiles, ShardError, verify_shards
+from pipelines.schema import LENGTHS
+from pipelines.shard_error import ShardError
 from pipelines.store import Store, file_sha256, read_manifest
-
-SIZES = {"a": 700, "b": 31}
-COUNT = 1500
-
-
-@pytest.fixture
-def world(tmp_path, tokenizer_dir):
-    """Two datasets of examples in the store's layout, their pictures, and the arguments of build_shards."""
-    examples = {}
-    for name, size in SIZES.items():
-        root = tmp_path / "pictures" / name
-        root.mkdir(parents=True)
-        rows = []
-        for i in range(size):
-            file = root / f"{i % 20}.png"
-            if not file.exists():
-                Image.new("RGB", (4, 3), (i, 0, 50 if name == "a" else 200)).save(file)
-            turn = {"user": f"question {i}", "assistant": f"{name}{i}", "template": "t", "row": i}
-            digest = hashlib.sha256(file.read_bytes()).hexdigest()
-            text_only = i % 10 == 9
-            rows.append(
-                {
-                    "images": [] if text_only else [file.name],
-                    "image_sha256": [] if text_only else [digest],
-                    "turns": [turn],
-                    "input_ids": [1, 2, i],
-                    "loss_mask": [False, False, True],
-                    "num_tokens": 3,
-                    "num_supervised": 1,
-                }
-            )
-        directory = tmp_path / "examples" / name
-        directory.mkdir(parents=True)
-        half = size // 2
-        for number, part in enumerate((rows[:half], rows[half:])):
-            table = pa.Table.from_pylist(part, EXAMPLES)
-            write_batches(directory / f"examples-{number:05d}.arrow", EXAMPLES, table.to_batches(64))
-        names = ["examples-00000.arrow", "examples-00001.arrow"]
-        files = [[n, c, file_sha256(directory / n)] for n, c in zip(names, (half, size - half), strict=True)]
-        ledger = {"read": size + 3, "examples": size, "duplicates": 1, "rejects": {"too_long": 2}}
-        manifest = {"files": files, "num_examples": size, "num_supervised": size, "task": "open_question"}
-        (directory / "manifest.json").write_text(json.dumps({**manifest, "rows": ledger, "turns": ledger}))
-        examples[name] = directory
-    return {
-        "examples": examples,
-        "image_roots": {name: tmp_path / "pictures" / name for name in SIZES},
-        "balance": Balance(strategy="tuned"),
-        "weights": {"a": 3, "b": 1},
-        "num_samples": COUNT,
-        "shard_samples": 400,
-        "tokenizer": tokenizer_dir,
-        "seed": 5,
-        "log": lambda line: None,
-    }
 
 
 def rows_of(directory):
@@ -96,7 +43,7 @@ def test_samples_stand_in_the_order_of_the_mixture_with_their_own_pictures(world
             assert colour[2] == (50 if row["dataset"] == "a" else 200)
     of_b = [row for row in table if row["dataset"] == "b"]
     ledger = {"read": 34, "examples": 31, "duplicates": 1, "rejects": {"too_long": 2}}
-    assert verify_shards(directory)["datasets"]["b"] == {
+    assert read_manifest(directory)["datasets"]["b"] == {
         "share_wanted": 0.25,
         "share": 0.25,
         "limited": False,
@@ -114,7 +61,8 @@ def test_samples_stand_in_the_order_of_the_mixture_with_their_own_pictures(world
 def test_the_lengths_of_all_samples_lie_beside_the_shards(world, tmp_path):
     directory = build_shards(Store(tmp_path / "store"), **world)
     named = read_manifest(directory)["lengths"]
-    assert named == {"file": "lengths.parquet", "sha256": file_sha256(directory / "lengths.parquet")}
+    path = directory / "lengths.parquet"
+    assert named == {"file": path.name, "num_bytes": path.stat().st_size, "sha256": file_sha256(path)}
     lengths = pq.read_table(directory / "lengths.parquet")
     assert lengths.schema.equals(LENGTHS)
     assert lengths.equals(rows_of(directory).select(LENGTHS.names).cast(LENGTHS))
@@ -123,7 +71,7 @@ def test_the_lengths_of_all_samples_lie_beside_the_shards(world, tmp_path):
 
 def test_a_limit_on_epochs_and_a_strategy_stand_in_the_manifest(world, tmp_path):
     world |= {"balance": Balance(strategy="per-dataset", max_epochs={"b": 2}), "weights": None}
-    datasets = verify_shards(build_shards(Store(tmp_path / "store"), **world))["datasets"]
+    datasets = read_manifest(build_shards(Store(tmp_path / "store"), **world))["datasets"]
     assert datasets["b"]["samples"] in (61, 62)
     assert datasets["b"]["limited"] and not datasets["a"]["limited"]
     assert datasets["b"]["share_wanted"] == 0.5
@@ -200,24 +148,6 @@ def test_a_bit_that_rots_in_a_picture_is_found_by_whoever_reads_it(world, tmp_pa
     path.write_bytes(content)
     with pytest.raises(OSError, match="CRC"):
         pq.ParquetFile(path, page_checksum_verification=True).read()
-
-
-@pytest.mark.parametrize("harm", ["missing", "edited", "swapped"])
-def test_verify_finds_a_shard_that_is_not_the_one_written(world, tmp_path, harm):
-    directory = build_shards(Store(tmp_path / "store"), **world)
-    first, second = (directory / shard["file"] for shard in read_manifest(directory)["shards"][:2])
-    if harm == "missing":
-        first.unlink()
-    elif harm == "edited":
-        data = bytearray(first.read_bytes())
-        data[len(data) // 2] ^= 1
-        first.write_bytes(data)
-    else:
-        one, two = first.read_bytes(), second.read_bytes()
-        first.write_bytes(two)
-        second.write_bytes(one)
-    with pytest.raises(ShardError, match=first.name):
-        verify_shards(directory)
 
 
 def test_examples_are_read_at_random_in_any_order(world):
