@@ -89,7 +89,7 @@ def plain_torch(job: dict[str, Any]) -> tuple[list[float], dict[str, torch.Tenso
     for step in range(steps):
         packs = plan.packs(step * settings.global_batch, (step + 1) * settings.global_batch)
         examples = shards.read(sorted(i for pack in packs for i in pack.samples.tolist()))
-        pixels, _ = Decoder(processor.preprocess)([image for example in examples for image in example.images])
+        pixels, _ = Decoder.like(processor.image_processor)([image for example in examples for image in example.images])
         batch = collator([[example] for example in examples], pixels, [False] * len(examples))  # each alone in its row
         loss = model(input_ids=batch.input_ids, labels=batch.labels, pixel_values=pixels).loss
         loss.backward()
