@@ -157,6 +157,7 @@ def kept_plan(
             return Plan(lengths, packing, image_tokens, kept["starts"], float(kept["used"]))
     plan = make_plan(lengths, packing, image_tokens, threads)
     if plan.starts is not None and keep:
+        directory.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
         np.savez(content, starts=plan.starts, used=plan.used)
         write_atomic(path, content.getvalue())
