@@ -33,7 +33,10 @@ class Paths(Part):
     store: Path = Path("store")
     runs: Path = Path("runs")
     data: Path = Path("data")  # annotations and images are given relative to it
-    remote: str | None = None  # s3://bucket/prefix and the like: built shards are copied to <remote>/shards/
+    remote: str | None = (
+        None  # s3://bucket/prefix and the like: built shards are copied to <remote>/shards/; with loading.cache,
+    )
+    # training reads them from there
 
 
 class SampleCorpus(Part):
@@ -312,6 +315,12 @@ class Recipe(Part):
                     f"data.max_text_tokens {stage.data.max_text_tokens} with an image of {visual} visual "
                     f"tokens: raise it to {longest}, or lower one of these"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _reads_what_is_there(self) -> "Recipe":
+        if self.loading.cache is not None and self.paths.remote is None:
+            raise ValueError("loading.cache is for shards at a URL: give paths.remote, or leave it out")
         return self
 
     @model_validator(mode="after")

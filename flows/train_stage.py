@@ -16,6 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from flows.launch import launch
 from flows.workspace import Log, Workspace
 from model.training.job import Job
+from pipelines.remote import shards_url
 from pipelines.store import FileDigests, Store, write_atomic
 
 STAGE_VERSION = 1  # raise it when the code behind it changes the weights that it trains
@@ -40,14 +41,16 @@ def train_stage(workspace: Workspace, stage: str, shards: Path, init: Mapping[st
 
     init: {"vision", "llm", "tokenizer", "projector", "vision_layer", "image_size"}, or {"model": directory}.
     """
-    recipe = workspace.recipe
+    recipe, remote = workspace.recipe, workspace.recipe.paths.remote
+    by_reference = recipe.images == "reference"
     job = {
         "stage": stage,
         "seed": recipe.seed,
-        "shards": str(shards),
+        "shards": shards_url(remote, shards) if remote and recipe.loading.cache else str(shards),
+        "image_roots": {spec.name: str(spec.images) for spec in workspace.specs(stage)} if by_reference else {},
         "init": dict(init),
         "train": workspace.stage(stage).train.model_dump(mode="json"),
-        "loading": recipe.loading.model_dump(),
+        "loading": recipe.loading.model_dump(mode="json"),
         "device": recipe.launch.device,
     }
     # What the weights depend on, in the training job's own words; its inputs by content instead of by place.

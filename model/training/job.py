@@ -108,7 +108,9 @@ class Loading(Settings):
 
     decode_threads: PositiveInt = 2  # of one rank
     prefetch_steps: PositiveInt = 2  # steps made ready ahead of the model
-    max_bad_samples: Count = 10  # samples whose image does not decode; one more stops the run
+    max_bad_samples: Count = 10  # samples that cannot be read, or whose image does not decode; one more stops the run
+    cache: Path | None = None  # a local directory, through which shards at a URL are read
+    cache_gib: Annotated[float, Field(gt=0)] | None = None  # the most that it takes; None: no limit
 
 
 class Job(Settings):
@@ -117,7 +119,7 @@ class Job(Settings):
 
     stage: str
     seed: int = 0
-    shards: Path
+    shards: str  # a directory, or the URL of one, which needs loading.cache
     image_roots: dict[str, Path] = {}  # of each dataset, for shards that hold references instead of images
     init: Init
     train: Train

@@ -79,11 +79,11 @@ def check_fit(
     digest = hashlib.sha256((tokenizer / "tokenizer.json").read_bytes()).hexdigest()[:16]
     if shards.tokenizer != digest:
         raise DataError(
-            f"{shards.directory} was built with tokenizer {shards.tokenizer}, but {tokenizer} is {digest}: "
+            f"{shards.where} was built with tokenizer {shards.tokenizer}, but {tokenizer} is {digest}: "
             "build the shards again with this one"
         )
     if shards.image_token_id != model.config.image_token_id:
         raise DataError(
-            f"{shards.directory} has image token {shards.image_token_id}, the model {model.config.image_token_id}: "
+            f"{shards.where} has image token {shards.image_token_id}, the model {model.config.image_token_id}: "
             "build the shards again"
         )

@@ -1,9 +1,10 @@
 """Reads the samples of a shards directory by their place in the order, a few row groups in memory at a time."""
 
 import bisect
+import contextlib
 import hashlib
-import json
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.images import ImageRoot
-from pipelines.packing import Lengths
-from pipelines.store import file_sha256, read_manifest
+from pipelines.packing import Lengths, PackingError
+from pipelines.remote import LocalCopy, RemoteError, is_url
+from pipelines.shard_error import ShardError
+from pipelines.shards import check_sizes, read_shards_manifest
+from pipelines.store import file_sha256
 
 log = logging.getLogger("honeybee.training")
 
@@ -63,26 +67,41 @@ class Example:
 
 
 class Shards:
-    """The shards of a directory as its manifest lists them.
+    """The shards of a directory, or at a URL, as their manifest lists them.
 
-    image_roots: dataset → the directory of its images, for shards that hold references instead of bytes.
-    Raises DataError where the directory was not finished, or a file is missing, is not as long as the manifest says,
-    does not follow the one before it, or holds other samples than its place says. What rots inside a file is found by
-    the sums of its pages: the samples in question are given back with their `problem`.
+    image_roots: dataset → the directory of its images, for shards that hold references instead of bytes. cache: for a
+    URL, the local directory through which it is read, of at most `cache_bytes` (None: no limit).
+    Raises DataError where the shards were not finished, or a file is missing, is not as long as the manifest says, does
+    not follow the one before it, or holds other samples than its place says. What rots inside a file is found by the
+    sums of its pages: the samples in question are given back with their `problem`.
     """
 
-    def __init__(self, directory: Path, image_roots: Mapping[str, Path] | None = None):
-        self.directory = directory
+    def __init__(
+        self,
+        where: str | Path,
+        image_roots: Mapping[str, Path] | None = None,
+        cache: Path | None = None,
+        cache_bytes: int | None = None,
+    ):
+        self.where = str(where)
         self._roots = {name: ImageRoot(root) for name, root in (image_roots or {}).items()}
-        try:
-            manifest = read_manifest(directory)
-        except (FileNotFoundError, json.JSONDecodeError) as error:
-            raise DataError(f"{directory} holds no finished shards: {error}") from None
-        try:
-            self._read_manifest(manifest)
-        except KeyError as error:
-            raise DataError(f"{directory}/manifest.json has no {error}: it was made by another version") from None
         self._files: dict[int, _ShardFile] = {}
+        self._copy = self._ahead = None
+        try:
+            if is_url(self.where):
+                if cache is None:
+                    raise DataError(f"{where} is read through a local directory: give loading.cache")
+                self._copy = LocalCopy(self.where, cache, cache_bytes)
+                self._ahead = _Ahead(LocalCopy(self.where, cache, cache_bytes, hold=1))
+                manifest = self._copy.manifest
+            else:
+                manifest = read_shards_manifest(Path(where))
+                check_sizes(Path(where), manifest)
+            self._read_manifest(manifest)
+        except (ShardError, RemoteError, PackingError) as error:
+            raise DataError(str(error)) from None
+        except KeyError as error:
+            raise DataError(f"{where}/manifest.json has no {error}: it was made by another version") from None
 
     def _read_manifest(self, manifest: dict[str, Any]) -> None:
         self.num_samples: int = manifest["num_samples"]
@@ -90,27 +109,21 @@ class Shards:
         self.image_token_id: int = manifest["image_token_id"]
         self.tokenizer: str = manifest["tokenizer"]
         self.key = manifest.get("key")
-        shards = manifest["shards"]
-        self._firsts = [shard["first"] for shard in shards]
-        self._paths = [self.directory / shard["file"] for shard in shards]
-        expected = 0
-        for shard, path in zip(shards, self._paths, strict=True):
-            if shard["first"] != expected:
-                raise DataError(f"{path} begins at sample {shard['first']}, but {expected} comes next")
-            expected += shard["num_samples"]
-            found = path.stat().st_size if path.is_file() else None
-            if found is None:
-                raise DataError(f"{path} is missing: build the shards again")
-            if found != shard["num_bytes"]:
-                raise DataError(f"{path} has {found} bytes, its manifest says {shard['num_bytes']}: build it again")
-        if expected != self.num_samples:
-            raise DataError(f"{self.directory}: {expected} samples in its shards, {self.num_samples} in the manifest")
-        lengths = self.directory / manifest["lengths"]["file"]
-        if not lengths.is_file() or file_sha256(lengths) != manifest["lengths"]["sha256"]:
+        self._names = [shard["file"] for shard in manifest["shards"]]
+        self._firsts = [shard["first"] for shard in manifest["shards"]]
+        lengths = self._path(manifest["lengths"]["file"])
+        if file_sha256(lengths) != manifest["lengths"]["sha256"]:
             raise DataError(f"{lengths} is not the file that was built: build the shards again")
         self.lengths = Lengths(lengths)
-        if len(self.lengths) != self.num_samples:
-            raise DataError(f"{lengths} has {len(self.lengths)} rows for {self.num_samples} samples")
+        counts = sum(shard["num_samples"] for shard in manifest["shards"]), len(self.lengths)
+        if counts != (self.num_samples, self.num_samples):
+            raise DataError(
+                f"{self.where}: {counts[0]} samples in its shards, {counts[1]} lengths, {self.num_samples} in the "
+                "manifest: build again"
+            )
+
+    def _path(self, name: str) -> Path:
+        return Path(self.where) / name if self._copy is None else self._copy.fetch(name)
 
     def read(self, indices: Sequence[int], forget_before: int = 0) -> list[Example]:
         """The samples at these places, which ascend. Row groups stay in memory until none of their samples is at or
@@ -126,13 +139,34 @@ class Shards:
 
     def _file_of(self, index: int) -> "_ShardFile":
         if not 0 <= index < self.num_samples:
-            raise IndexError(f"{self.directory} has no sample {index}")
+            raise IndexError(f"{self.where} has no sample {index}")
         shard = bisect.bisect_right(self._firsts, index) - 1
         if shard not in self._files:
-            self._files[shard] = _ShardFile(
-                self._paths[shard], self._firsts[shard], self._end(shard), self.lengths, self._roots
-            )
+            try:
+                path = self._path(self._names[shard])
+            except (ShardError, RemoteError) as error:
+                raise DataError(str(error)) from None
+            if self._ahead is not None and shard + 1 < len(self._names):
+                self._ahead.fetch(self._names[shard + 1])
+            self._files[shard] = _ShardFile(path, self._firsts[shard], self._end(shard), self.lengths, self._roots)
         return self._files[shard]
+
+
+class _Ahead:
+    """Brings the next file while the one before it is read."""
+
+    def __init__(self, copy: LocalCopy):
+        self._copy = copy
+        self._thread: threading.Thread | None = None
+
+    def fetch(self, name: str) -> None:
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._fetch, args=(name,), name="shards ahead", daemon=True)
+            self._thread.start()
+
+    def _fetch(self, name: str) -> None:
+        with contextlib.suppress(ShardError, RemoteError):  # the reader will meet it, and say so
+            self._copy.fetch(name)
 
 
 class _ShardFile:

@@ -72,7 +72,8 @@ def run(job: Job) -> int:
         job.train.accumulation(int(os.environ.get("WORLD_SIZE", "1")))
     except ValueError as error:
         raise JobError(str(error)) from None
-    shards = Shards(job.shards, job.image_roots)
+    limit = None if job.loading.cache_gib is None else round(job.loading.cache_gib * 2**30)
+    shards = Shards(job.shards, job.image_roots, job.loading.cache, limit)
     ranks = process.join(job.device)
     with _alone_in(job.work, ranks):
         code = _run(job, shards, ranks)

@@ -26,6 +26,7 @@ from model.training.job import Loading
 from model.training.loader import Loader
 from model.training.shards import DataError, Example, Shards
 from pipelines.packing import Packing, make_plan
+from pipelines.remote import push
 
 M = 4  # visual tokens
 COUNT = 96
@@ -106,7 +107,7 @@ def test_what_is_behind_is_let_go(write: Callable, samples: list[dict]) -> None:
 def _paths_held(shards: Shards) -> list[str]:
     """Which shards this process has open."""
     links = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.exists()]
-    return [str(path) for path in links if path.is_relative_to(shards.directory) and "shard-" in path.name]
+    return [str(path) for path in links if path.is_relative_to(Path(shards.where)) and "shard-" in path.name]
 
 
 @pytest.mark.parametrize("packing", [None, Packing(max_tokens=120, window=24)])
@@ -322,7 +323,7 @@ def _flip(path: Path, place: int) -> None:
 def test_a_flipped_bit_in_a_picture_costs_that_sample_alone(
     write: Callable, samples: list[dict], caplog: pytest.LogCaptureFixture
 ) -> None:
-    directory = write(samples).directory
+    directory = Path(write(samples).where)
     first = min(directory.glob("shard-*.parquet"))
     _flip(first, first.read_bytes().index(samples[2]["images"][0]["bytes"]) + 40)
     with caplog.at_level(logging.WARNING, "honeybee.training"):
@@ -338,7 +339,7 @@ def test_a_flipped_bit_in_the_tokens_costs_their_row_group(
     write: Callable, processor: HoneybeeProcessor, samples: list[dict]
 ) -> None:
     """Its samples keep their slots, without loss, and with their number of tokens."""
-    directory = write(samples).directory
+    directory = Path(write(samples).where)
     first = min(directory.glob("shard-*.parquet"))
     chunk = _leaf(pq.ParquetFile(first), "input_ids")
     _flip(first, chunk.data_page_offset + 60)
@@ -370,7 +371,7 @@ def test_references_are_read_from_their_roots_and_checked(
         for image in sample["images"]:
             (root / image["path"]).write_bytes(image["bytes"])
         referring.append({**sample, "images": [{"bytes": None, "path": image["path"]} for image in sample["images"]]})
-    directory = write(referring, "referring").directory
+    directory = write(referring, "referring").where
     roots = {"captions": root, "questions": root}
     embedded = first_batch(loader(processor, write(samples[:8], "embedded"), Deal(8, 8)))
     batch = first_batch(loader(processor, Shards(directory, roots), Deal(8, 8)))
@@ -382,6 +383,31 @@ def test_references_are_read_from_their_roots_and_checked(
     assert sorted(bad) == ["sample 0 (captions example 0)", "sample 1 (questions example 0)"]
     with pytest.raises(DataError, match="no image root is given for captions"):
         Shards(directory).read([0])
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+def test_shards_at_a_url_are_read_through_a_cache(
+    write: Callable, samples: list[dict], tmp_path: Path, limit: int | None
+) -> None:
+    local = write(samples)
+    url = f"file://{tmp_path}/remote"
+    push(Path(local.where), url, log=lambda line: None)
+    expected = local.read(range(COUNT))
+    for _ in range(2):
+        read = Shards(url, cache=tmp_path / "cache", cache_bytes=limit).read(range(COUNT))
+        for example, other in zip(read, expected, strict=True):
+            assert (example.name, example.images, example.problem) == (other.name, other.images, None)
+            assert example.input_ids.tolist() == other.input_ids.tolist()
+    with pytest.raises(DataError, match=r"give loading\.cache"):
+        Shards(url)
+    last = max(path for path in (tmp_path / "remote").glob("shard-*.parquet"))
+    _flip(last, 100)
+    far = Shards(url, cache=tmp_path / "another")
+    assert far.read([0])[0].index == 0
+    with pytest.raises(DataError, match="is not what its manifest says"):
+        far.read([COUNT - 1])
+    with pytest.raises(DataError, match="no finished shards"):
+        Shards(f"file://{tmp_path}/nowhere", cache=tmp_path / "cache")
 
 
 def _rewrite_manifest(directory: Path, change: Callable[[dict], object]) -> None:
@@ -418,19 +444,19 @@ def _drop_column(directory: Path) -> None:
     ("damage", "message"),
     [
         (lambda directory: (directory / "manifest.json").unlink(), "never finished"),
-        (lambda directory: min(directory.glob("shard-*.parquet")).unlink(), "is missing: build the shards again"),
+        (lambda directory: min(directory.glob("shard-*.parquet")).unlink(), "is missing: delete"),
         (_truncate, "bytes, its manifest says"),
         (_swap, "does not hold samples 0 and following: files were swapped"),
         (_drop_column, "has no columns"),
         (lambda directory: _rewrite_manifest(directory, lambda m: m.pop("tokenizer")), "has no 'tokenizer'"),
         (lambda directory: _rewrite_manifest(directory, lambda m: m["shards"].pop(0)), "begins at sample 40, but 0"),
-        (lambda directory: _rewrite_manifest(directory, lambda m: m.update(num_samples=97)), "97 in the manifest"),
+        (lambda directory: _rewrite_manifest(directory, lambda m: m.update(num_samples=97)), "97 in the "),
     ],
 )
 def test_damaged_shards_are_named(
     write: Callable, samples: list[dict], damage: Callable[[Path], object], message: str
 ) -> None:
-    directory = write(samples).directory
+    directory = Path(write(samples).where)
     damage(directory)
     with pytest.raises(DataError, match=message) as error:
         Shards(directory).read(range(COUNT))

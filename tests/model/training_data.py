@@ -13,6 +13,8 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from pipelines.schema import LENGTHS, SHARD
+from pipelines.shards import FORMAT
+from pipelines.store import file_sha256
 
 COLOURS = ["red", "green", "blue", "yellow"]
 
@@ -99,12 +101,13 @@ def write_shards(
     names = [sample["dataset"] for sample in samples]
     manifest = {
         "stage": "shards",
+        "format": FORMAT,
         "key": {"made": "by hand", "samples": len(samples)},
         "num_samples": len(samples),
         "datasets": {name: names.count(name) for name in sorted(set(names))},
         "image_token_id": image_token_id,
         "tokenizer": hashlib.sha256((tokenizer_directory / "tokenizer.json").read_bytes()).hexdigest()[:16],
-        "lengths": {"file": lengths.name, "sha256": hashlib.sha256(lengths.read_bytes()).hexdigest()},
+        "lengths": {"file": lengths.name, "sha256": file_sha256(lengths), "num_bytes": lengths.stat().st_size},
         "shards": shards,
     }
     (directory / "manifest.json").write_text(json.dumps(manifest))
