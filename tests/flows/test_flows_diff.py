@@ -41,7 +41,7 @@ def test_a_changed_weight(run):
     assert stage["datasets"]["vqav2"]["inputs"] == {}
     assert stage["datasets"]["vqav2"]["numbers"]["share"] == [0.75, 0.5]
     assert stage["datasets"]["refcoco"]["numbers"]["samples"] == [6, 12]
-    assert stage["shards"]["new"] == 2
+    assert stage["shards"]["new"] == stage["shards"]["b"] > 1
     assert 6 <= stage["samples"]["other"] <= 24
     assert stage["samples"]["built_anew"] == 0
     json.dumps(found)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.check import check_settings
 from flows.recipe import RECIPES, RecipeError, load_recipe
 from flows.workspace import locate_workspace
 
@@ -119,3 +120,22 @@ def test_keys_and_numbers_that_are_none(tmp_path, text):
     path.write_text(text)
     with pytest.raises(RecipeError, match="not valid YAML"):
         load_recipe(path)
+
+
+def test_how_shards_hold_pictures(write_recipe):
+    recipe = load_recipe(write_recipe({"images": "reference", "pretrain/data/shard_mib": 64}))
+    assert (recipe.images, recipe.pretrain.data.shard_mib, recipe.finetune.data.shard_mib) == ("reference", 64, 0.01)
+    with pytest.raises(RecipeError, match=r"pretrain\.data\.image_side shrinks .*, but images: reference"):
+        load_recipe(write_recipe({"images": "reference", "pretrain/data/image_side": 336}))
+    for wrong in (0, 2000, "much"):
+        with pytest.raises(RecipeError, match="shard_mib"):
+            load_recipe(write_recipe({"pretrain/data/shard_mib": wrong}))
+    with pytest.raises(RecipeError, match="shard_samples"):
+        load_recipe(write_recipe({"pretrain/data/shard_samples": 4096}))
+
+
+def test_a_remote_that_is_no_url_is_told_before_anything_runs(write_recipe):
+    for remote in ("bucket/prefix", "nonsense://bucket"):
+        paths = {"store": "store", "runs": "runs", "data": "data", "remote": remote}
+        with pytest.raises(RecipeError, match=rf"paths.remote: {remote}"):
+            check_settings(load_recipe(write_recipe({"paths": paths})))

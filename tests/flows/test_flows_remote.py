@@ -1,0 +1,49 @@
+"""A recipe's shards at a URL, with references to pictures and with small ones."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from flows.runs import is_run, shards_at
+from pipelines.remote import push, shards_url
+from pipelines.store import read_manifest
+from pipelines.verify import verify
+
+
+def quiet(line: str) -> None:
+    """Progress is of no interest here."""
+
+
+def test_built_shards_are_pushed_and_referenced_pictures_found(recipe_of, build_data, corpus, tmp_path):
+    remote = f"file://{tmp_path}/remote"
+    paths = {"store": str(corpus / "store"), "runs": str(tmp_path / "runs"), "data": str(corpus / "data")}
+    data = build_data(recipe_of({"paths": {**paths, "remote": remote}, "images": "reference"}))
+    for stage in ("pretrain", "finetune"):
+        shards = data[stage].shards
+        assert verify(shards_url(remote, shards), quiet) == []
+        manifest = read_manifest(shards)
+        assert manifest["images"] == {"mode": "reference", "shrink": None}
+    table = pq.read_table(shards / manifest["shards"][0]["file"]).to_pylist()
+    images = {"vqav2": corpus / "data/VQAv2/images", "refcoco": corpus / "data/coco/images/train2014"}
+    for row in table:
+        assert all((images[row["dataset"]] / image["path"]).is_file() for image in row["images"])
+
+
+def test_shrunk_pictures_are_part_of_what_shards_are_named_by(recipe_of, build_data):
+    whole = build_data(recipe_of())["finetune"].shards
+    small = build_data(recipe_of({"finetune/data/image_side": 16}))["finetune"].shards
+    assert whole != small and verify(str(small), quiet) == []
+    assert read_manifest(small)["key"]["images"]["shrink"]["side"] == 16
+
+
+def test_a_run_a_directory_and_a_url_are_told_apart(recipe_of, build_data, tmp_path):
+    shards = build_data(recipe_of())["finetune"].shards
+    run = tmp_path / "runs/tiny/one"
+    (run / "data").mkdir(parents=True)
+    (run / "recipe.yaml").write_text("")
+    (run / "data/finetune").symlink_to(shards)
+    assert shards_at(str(run)) == [str(shards)] and is_run(str(run))
+    for place in (str(shards), f"{run}/data/finetune", "s3://bucket/shards"):
+        assert shards_at(place) == [place] and not is_run(place)
+    push(Path(f"{run}/data/finetune"), f"file://{tmp_path}/out", quiet)
+    assert verify(f"file://{tmp_path}/out", quiet) == []
