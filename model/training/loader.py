@@ -100,7 +100,8 @@ class Loader:
                     if closed.is_set():
                         return
                     packs = self.plan.packs(first, first + self.deal.global_batch)
-                    begun.append([_Pass(self, pool, own) for own in self.deal.own(packs)])
+                    oldest = min(pack.window for pack in packs)
+                    begun.append([_Pass(self, pool, own, oldest) for own in self.deal.own(packs)])
                     if len(begun) > 1:  # while one step is put together, the threads decode the next
                         put([each.batch() for each in begun.popleft()])
                 while begun and not closed.is_set():
@@ -110,12 +111,12 @@ class Loader:
 
 
 class _Pass:
-    """A forward pass whose samples are read and whose images are being decoded."""
+    """A forward pass whose samples are read and whose images are being decoded. oldest: no sample before it will be
+    read again."""
 
-    def __init__(self, loader: Loader, pool: ThreadPoolExecutor, packs: list[Pack]):
+    def __init__(self, loader: Loader, pool: ThreadPoolExecutor, packs: list[Pack], oldest: int):
         self.loader = loader
         samples = sorted(itertools.chain.from_iterable(pack.samples.tolist() for pack in packs))
-        oldest = min(pack.window for pack in packs)
         found = dict(zip(samples, loader.shards.read(samples, oldest), strict=True))
         self.packs = [[found[i] for i in pack.samples.tolist()] for pack in packs]
         images = [image for pack in self.packs for example in pack for image in example.images]

@@ -194,6 +194,30 @@ def test_the_state_of_another_plan_is_refused(
         loader(processor, shards, Deal(4, 4), Packing(max_tokens=101)).load_state_dict(state)
 
 
+@pytest.mark.parametrize("packing", [None, Packing(max_tokens=120, window=24)])
+def test_each_row_group_is_read_once(
+    write: Callable,
+    processor: HoneybeeProcessor,
+    samples: list[dict],
+    packing: Packing | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shards = write(samples)
+    read: list[int] = []
+    whole = pq.ParquetFile.read_row_group
+
+    def counted(file: pq.ParquetFile, group: int, columns: list[str]) -> Any:
+        if "images" in columns:
+            read.append(group)
+        return whole(file, group, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    for _ in loader(processor, shards, Deal(4, 1), packing):
+        pass
+    files = Path(shards.where).glob("shard-*")
+    assert sorted(read) == sorted(group for path in files for group in range(pq.ParquetFile(path).num_row_groups))
+
+
 def test_ranks_have_like_many_tokens(write: Callable, processor: HoneybeeProcessor, samples: list[dict]) -> None:
     plan = make_plan(write(samples).lengths, None, M)
     packs = plan.packs(0, COUNT)
