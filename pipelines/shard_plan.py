@@ -20,7 +20,7 @@ from pipelines.example_files import ExampleFiles
 from pipelines.mixture import Mixture
 from pipelines.shrink import Shrink
 
-# Bytes that compressed texts, token ids and loss mask take: measured by benchmarks/shards.py.
+# Bytes that compressed texts, token ids and loss mask take, rather too many: see benchmarks/README.md.
 BYTES_PER_TOKEN = 2
 BYTES_PER_SAMPLE = 30
 BYTES_PER_IMAGE = 70  # of names and sums
