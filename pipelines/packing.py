@@ -8,6 +8,7 @@ its packs are asked for.
 """
 
 import io
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.hashing import mix64
 from pipelines.pack_window import NO_LIMIT, pack_window
+from pipelines.schema import LENGTHS
 from pipelines.store import file_sha256, fingerprint, write_atomic
 
 VERSION = 1  # raise it when the same lengths and settings give other packs
@@ -50,6 +52,8 @@ class Lengths:
             self._file = pq.ParquetFile(path)
         except (pa.ArrowException, OSError) as error:
             raise PackingError(f"{path} cannot be read: {error}; build the shards again") from None
+        if not self._file.schema_arrow.equals(LENGTHS):
+            raise PackingError(f"{path} has other columns than lengths have: build the shards again")
         groups = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
         self._firsts = np.concatenate([[0], np.cumsum(groups, dtype=np.int64)])
         self._open: tuple[int, np.ndarray] | None = None
@@ -153,8 +157,11 @@ def kept_plan(
     plan = Plan(lengths, packing, image_tokens)
     path = directory / f"plan-{plan.fingerprint}.npz"
     if packing is not None and path.is_file():
-        with np.load(path, allow_pickle=False) as kept:
-            return Plan(lengths, packing, image_tokens, kept["starts"], float(kept["used"]))
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                return Plan(lengths, packing, image_tokens, kept["starts"], float(kept["used"]))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise PackingError(f"{path} cannot be read: {error}; delete it, it is made again") from None
     plan = make_plan(lengths, packing, image_tokens, threads)
     if plan.starts is not None and keep:
         directory.mkdir(parents=True, exist_ok=True)
@@ -201,8 +208,10 @@ def _positions(columns: np.ndarray, image_tokens: int) -> np.ndarray:
 
 def _pack(positions: np.ndarray, images: np.ndarray, packing: Packing) -> tuple[np.ndarray, int]:
     """The pack of each sample of one window, int32 (n,), and how many packs there are."""
-    most, most_images = packing.max_tokens, packing.max_images or NO_LIMIT
-    fewest = max(-(-int(positions.sum()) // most), -(-int(images.sum()) // most_images))
+    total = int(positions.sum())
+    most = min(packing.max_tokens, total)  # more room than samples would only take memory
+    most_images = packing.max_images or NO_LIMIT
+    fewest = max(-(-total // most), -(-int(images.sum()) // most_images))
     out = np.empty(len(positions), np.int32)
     count = pack_window(positions, images, most, most_images, fewest, out)
     if count > fewest:  # the last ones hold little: so many, but all as full as each other
@@ -213,6 +222,13 @@ def _pack(positions: np.ndarray, images: np.ndarray, packing: Packing) -> tuple[
 
 
 def _check(begin: int, positions: np.ndarray, images: np.ndarray, packing: Packing) -> None:
+    wrong = np.flatnonzero((positions < 1) | (images < 0))
+    if len(wrong):
+        place = int(wrong[0])
+        raise PackingError(
+            f"sample {begin + place} has {positions[place]:,} positions and {images[place]:,} images by its length, "
+            "which no sample has: build the shards again"
+        )
     limits = [("positions", positions, packing.max_tokens, "max_tokens")]
     if packing.max_images:
         limits.append(("images", images, packing.max_images, "max_images"))

@@ -176,9 +176,11 @@ def push(directory: Path, url: str, log: Callable[[str], None] = print) -> None:
     if (directory / CARD).is_file():
         wanted[CARD] = ((directory / CARD).stat().st_size, file_sha256(directory / CARD))
     own = (directory / MANIFEST).read_bytes()
+    others = sorted(name for name in there if name.endswith(".parquet") and name not in wanted)
+    if others or (MANIFEST in there and files.read(MANIFEST) != own):
+        example = f", such as {others[0]}" if others else ""
+        raise RemoteError(f"{url} holds other shards{example}: give another URL, or remove them first")
     if MANIFEST in there:
-        if files.read(MANIFEST) != own:
-            raise RemoteError(f"{url} holds other shards: give another URL, or remove them first")
         if all(there.get(name) == size for name, (size, _) in wanted.items()):
             log(f"{url}: there already")
             return
@@ -220,7 +222,8 @@ class LocalCopy:
     """
 
     def __init__(self, url: str, directory: Path, limit_bytes: int | None = None, hold: int = 4):
-        """Raises ShardError where there are no shards of this format, RemoteError for a URL that cannot be read."""
+        """Raises ShardError where there are no shards of this format, RemoteError for a URL that cannot be read
+        and for a directory that cannot be written."""
         self.url, self.directory, self.limit_bytes, self.hold = url.rstrip("/"), directory, limit_bytes, hold
         self._files = Files(self.url)
         self.manifest: dict[str, Any] = self._files.manifest()
@@ -228,7 +231,11 @@ class LocalCopy:
         named = [*self.manifest["shards"], self.manifest["lengths"]]
         self._facts = {facts["file"]: facts for facts in named}
         self._held: OrderedDict[Path, BinaryIO] = OrderedDict()
-        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / ".room.lock").touch()
+        except OSError as error:
+            raise RemoteError(f"{directory} cannot hold the local copy of {url}: {error}: give another") from None
 
     def fetch(self, file: str) -> Path:
         """Where the file is on the local disk. file: as the manifest names it. Raises KeyError for one that it does not

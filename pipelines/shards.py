@@ -226,13 +226,32 @@ def read_shards_manifest(directory: Path) -> dict[str, Any]:
 
 
 def check_format(manifest: Any, where: object) -> None:
-    """Raises ShardError unless the manifest of shards is of this FORMAT. where: what the error says of its place."""
+    """Raises ShardError unless the manifest of shards is of this FORMAT and names its files. where: what the error says
+    of its place."""
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
         raise ShardError(
             f"{where} holds shards of format {found}, this version reads format {FORMAT}: build them again, or read "
             "them with the version that built them"
         )
+    named = manifest.get("shards")
+    whole = isinstance(named, list) and len(named) > 0 and _is_count(manifest.get("num_samples"))
+    if not whole or not all(map(_names_shard, named)) or not _names_file(manifest.get("lengths")):
+        raise ShardError(f"{where}: manifest.json does not name files as shards do: copy it anew, or build again")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def _names_file(facts: Any) -> bool:
+    if not isinstance(facts, dict) or not all(isinstance(facts.get(key), str) for key in ("file", "sha256")):
+        return False
+    return Path(facts["file"]).name == facts["file"] and _is_count(facts.get("num_bytes"))
+
+
+def _names_shard(facts: Any) -> bool:
+    return _names_file(facts) and all(_is_count(facts.get(key)) for key in ("first", "num_samples"))
 
 
 def check_sizes(directory: Path, manifest: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.images import ImageRoot
@@ -107,13 +108,15 @@ class Shards:
         self.num_samples: int = manifest["num_samples"]
         self.datasets: list[str] = list(manifest["datasets"])
         self.image_token_id: int = manifest["image_token_id"]
+        self._filler = int(self.image_token_id == 0)  # a token that stands for those that cannot be read
         self.tokenizer: str = manifest["tokenizer"]
         self.key = manifest.get("key")
         self._names = [shard["file"] for shard in manifest["shards"]]
         self._firsts = [shard["first"] for shard in manifest["shards"]]
         lengths = self._path(manifest["lengths"]["file"])
         if file_sha256(lengths) != manifest["lengths"]["sha256"]:
-            raise DataError(f"{lengths} is not the file that was built: build the shards again")
+            remedy = "build the shards again" if self._copy is None else "delete it, and it is brought again"
+            raise DataError(f"{lengths} is not the file that was built: {remedy}")
         self.lengths = Lengths(lengths)
         counts = sum(shard["num_samples"] for shard in manifest["shards"]), len(self.lengths)
         if counts != (self.num_samples, self.num_samples):
@@ -148,7 +151,8 @@ class Shards:
                 raise DataError(str(error)) from None
             if self._ahead is not None and shard + 1 < len(self._names):
                 self._ahead.fetch(self._names[shard + 1])
-            self._files[shard] = _ShardFile(path, self._firsts[shard], self._end(shard), self.lengths, self._roots)
+            first, end = self._firsts[shard], self._end(shard)
+            self._files[shard] = _ShardFile(path, first, end, self.lengths, self._roots, self._filler)
         return self._files[shard]
 
 
@@ -172,13 +176,13 @@ class _Ahead:
 class _ShardFile:
     """One open shard: samples first … end - 1."""
 
-    def __init__(self, path: Path, first: int, end: int, lengths: Lengths, roots: Mapping[str, ImageRoot]):
-        self.path, self.lengths, self.roots = path, lengths, roots
+    def __init__(self, path: Path, first: int, end: int, lengths: Lengths, roots: Mapping[str, ImageRoot], filler: int):
+        self.path, self.lengths, self.roots, self.filler = path, lengths, roots, filler
         try:
             self._file = pq.ParquetFile(path, page_checksum_verification=True)
-        except (pa.ArrowException, OSError) as error:
+            missing = sorted(set(COLUMNS) - set(self._file.schema_arrow.names))
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read: {error}") from None
-        missing = sorted(set(COLUMNS) - set(self._file.schema_arrow.names))
         if missing:
             raise DataError(f"{path} has no columns {missing}: it was made by another version")
         groups = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
@@ -206,6 +210,7 @@ class _ShardFile:
         damage = None
         try:
             table = self._file.read_row_group(group, columns=COLUMNS)
+            table.validate(full=True)  # no sum covers the heads of the pages
         except (pa.ArrowException, OSError) as error:
             damage = f"{place}: {error}"
             log.warning("%s is damaged (%s): looking for what is left of it", place, error)
@@ -215,7 +220,22 @@ class _ShardFile:
                 f"{place}, does not hold samples {first} and following: files were swapped or edited; build the "
                 "shards again"
             )
-        return _RowGroup(first, table, damage, self.lengths, self.roots)
+        if table is not None:
+            self._check_lengths(first, table, place, images=damage is None)
+        return _RowGroup(first, table, damage, self.lengths, self.roots, self.filler)
+
+    def _check_lengths(self, first: int, table: pa.Table, place: str, images: bool) -> None:
+        """Raises DataError unless the samples are as long as the plan takes them for: a pack would hold too much."""
+        planned = self.lengths.read(first, first + len(table))
+        for column, says in (("input_ids", planned[0]), ("images", planned[1]))[: 1 + images]:
+            found = pc.fill_null(pc.list_value_length(table[column]), 0).to_numpy()
+            wrong = np.flatnonzero(found != says)
+            if len(wrong):
+                row = int(wrong[0])
+                raise DataError(
+                    f"{place}: sample {first + row} has {found[row]} {column}, {self.lengths.path} says {says[row]}: "
+                    "they are not of one build; build the shards again"
+                )
 
     def _read_damaged(self, group: int) -> pa.Table | None:
         """The row group if only its images are damaged, read without sums; else None."""
@@ -223,7 +243,9 @@ class _ShardFile:
             small = self._file.read_row_group(group, columns=SMALL_COLUMNS)
             with pq.ParquetFile(self.path) as unchecked:
                 images = unchecked.read_row_group(group, columns=["images"])
-            return small.append_column("images", images["images"])
+            table = small.append_column("images", images["images"])
+            table.validate(full=True)
+            return table
         except (pa.ArrowException, OSError):
             return None
 
@@ -239,15 +261,16 @@ class _RowGroup:
         damage: str | None,
         lengths: Lengths,
         roots: Mapping[str, ImageRoot],
+        filler: int,
     ):
-        self.first, self.damage, self.lengths, self.roots = first, damage, lengths, roots
+        self.first, self.damage, self.lengths, self.roots, self.filler = first, damage, lengths, roots, filler
         self.columns = {} if table is None else {name: table[name].combine_chunks() for name in COLUMNS}
 
     def example(self, index: int) -> Example:
         if not self.columns:
             tokens, _ = self.lengths.read(index, index + 1)[:, 0]
-            nothing = np.zeros(tokens, np.int32)
-            return Example(index, UNREADABLE, index, nothing, nothing.astype(bool), (), self.damage)
+            nothing, unlearned = np.full(tokens, self.filler, np.int32), np.zeros(tokens, bool)
+            return Example(index, UNREADABLE, index, nothing, unlearned, (), self.damage)
         row = index - self.first
         values = {name: self.columns[name][row] for name in ("dataset", "example", "image_sha256", "images")}
         dataset = values["dataset"].as_py()

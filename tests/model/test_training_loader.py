@@ -380,6 +380,47 @@ def test_a_flipped_bit_in_the_tokens_costs_their_row_group(
     assert all(batch.supervised[i] > 0 for i in range(24) if i not in lost)
 
 
+def test_a_picture_whose_name_is_damaged_costs_its_row_group(write: Callable, samples: list[dict]) -> None:
+    """Its name is no UTF-8, which no one but Arrow's own check would notice before it is shown."""
+    directory = Path(write(samples).where)
+    first = min(directory.glob("shard-*.parquet"))
+    data = bytearray(first.read_bytes())
+    start = _leaf(pq.ParquetFile(first), "images.list.element.path").data_page_offset
+    data[data.index(b"2.png", start)] ^= 0x80
+    first.write_bytes(data)
+    read = Shards(directory).read(range(COUNT))
+    assert [example.index for example in read if example.problem] == list(range(16))
+
+
+def test_what_cannot_be_read_shows_no_picture_where_zero_is_the_image_token(
+    tiny_backbones: Path, processor: HoneybeeProcessor, samples: list[dict], tmp_path: Path
+) -> None:
+    text = [sample for sample in samples if not sample["images"]][:8]
+    text = [dict(sample, index=index) for index, sample in enumerate(text)]
+    directory = write_shards(tmp_path / "zero", text, tiny_backbones / "llm", image_token_id=0)
+    _flip(directory / "shard-00000-of-00001.parquet", _leaf_place(directory, "loss_mask"))
+    shards = Shards(directory)
+    lost = shards.read(range(8))
+    assert all(example.problem and not (example.input_ids == 0).any() for example in lost)
+
+
+def _leaf_place(directory: Path, column: str) -> int:
+    return _leaf(pq.ParquetFile(min(directory.glob("shard-*.parquet"))), column).data_page_offset + 45
+
+
+@pytest.mark.parametrize("column", ["num_tokens", "num_images"])
+def test_samples_that_are_longer_than_their_lengths_are_refused(
+    write: Callable, processor: HoneybeeProcessor, samples: list[dict], column: str
+) -> None:
+    """A pack would hold more than its positions."""
+    samples = [dict(sample) for sample in samples]
+    samples[20][column] = 1 if column == "num_tokens" else 0
+    shards = write(samples)
+    wrong = "input_ids" if column == "num_tokens" else "images"
+    with pytest.raises(DataError, match=rf"row group 1: sample 20 has \d+ {wrong}, .*lengths.parquet says .*: they"):
+        list(loader(processor, shards, Deal(2, 2), Packing(max_tokens=120, window=24)))
+
+
 def _leaf(file: pq.ParquetFile, column: str) -> Any:
     group = file.metadata.row_group(0)
     return next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema.startswith(column))

@@ -1,5 +1,6 @@
 """The packing plan: whole, within its limits, full, and the same however it is asked for."""
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from pipelines.mixture import make_mixture
 from pipelines.packing import Lengths, Packing, PackingError, Plan, kept_plan, make_plan
+from pipelines.schema import LENGTHS
 
 M = 9
 
@@ -20,8 +22,8 @@ M = 9
 def write(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Lengths]:
     def write(tokens: np.ndarray, images: np.ndarray, group: int = 1000) -> Lengths:
         path = tmp_path_factory.mktemp("lengths") / "lengths.parquet"
-        columns = {"num_tokens": pa.array(tokens, pa.int32()), "num_images": pa.array(images, pa.int16())}
-        pq.write_table(pa.table(columns), path, row_group_size=group)
+        columns = [pa.array(tokens, pa.int32()), pa.array(images, pa.int16())]
+        pq.write_table(pa.table(columns, schema=LENGTHS), path, row_group_size=group)
         return Lengths(path)
 
     return write
@@ -149,6 +151,50 @@ def test_lengths_that_cannot_be_read_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "lengths.parquet").write_bytes(b"PAR1")
     with pytest.raises(PackingError, match=r"lengths\.parquet cannot be read"):
         Lengths(tmp_path / "lengths.parquet")
+
+
+@pytest.mark.parametrize(("tokens", "images"), [(0, 0), (-3, 0), (5, -1)])
+def test_a_length_that_no_sample_has_is_named(write: Callable, tokens: int, images: int) -> None:
+    """It would reach past the ends of what compiled code counts in."""
+    lengths = write(np.array([5, tokens, 7]), np.array([0, images, 1]))
+    with pytest.raises(PackingError, match=r"sample 1 has .* by its length, which no sample has: build the shards"):
+        make_plan(lengths, Packing(max_tokens=60), M)
+
+
+@pytest.mark.parametrize("columns", [["num_tokens"], ["num_images", "num_tokens"], None])
+def test_lengths_with_other_columns_are_an_error(tmp_path: Path, columns: list[str] | None) -> None:
+    path = tmp_path / "lengths.parquet"
+    table = pa.table([pa.array([5, 6], pa.int32()), pa.array([0, 1], pa.int16())], schema=LENGTHS)
+    without = pa.table({"num_tokens": pa.array([5, None], pa.int32()), "num_images": pa.array([0, 1], pa.int16())})
+    pq.write_table(table.select(columns) if columns else without, path)
+    with pytest.raises(PackingError, match=r"lengths\.parquet has other columns than lengths have: build"):
+        Lengths(path)
+
+
+def test_room_that_no_window_fills_takes_no_memory(write: Callable) -> None:
+    """A row of bits for every length of a window, each as long as a pack, would be 1 GiB."""
+    tokens = np.arange(1, 513)
+    lengths = write(tokens, np.zeros(512))
+    make_plan(lengths, Packing(max_tokens=512), M)  # compiled before the limit
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (512 << 20), before[1]))
+    try:
+        plan = make_plan(lengths, Packing(max_tokens=(1 << 24) - 1), M)
+        assert [pack.tokens for pack in plan.packs(0, plan.num_packs)] == [tokens.sum()]
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def test_a_kept_plan_that_is_damaged_is_named(write: Callable, tmp_path: Path) -> None:
+    lengths, packing = write(*mixed(500)), Packing(max_tokens=512, window=100)
+    kept_plan(tmp_path, lengths, packing, M)
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    for damaged in (content[:-9], content[:200].replace(b"NUMPY", b"NUMPI") + content[200:], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(PackingError, match=rf"{path.name} cannot be read: .*; delete it, it is made again"):
+            kept_plan(tmp_path, lengths, packing, M)
 
 
 def test_a_kept_plan_is_the_same_and_a_changed_one_is_made_anew(write: Callable, tmp_path: Path) -> None:

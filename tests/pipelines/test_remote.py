@@ -144,6 +144,25 @@ def test_a_copy_takes_no_file_that_is_not_what_the_manifest_says(shards, harm, t
     assert not [path for path in (tmp_path / "cache").iterdir() if not path.name.endswith(".lock")]
 
 
+def test_what_a_push_of_other_shards_left_is_not_taken_in(shards, tmp_path):
+    """Whoever reads shard-*.parquet would read it too."""
+    left = tmp_path / "remote/shard-00000-of-00099.parquet"
+    left.parent.mkdir()
+    left.write_bytes(b"sent before it was killed")
+    with pytest.raises(RemoteError, match=r"holds other shards, such as shard-00000-of-00099\.parquet: give"):
+        push(shards, f"file://{tmp_path}/remote", quiet)
+    assert list(left.parent.iterdir()) == [left]
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_cache_that_cannot_be_is_named(shards, tmp_path, place):
+    url = f"file://{tmp_path}/remote"
+    push(shards, url, quiet)
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(RemoteError, match=rf"{tmp_path / place} cannot hold the local copy of {url}: .*: give another"):
+        LocalCopy(url, tmp_path / place)
+
+
 def test_a_copy_of_another_format_or_of_nothing(shards, tmp_path):
     url = f"memory://{uuid.uuid4().hex}"
     with pytest.raises(ShardError, match="holds no finished shards"):

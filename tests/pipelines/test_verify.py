@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from pipelines.mix import build_shards
+from pipelines.remote import push
 from pipelines.schema import SHARD
 from pipelines.shard_error import ShardError
 from pipelines.shard_plan import Pictures
@@ -202,6 +203,29 @@ def test_a_manifest_that_lacks_something(copied, key):
     write(copied, manifest)
     with pytest.raises(ShardError, match=rf"manifest.json lacks or misstates '{key}'"):
         faults_of(copied)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest.pop("shards"),
+        lambda manifest: manifest.update(shards=[]),
+        lambda manifest: manifest["shards"][0].pop("sha256"),
+        lambda manifest: manifest["shards"][0].update(first="0"),
+        lambda manifest: manifest["shards"][0].update(num_samples=-1),
+        lambda manifest: manifest["shards"][0].update(file="../shard-00000-of-00001.parquet"),
+        lambda manifest: manifest.pop("lengths"),
+        lambda manifest: manifest.update(num_samples=None),
+    ],
+)
+def test_a_manifest_that_names_no_files(copied, change):
+    manifest = read_manifest(copied)
+    change(manifest)
+    write(copied, manifest)
+    with pytest.raises(ShardError, match=r"manifest\.json does not name files as shards do"):
+        faults_of(copied)
+    with pytest.raises(ShardError, match=r"manifest\.json does not name files as shards do"):
+        push(copied, f"file://{copied}/remote", lambda line: None)
 
 
 def test_no_shards_at_all(tmp_path):
