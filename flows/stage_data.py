@@ -10,6 +10,7 @@ from pipelines.build import DatasetSpec, build_examples, build_images
 from pipelines.decontaminate import Decontamination
 from pipelines.embed_stage import build_embeddings
 from pipelines.mix import build_shards
+from pipelines.packing import Lengths, PackingError, make_plan
 from pipelines.remote import push, shards_url
 from pipelines.shard_plan import Pictures
 from pipelines.shrink import Shrink
@@ -55,6 +56,16 @@ def stage_data(
         log=log,
     )
     log(f"{stage} shards: {shards}")
+    if part.train.packing is not None:  # what cannot be packed is told before anything is trained
+        lengths = Lengths(shards / "lengths.parquet")
+        plan = make_plan(lengths, part.train.packing, recipe.model.projector.num_tokens)
+        steps = plan.num_packs // part.train.global_batch
+        log(f"{stage}: {plan.num_packs:,} packs, {plan.used:.1%} of their positions used, enough for {steps:,} steps")
+        if steps < (part.train.steps or 1):
+            raise PackingError(
+                f"{stage}: {part.samples:,} samples make {plan.num_packs:,} packs, enough for {steps:,} steps of "
+                f"{part.train.global_batch}: raise data.samples, or lower train.steps or train.global_batch"
+            )
     if recipe.paths.remote is not None:
         push(shards, shards_url(recipe.paths.remote, shards), log)
     return StageData(stage, examples, shards)

@@ -9,7 +9,7 @@ from flows.memory import Sizes, rank_bytes, sizes
 from flows.plan import plan
 from flows.recipe import Data, RecipeError, Train, load_recipe
 from flows.workspace import STAGES
-from pipelines.packing import Packing
+from pipelines.packing import Packing, PackingError
 
 COLUMNS = [
     "dataset",
@@ -155,3 +155,16 @@ def test_memory_follows_the_formula():
     assert packed["logits"] == 8 * 2 * 40 * 5
     whole = rank_bytes(model, data, train.model_copy(update={"zero_stage": 3, "offload": True}), ranks=2)
     assert (whole["weights"], whole["gradients"], whole["optimiser"]) == (100, 0, 0)
+
+
+def test_packs_are_forecast_and_too_few_of_them_are_told_before_training(recipe_of, build_data):
+    packed = {"finetune/data/samples": 24, "finetune/train/packing": {"max_tokens": 300}, "finetune/train/steps": None}
+    packed |= {"finetune/train/global_batch": 2, "finetune/train/micro_batch": 1}
+    recipe = recipe_of(packed)
+    build_data(recipe)
+    lines = list(plan(recipe, training=False))
+    assert any("finetune: 24 samples in packs of 300 positions, 2 packs to a step" in line for line in lines)
+    (forecast,) = re.findall(r"fill about (\d+) steps of 2 packs", "\n".join(lines))
+    few = recipe_of(packed | {"finetune/train/steps": int(forecast) + 2})
+    with pytest.raises(PackingError, match=r"finetune: 24 samples make \d+ packs, enough for \d+ steps of 2: raise"):
+        build_data(few)
