@@ -15,7 +15,8 @@ from flows import settings
 if TYPE_CHECKING:
     from flows.recipe import Recipe
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+_HELP = "From official annotation files to a trained and evaluated vision-language model."
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=_HELP)
 templates = typer.Typer(no_args_is_help=True, help="The wordings that turn annotations into turns.")
 app.add_typer(templates, name="templates")
 
@@ -297,9 +298,10 @@ def _show(recipe: "Recipe", run_id: str) -> None:
 
     directory = results_directory(recipe, run_id)
     summary = json.loads((directory / "scores.json").read_text())
-    typer.echo("")
-    for line in tables.plain(tables.scores(summary)):
-        typer.echo(line)
+    if scores := tables.scores(summary):
+        typer.echo("")
+        for line in tables.plain(scores):
+            typer.echo(line)
     typer.echo(f"\nResults: {os.path.relpath(directory)}  (start with report.md; the model is in model/)")
 
 

@@ -1,5 +1,6 @@
 """`honeybee diff`: what changed in the data between two runs, from their recipes and the manifests they link to."""
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,14 @@ def _changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Change]:
     names = dict.fromkeys([*a, *b])
     # An empty mapping is the same as none: {} → {"too_long": 2} is told by its entry.
     pairs = {name: [None if v == {} else v for v in (a.get(name), b.get(name))] for name in names}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    return {name: pair for name, pair in pairs.items() if not _same(*pair)}
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Shares are normalised weights: other weights beside them can change their last digit."""
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-12)
+    return bool(a == b)
 
 
 def describe(found: Mapping[str, Any]) -> Iterator[str]:

@@ -74,14 +74,16 @@ def _row_groups(shards: Path, limit: int):
 
 def _card(row: dict[str, Any]) -> Card:
     text = "\n".join(f"Human: {turn['user']}\nAI: {turn['assistant']}".strip() for turn in row["turns"])
-    sources = ", ".join(sorted({f"row {turn['row']} by {turn['template']}" for turn in row["turns"]}))
+    sources = ", ".join(sorted({f"row {turn['row']} with template {turn['template']}" for turn in row["turns"]}))
     counts = f"{row['num_tokens']} tokens, {row['num_supervised']} of them supervised"
     encoded = [image["bytes"] for image in row["images"] or () if image["bytes"]]
+    elsewhere = [image["path"] for image in row["images"] or () if image["path"] and not image["bytes"]]
+    outside = f"; not in the shards: {', '.join(elsewhere)}" if elsewhere else ""
     boxes = _BOX.findall(text) if len(encoded) == 1 else []
     return Card(
         title=f"{row['dataset']}, sample {row['index']} (example {row['example']})",
         pictures=tuple(_picture(data, boxes) for data in encoded),
-        text=f"{text}\n\n({counts}; {sources})",
+        text=f"{text}\n\n({counts}; {sources}{outside})",
     )
 
 

@@ -379,6 +379,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         return Recipe.model_validate(content)
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors(include_url=False)
+            f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors(include_url=False)
         )
         raise RecipeError(f"{path}: {problems}") from None

@@ -20,8 +20,16 @@ def find_run(run: str) -> Path:
             directory = place.resolve()
             if (directory / "recipe.yaml").is_file():
                 return directory
-            raise RunError(f"{place} is no run: it has no recipe.yaml")
-    raise RunError(f"no run {run}: give its directory, or RECIPE/RUN_ID of a run under {RUNS}/")
+            raise RunError(f"{place} is no run: it has no recipe.yaml{_beside(place)}")
+    there = _beside((RUNS / run).parent)
+    raise RunError(f"no run {run}: give its directory, or RECIPE/RUN_ID of a run under {RUNS}/{there}")
+
+
+def _beside(directory: Path) -> str:
+    """Names the runs of a directory, the newest five, for a message; nothing where it has none."""
+    runs = sorted(directory.glob("*/recipe.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
+    names = [str(directory / path.parent.name) for path in runs[:5]]
+    return f"; there are {', '.join(names)}" if names else ""
 
 
 def stage_shards(run: Path) -> dict[str, Path]:

@@ -34,8 +34,8 @@ def card(manifest: Mapping[str, Any], examples: Mapping[str, Mapping[str, Any]])
     size = sum(shard["num_bytes"] for shard in manifest["shards"])
     parts = [
         f"{_HEAD}\n# Vision-language instruction data\n",
-        f"{manifest['num_samples']:,} samples of {_names(manifest)} in training order, {tokens:,} tokens (one for each "
-        f"picture), {supervised:,} of them supervised; {len(manifest['shards']):,} Parquet files, {_mib(size)}. Built "
+        f"{manifest['num_samples']:,} samples of {_names(manifest)} in training order, {tokens:,} tokens (a picture "
+        f"counts as one), {supervised:,} of them supervised; {_files(manifest)}, {_mib(size)}. Built "
         f"by Honeybee. {_IMAGES[manifest['images']['mode']]}{_shrunk(manifest['images'])}\n",
         f"## Mixture\n\n{_mixture(manifest)}\n\nEvery prefix of the order holds each dataset within one sample of its "
         "share of samples. Epochs: how often each of its examples is seen.\n",
@@ -51,6 +51,11 @@ def card(manifest: Mapping[str, Any], examples: Mapping[str, Mapping[str, Any]])
 def _names(manifest: Mapping[str, Any]) -> str:
     count = len(manifest["datasets"])
     return f"{count} datasets" if count > 1 else "one dataset"
+
+
+def _files(manifest: Mapping[str, Any]) -> str:
+    count = len(manifest["shards"])
+    return f"{count:,} Parquet files" if count > 1 else "one Parquet file"
 
 
 def _mib(size: int) -> str:

@@ -64,7 +64,8 @@ class Files:
         try:
             content = self.read(MANIFEST)
         except FileNotFoundError:
-            raise ShardError(f"{self.where} holds no finished shards: there is no {MANIFEST}") from None
+            below = "; those of a pushed run lie below it, at shards/FINGERPRINT" if is_url(self.where) else ""
+            raise ShardError(f"{self.where} holds no finished shards: there is no {MANIFEST}{below}") from None
         try:
             return json.loads(content)
         except ValueError as error:

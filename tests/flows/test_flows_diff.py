@@ -1,12 +1,13 @@
 """`honeybee diff` names what changed between two builds, and nothing else."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from flows.diff import compare, describe
+from flows.diff import _changes, compare, describe
 from flows.results import Results
 from flows.runs import RunError
 from pipelines import templates
@@ -94,6 +95,8 @@ def test_runs_that_cannot_be_compared(run, recipe_of, tmp_path):
         compare(one, "tiny/none")
     with pytest.raises(RunError, match=r"is no run: it has no recipe\.yaml"):
         compare(one, str(tmp_path))
+    with pytest.raises(RunError, match=rf"it has no recipe\.yaml; there are {re.escape(str(one))}"):
+        compare(str(one), str(Path(one).parent))
     unfinished = Results(recipe_of(), "begun")
     with pytest.raises(RunError, match=r"begun has no data yet: run it again with --run-id begun"):
         compare(one, str(unfinished.directory))
@@ -103,3 +106,9 @@ def test_runs_that_cannot_be_compared(run, recipe_of, tmp_path):
     unfinished.link("data/pretrain", tmp_path / "gone")
     with pytest.raises(RunError, match=r"data/pretrain leads to .*gone, which is not whole"):
         compare(one, str(unfinished.directory))
+
+
+def test_a_last_digit_is_no_change():
+    # Normalised weights: the sum of the others decides the last digit.
+    assert _changes({"share": 0.03, "samples": 3}, {"share": 0.030000000000000002, "samples": 3}) == {}
+    assert _changes({"share": 0.03}, {"share": 0.0300001}) == {"share": [0.03, 0.0300001]}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from flows.gallery import cards
 from flows.runs import is_run, shards_at
 from pipelines.remote import push, shards_url
 from pipelines.store import read_manifest
@@ -27,6 +28,8 @@ def test_built_shards_are_pushed_and_referenced_pictures_found(recipe_of, build_
     images = {"vqav2": corpus / "data/VQAv2/images", "refcoco": corpus / "data/coco/images/train2014"}
     for row in table:
         assert all((images[row["dataset"]] / image["path"]).is_file() for image in row["images"])
+    first = cards(shards, 1)[0]
+    assert first.pictures == () and "; not in the shards: " in first.text
 
 
 def test_shrunk_pictures_are_part_of_what_shards_are_named_by(recipe_of, build_data):
