@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 
@@ -29,14 +30,21 @@ def measure(commands: dict[str, list[str]], runs: int) -> dict[str, Result]:
     peaks = dict.fromkeys(commands, 0)
     for _ in range(runs):
         for name, arguments in commands.items():
-            took, peak = _run(name, arguments)
+            took, peak = _run(arguments)
             seconds[name].append(took)
             peaks[name] = max(peaks[name], peak)
     return {name: Result(seconds[name], peaks[name]) for name in commands}
 
 
-def _run(name: str, arguments: list[str]) -> tuple[float, int]:
-    with subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True) as process:
+def _run(arguments: list[str]) -> tuple[float, int]:
+    out, peak = watched([sys.executable, *arguments])
+    return float(json.loads(out.strip().splitlines()[-1])), peak
+
+
+def watched(command: list[str], **options: Any) -> tuple[str, int]:
+    """What a process printed, and the largest proportional set size of its tree, in bytes; options: of Popen. Raises
+    RuntimeError if it failed."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options) as process:
         peak, ended = [0], threading.Event()
         watcher = threading.Thread(target=_watch, args=(psutil.Process(process.pid), peak, ended))
         watcher.start()
@@ -44,8 +52,8 @@ def _run(name: str, arguments: list[str]) -> tuple[float, int]:
         ended.set()
         watcher.join()
     if process.returncode:
-        raise RuntimeError(f"{name} failed with exit code {process.returncode}")
-    return float(json.loads(out.strip().splitlines()[-1])), peak[0]
+        raise RuntimeError(f"{command[:3]} failed with exit code {process.returncode}")
+    return out, peak[0]
 
 
 def _watch(process: psutil.Process, peak: list[int], ended: threading.Event) -> None:
