@@ -20,7 +20,7 @@ from torch import Tensor
 from model.training.collate import Batch, Collator
 from model.training.deal import Deal
 from model.training.job import Loading
-from model.training.shards import DataError, ImageFile, Shards
+from model.training.shards import DataError, EmbeddedImage, ImageFile, Shards
 from pipelines.packing import Pack, Plan
 
 log = logging.getLogger("honeybee.training")
@@ -102,7 +102,8 @@ class Loader:
                     packs = self.plan.packs(first, first + self.deal.global_batch)
                     oldest = min(pack.window for pack in packs)
                     begun.append([_Pass(self, pool, own, oldest) for own in self.deal.own(packs)])
-                    if len(begun) > 1:  # while one step is put together, the threads decode the next
+                    # While one step is put together, the threads decode the next; but nobody waits for the first.
+                    if len(begun) > 1 or first == firsts[0]:
                         put([each.batch() for each in begun.popleft()])
                 while begun and not closed.is_set():
                     put([each.batch() for each in begun.popleft()])
@@ -139,17 +140,15 @@ class _Pass:
         batch = self.loader.collate(self.packs, torch.cat([pixels for pixels, _ in decoded]), bad)
         return batch.pin_memory() if self.loader.pin_memory else batch
 
-    def _decode(self, images: list[bytes | ImageFile]) -> tuple[Tensor, list[str | None]]:
+    def _decode(self, images: list[EmbeddedImage | ImageFile]) -> tuple[Tensor, list[str | None]]:
         encoded: list[bytes] = []
         unread: dict[int, str] = {}
         for place, image in enumerate(images):
-            if isinstance(image, ImageFile):
-                try:
-                    image = image.read()
-                except (OSError, ValueError) as error:
-                    unread[place] = str(error)
-                    image = b""
-            encoded.append(image)
+            try:
+                encoded.append(image.read())
+            except (OSError, ValueError) as error:
+                unread[place] = str(error)
+                encoded.append(b"")
         pixels, problems = self.loader.decode(encoded)
         return pixels, [unread.get(place, problem) for place, problem in enumerate(problems)]
 

@@ -34,6 +34,21 @@ class DataError(ValueError):
 
 
 @dataclass(frozen=True)
+class EmbeddedImage:
+    """An image in the shard. sha256: what its bytes were when the shard was built."""
+
+    name: str
+    data: bytes
+    sha256: str
+
+    def read(self) -> bytes:
+        """Its bytes. Raises ValueError where they are not what they were."""
+        if hashlib.sha256(self.data).hexdigest() != self.sha256:
+            raise ValueError(f"{self.name} is not the image that was written")
+        return self.data
+
+
+@dataclass(frozen=True)
 class ImageFile:
     """An image that the shard only refers to. sha256: what its bytes were when the shard was built."""
 
@@ -51,15 +66,15 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Example:
-    """One sample. input_ids, loss_mask: (T,) with the image token once per image; images: their encoded bytes, or the
-    files that hold them. problem: why it cannot be trained on; it then keeps its place, without loss."""
+    """One sample. input_ids, loss_mask: (T,) with the image token once per image; images: what gives their encoded
+    bytes. problem: why it cannot be trained on; it then keeps its place, without loss."""
 
     index: int  # place in the order of all samples
     dataset: str
     number: int  # place in its dataset
     input_ids: np.ndarray
     loss_mask: np.ndarray
-    images: tuple[bytes | ImageFile, ...]
+    images: tuple[EmbeddedImage | ImageFile, ...]
     problem: str | None = None
 
     @property
@@ -180,6 +195,7 @@ class _ShardFile:
         self.path, self.lengths, self.roots, self.filler = path, lengths, roots, filler
         try:
             self._file = pq.ParquetFile(path, page_checksum_verification=True)
+            self._unchecked = pq.ParquetFile(path, metadata=self._file.metadata)
             missing = sorted(set(COLUMNS) - set(self._file.schema_arrow.names))
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read: {error}") from None
@@ -203,56 +219,46 @@ class _ShardFile:
 
     def close(self) -> None:
         self._file.close()
+        self._unchecked.close()
 
     def _read(self, group: int) -> "_RowGroup":
         first, end = self._firsts[group], self._firsts[group + 1]
         place = f"{self.path}, row group {group}"
-        damage = None
         try:
-            table = self._file.read_row_group(group, columns=COLUMNS)
+            table = self._file.read_row_group(group, columns=SMALL_COLUMNS)
+            # Without the sums of their pages, which take ten times as long: every image has a sum of its own.
+            images = self._unchecked.read_row_group(group, columns=["images"])
+            table = table.append_column("images", images["images"])
             table.validate(full=True)  # no sum covers the heads of the pages
         except (pa.ArrowException, OSError) as error:
-            damage = f"{place}: {error}"
-            log.warning("%s is damaged (%s): looking for what is left of it", place, error)
-            table = self._read_damaged(group)
-        if table is not None and table["index"].to_pylist() != list(range(first, end)):
+            log.warning("%s is damaged: %s", place, error)
+            return _RowGroup(first, None, f"{place}: {error}", self.lengths, self.roots, self.filler)
+        index = table["index"].combine_chunks().to_numpy(zero_copy_only=False)
+        if not np.array_equal(index, np.arange(first, end)):
             raise DataError(
                 f"{place}, does not hold samples {first} and following: files were swapped or edited; build the "
                 "shards again"
             )
-        if table is not None:
-            self._check_lengths(first, table, place, images=damage is None)
-        return _RowGroup(first, table, damage, self.lengths, self.roots, self.filler)
+        self._check_lengths(first, table, place)
+        return _RowGroup(first, table, None, self.lengths, self.roots, self.filler)
 
-    def _check_lengths(self, first: int, table: pa.Table, place: str, images: bool) -> None:
+    def _check_lengths(self, first: int, table: pa.Table, place: str) -> None:
         """Raises DataError unless the samples are as long as the plan takes them for: a pack would hold too much."""
         planned = self.lengths.read(first, first + len(table))
-        for column, says in (("input_ids", planned[0]), ("images", planned[1]))[: 1 + images]:
-            found = pc.fill_null(pc.list_value_length(table[column]), 0).to_numpy()
+        for what, column, says in (("tokens", "input_ids", planned[0]), ("images", "image_sha256", planned[1])):
+            counts = pc.fill_null(pc.list_value_length(table[column].combine_chunks()), 0)
+            found = counts.to_numpy(zero_copy_only=False)
             wrong = np.flatnonzero(found != says)
             if len(wrong):
                 row = int(wrong[0])
                 raise DataError(
-                    f"{place}: sample {first + row} has {found[row]} {column}, {self.lengths.path} says {says[row]}: "
+                    f"{place}: sample {first + row} has {found[row]} {what}, {self.lengths.path} says {says[row]}: "
                     "they are not of one build; build the shards again"
                 )
 
-    def _read_damaged(self, group: int) -> pa.Table | None:
-        """The row group if only its images are damaged, read without sums; else None."""
-        try:
-            small = self._file.read_row_group(group, columns=SMALL_COLUMNS)
-            with pq.ParquetFile(self.path) as unchecked:
-                images = unchecked.read_row_group(group, columns=["images"])
-            table = small.append_column("images", images["images"])
-            table.validate(full=True)
-            return table
-        except (pa.ArrowException, OSError):
-            return None
-
 
 class _RowGroup:
-    """The samples of a row group, each made when it is asked for. damage: why its images are not to be trusted, or,
-    without a table, nothing of it."""
+    """The samples of a row group, each made when it is asked for. damage: why there is no table."""
 
     def __init__(
         self,
@@ -267,10 +273,8 @@ class _RowGroup:
         self.columns = {} if table is None else {name: table[name].combine_chunks() for name in COLUMNS}
 
     def example(self, index: int) -> Example:
-        if not self.columns:
-            tokens, _ = self.lengths.read(index, index + 1)[:, 0]
-            nothing, unlearned = np.full(tokens, self.filler, np.int32), np.zeros(tokens, bool)
-            return Example(index, UNREADABLE, index, nothing, unlearned, (), self.damage)
+        if self.damage:
+            return self._unreadable(index, self.damage)
         row = index - self.first
         values = {name: self.columns[name][row] for name in ("dataset", "example", "image_sha256", "images")}
         dataset = values["dataset"].as_py()
@@ -280,17 +284,24 @@ class _RowGroup:
         name = f"sample {index} ({dataset} example {values['example'].as_py()})"
         if len(input_ids) != len(loss_mask):
             raise DataError(f"{name}: {len(input_ids)} tokens, but a loss mask of {len(loss_mask)}")
-        images, problem = [], None
-        for image, sha256 in zip(values["images"].as_py() or (), values["image_sha256"].as_py() or (), strict=True):
-            data = image["bytes"]
-            if data is None:
-                if dataset not in self.roots:
-                    raise DataError(
-                        f"{name} has an image reference but no bytes, and no image root is given for {dataset}: build "
-                        "the shards with `images: embed`"
-                    )
-                data = ImageFile(self.roots[dataset], image["path"], sha256)
-            elif self.damage and hashlib.sha256(data).hexdigest() != sha256:
-                problem = f"{image['path']} is not the image that was written: {self.damage}"
-            images.append(data)
-        return Example(index, dataset, values["example"].as_py(), input_ids, loss_mask, tuple(images), problem)
+        images: list[EmbeddedImage | ImageFile] = []
+        sums = values["image_sha256"].as_py() or ()
+        encoded = values["images"].as_py() or ()
+        if len(encoded) != len(sums):
+            return self._unreadable(index, f"{len(encoded)} images, but {len(sums)} were written")
+        for image, sha256 in zip(encoded, sums, strict=True):
+            if image["bytes"] is not None:
+                images.append(EmbeddedImage(image["path"], image["bytes"], sha256))
+            elif dataset in self.roots:
+                images.append(ImageFile(self.roots[dataset], image["path"], sha256))
+            else:
+                raise DataError(
+                    f"{name} has an image reference but no bytes, and no image root is given for {dataset}: build the "
+                    "shards with `images: embed`"
+                )
+        return Example(index, dataset, values["example"].as_py(), input_ids, loss_mask, tuple(images))
+
+    def _unreadable(self, index: int, problem: str) -> Example:
+        tokens = int(self.lengths.read(index, index + 1)[0, 0])
+        nothing, unlearned = np.full(tokens, self.filler, np.int32), np.zeros(tokens, bool)
+        return Example(index, UNREADABLE, index, nothing, unlearned, (), problem)

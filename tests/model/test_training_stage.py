@@ -1,5 +1,6 @@
 """A stage learns what plain torch learns, in any layout; it can be killed anywhere; its output is a whole model."""
 
+import hashlib
 import json
 import shutil
 import signal
@@ -89,7 +90,9 @@ def plain_torch(job: dict[str, Any]) -> tuple[list[float], dict[str, torch.Tenso
     for step in range(steps):
         packs = plan.packs(step * settings.global_batch, (step + 1) * settings.global_batch)
         examples = shards.read(sorted(i for pack in packs for i in pack.samples.tolist()))
-        pixels, _ = Decoder.like(processor.image_processor)([image for example in examples for image in example.images])
+        pixels, _ = Decoder.like(processor.image_processor)(
+            [image.read() for example in examples for image in example.images]
+        )
         batch = collator([[example] for example in examples], pixels, [False] * len(examples))  # each alone in its row
         loss = model(input_ids=batch.input_ids, labels=batch.labels, pixel_values=pixels).loss
         loss.backward()
@@ -341,7 +344,11 @@ def test_so_many_damaged_images_and_no_more(
 ) -> None:
     samples = rows(processor.tokenizer, 24)
     for index in (1, 18):
-        samples[index]["images"] = [{"bytes": picture("red", 1)[:-500], "path": "cut.png"}]
+        cut = picture("red", 1)[:-500]
+        samples[index] |= {
+            "images": [{"bytes": cut, "path": "cut.png"}],
+            "image_sha256": [hashlib.sha256(cut).hexdigest()],
+        }
     job["shards"] = str(write_shards(tmp_path / "shards", samples, tiny_backbones / "llm", IMAGE))
     job["train"] |= {"steps": 3, "micro_batch": 4}
     job["loading"] = {"max_bad_samples": allowed}
