@@ -415,7 +415,7 @@ def test_samples_that_are_longer_than_their_lengths_are_refused(
     samples = [dict(sample) for sample in samples]
     samples[20][column] = 1 if column == "num_tokens" else 0
     shards = write(samples)
-    wrong = "input_ids" if column == "num_tokens" else "images"
+    wrong = "tokens" if column == "num_tokens" else "images"
     with pytest.raises(DataError, match=rf"row group 1: sample 20 has \d+ {wrong}, .*lengths.parquet says .*: they"):
         list(loader(processor, shards, Deal(2, 2), Packing(max_tokens=120, window=24)))
 
