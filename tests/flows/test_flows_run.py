@@ -1,6 +1,7 @@
 """The whole way on a tiny corpus: what a run leaves, and that a second one makes nothing again."""
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -148,6 +149,8 @@ def test_a_failed_rank_fails_the_run_with_its_own_error(root):
     path = write_tiny(root, {"name": "damaged", "pretrain/data/weights": {"blipcapfilt": 1.0}})
     shards = rebuild_dataset(str(path))["pretrain"].shards
     shard = max(shards.glob("shard-*.parquet"))  # the gallery shows only the first
-    shard.write_bytes(shard.read_bytes()[:-100])
+    when = shard.stat().st_mtime_ns
+    shard.write_bytes(shard.read_bytes()[:-100] + bytes(100))
+    os.utime(shard, ns=(when, when))  # as rot leaves it: only who opens it finds out
     with pytest.raises(LaunchError, match=shard.name):
         train_honeybee(str(path), "one")
