@@ -25,7 +25,7 @@ from pipelines.build import DatasetSpec, build_examples, build_images
 from pipelines.mix import build_shards
 from pipelines.mixture import make_mixture
 from pipelines.sample import write_sample
-from pipelines.shard_plan import Pictures, cut_evenly, cut_groups, sample_weights
+from pipelines.shard_plan import Pictures, cut_evenly, cut_groups, in_order, sample_weights
 from pipelines.store import Store, read_manifest
 
 TEXT = {
@@ -133,15 +133,7 @@ def plan(num_samples: int) -> float:
     begin = time.perf_counter()
     mixture = make_mixture(dict.fromkeys(sizes, 1.0), sizes, 0)
 
-    def weights_of(indices: np.ndarray) -> np.ndarray:
-        dataset, example = mixture.locate(indices)
-        found = np.empty(len(indices), np.int64)
-        for number, table in enumerate(tables):
-            mine = dataset == number
-            found[mine] = table[example[mine]]
-        return found
-
-    starts = cut_evenly(weights_of, num_samples, 256 << 20)
+    starts = cut_evenly(in_order(mixture, tables), num_samples, 256 << 20)
     took = time.perf_counter() - begin
     print(f"{len(starts) - 1:,} shards; tables {sum(t.nbytes for t in tables) / 2**20:.0f} MiB", file=sys.stderr)
     return took

@@ -20,11 +20,10 @@ from typing import Any, BinaryIO
 
 import fsspec
 
-from pipelines.arrow_files import whole_file
 from pipelines.card import CARD
 from pipelines.shard_error import ShardError
 from pipelines.shards import check_format, check_sizes, read_shards_manifest, says_if_full
-from pipelines.store import MANIFEST, file_sha256, lock
+from pipelines.store import MANIFEST, file_sha256, lock, whole_file
 
 _PIECE = 4 << 20  # bytes
 _TRANSFERS = 4  # files on their way at once

@@ -7,7 +7,7 @@ than the heaviest sample weighs. Tokens follow: by the exact quotas every stretc
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +106,13 @@ def sample_weights(
         tables.append(
             np.concatenate([weights(batch, pictures).clip(max=_HEAVIEST).astype(np.int32) for batch in batches])
         )
+
+    return in_order(mixture, tables)
+
+
+def in_order(mixture: Mixture, tables: Sequence[np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """tables: of each dataset of the mixture the weights of its examples. Returns what gives those of places in the
+    order: (n,) → int64 (n,)."""
 
     def weights_of(indices: np.ndarray) -> np.ndarray:
         dataset, example = mixture.locate(indices)

@@ -15,13 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.arrow_files import whole_file
 from pipelines.example_files import ExampleFiles
 from pipelines.images import ImageRoot, reading_order
 from pipelines.schema import EXAMPLES, LENGTHS, SHARD
 from pipelines.shard_error import ShardError
 from pipelines.shard_plan import WEIGHT_COLUMNS, ShardPlan, cut_groups, weights
-from pipelines.store import file_sha256, read_manifest
+from pipelines.store import file_sha256, read_manifest, whole_file
 
 FORMAT = 1  # of a shards directory: raise it when a reader of the one before would go wrong
 LENGTHS_FILE = "lengths.parquet"

@@ -16,9 +16,8 @@ log = logging.getLogger("honeybee.training")
 
 
 def plan_steps(job: Job, shards: Shards, image_tokens: int, keep: bool = True) -> tuple[Plan, int]:
-    """The packs of the stage, and the number of its steps. keep: leave the plan in the work directory,
-    for a run that goes on. Raises DataError or JobError where they cannot
-    be, with what to change."""
+    """The packs of the stage, and the number of its steps. keep: leave the plan in the work directory, for a run that
+    goes on. Raises DataError or JobError where they cannot be, with what to change."""
     train = job.train
     try:
         threads = job.loading.decode_threads

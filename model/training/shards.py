@@ -43,9 +43,7 @@ class EmbeddedImage:
 
     def read(self) -> bytes:
         """Its bytes. Raises ValueError where they are not what they were."""
-        if hashlib.sha256(self.data).hexdigest() != self.sha256:
-            raise ValueError(f"{self.name} is not the image that was written")
-        return self.data
+        return _checked(self.data, self.sha256, f"{self.name} is not the image that was written")
 
 
 @dataclass(frozen=True)
@@ -57,11 +55,15 @@ class ImageFile:
     sha256: str
 
     def read(self) -> bytes:
-        """Its bytes. Raises ValueError where they are not what they were, OSError or ImageError where there is none."""
-        data = self.root.read(self.name)
-        if hashlib.sha256(data).hexdigest() != self.sha256:
-            raise ValueError(f"{self.name} is not the file that the shard was built with")
-        return data
+        """Its bytes. Raises ValueError where they are not what they were, or there is no such image; OSError."""
+        problem = f"{self.name} is not the file that the shard was built with"
+        return _checked(self.root.read(self.name), self.sha256, problem)
+
+
+def _checked(data: bytes, sha256: str, problem: str) -> bytes:
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ValueError(problem)
+    return data
 
 
 @dataclass(frozen=True)
