@@ -51,7 +51,7 @@ def test_the_gallery_shows_every_dataset_however_rare(shards):
     cards = gallery.cards(shards, 2)
     assert [card.title.split(",")[0] for card in cards] == ["many", "many", "rare", "text", "two"]
     assert cards[0].text.startswith("Human: question 0\nAI: yes\n")
-    assert "row 7 by t.x" in cards[0].text
+    assert "row 7 with template t.x" in cards[0].text
     assert cards[3].pictures == ()
 
 
