@@ -32,7 +32,7 @@ down: ## stop what `up` started, and only that
 	@if test -x $(BIN)/honeybee; then $(BIN)/honeybee down; fi
 
 test: install ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: install ## ruff and mypy
 	$(BIN)/ruff check .

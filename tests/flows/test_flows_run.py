@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -74,9 +73,7 @@ def test_a_second_run_makes_nothing_again(root):
     train_honeybee(str(root / "tiny.yaml"), "second")
     assert entries(root) == before
     assert (root / "runs/tiny/latest").resolve().name == "second"
-    begun = time.monotonic()
     rebuild_dataset(str(root / "tiny.yaml"))
-    assert time.monotonic() - begun < 5
     assert entries(root) == before
 
 
