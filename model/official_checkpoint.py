@@ -208,11 +208,11 @@ def _tokenizer(checkpoint: Path, name: str | None) -> PreTrainedTokenizerBase:
             (Path(alone) / "config.json").unlink()
         where = str(checkpoint) if name is None else name
         try:
-            tokenizer = AutoTokenizer.from_pretrained(alone if name is None else name)
+            tokenizer = AutoTokenizer.from_pretrained(alone if name is None else name, trust_remote_code=False)
             add_image_token(tokenizer, where)
-        except (OSError, ValueError, ImportError, KeyError) as error:
-            if isinstance(error, TokenizerError):
-                raise
+        except TokenizerError:
+            raise
+        except Exception as error:  # the tokenizers library raises nothing narrower for a bad file
             raise CheckpointError(f"the tokenizer of {where} cannot be read: {error}") from None
     return tokenizer
 
@@ -233,6 +233,7 @@ def _whole_directory(output: Path) -> Iterator[Path]:
     """
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise CheckpointError(f"{output} is there already: name a new or empty directory")
+    output = output.resolve()  # `.` and links have no place beside them otherwise
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(output)
     partial.mkdir()

@@ -156,7 +156,7 @@ def _part(official: dict[str, Any], part: str, source: str | None) -> Any:
                 + (f"; its {name_key} is {named!r}" if named else "")
             )
         try:
-            found = AutoConfig.from_pretrained(source)
+            found = AutoConfig.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"--{option} {source}: {error}") from None
         base = _own(getattr(found, "vision_config", found) if part == "vision_config" else found, cls)

@@ -26,7 +26,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies, and what it is. dtype: None for all but fp32, fp16 and bf16."""
+    """Where a tensor lies, and what it is. dtype: None for all but dense fp32, fp16 and bf16."""
 
     file: Path
     shape: tuple[int, ...]
@@ -83,7 +83,7 @@ class Weights:
             if place.shape not in shapes:
                 problems.append(f"{place.file}: {key!r} has shape {place.shape}, expected {shapes[0]}")
             elif place.dtype is None:
-                problems.append(f"{place.file}: {key!r} must be of type fp32, fp16 or bf16")
+                problems.append(f"{place.file}: {key!r} must be a dense tensor of fp32, fp16 or bf16")
         if problems:
             problems.sort()
             more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
@@ -157,11 +157,14 @@ def _contents(file: Path) -> dict[str, Place]:
     keys, read = _open(file)
     if not file.name.endswith(".safetensors"):
         tensors = {key: read(key) for key in keys}  # mapped into memory, not read
-        kinds = set(DTYPES.values())
-        return {key: Place(file, tuple(t.shape), t.dtype if t.dtype in kinds else None) for key, t in tensors.items()}
+        return {key: Place(file, tuple(t.shape), t.dtype if _is_plain(t) else None) for key, t in tensors.items()}
     with safe_open(file, "pt") as opened:
         slices = {key: opened.get_slice(key) for key in keys}
         return {key: Place(file, tuple(s.get_shape()), DTYPES.get(s.get_dtype())) for key, s in slices.items()}
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.dtype in DTYPES.values() and tensor.layout == torch.strided and tensor.device.type == "cpu"
 
 
 def _open(file: Path) -> tuple[list[str], Callable[[str], Tensor]]:
