@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows import settings
+from flows import cli_official, settings
 
 if TYPE_CHECKING:
     from flows.recipe import Recipe
@@ -206,6 +206,10 @@ def chat(
     typer.echo("Human: ", nl=False)
     for line in sys.stdin:
         typer.echo(f"AI: {talk.ask(line.strip())}\nHuman: ", nl=False)
+
+
+app.command("import-official")(cli_official.import_official)
+app.command("export-official")(cli_official.export_official)
 
 
 @templates.command("check")

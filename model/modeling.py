@@ -13,7 +13,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
-    GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -284,12 +283,7 @@ class HoneybeeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             torch.manual_seed(seed)
             model.projector = projector_of(config).to(dtype)
         model.vision, model.llm = encoder, language_model
-        model.generation_config = GenerationConfig(
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-            suppress_tokens=[image_token_id],
-        )
+        model.generation_config = backbone.generation_config(tokenizer, image_token_id)
         return model.eval()
 
 

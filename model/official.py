@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from model.projectors import Projector, Shape, build_projector
@@ -163,14 +164,10 @@ FORMATS = {
 }
 
 
-def projector_from_official(config: dict[str, Any], state: dict[str, Tensor], num_input_tokens: int) -> Projector:
-    """Their projector as one of ours, in evaluation mode, in the precision of its weights.
+def projector_settings(config: dict[str, Any], num_input_tokens: int) -> dict[str, Any]:
+    """`projector` of HoneybeeConfig, from the projector's part of their configuration; N as `num_input_tokens`.
 
-    config: the projector's part of their configuration. state: its state dict, names as in their module (in a
-    released checkpoint they stand under `abstractor.`). num_input_tokens: N, without the class token.
-
-    Raises ValueError, naming the key, for an unknown type, an absent configuration key, and weights that are missing,
-    surplus or of another shape.
+    Raises ValueError, naming the key, for an unknown type, an absent key and a value that has no counterpart.
     """
     type = config.get("projector_type")
     if type not in FORMATS:
@@ -188,16 +185,61 @@ def projector_from_official(config: dict[str, Any], state: dict[str, Tensor], nu
         if settings[ours] not in meaning:
             raise ValueError(f"{format.settings[ours][0]} is {settings[ours]!r}: the known values are {list(meaning)}")
         settings[ours] = meaning[settings[ours]]
-    projector = build_projector(
-        format.type,
-        Shape(
-            num_features=num_input_tokens,
-            num_tokens=config[format.tokens] if format.tokens else num_input_tokens,
-            encoder_width=config["encoder_hidden_size"],
-            output_width=config["output_hidden_size"],
-        ),
-        settings,
+    num_tokens = config[format.tokens] if format.tokens else num_input_tokens
+    return {"type": format.type, "num_tokens": num_tokens, "settings": settings}
+
+
+def projector_config(projector: Projector) -> dict[str, Any]:
+    """The projector's part of their configuration; the inverse of projector_settings.
+
+    Raises ValueError for a setting that theirs lacks.
+    """
+    theirs, format = _format_of(projector)
+    settings = projector.settings.model_dump() | ({"depth": 1} if projector.name == "linear" else {})
+    config = {
+        "projector_type": theirs,
+        "encoder_hidden_size": projector.shape.encoder_width,
+        "output_hidden_size": projector.shape.output_width,
+        "num_query_tokens": projector.shape.num_tokens,
+        **format.fixed,
+    }
+    if format.tokens:
+        config[format.tokens] = projector.shape.num_tokens
+    for ours, value in settings.items():
+        if ours in format.settings:
+            meaning = {mine: other for other, mine in format.values.get(ours, {}).items()}
+            config[format.settings[ours][0]] = meaning.get(value, value)
+        elif value != projector.settings_type.model_fields[ours].default:
+            raise ValueError(f"the authors' {theirs} projector has no counterpart of {ours}: {value!r}")
+    return config
+
+
+def _format_of(projector: Projector) -> tuple[str, Format]:
+    """Their name of its type, and the type."""
+    type = "mlp" if projector.name == "linear" else projector.name  # theirs is an MLP of depth 1
+    ((theirs, format),) = ((theirs, format) for theirs, format in FORMATS.items() if format.type == type)
+    return theirs, format
+
+
+def projector_from_official(config: dict[str, Any], state: dict[str, Tensor], num_input_tokens: int) -> Projector:
+    """Their projector as one of ours, in evaluation mode, in the precision of its weights.
+
+    config: the projector's part of their configuration. state: its state dict, names as in their module (in a
+    released checkpoint they stand under `abstractor.`). num_input_tokens: N, without the class token.
+
+    Raises ValueError, naming the key, for an unknown type, an absent configuration key, and weights that are missing,
+    surplus or of another shape.
+    """
+    described = projector_settings(config, num_input_tokens)
+    format = FORMATS[config["projector_type"]]
+    shape = Shape(
+        num_features=num_input_tokens,
+        num_tokens=described["num_tokens"],
+        encoder_width=config["encoder_hidden_size"],
+        output_width=config["output_hidden_size"],
     )
+    with torch.device("meta"):  # all of its values come from the state dict
+        projector = build_projector(described["type"], shape, described["settings"])
     state = dict(state)
     own = projector.state_dict()
     for ours, wanted in own.items():
@@ -213,15 +255,14 @@ def projector_from_official(config: dict[str, Any], state: dict[str, Tensor], nu
             raise ValueError(f"{theirs!r} has shape {tuple(tensor.shape)}, expected {tuple(wanted.shape)}")
         own[ours] = tensor
     if state:
-        raise ValueError(f"the state dict has weights that a {type} has not: {sorted(state)}")
+        raise ValueError(f"the state dict has weights that a {config['projector_type']} has not: {sorted(state)}")
     projector.load_state_dict(own, assign=True)
     return projector.eval()
 
 
 def official_state(projector: Projector) -> dict[str, Tensor]:
     """The projector's state dict under their names and in their shapes; the inverse of projector_from_official."""
-    type = "mlp" if projector.name == "linear" else projector.name  # theirs is an MLP of depth 1
-    (format,) = (format for format in FORMATS.values() if format.type == type)
+    _, format = _format_of(projector)
     state = {format.name(ours): tensor for ours, tensor in projector.state_dict().items()}
     # their convolutions have four dimensions, ours are linear layers where the kernel is 1×1
     of_convolution = re.compile(r"\.(conv|se\.fc1|se\.fc2)\.weight$")

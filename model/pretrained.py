@@ -5,7 +5,13 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 IMAGE_TOKEN = "<image>"
 
@@ -19,6 +25,21 @@ def image_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
             "add it as a special token first"
         )
     return ids[0]
+
+
+def generation_config(tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> GenerationConfig:
+    """How a model with this tokenizer ends its text and fills up; it never says the image token."""
+    return GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        suppress_tokens=[image_token_id],
+    )
+
+
+def token_rows(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many rows a table of embeddings must have for every token of the tokenizer."""
+    return max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
 
 
 def load_vision(name: str | Path, image_size: int | None, dtype: torch.dtype) -> PreTrainedModel:
@@ -64,7 +85,7 @@ def load_llm(name: str | Path, tokenizer: PreTrainedTokenizerBase, dtype: torch.
     model, info = loaded
     _refuse_missing(name, info)
     rows = len(model.get_input_embeddings().weight)
-    tokens = max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
+    tokens = token_rows(tokenizer)
     if tokens > rows:
         model.resize_token_embeddings(tokens, mean_resizing=False)
         for table in (model.get_input_embeddings(), model.get_output_embeddings()):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -45,14 +46,7 @@ def prepare_tokenizer(store: Store, llm: str, local_files_only: bool = False) ->
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(llm, use_fast=True, local_files_only=local_files_only)
-        for name in ("bos_token", "eos_token"):
-            if getattr(tokenizer, name) is None:
-                raise TokenizerError(f"the tokenizer of {llm} has no {name}: set it in its tokenizer_config.json")
-        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        tokenizer.padding_side = "left"
-        _make_plain(tokenizer.backend_tokenizer)
+        add_image_token(tokenizer, llm)
         tokenizer.save_pretrained(out)
         specials = sorted({token.content for token in tokenizer.added_tokens_decoder.values() if token.special})
         digest = digests.digest(out / "tokenizer.json")[:16]
@@ -65,6 +59,21 @@ def prepare_tokenizer(store: Store, llm: str, local_files_only: bool = False) ->
         }
 
     return store.produce("tokenizers", key, make)
+
+
+def add_image_token(tokenizer: Any, name: str) -> None:
+    """Makes a transformers tokenizer fit for the model: with `<image>`, a pad token (else the end token), and plain.
+
+    name: for the message. Raises TokenizerError without bos or eos.
+    """
+    for token in ("bos_token", "eos_token"):
+        if getattr(tokenizer, token) is None:
+            raise TokenizerError(f"the tokenizer of {name} has no {token}: set it in its tokenizer_config.json")
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    _make_plain(tokenizer.backend_tokenizer)
 
 
 def _make_plain(tokenizer: Tokenizer) -> None:

@@ -100,3 +100,13 @@ def tiny_model(tiny_backbones: Path) -> HoneybeeForConditionalGeneration:
 @pytest.fixture(scope="session")
 def tiny_processor(tiny_backbones: Path) -> HoneybeeProcessor:
     return HoneybeeProcessor.from_backbones(tiny_backbones / "vision", tiny_backbones / "llm", num_image_tokens=4)
+
+
+@pytest.fixture(scope="session")
+def plain_tokenizer(tiny_backbones: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer of 320 tokens without `<image>`."""
+    directory = tmp_path_factory.mktemp("tokenizer")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (tiny_backbones / "llm" / name).read_text().replace("<image>", "<other>")
+        (directory / name).write_text(text)
+    return directory

@@ -1,0 +1,188 @@
+"""The weight files of a model directory, tensor by tensor: safetensors or PyTorch's own, whole or in shards."""
+
+import json
+import pickle
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipelines.store import whole_file, write_atomic
+
+WHOLE = ("model.safetensors", "pytorch_model.bin")
+SHARD_BYTES = 1 << 30
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file and the key."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies, and what it is. dtype: None for all but dense fp32, fp16 and bf16."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+
+
+class Weights:
+    """The tensors of a directory by key; values are read when asked for, from the disk.
+
+    Where a directory has several forms, the first of transformers' order is read: model.safetensors, its shards,
+    pytorch_model.bin, its shards. Nothing but tensors is unpickled. Raises CheckpointError, naming file and key, for
+    a directory without weights, an index that does not fit its shards, a key that stands twice and a file that
+    cannot be read whole.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.places: dict[str, Place] = {}
+        self._opened: tuple[Path, Callable[[str], Tensor]] | None = None
+        files, index = _files(directory)
+        for file in files:
+            for key, place in _contents(file).items():
+                if key in self.places:
+                    raise CheckpointError(f"{key!r} stands in {self.places[key].file} and again in {file}")
+                if index is not None and index.get(key) != file.name:
+                    raise CheckpointError(f"{file}: {key!r} is not listed for this file in the index")
+                self.places[key] = place
+        for key, name in (index or {}).items():
+            if key not in self.places:
+                raise CheckpointError(f"{directory / name} lacks {key!r}, which the index lists for it")
+
+    def read(self, key: str) -> Tensor:
+        """A tensor on the CPU. Raises CheckpointError for values that are not finite."""
+        file = self.places[key].file
+        if self._opened is None or self._opened[0] != file:
+            self._opened = None  # close one file before the next is opened
+            self._opened = (file, _open(file)[1])
+        tensor = self._opened[1](key)
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{file}: {key!r} has values that are not finite")
+        return tensor
+
+    def check(self, expected: Mapping[str, Iterable[tuple[int, ...]]], optional: Iterable[str] = ()) -> None:
+        """Raises CheckpointError unless the keys are those expected and every tensor has one of its shapes.
+
+        expected: key → shapes. optional: keys of `expected` that may be absent.
+        """
+        problems = [f"{self.directory} lacks {key!r}" for key in expected.keys() - self.places - set(optional)]
+        for key, place in self.places.items():
+            if key not in expected:
+                problems.append(f"{place.file}: {key!r} is no weight of this model")
+                continue
+            shapes = list(expected[key])
+            if place.shape not in shapes:
+                problems.append(f"{place.file}: {key!r} has shape {place.shape}, expected {shapes[0]}")
+            elif place.dtype is None:
+                problems.append(f"{place.file}: {key!r} must be a dense tensor of fp32, fp16 or bf16")
+        if problems:
+            problems.sort()
+            more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+            raise CheckpointError("; ".join(problems[:8]) + more)
+
+
+def write_weights(
+    directory: Path,
+    places: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+    read: Callable[[str], Tensor],
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes safetensors, with an index where they take more than one file; holds the tensors of one file at a time.
+
+    places: key → shape and dtype, in the order of the files. read: the tensor of a key.
+    """
+    # tensors without memory, to plan the files by
+    plan = {key: torch.empty(shape, dtype=dtype, device="meta") for key, (shape, dtype) in places.items()}
+    split = split_torch_state_dict_into_shards(plan, max_shard_size=shard_bytes)
+    for name, keys in split.filename_to_tensors.items():
+        with whole_file(directory / name) as partial:
+            save_file({key: read(key).contiguous() for key in keys}, partial, {"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_atomic(directory / "model.safetensors.index.json", json.dumps(index, indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object. Raises CheckpointError for a file that is absent or holds anything else, or a key twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise CheckpointError(f"{path}: {twice!r} stands twice")
+        return result
+
+    try:
+        value = json.loads(path.read_text(), object_pairs_hook=once)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is not there") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold an object")
+    return value
+
+
+def _files(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
+    """The weight files, and key → file name where an index says so."""
+    for name in WHOLE:
+        if (directory / name).is_file():
+            return [directory / name], None
+        path = directory / f"{name}.index.json"
+        if path.is_file():
+            index = read_json(path).get("weight_map")
+            if not isinstance(index, dict) or not index:
+                raise CheckpointError(f"{path} must have a weight_map of keys to file names")
+            for key, shard in index.items():
+                if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".", "..") or "\\" in shard:
+                    raise CheckpointError(f"{path}: {key!r} is in {shard!r}, which is no name of a file beside it")
+                if not (directory / shard).is_file():
+                    raise CheckpointError(f"{path}: {key!r} is in {shard}, which is not there")
+            return [directory / shard for shard in dict.fromkeys(index.values())], index
+    names = ", ".join(f"{name}, {name}.index.json" for name in WHOLE)
+    raise CheckpointError(f"there are no weights in {directory}: none of {names}")
+
+
+def _contents(file: Path) -> dict[str, Place]:
+    keys, read = _open(file)
+    if not file.name.endswith(".safetensors"):
+        tensors = {key: read(key) for key in keys}  # mapped into memory, not read
+        return {key: Place(file, tuple(t.shape), t.dtype if _is_plain(t) else None) for key, t in tensors.items()}
+    with safe_open(file, "pt") as opened:
+        slices = {key: opened.get_slice(key) for key in keys}
+        return {key: Place(file, tuple(s.get_shape()), DTYPES.get(s.get_dtype())) for key, s in slices.items()}
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.dtype in DTYPES.values() and tensor.layout == torch.strided and tensor.device.type == "cpu"
+
+
+def _open(file: Path) -> tuple[list[str], Callable[[str], Tensor]]:
+    """The keys of a file, and what reads one of its tensors."""
+    if file.name.endswith(".safetensors"):
+        try:
+            opened: Any = safe_open(file, "pt")
+            return list(opened.keys()), opened.get_tensor
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} is no whole safetensors file: {error}") from None
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{file} holds more than tensors, and is not unpickled: {reason}") from None
+    except (RuntimeError, OSError, ValueError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{file} is no whole file of torch.save in its zip form: {reason}") from None
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise CheckpointError(f"{file} must hold a dict of names to tensors")
+    return list(state), state.__getitem__
