@@ -54,19 +54,41 @@ class DeformableAttention(nn.Module):
         heads, points = self.num_heads, self.num_points
         offsets = self.offsets(queries).unflatten(-1, (heads, points, 2)).float()
         weights = self.weights(queries).unflatten(-1, (heads, points)).float().softmax(dim=-1)
-        # where the points lie, in pixels from the centre of the first: (B, M, heads, points, 2), in fp32
         places = reference_points[:, :, None, None].float() * side + offsets - 0.5
-        # bilinear interpolation is a product of two tent functions, so that attention is one matrix product
-        tents = (1 - (places[..., None] - torch.arange(side, device=places.device)).abs()).clamp(min=0)
-        x, y = tents.unbind(dim=-2)
-        attention = torch.einsum("bmhp,bmhpy,bmhpx->bhmyx", weights, y, x).flatten(-2)
-        value = self.value(features).unflatten(-1, (heads, -1)).transpose(1, 2)
-        read = attention.to(value.dtype) @ value
-        return self.output(read.transpose(1, 2).flatten(2))
+        values = self.value(features).unflatten(-1, (heads, -1))
+        return self.output(read_map(values, places, weights, side).flatten(2))
+
+
+def read_map(values: Tensor, places: Tensor, weights: Tensor, side: int) -> Tensor:
+    """What each head of each query reads: a weighted sum of the map at p places, interpolated bilinearly.
+
+    values: (B, side², heads, width). places: (B, M, heads, p, 2), fp32, x and y in pixels from the centre of the first;
+    weights: (B, M, heads, p), fp32 → (B, M, heads, width), as grid_sample with zeros outside of the map gives it.
+
+    Four rows around each place are summed with their weights: an embedding bag, which reads whole rows, where
+    grid_sample gathers single numbers.
+    """
+    batch, cells, heads, _ = values.shape
+    device = values.device
+    low = places.floor()
+    corners = torch.stack([low, low + 1], dim=-1)  # (B, M, heads, p, 2 axes, 2)
+    nearness = torch.stack([low + 1 - places, places - low], dim=-1)
+    nearness = nearness.masked_fill((corners < 0) | (corners >= side), 0)  # what is not finite stays so
+    x, y = corners.long().clamp(0, side - 1).unbind(dim=-2)
+    cell = y[..., :, None] * side + x[..., None, :]  # (B, M, heads, p, 2, 2)
+    near_x, near_y = nearness.unbind(dim=-2)
+    shares = weights[..., None, None] * near_y[..., :, None] * near_x[..., None, :]
+    table = values.reshape(batch * cells * heads, -1)
+    first = torch.arange(batch, device=device)[:, None, None] * (cells * heads) + torch.arange(heads, device=device)
+    rows = first[..., None] + cell.flatten(-3) * heads  # (B, M, heads, 4p)
+    bags = F.embedding_bag(
+        rows.flatten(0, 2), table, mode="sum", per_sample_weights=shares.flatten(-3).flatten(0, 2).to(table.dtype)
+    )
+    return bags.view(batch, -1, heads, bags.shape[-1])
 
 
 class DecoderLayer(nn.Module):
-    """(B, M, H) → (B, M, H)."""
+    """(B, M, H) → (B, M, H); (1, M, H) too, where all images have the same queries, as before the first layer."""
 
     def __init__(self, settings: DAbstractorSettings):
         super().__init__()
@@ -90,7 +112,7 @@ class DecoderLayer(nn.Module):
             layer(y).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for layer, y in ((self.query, placed), (self.key, placed), (self.value, x))
         )
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        attended = F.scaled_dot_product_attention(q, k, v.expand_as(k)).transpose(1, 2).flatten(2)
         x = self.self_norm(x + self.dropout(self.output(attended)))
         x = self.deformable_norm(x + self.dropout(self.deformable(x + position, reference_points, features, side)))
         return self.mlp_norm(x + self.dropout(self.down(F.relu(self.up(x)))))
@@ -131,13 +153,14 @@ class DAbstractor(Projector):
         return super().prepare(self.input(features))
 
     def project(self, features: Tensor) -> Tensor:
-        learned = self.queries.expand(len(features), -1, -1)
+        learned = self.queries[None]
         if self.settings.pooled_map == "off":
             position, queries = learned.chunk(2, dim=-1)
         else:
             feature_map = features.unflatten(1, (self.input_side, self.input_side)).permute(0, 3, 1, 2)
             pooled = F.adaptive_avg_pool2d(feature_map, self.output_side).flatten(2).transpose(1, 2)
             queries, position = (learned, pooled) if self.settings.pooled_map == "position" else (pooled, learned)
+        position = position.expand(len(features), -1, -1)
         for layer in self.layers:
             queries = layer(queries, position, self.reference_points, features, self.input_side)
         return queries
