@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from model.card import CARD, model_card
 from model.modeling import HoneybeeForConditionalGeneration
 from model.processing import HoneybeeProcessor
 from model.training.engine import Engine
@@ -21,7 +22,7 @@ def save_model(
     facts: dict[str, Any],
 ) -> None:
     """All ranks must call it. tokenizer: the directory that the run's tokenizer came from; its tokenizer.json is kept
-    as it is, since its sum says which shards fit. facts: what the manifest shall say.
+    as it is, since its sum says which shards fit. facts: what the manifest shall say, and the model card.
 
     The directory loads with `from_pretrained`. Raises OSError where the disk is full; there is no manifest then.
     """
@@ -41,6 +42,7 @@ def save_model(
         model.save_pretrained(partial, state_dict=state)
         processor.save_pretrained(partial)
         shutil.copyfile(tokenizer / "tokenizer.json", partial / "tokenizer.json")
+        (partial / CARD).write_text(model_card(model.config, facts))
         files = sorted(path for path in partial.iterdir() if path.is_file())
         for path in files:
             with path.open("rb") as file:

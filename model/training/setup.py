@@ -1,16 +1,20 @@
 """What a stage begins with: its model, its plan, and whether they fit its shards."""
 
 import hashlib
+import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from model.card import LOCAL, part_name
 from model.modeling import HoneybeeForConditionalGeneration
 from model.processing import HoneybeeProcessor
 from model.training.job import Init, Job, JobError
 from model.training.shards import DataError, Shards
 from pipelines.packing import PackingError, Plan, kept_plan
+from pipelines.store import MANIFEST
 
 log = logging.getLogger("honeybee.training")
 
@@ -63,6 +67,18 @@ def load(init: Init, seed: int, dtype: torch.dtype) -> tuple[HoneybeeForConditio
         init.vision, init.tokenizer_directory, model.config.num_image_tokens, init.image_size
     )
     return model, processor
+
+
+def origin(init: Init) -> dict[str, Any]:
+    """What a model began as, for its manifest and card: `parts`, the names of its backbones, and its `stages` so far."""
+    if init.model is None:
+        return {"parts": {"vision": part_name(str(init.vision)), "llm": part_name(str(init.llm))}, "stages": []}
+    manifest = init.model / MANIFEST
+    facts = json.loads(manifest.read_text()) if manifest.is_file() else {}
+    return {
+        "parts": facts.get("parts", {"vision": LOCAL, "llm": LOCAL}),
+        "stages": facts.get("stages", []),
+    }
 
 
 def check_fit(

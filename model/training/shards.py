@@ -124,6 +124,7 @@ class Shards:
     def _read_manifest(self, manifest: dict[str, Any]) -> None:
         self.num_samples: int = manifest["num_samples"]
         self.datasets: list[str] = list(manifest["datasets"])
+        self.shares = {name: part["samples"] / self.num_samples for name, part in manifest["datasets"].items()}
         self.image_token_id: int = manifest["image_token_id"]
         self._filler = int(self.image_token_id == 0)  # a token that stands for those that cannot be read
         self.tokenizer: str = manifest["tokenizer"]

@@ -30,7 +30,7 @@ from model.training.metrics import Metrics
 from model.training.optimizer import freeze
 from model.training.ranks import Ranks
 from model.training.schedule import learning_rate
-from model.training.setup import check_fit, load, plan_steps
+from model.training.setup import check_fit, load, origin, plan_steps
 from model.training.shards import DataError, Shards
 from pipelines.store import MANIFEST, fingerprint
 
@@ -123,13 +123,18 @@ def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
     loop = Loop(job, steps, engine, loader, checkpoints, metrics)
     if not loop.train():
         return STOPPED
-    facts = {
+    stage = {
         "stage": job.stage,
         "steps": steps,
+        "global_batch": train.global_batch,
+        "packed": train.packing is not None,
         "trains": list(train.trains),
+        "datasets": shards.shares,
         "shards": fingerprint(shards.key),
         "bad_samples": loop.bad_samples,
     }
+    before = origin(job.init)
+    facts = {**before, "stages": [*before["stages"], stage]}
     save_model(engine, model, processor, job.init.tokenizer_directory, job.output, facts)
     log.info("the model is in %s", job.output)
     return 0

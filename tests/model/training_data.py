@@ -104,7 +104,7 @@ def write_shards(
         "format": FORMAT,
         "key": {"made": "by hand", "samples": len(samples)},
         "num_samples": len(samples),
-        "datasets": {name: names.count(name) for name in sorted(set(names))},
+        "datasets": {name: {"samples": names.count(name)} for name in sorted(set(names))},
         "image_token_id": image_token_id,
         "tokenizer": hashlib.sha256((tokenizer_directory / "tokenizer.json").read_bytes()).hexdigest()[:16],
         "lengths": {"file": lengths.name, "sha256": file_sha256(lengths), "num_bytes": lengths.stat().st_size},
