@@ -188,6 +188,7 @@ def evaluate(
 
 
 app.command()(talk.chat)
+app.command()(talk.serve)
 
 
 @templates.command("check")

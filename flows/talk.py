@@ -1,4 +1,4 @@
-"""The command that asks a trained model: `chat`."""
+"""The commands that ask a trained model: `chat` in the terminal, `serve` over HTTP."""
 
 import sys
 from collections.abc import Iterable
@@ -94,3 +94,26 @@ class Session:
             typer.echo()
             if len(self.talk.messages) > turns:
                 self.new = []
+
+
+def serve(
+    model: ModelArgument,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    name: Annotated[
+        str | None, typer.Option(help="The model's name in requests; the directory's where absent.")
+    ] = None,
+    max_batch: Annotated[int, typer.Option(min=1, help="Requests that are answered together.")] = 8,
+    max_images: Annotated[int, typer.Option(min=0, help="Pictures of one request.")] = 8,
+    max_upload_mib: Annotated[float, typer.Option(min=0.001, help="Size of a request, and of a fetched picture.")] = 20,
+    allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch pictures from public addresses.")] = False,
+) -> None:
+    """Answers over HTTP in OpenAI's form, POST /v1/chat/completions, until it is stopped."""
+    from model.directory import check_model
+
+    check_model(model)  # before torch is imported
+    from model.serving.server import serve as run
+    from model.serving.service import Settings
+
+    settings = Settings(name or model.absolute().name, max_batch, max_images, int(max_upload_mib * 2**20), allow_urls)
+    run(model, host, port, settings, typer.echo)

@@ -1,10 +1,15 @@
-"""`honeybee chat` as it is typed."""
+"""`honeybee chat` and `honeybee serve` as they are typed."""
 
+import base64
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import openai
 import pytest
 import torch
 from PIL import Image
@@ -70,6 +75,7 @@ def test_a_session_survives_what_goes_wrong(model: Path) -> None:
         (["chat", "{model}", "missing.png", "What?"], "missing.png is no image that can be read"),
         (["chat", "{model}", "{model}/blue.png", "<image>"], "the question holds <image>"),
         (["chat", "{model}/..", "{model}/blue.png", "What?"], "no model (no config.json)"),
+        (["serve", "{model}/.."], "no model (no config.json)"),
     ],
 )
 def test_an_error_is_one_line(model: Path, arguments: list[str], said: str) -> None:
@@ -78,3 +84,37 @@ def test_an_error_is_one_line(model: Path, arguments: list[str], said: str) -> N
     last = done.stderr.splitlines()[-1]
     assert last.startswith("honeybee: ") and said in last
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def server(model: Path) -> Iterator[tuple[subprocess.Popen, str]]:
+    """`honeybee serve` on a free port, and its address."""
+    command = [COMMAND, "serve", model, "--port", "0", "--name", "bee"]
+    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT)
+    assert process.stdout is not None
+    said = process.stdout.readline()
+    yield process, said.split()[-1]
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_answers_and_ends_well(server: tuple[subprocess.Popen, str], model: Path, number: int) -> None:
+    process, address = server
+    assert address.startswith("http://127.0.0.1:") and address.endswith("/v1")
+    picture = base64.b64encode((model / "blue.png").read_bytes()).decode()
+    parts: Any = [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}},
+        {"type": "text", "text": "What is it?"},
+    ]
+    client = openai.OpenAI(base_url=address, api_key="none")
+    answer = client.chat.completions.create(
+        model="bee", messages=[{"role": "user", "content": parts}], max_tokens=3, timeout=60
+    )
+    assert answer.usage is not None and answer.usage.completion_tokens in range(1, 4)
+    taken = honeybee("serve", model, "--port", address.split(":")[-1].removesuffix("/v1"))
+    assert taken.returncode == 1
+    assert taken.stderr.splitlines()[-1].endswith("of 127.0.0.1 is in use: choose another by --port")
+    process.send_signal(number)
+    assert process.wait(30) == 0
+    assert process.stderr is not None and "Traceback" not in process.stderr.read()
