@@ -48,6 +48,9 @@ class Service:
 
     def __init__(self, model: Any, processor: Any, settings: Settings):
         self.settings, self.processor, self.context = settings, processor, context_of(model)
+        longest = max(map(len, processor.tokenizer.get_vocab()))  # of a token, in characters
+        # Tokenising megabytes takes a minute. Four times as much as can fit, since a tokenizer may drop characters.
+        self._max_characters = None if self.context is None else 4 * longest * self.context
         self._batcher = Batcher(partial(generate, model, processor), settings.max_batch)
         self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "requests")
         self._tokenizing = Lock()  # a fast tokenizer is not made for several threads
@@ -67,13 +70,14 @@ class Service:
             message = f"there is no model {request.model[:80]!r} here, only {self.settings.name!r}"
             raise RequestError(404, message, "model", "model_not_found")
         messages, references = conversation(request.messages, self.settings.max_images)
+        characters = sum(len(part.text or "") for message in request.messages for part in message.content)
+        if self._max_characters is not None and characters > self._max_characters:
+            raise _too_long(f"the messages have {characters} characters", self.context)
         prompt = await self.in_thread(self._encode, messages)
         longest = DEFAULT_MAX_TOKENS if request.longest is None else request.longest
         if self.context is not None:
             if len(prompt) >= self.context:
-                message = f"the prompt has {len(prompt)} tokens, visual ones among them, "
-                message += f"and the model's context is {self.context}: no room for an answer"
-                raise RequestError(400, message, "messages", "context_length_exceeded")
+                raise _too_long(f"the prompt has {len(prompt)} tokens, visual ones among them", self.context)
             longest = min(longest, self.context - len(prompt))
         pixels = list(await asyncio.gather(*map(self._pixels, references)))
         loop, queue, cancelled = asyncio.get_running_loop(), asyncio.Queue[Progress](), Event()
@@ -107,3 +111,8 @@ class Service:
     async def _pixels(self, reference: Reference) -> torch.Tensor:
         data = await encoded(reference, self.settings.allow_urls, self.settings.max_upload)
         return await self.in_thread(lambda: self.processor.preprocess([opened(reference, data)]))
+
+
+def _too_long(what: str, context: int | None) -> RequestError:
+    message = f"{what}, and the model's context is {context} tokens: no room for an answer"
+    return RequestError(400, message, "messages", "context_length_exceeded")

@@ -132,6 +132,8 @@ def test_other_models_and_routes_are_not_found(client: httpx.Client) -> None:
 def test_a_prompt_that_leaves_no_room_is_refused(client: httpx.Client) -> None:
     param, message = refusal(post(client, [user("Why? " * 300)]))
     assert param == "messages" and "the model's context is 512" in message
+    param, message = refusal(post(client, [user("Why? " * 30_000)]))  # told without tokenising it
+    assert param == "messages" and "150000 characters, and the model's context is 512" in message
     whole = post(client, [user("a")], max_tokens=100_000).json()
     assert whole["usage"]["total_tokens"] <= 512
 
