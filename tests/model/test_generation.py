@@ -9,6 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving_world import wait_for
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from model.generation import End, Row
 from model.sampling import RowSampler, Sampling, draw
@@ -136,3 +138,22 @@ def test_a_queue_that_is_full_or_closed_refuses(monkeypatch: pytest.MonkeyPatch)
     assert [type(progress[0]) for progress in told[1:]] == [Closed, Closed]
     with pytest.raises(Closed):
         batcher.submit(row([]))
+
+
+def test_pieces_of_a_tokenizer_like_llamas() -> None:
+    """Spaces stand before words, and characters that it does not know are tokens of single bytes."""
+    tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a", "ab"]
+    merges = [("▁", "a"), ("a", "b")]
+    tokenizer = Tokenizer(
+        models.BPE({token: index for index, token in enumerate(tokens)}, merges, unk_token="<unk>", byte_fallback=True)
+    )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    for text in ("a b", "ab a\nab", "日a 本 é", "a  👍🏽 b"):
+        detokenizer = Detokenizer(fast)
+        pieces = [detokenizer.push(token) for token in fast.encode(text)]
+        assert "".join(pieces) == text and not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+        assert detokenizer.end() == "" and sum(map(bool, pieces)) > 2

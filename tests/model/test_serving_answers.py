@@ -1,5 +1,6 @@
 """The server as the official client sees it: answers, streams, batches, ends."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import torch
@@ -245,3 +247,18 @@ def test_an_ending_server_ends_its_answers(tiny_backbones: Path, tiny_processor:
         answer = ask(client, QUESTIONS[0], max_tokens=30, stream=True)
         next(answer)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in answer) == "a" * 30
+
+
+def test_the_events_of_a_stream(world: Any) -> None:
+    client = world[0]
+    body = {"model": "model", "messages": QUESTIONS[0], "max_tokens": 4, "stream": True}
+    for options in ({}, {"stream_options": {"include_usage": True}}):
+        response = httpx.post(f"{client.base_url}chat/completions", json={**body, **options}, timeout=20)
+        assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        events = response.text.split("\n\n")
+        assert events[-2:] == ["data: [DONE]", ""]
+        chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+        assert chunks[0]["choices"] == [
+            {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+        ]
+        assert all(("usage" in chunk) == bool(options) for chunk in chunks)
