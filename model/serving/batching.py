@@ -1,4 +1,4 @@
-"""Requests that arrive together are answered in one batch, by one thread."""
+"""Requests that arrive together are answered in one batch, by one thread; later ones wait until it has ended."""
 
 import logging
 import queue
