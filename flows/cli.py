@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows import cli_official, settings
+from flows import cli_chat, cli_official, settings
 
 if TYPE_CHECKING:
     from flows.recipe import Recipe
@@ -187,25 +187,8 @@ def evaluate(
         typer.echo(line)
 
 
-@app.command()
-def chat(
-    model: Annotated[Path, typer.Argument(help="A model directory, e.g. runs/sample/latest/model.")],
-    image: Annotated[Path, typer.Argument(help="The picture to talk about.")],
-    question: Annotated[
-        str | None, typer.Argument(help="One question; without it, questions are read until EOF.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
-) -> None:
-    """Answers questions about a picture."""
-    from flows.chat import Chat
-
-    talk = Chat(model, image, max_new_tokens)
-    if question is not None:
-        typer.echo(talk.ask(question))
-        return
-    typer.echo("Human: ", nl=False)
-    for line in sys.stdin:
-        typer.echo(f"AI: {talk.ask(line.strip())}\nHuman: ", nl=False)
+app.command()(cli_chat.chat)
+app.command()(cli_chat.serve)
 
 
 app.command("import-official")(cli_official.import_official)

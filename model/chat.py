@@ -1,28 +1,32 @@
 """Talk with a trained model about pictures; answers come piece by piece."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from threading import Event, Thread
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from model import HoneybeeForConditionalGeneration, HoneybeeProcessor
-from model.pretrained import IMAGE_TOKEN
+from model.generation import End, Progress, Row, context_of, encode, generate, load
+from model.processing import open_image
+from model.sampling import Sampling
 
 Picture = Image.Image | str | Path
 
 
-class _Stopped(StoppingCriteria):
-    """Ends generation when nobody reads the answer any more."""
+class ChatError(ValueError):
+    """A question or a picture that cannot be used."""
 
-    def __init__(self) -> None:
-        self.event = Event()
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
-        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
+def open_picture(picture: Picture) -> Image.Image:
+    """The picture for `ask`, read whole. Raises ChatError for a URL and for what is no picture that can be read."""
+    try:
+        return picture if isinstance(picture, Image.Image) else open_image(picture)
+    except ValueError as error:
+        raise ChatError(str(error)) from None
 
 
 class Chat:
@@ -37,11 +41,8 @@ class Chat:
 
     @classmethod
     def load(cls, model_dir: Path | str, device: str = "auto", dtype: torch.dtype | str = "auto") -> "Chat":
-        """model_dir: a saved model with its processor. dtype: "auto" is as it was saved."""
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = HoneybeeForConditionalGeneration.from_pretrained(model_dir, dtype=dtype).to(device)
-        return cls(model, HoneybeeProcessor.from_pretrained(model_dir))
+        """model_dir: a saved model with its processor. dtype: "auto" is as it was saved. Raises ModelError."""
+        return cls(*load(model_dir, device, dtype))
 
     def ask(
         self,
@@ -49,71 +50,61 @@ class Chat:
         images: Sequence[Picture] = (),
         max_new_tokens: int = 512,
         temperature: float = 0.0,
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """Yields the answer in pieces as they are generated, and then adds the turn to `messages`.
 
-        images: new in this turn, Pillow images or local files. temperature: 0 is greedy. A reader that stops early
-        ends the generation; what it read becomes the turn. Raises ValueError for an image that cannot be read and for
-        a question that holds the image token, and whatever generation raises; then no turn is added.
+        images: new in this turn, Pillow images or local files. temperature: 0 is greedy. The answer ends where the
+        model's context ends. A reader that stops early ends the generation; what it read becomes the turn. Raises
+        ChatError for an image that cannot be read, for a question that is empty or holds the image token, and for a
+        conversation that leaves no room for an answer; and whatever generation raises. Then no turn is added.
         """
-        if IMAGE_TOKEN in question:
-            raise ValueError(f"the question holds {IMAGE_TOKEN}, which is the model's own: give images beside the text")
-        pictures = [{"type": "image", "image": self.processor.image_processor.fetch_images(image)} for image in images]
+        token = self.processor.image_token
+        if token in question:
+            raise ChatError(f"the question holds {token}, which is the model's own: give images beside the text")
+        if not question.strip():
+            raise ChatError("the question is empty")
+        pictures = [{"type": "image", "image": open_picture(image)} for image in images]
         user = {"role": "user", "content": [*pictures, {"type": "text", "text": question}]}
-        inputs: Any = self.processor.apply_chat_template(
-            [*self.messages, user],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
+        messages = [*self.messages, user]
+        shown = [part["image"] for message in messages for part in message["content"] if part["type"] == "image"]
+        prompt, context = encode(self.processor, messages), context_of(self.model)
+        if context is not None and len(prompt) >= context:
+            raise ChatError(
+                f"the conversation has {len(prompt)} tokens and the model's context {context}: "
+                "ask something shorter, or begin a new conversation"
+            )
+        answers: SimpleQueue[Progress] = SimpleQueue()
+        row = Row(
+            prompt,
+            self.processor.preprocess(shown) if shown else None,
+            max_new_tokens if context is None else min(max_new_tokens, context - len(prompt)),
+            answers.put,
+            Sampling(temperature),
         )
-        return self._stream(user, inputs.to(self.model.device), max_new_tokens, temperature)
+        return self._stream(user, row, answers)
 
-    def _stream(self, user: dict[str, Any], inputs: Any, max_new_tokens: int, temperature: float) -> Iterator[str]:
-        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        model: Any = self.model
-        stopped, failures = _Stopped(), []
-        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-
-        def generate() -> None:
+    def _stream(self, user: dict[str, Any], row: Row, answers: "SimpleQueue[Progress]") -> Generator[str, None, None]:
+        def work() -> None:
             try:
-                model.generate(
-                    **inputs,
-                    **sampling,
-                    max_new_tokens=max_new_tokens,
-                    streamer=streamer,
-                    stopping_criteria=StoppingCriteriaList([stopped]),
-                )
-            except BaseException as error:  # raised again below, in the reader's thread
-                failures.append(error)
-                streamer.on_finalized_text("", stream_end=True)
+                generate(self.model, self.processor, [row])
+            except Exception as error:  # raised again below, in the reader's thread
+                row.finish(error)
 
-        thread = Thread(target=generate, daemon=True)
+        thread = Thread(target=work, daemon=True)
         thread.start()
-        answer = ""
+        answer, failure = "", None
         try:
-            for piece in streamer:
-                piece = piece if answer else piece.lstrip()  # the template puts a space before an answer
-                if piece:
-                    answer += piece
-                    yield piece
+            while not isinstance(progress := answers.get(), End):
+                if isinstance(progress, Exception):
+                    failure = progress
+                    break
+                answer += progress
+                yield progress
         finally:
-            stopped.event.set()
+            row.cancelled.set()
             thread.join()
-            if not failures:
+            if failure is None:
                 turn = {"role": "assistant", "content": [{"type": "text", "text": answer.strip()}]}
                 self.messages += [user, turn]
-        if failures:
-            raise failures[0]
-
-
-def chat(
-    model_dir: Path | str,
-    images: Sequence[Picture],
-    question: str,
-    device: str = "auto",
-    max_new_tokens: int = 512,
-    temperature: float = 0.0,
-) -> Iterator[str]:
-    """Loads a model and streams its answer to one question about some images; see Chat for conversations."""
-    yield from Chat.load(model_dir, device).ask(question, images, max_new_tokens, temperature)
+        if failure is not None:
+            raise failure

@@ -21,9 +21,26 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from model.configuration import HoneybeeConfig
 from model.pretrained import IMAGE_TOKEN, image_token_id
-from pipelines.images import to_rgb
+from pipelines.image_error import ImageRefError
+from pipelines.images import MAX_BYTES, decode, to_rgb
 
 CHAT_TEMPLATES = Path(__file__).parent.parent / "templates" / "chat"
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """A local picture of the formats of pipelines.images, read whole, in its own mode and orientation.
+
+    Raises ValueError, naming it, for a URL and for what is no picture that can be read.
+    """
+    if "://" in str(path) or str(path).startswith("data:"):
+        raise ValueError(f"images are not fetched from addresses: open {str(path)[:80]} and give the image")
+    try:
+        file = Path(path)
+        if file.stat().st_size > MAX_BYTES:
+            raise ValueError(f"{path} is no image that can be read: more than {MAX_BYTES} bytes")
+        return decode(file.read_bytes())
+    except (OSError, ImageRefError) as error:
+        raise ValueError(f"{path} is no image that can be read: {error}") from None
 
 
 class HoneybeeImageProcessor(PilBackend):
@@ -54,14 +71,7 @@ class HoneybeeImageProcessor(PilBackend):
         if isinstance(images, list | tuple):
             return [self.fetch_images(image) for image in images]
         if isinstance(images, str | Path):
-            if "://" in str(images) or str(images).startswith("data:"):
-                raise ValueError(f"images are not fetched from addresses: open {str(images)[:80]} and give the image")
-            try:
-                with Image.open(images) as file:
-                    file.load()
-                    return file
-            except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-                raise ValueError(f"{images} is no image that can be read: {error}") from None
+            return open_image(images)
         if isinstance(images, np.ndarray):
             return Image.fromarray(images)
         if not isinstance(images, Image.Image):

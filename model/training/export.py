@@ -4,9 +4,10 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from model.card import CARD, model_card
+from model.configuration import HoneybeeConfig
 from model.modeling import HoneybeeForConditionalGeneration
 from model.processing import HoneybeeProcessor
 from model.training.engine import Engine
@@ -42,7 +43,7 @@ def save_model(
         model.save_pretrained(partial, state_dict=state)
         processor.save_pretrained(partial)
         shutil.copyfile(tokenizer / "tokenizer.json", partial / "tokenizer.json")
-        (partial / CARD).write_text(model_card(model.config, facts))
+        (partial / CARD).write_text(model_card(cast(HoneybeeConfig, model.config), facts))
         files = sorted(path for path in partial.iterdir() if path.is_file())
         for path in files:
             with path.open("rb") as file:

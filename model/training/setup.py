@@ -70,7 +70,7 @@ def load(init: Init, seed: int, dtype: torch.dtype) -> tuple[HoneybeeForConditio
 
 
 def origin(init: Init) -> dict[str, Any]:
-    """What a model began as, for its manifest and card: `parts`, the names of its backbones, and its `stages` so far."""
+    """For the manifest and card of a model: `parts`, the names of its backbones, and its `stages` so far."""
     if init.model is None:
         return {"parts": {"vision": part_name(str(init.vision)), "llm": part_name(str(init.llm))}, "stages": []}
     manifest = init.model / MANIFEST

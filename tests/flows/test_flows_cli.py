@@ -21,7 +21,7 @@ def honeybee(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess:
 def test_help_names_every_command(tmp_path):
     done = honeybee("--help", cwd=tmp_path)
     assert done.returncode == 0
-    commands = ["sample", "build", "diff", "train", "evaluate", "chat", "templates", "up", "down", "submit"]
+    commands = ["sample", "build", "diff", "train", "evaluate", "chat", "serve", "templates", "up", "down", "submit"]
     for command in [*commands, "import-official", "export-official"]:
         assert f" {command} " in done.stdout
 

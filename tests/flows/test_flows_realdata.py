@@ -85,10 +85,11 @@ def test_the_gallery_shows_real_pictures(root):
 
 
 def test_a_question_about_a_real_picture(root, tmp_path):
-    from flows.chat import Chat
+    from model.chat import Chat
 
     shard = min((root / "runs/real/latest/data/finetune").glob("shard-*.parquet"))
     picture = tmp_path / "picture"
     picture.write_bytes(pq.read_table(shard)["images"][0].as_py()[0]["bytes"])
-    answer = Chat(root / "runs/real/latest/model", picture, max_new_tokens=8).ask("What is in the picture?")
-    assert isinstance(answer, str)
+    talk = Chat.load(root / "runs/real/latest/model")
+    answer = "".join(talk.ask("What is in the picture?", [picture], max_new_tokens=8))
+    assert talk.messages[1]["content"] == [{"type": "text", "text": answer.strip()}]

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from flows.chat import Chat
 from model import HoneybeeForConditionalGeneration, HoneybeeProcessor
+from model.chat import Chat
 from model.official import projector_from_official
 from model.official_checkpoint import export_official, import_official
 from model.weight_files import CheckpointError
@@ -140,8 +140,9 @@ def test_it_loads_and_talks(tmp_path: Path, plain_tokenizer: Path) -> None:
     images = processor.image_processor
     assert (images.size.height, images.image_mean, images.image_std) == (32, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
     Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
-    talk = Chat(ours, tmp_path / "red.png", max_new_tokens=4)
-    assert isinstance(talk.ask("What is it?"), str)
+    talk = Chat.load(ours)
+    list(talk.ask("What is it?", [tmp_path / "red.png"], max_new_tokens=4))
+    assert [message["role"] for message in talk.messages] == ["user", "assistant"]
     assert talk.model.generation_config.suppress_tokens == [VOCABULARY]
     export_official(ours, tmp_path / "back")
     back = {path.name: path.read_bytes() for path in (tmp_path / "back").iterdir() if "safetensors" not in path.name}

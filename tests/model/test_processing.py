@@ -174,6 +174,15 @@ def test_the_chat_template_writes_the_conversation(tiny_processor: Any) -> None:
     assert batch["pixel_values"].shape == (1, 3, 32, 32)
 
 
+@pytest.mark.parametrize(
+    "content", ["Be short.", [{"type": "text", "text": "Be "}, {"type": "text", "text": "short."}]]
+)
+def test_a_system_message_takes_the_place_of_the_usual_one(tiny_processor: Any, content: Any) -> None:
+    messages = [{"role": "system", "content": content}, {"role": "user", "content": "Hello"}]
+    text = tiny_processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert text == "<s>Be short.\nHuman: Hello\nAI:"
+
+
 def test_supervised_tokens_are_the_answers_and_their_end(tiny_processor: Any) -> None:
     batch = tiny_processor.apply_chat_template(
         MESSAGES[:2], tokenize=True, return_dict=True, return_assistant_tokens_mask=True, return_tensors="pt"

@@ -216,10 +216,16 @@ def test_the_output_is_a_whole_model_that_the_next_stage_starts_from(
 ) -> None:
     output = Path(usual["output"])
     manifest = json.loads((output / "manifest.json").read_text())
-    assert manifest["stage"] == "finetune"
-    assert manifest["steps"] == 8
+    (stage,) = manifest["stages"]
+    assert (stage["stage"], stage["steps"]) == ("finetune", 8)
     assert {path.name for path in output.iterdir()} == {"manifest.json", *manifest["files"]}
     assert (output / "tokenizer.json").read_bytes() == (tiny_backbones / "llm" / "tokenizer.json").read_bytes()
+
+    card = (output / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n")
+    assert "linear, 16 visual tokens" in card and "finetune: 8 steps of 8 samples; projector and llm trained" in card
+    assert all(f"{name} {100 * share:.1f} %" in card for name, share in stage["datasets"].items())
+    assert str(tiny_backbones) not in card + json.dumps(manifest)  # a machine's paths are nobody else's business
 
     model, processor = AutoModelForImageTextToText.from_pretrained(output), AutoProcessor.from_pretrained(output)
     inputs = processor(text="<s><image>Human: Hello AI:", images=Image.new("RGB", (9, 9)), return_tensors="pt")
@@ -228,6 +234,8 @@ def test_the_output_is_a_whole_model_that_the_next_stage_starts_from(
     following = elsewhere(usual, tmp_path, steps=2, warmup_steps=0) | {"init": {"model": str(output)}}
     train(following)
     assert losses(following)[0][1] < losses(usual)[0][1] - 0.3
+    both = json.loads((Path(following["output"]) / "manifest.json").read_text())
+    assert [(each["stage"], each["steps"]) for each in both["stages"]] == [("finetune", 8), ("finetune", 2)]
 
     (output / "manifest.json").rename(tmp_path / "aside")
     log = tmp_path / "aside"

@@ -1,0 +1,1 @@
+"""A trained model over HTTP, in the form of OpenAI's chat completions."""

@@ -1,0 +1,201 @@
+"""The routes: POST /v1/chat/completions, GET /v1/models, GET /health."""
+
+import asyncio
+import contextlib
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from model.generation import End, Progress
+from model.serving.batching import Closed
+from model.serving.errors import RequestError
+from model.serving.protocol import (
+    AnswerMessage,
+    Choice,
+    Chunk,
+    ChunkChoice,
+    Completion,
+    Delta,
+    parse,
+    usage,
+)
+from model.serving.service import Answer, Service
+
+T = TypeVar("T")
+
+
+def create_app(service: Service, hosts: Sequence[str] = ("*",)) -> FastAPI:
+    """The application; it closes the service when it ends. hosts: names under which it may be addressed."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(service.close)
+
+    # No pages of documentation: they would load scripts from the network.
+    app = FastAPI(title="Honeybee", lifespan=lifespan, openapi_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    started = int(time.time())
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        model = {"id": service.settings.name, "object": "model", "created": started, "owned_by": "honeybee"}
+        return {"object": "list", "data": [model]}
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        try:
+            return await until_disconnect(
+                request, _complete(service, await _body(request, service.settings.max_upload))
+            )
+        except ClientDisconnect:
+            return Response(status_code=499)  # nobody reads it; the number stands in the log
+
+    @app.exception_handler(RequestError)
+    async def refused(request: Request, error: RequestError) -> Response:
+        return JSONResponse(error.body(), error.status)
+
+    @app.exception_handler(HTTPException)
+    async def no_route(request: Request, error: HTTPException) -> Response:
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        return JSONResponse(RequestError(error.status_code, message).body(), error.status_code, error.headers)
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        return JSONResponse(_failure(error).body(), 500)
+
+    return app
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    """The body. Raises RequestError (413) as soon as it is too large, said or not; ClientDisconnect."""
+    too_large = RequestError(413, f"the request has more than {limit} bytes (--max-upload-mib)", None, "too_large")
+    said = request.headers.get("content-length", "")
+    if said.isdecimal() and int(said) > limit:
+        raise too_large
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > limit:
+            raise too_large
+    return bytes(body)
+
+
+async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What the work gives. Cancels it and raises ClientDisconnect when the client goes away; for after the body."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _complete(service: Service, body: bytes) -> Response:
+    request = await service.in_thread(parse, body)
+    answer = await service.begin(request)
+    head: dict[str, Any] = {
+        "id": f"chatcmpl-{secrets.token_hex(12)}",
+        "created": int(time.time()),
+        "model": service.settings.name,
+    }
+    handed_on = False
+    try:
+        first = await answer.progress.get()  # what fails before the first word is no 200
+        if isinstance(first, Exception):
+            raise _failure(first)
+        if request.stream:
+            options = request.stream_options
+            response = _Stream(answer, _chunks(answer, first, head, bool(options and options.include_usage)))
+            handed_on = True
+            return response
+        text = ""
+        progress: Progress = first
+        while isinstance(progress, str):
+            text += progress
+            progress = await answer.progress.get()
+        if isinstance(progress, Exception):
+            raise _failure(progress)
+        choice = Choice(message=AnswerMessage(content=text), finish_reason=_reason(progress))
+        completion = Completion(**head, choices=[choice], usage=usage(answer.prompt_tokens, progress.tokens))
+        return JSONResponse(completion.model_dump())
+    finally:
+        if not handed_on:
+            answer.cancelled.set()
+
+
+class _Stream(StreamingResponse):
+    """Server-sent events; the answer ends with them, however they end."""
+
+    def __init__(self, answer: Answer, events: AsyncIterator[str]):
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answer.cancelled.set()
+
+
+async def _chunks(answer: Answer, progress: Progress, head: dict[str, Any], with_usage: bool) -> AsyncIterator[str]:
+    """The events of an answer whose first progress is already there."""
+
+    def event(choices: list[ChunkChoice], **more: Any) -> str:
+        hidden = None if with_usage else {"usage"}
+        chunk = Chunk(**head, choices=choices, **more)
+        # A delta holds only what is new; everything else is said, also where it is null.
+        content = chunk.model_dump(exclude=hidden)
+        for choice, said in zip(choices, content["choices"], strict=True):
+            said["delta"] = choice.delta.model_dump(exclude_none=True)
+        return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+    yield event([ChunkChoice(delta=Delta(role="assistant", content=""))])
+    while isinstance(progress, str):
+        yield event([ChunkChoice(delta=Delta(content=progress))])
+        progress = await answer.progress.get()
+    try:
+        if isinstance(progress, Exception):
+            raise _failure(progress)
+        reason = _reason(progress)
+    except RequestError as error:  # the status is sent; clients know an event with an error
+        yield f"data: {json.dumps(error.body())}\n\n"
+        return
+    yield event([ChunkChoice(delta=Delta(), finish_reason=reason)])
+    if with_usage:
+        yield event([], usage=usage(answer.prompt_tokens, progress.tokens))
+    yield "data: [DONE]\n\n"
+
+
+def _reason(end: End) -> Any:
+    if end.reason == "cancelled":  # by the server: a client that went away reads nothing
+        raise RequestError(503, "the server ended before the answer did", None, "shutting_down")
+    return end.reason
+
+
+def _failure(error: Exception) -> RequestError:
+    if isinstance(error, Closed):
+        return RequestError(503, str(error), None, "shutting_down")
+    return RequestError(500, f"the answer failed: {type(error).__name__}: {error}"[:500])

@@ -1,0 +1,200 @@
+"""OpenAI's chat completions: the part of a request that is understood, and the answers.
+
+Source: the API reference at https://platform.openai.com/docs/api-reference/chat, and the types of the `openai` package.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from model.serving.errors import RequestError
+
+# Fields that say nothing about the answer itself, or that another field must turn on first.
+HARMLESS = {
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_options",
+    "prompt_cache_retention", "parallel_tool_calls",
+}  # fmt: skip
+# Fields that would change the answer, with the values that do not.
+NEUTRAL: dict[str, list[Any]] = {
+    "n": [1],
+    "logprobs": [False],
+    "top_logprobs": [0],
+    "logit_bias": [{}],
+    "presence_penalty": [0],
+    "frequency_penalty": [0],
+    "response_format": [{"type": "text"}],
+    "modalities": [["text"]],
+    "tools": [[]],
+    "functions": [[]],
+    "tool_choice": ["none", "auto"],
+    "function_call": ["none", "auto"],
+}
+HARMLESS_IN_MESSAGE = {"name", "annotations"}
+INT64 = 2**63
+
+
+class ImageUrl(BaseModel):
+    """`detail` is ignored: every picture is shown to the model in its own one size."""
+
+    url: str
+
+
+class Part(BaseModel):
+    """A piece of a message."""
+
+    type: Literal["text", "image_url"]
+    text: str | None = None
+    image_url: ImageUrl | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Part":
+        if getattr(self, self.type) is None:
+            raise ValueError(f"a part of the type {self.type} needs the field {self.type}")
+        return self
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    role: Literal["system", "user", "assistant"]
+    content: list[Part]
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _parts(cls, content: Any) -> Any:
+        if isinstance(content, str):
+            return [{"type": "text", "text": content}]
+        if not isinstance(content, list) or not content:
+            raise ValueError("must be a string or a list of parts")
+        return content
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    include_usage: bool | None = None
+
+
+class ChatRequest(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    model: str
+    messages: list[Message] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, ge=0, le=1)
+    stop: list[str] | None = Field(None, max_length=4)
+    seed: int | None = Field(None, ge=-INT64, lt=INT64)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _stops(cls, stop: Any) -> Any:
+        return [stop] if isinstance(stop, str) else stop
+
+    @field_validator("stop")
+    @classmethod
+    def _no_empty_stop(cls, stop: list[str] | None) -> list[str] | None:
+        if stop and "" in stop:
+            raise ValueError("a stop string is empty")
+        return stop
+
+    @property
+    def longest(self) -> int | None:
+        """The most tokens that the answer may have, if the request says it."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+
+def parse(body: bytes) -> ChatRequest:
+    """Raises RequestError (400), naming the field, for what is not understood or not offered."""
+    try:
+        request = ChatRequest.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        param = field_name(first["loc"])
+        said = first["msg"].removeprefix("Value error, ")
+        raise RequestError(400, f"{param}: {said}" if param else said, param, "invalid_value") from None
+    for name, value in (request.model_extra or {}).items():
+        _refuse(name, name, value, HARMLESS)
+    for index, message in enumerate(request.messages):
+        for name, value in (message.model_extra or {}).items():
+            _refuse(name, f"messages[{index}].{name}", value, HARMLESS_IN_MESSAGE)
+    if None not in (request.max_tokens, request.max_completion_tokens):
+        raise RequestError(400, "give max_tokens or max_completion_tokens, not both", "max_tokens", "invalid_value")
+    if request.stream_options is not None and not request.stream:
+        raise RequestError(400, "stream_options needs stream: true", "stream_options", "invalid_value")
+    return request
+
+
+def _refuse(name: str, param: str, value: Any, harmless: set[str]) -> None:
+    if value is None or name in harmless or value in NEUTRAL.get(name, []):
+        return
+    if name in NEUTRAL:
+        allowed = " or ".join(map(repr, NEUTRAL[name]))
+        raise RequestError(400, f"{param} is offered only as {allowed}: leave it out", param, "unsupported_parameter")
+    raise RequestError(400, f"{param} is not offered by this server: leave it out", param, "unsupported_parameter")
+
+
+def field_name(loc: Sequence[str | int]) -> str | None:
+    """("messages", 0, "role") → `messages[0].role`; None for the body as a whole."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".") or None
+
+
+class Usage(BaseModel):
+    """Tokens; those of a prompt with the visual tokens, those of an answer with its end token."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+def usage(prompt: int, completion: int) -> Usage:
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+
+
+class AnswerMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    index: int = 0
+    message: AnswerMessage
+    logprobs: None = None
+    finish_reason: Literal["stop", "length"]
+
+
+class Completion(BaseModel):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+
+
+class Delta(BaseModel):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChunkChoice(BaseModel):
+    index: int = 0
+    delta: Delta
+    logprobs: None = None
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+class Chunk(BaseModel):
+    """A piece of a streamed answer; without choices, the usage at its end."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None

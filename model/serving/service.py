@@ -1,0 +1,118 @@
+"""A request's way from its parsed form to a growing answer."""
+
+import asyncio
+import contextlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from threading import Event, Lock
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+
+from model.generation import Progress, Row, context_of, encode, generate
+from model.sampling import Sampling
+from model.serving.batching import Batcher, Busy, Closed
+from model.serving.content import Reference, conversation
+from model.serving.errors import RequestError
+from model.serving.pictures import encoded, opened
+from model.serving.protocol import ChatRequest
+
+DEFAULT_MAX_TOKENS = 512  # where a request gives none
+
+
+@dataclass(frozen=True)
+class Settings:
+    """name: of the model, as requests give it. max_upload: bytes of a request's body, and of a fetched picture."""
+
+    name: str = "model"
+    max_batch: int = 8
+    max_images: int = 8
+    max_upload: int = 20 << 20
+    allow_urls: bool = False
+
+
+@dataclass
+class Answer:
+    """An answer on its way. progress: pieces of text, then its end or an error. cancelled: set it to end it."""
+
+    prompt_tokens: int
+    progress: "asyncio.Queue[Progress]"
+    cancelled: Event
+
+
+class Service:
+    """The model, its queue, and threads that decode pictures."""
+
+    def __init__(self, model: Any, processor: Any, settings: Settings):
+        self.settings, self.processor, self.context = settings, processor, context_of(model)
+        longest = max(map(len, processor.tokenizer.get_vocab()))  # of a token, in characters
+        # Tokenising megabytes takes a minute. Four times as much as can fit, since a tokenizer may drop characters.
+        self._max_characters = None if self.context is None else 4 * longest * self.context
+        self._batcher = Batcher(partial(generate, model, processor), settings.max_batch)
+        self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "requests")
+        self._tokenizing = Lock()  # a fast tokenizer is not made for several threads
+
+    def close(self) -> None:
+        """Ends what is running; blocks until it has."""
+        self._batcher.close()
+        self._threads.shutdown(cancel_futures=True)
+
+    async def in_thread(self, function: Any, *args: Any) -> Any:
+        """Runs what takes long beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+    async def begin(self, request: ChatRequest) -> Answer:
+        """Puts a request into the queue. Raises RequestError: 400, 404 (another model), 503 (too many wait)."""
+        if request.model != self.settings.name:
+            message = f"there is no model {request.model[:80]!r} here, only {self.settings.name!r}"
+            raise RequestError(404, message, "model", "model_not_found")
+        messages, references = conversation(request.messages, self.settings.max_images)
+        characters = sum(len(part.text or "") for message in request.messages for part in message.content)
+        if self._max_characters is not None and characters > self._max_characters:
+            raise _too_long(f"the messages have {characters} characters", self.context)
+        prompt = await self.in_thread(self._encode, messages)
+        longest = DEFAULT_MAX_TOKENS if request.longest is None else request.longest
+        if self.context is not None:
+            if len(prompt) >= self.context:
+                raise _too_long(f"the prompt has {len(prompt)} tokens, visual ones among them", self.context)
+            longest = min(longest, self.context - len(prompt))
+        pixels = list(await asyncio.gather(*map(self._pixels, references)))
+        loop, queue, cancelled = asyncio.get_running_loop(), asyncio.Queue[Progress](), Event()
+
+        def report(progress: Progress) -> None:  # in the generating thread
+            with contextlib.suppress(RuntimeError):  # the event loop has ended, and its clients with it
+                loop.call_soon_threadsafe(queue.put_nowait, progress)
+
+        row = Row(
+            prompt,
+            torch.cat(pixels) if pixels else None,
+            longest,
+            report,
+            Sampling(request.temperature or 0.0, 1.0 if request.top_p is None else request.top_p, request.seed),
+            request.stop or (),
+            cancelled,
+        )
+        try:
+            self._batcher.submit(row)
+        except (Busy, Closed) as error:
+            raise RequestError(503, str(error), None, "overloaded") from None
+        return Answer(len(prompt), queue, cancelled)
+
+    def _encode(self, messages: list[dict[str, Any]]) -> list[int]:
+        try:
+            with self._tokenizing:
+                return encode(self.processor, messages)
+        except TemplateError as error:
+            raise RequestError(400, f"the model's chat template refuses the messages: {error}", "messages") from None
+
+    async def _pixels(self, reference: Reference) -> torch.Tensor:
+        data = await encoded(reference, self.settings.allow_urls, self.settings.max_upload)
+        return await self.in_thread(lambda: self.processor.preprocess([opened(reference, data)]))
+
+
+def _too_long(what: str, context: int | None) -> RequestError:
+    message = f"{what}, and the model's context is {context} tokens: no room for an answer"
+    return RequestError(400, message, "messages", "context_length_exceeded")

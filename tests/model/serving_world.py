@@ -1,0 +1,58 @@
+"""A real server on a free loopback port, and what requests are made of."""
+
+import base64
+import contextlib
+import io
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from PIL import Image
+
+from model.serving.app import create_app
+from model.serving.server import LOCAL, bind
+from model.serving.service import Service, Settings
+
+
+@contextlib.contextmanager
+def served(model: Any, processor: Any, **settings: Any) -> Iterator[str]:
+    """The address of a server of the model, `http://127.0.0.1:…/v1`."""
+    service = Service(model, processor, Settings(**settings))
+    with bind("127.0.0.1", 0) as listener:
+        app = create_app(service, LOCAL)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            wait_for(lambda: server.started)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def wait_for(condition: Any, seconds: float = 20.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def data_url(colour: Any = "red", kind: str = "PNG", size: tuple[int, int] = (20, 20), mode: str = "RGB") -> str:
+    buffer = io.BytesIO()
+    Image.new(mode, size, colour).save(buffer, kind)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def picture(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def text(said: str) -> dict[str, Any]:
+    return {"type": "text", "text": said}
+
+
+def user(*parts: Any) -> dict[str, Any]:
+    return {"role": "user", "content": parts[0] if len(parts) == 1 and isinstance(parts[0], str) else list(parts)}
