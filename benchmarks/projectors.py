@@ -7,17 +7,12 @@ ratios are medians over the rounds. Peak memory is what a pass takes beyond weig
 """
 
 import argparse
-import gc
-import statistics
-import time
-from collections.abc import Callable
-from itertools import accumulate
 
 import torch
 from measure import markdown
+from passes import compare
 from projector_peers import PEERS, detr
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from model.projectors import Projector, Shape, build_projector
 from model.projectors.d_abstractor import read_map
@@ -26,7 +21,6 @@ FEATURES, TOKENS = (256, 576), (64, 144, 256, 576)
 WIDTH, OUTPUT_WIDTH = 1024, 4096
 HEADS, POINTS = 8, 4
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-Pass = Callable[[], object]
 
 
 def main() -> None:
@@ -114,72 +108,6 @@ def projector(type: str, features: int, tokens: int) -> Projector:
     settings = {"dropout": 0.0} if type in ("d-abstractor", "resampler") else {}
     torch.manual_seed(0)
     return build_projector(type, Shape(features, tokens, WIDTH, OUTPUT_WIDTH), settings)
-
-
-def compare(
-    ours: Callable[[], Tensor], peer: Callable[[], Tensor], leaves: list[Tensor], rounds: int
-) -> dict[str, str]:
-    """Ours ÷ the other: time forward, time forward and backward, peak memory of the latter."""
-    contenders = {"ours": ours, "peer": peer}
-    device = leaves[0].device
-
-    def forward(run: Callable[[], Tensor]) -> None:
-        with torch.no_grad():
-            run()
-
-    def both(run: Callable[[], Tensor]) -> None:
-        run().sum().backward()
-
-    ratios, ours_ms = {}, {}
-    for kind, step in (("forward", forward), ("both", both)):
-        seconds: dict[str, list[float]] = {"ours": [], "peer": []}
-        for round in range(rounds + 1):
-            for name, run in contenders.items():
-                for leaf in leaves:
-                    leaf.grad = None
-                took = timed(lambda run=run, step=step: step(run), device)
-                if round:  # the first warms up
-                    seconds[name].append(took)
-        pairs = zip(seconds["ours"], seconds["peer"], strict=True)
-        ratios[kind] = statistics.median(a / b for a, b in pairs)
-        ours_ms[kind] = statistics.median(seconds["ours"]) * 1e3
-    for run in contenders.values():
-        both(run)  # so that gradients are there
-    peaks = {name: peak(lambda run=run: both(run), device) for name, run in contenders.items()}
-    for leaf in leaves:
-        leaf.grad = None
-    return {
-        "forward": f"{ratios['forward']:.2f}",
-        "forward and backward": f"{ratios['both']:.2f}",
-        "memory": f"{peaks['ours'] / peaks['peer']:.2f}",
-        "ours ms": f"{ours_ms['forward']:.0f}, {ours_ms['both']:.0f}",
-        "ours MiB": f"{peaks['ours'] / 2**20:.0f}",
-    }
-
-
-def timed(step: Pass, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def peak(step: Pass, device: torch.device) -> int:
-    """Bytes that a step takes at most beyond what is there before it (gradients exist already)."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        step()
-    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
-    return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
 
 
 if __name__ == "__main__":
