@@ -108,6 +108,20 @@ def test_logging_more_often_trains_nothing_again(root):
     assert entries(root) == before
 
 
+def test_another_fit_of_pictures_trains_and_asks_again(root, tmp_path, monkeypatch):
+    from flows.train_honeybee import train_honeybee
+
+    (tmp_path / "crop").mkdir()  # the word is no place, whatever lies where the command runs
+    (tmp_path / "pad").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for fit in ("crop", "pad"):
+        before = entries(root)
+        train_honeybee(str(write_tiny(root, {"name": fit, "model/image_fit": fit})), "one")
+        new = sorted(name.split("/")[1] for name in entries(root).keys() - before.keys())
+        assert new == ["models", "models", "scores"]
+        assert f'"fit": "{fit}"' in (root / f"runs/{fit}/one/model/processor_config.json").read_text()
+
+
 def test_a_model_is_evaluated_by_itself(root):
     from flows.evaluate import evaluate_honeybee
 
