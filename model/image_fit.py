@@ -17,7 +17,8 @@ from pipelines.images import MAX_PIXELS
 Fit = Literal["stretch", "crop", "pad"]
 FITS: tuple[Fit, ...] = ("stretch", "crop", "pad")
 
-# Nothing that is made on the way to S × S has more pixels: a line of 1 × 3,000,000 would be cropped from 1.5 · 10¹¹.
+# Nothing that is made on the way to S × S has more pixels: a line of 1 × 3,000,000 would be cropped from 1.5 · 10¹¹,
+# and stretched by way of S × 3,000,000.
 _MOST = MAX_PIXELS
 
 
@@ -68,12 +69,12 @@ def is_extreme(width: int, height: int, side: int, fit: Fit) -> bool:
     """Whether `bounded` changes a picture of that size."""
     if fit == "crop":
         return math.prod(covering(width, height, side)) > max(_MOST, side * side)
-    return fit == "pad" and max(width, height) ** 2 > _MOST
+    return (side * height if fit == "stretch" else max(width, height) ** 2) > _MOST
 
 
 def bounded(image: Image.Image, side: int, fit: Fit) -> Image.Image:
     """The picture, or where it is so long or so large that fitting it would take more than MAX_PIXELS pixels: for
-    `crop` what lies about its middle, for `pad` a smaller one."""
+    `crop` what lies about its middle, for `pad` a smaller one, for `stretch` one less tall."""
     if not is_extreme(*image.size, side, fit):
         return image
     if fit == "crop":
@@ -81,6 +82,8 @@ def bounded(image: Image.Image, side: int, fit: Fit) -> Image.Image:
         width, height = (min(length, keep) for length in image.size)
         left, top = offset(image.width, width), offset(image.height, height)
         return image.crop((left, top, left + width, top + height))
+    if fit == "stretch":
+        return image.resize((image.width, max(1, _MOST // side)), Image.Resampling.BICUBIC)
     scale = math.isqrt(_MOST) / max(image.size)
     width, height = (max(1, int(length * scale)) for length in image.size)
     return image.resize((width, height), Image.Resampling.BICUBIC)
