@@ -122,9 +122,21 @@ def _inputs(workspace: Workspace) -> Iterator[str]:
             yield f"backbones.{key}: there is no model (no config.json) in {model}"
     vision, llm = recipe.backbones.vision, recipe.backbones.llm
     if vision and llm and _may_be_there(vision) and _may_be_there(llm):
-        from flows.memory import sizes  # imports torch and transformers
+        yield from _problems("model", _parts_fit, recipe, vision, llm)
 
-        yield from _problems("model", sizes, recipe, vision, llm)
+
+def _parts_fit(recipe: Recipe, vision: str, llm: str) -> None:
+    from flows.memory import sizes  # imports torch and transformers
+
+    model = sizes(recipe, vision, llm)
+    for name in STAGES:
+        side = recipe.stage(name).data.image_side
+        if model and side and recipe.model.image_fit == "crop" and side < model.image_size:
+            raise ValueError(
+                f"image_fit crop makes a picture's shorter side {model.image_size} pixels, but {name}.data.image_side "
+                f"shrinks the longer one to {side}, and all would be enlarged again: raise it to "
+                f"{2 * model.image_size}, enough for shapes up to 2 : 1, or leave it out"
+            )
 
 
 def _ask_nothing(workspace: Workspace, name: str) -> None:

@@ -42,6 +42,7 @@ class Sizes:
     layers: int
     vocabulary: int
     image_tokens: int
+    image_size: int  # S, pixels
 
 
 def model_config(model: str) -> PreTrainedConfig | None:
@@ -79,6 +80,7 @@ def sizes(recipe: Recipe, vision: str, llm: str) -> Sizes | None:
         layers=text_config.num_hidden_layers,
         vocabulary=text_config.vocab_size,
         image_tokens=config.num_image_tokens,
+        image_size=vision_config.image_size,
     )
 
 

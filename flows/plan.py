@@ -41,6 +41,7 @@ def plan(recipe: Recipe, training: bool = True) -> Iterator[str]:
             forecast = stage_forecast(workspace, name, known)
             yield ""
             yield from _stage(workspace, name, known, forecast)
+            yield from _pictures(recipe, name, model)
             if forecast.problem:
                 yield f"As far as is known, this mixture cannot be: {forecast.problem}."
                 if all(entry.is_built for entry in known.values()):
@@ -129,6 +130,21 @@ def _tokens(workspace: Workspace, name: str, known: Mapping[str, Known], samples
         each = sum(samples.values()) / max(steps, 1)
         line += f" They fill about {steps:,.0f} steps of {packs} packs, {each:,.0f} examples in each."
     return line
+
+
+def _pictures(recipe: Recipe, name: str, model: Any) -> Iterator[str]:
+    """What is to be known of pictures that the model does not see as they are. model: its sizes, or None."""
+    data, fit = recipe.stage(name).data, recipe.model.image_fit
+    boxed = [dataset for dataset in data.names if recipe.source(dataset).task == "referring"]
+    if boxed and fit != "stretch":
+        seen = "of which the model sees only the middle" if fit == "crop" else "which the model sees between bars"
+        yield f"Boxes of {', '.join(boxed)} stay relative to the whole picture, {seen} (model.image_fit: {fit})."
+    if model and data.image_side and fit == "crop":
+        shape = data.image_side / model.image_size
+        yield (
+            f"Pictures shrunk to {data.image_side} pixels are enlarged again where longer than {shape:.2f} : 1, since "
+            f"the shorter side becomes {model.image_size} (model.image_fit: crop)."
+        )
 
 
 def _memory(workspace: Workspace, name: str, model: Any) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from model.image_fit import Fit
 from model.training.job import Loading, Train
 from pipelines import sources
 from pipelines.balance import Balance
@@ -81,6 +82,7 @@ class Projector(Part):
 class Model(Part):
     projector: Projector = Projector()
     image_size: PositiveInt | None = None  # S; the vision model's own where absent
+    image_fit: Fit = "stretch"  # how a picture becomes S × S: see model/image_fit.py
     vision_layer: int = -2  # index into hidden_states: the paper reads the second to last
 
 

@@ -47,6 +47,7 @@ def train_honeybee(recipe: str = "sample", run_id: str | None = None) -> dict[st
         "projector": parsed.model.projector.model_dump(),
         "vision_layer": parsed.model.vision_layer,
         "image_size": parsed.model.image_size,
+        "image_fit": parsed.model.image_fit,
     }
     stage1 = train_stage(workspace, "pretrain", pretrain.shards, init)
     finetune = building.result()

@@ -20,6 +20,7 @@ from pipelines.remote import shards_url
 from pipelines.store import FileDigests, Store, write_atomic
 
 STAGE_VERSION = 1  # raise it when the code behind it changes the weights that it trains
+_PLACES = ("vision", "llm", "tokenizer", "model")  # of what a stage begins with: directories, or hub names
 
 
 @task(name="backbones", task_run_name="backbones", cache_policy=NO_CACHE)
@@ -39,7 +40,8 @@ def train_backbones(workspace: Workspace) -> tuple[str, str]:
 def train_stage(workspace: Workspace, stage: str, shards: Path, init: Mapping[str, Any]) -> Path:
     """Trains a stage on its shards; returns its directory in the store: `output` is the model, `work` its metrics.
 
-    init: {"vision", "llm", "tokenizer", "projector", "vision_layer", "image_size"}, or {"model": directory}.
+    init: {"vision", "llm", "tokenizer", "projector", "vision_layer", "image_size", "image_fit"}, or {"model":
+    directory}.
     """
     recipe, remote = workspace.recipe, workspace.recipe.paths.remote
     by_reference = recipe.images == "reference"
@@ -59,7 +61,7 @@ def train_stage(workspace: Workspace, stage: str, shards: Path, init: Mapping[st
         **depends,
         "version": STAGE_VERSION,
         "shards": shards.name,
-        "init": {name: identity(workspace.store, value) for name, value in init.items()},
+        "init": {name: identity(workspace.store, value) if name in _PLACES else value for name, value in init.items()},
     }
     log, ranks = get_run_logger().info, recipe.launch.ranks
     return run_job(workspace, "models", key, "model.training", job, log, ranks, places_of_job=("output", "work"))

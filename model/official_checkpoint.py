@@ -117,6 +117,9 @@ def export_official(
     read_json(model / "config.json")
     with _naming(model / "config.json"):
         config = HoneybeeConfig.from_pretrained(model)
+    images = HoneybeeImageProcessor.from_pretrained(model)
+    if images.fit != "stretch":
+        raise CheckpointError(f"{model} was trained with image_fit {images.fit}, and their code only stretches")
     vocabulary = config.text_config.vocab_size
     if (kept / "config.json").is_file():
         official = read_json(kept / "config.json")
@@ -127,7 +130,6 @@ def export_official(
         lacking = [name for name in ("vision", "llm", "tokenizer") if not (names or {}).get(name)]
         if lacking:
             raise CheckpointError(f"{kept / 'config.json'} is not there: name what their code shall load by {lacking}")
-        images = HoneybeeImageProcessor.from_pretrained(model)
         official = to_official(config, names or {}, images.image_mean, images.image_std, rows)
     weights = Weights(model)
     with torch.device("meta"):

@@ -20,6 +20,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from model.configuration import HoneybeeConfig
+from model.image_fit import FITS, Fit, bar_colour, fitted
 from model.pretrained import IMAGE_TOKEN, image_token_id
 from pipelines.image_error import ImageRefError
 from pipelines.images import MAX_BYTES, decode, to_rgb
@@ -36,6 +37,8 @@ def open_image(path: str | Path) -> Image.Image:
         raise ValueError(f"images are not fetched from addresses: open {str(path)[:80]} and give the image")
     try:
         file = Path(path)
+        if file.exists() and not file.is_file():
+            raise ValueError(f"{path} is no image that can be read: it is no file")
         if file.stat().st_size > MAX_BYTES:
             raise ValueError(f"{path} is no image that can be read: more than {MAX_BYTES} bytes")
         return decode(file.read_bytes())
@@ -44,7 +47,12 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 class HoneybeeImageProcessor(PilBackend):
-    """Straight resize to S×S, bicubic, no crop; then CLIP's normalisation (the authors' preprocessing)."""
+    """Any image to S×S, then CLIP's normalisation.
+
+    fit: how, see model/image_fit.py; `stretch`, a straight bicubic resize, is the authors' preprocessing. Saved with
+    all else. Raises ValueError for a fit that is none of the three, and for one but `stretch` with a size that is no
+    square.
+    """
 
     resample = Image.Resampling.BICUBIC
     image_mean = OPENAI_CLIP_MEAN
@@ -55,26 +63,41 @@ class HoneybeeImageProcessor(PilBackend):
     do_rescale = True
     do_normalize = True
 
+    def __init__(self, fit: Fit = "stretch", **kwargs: Any):
+        super().__init__(**kwargs)
+        if fit not in FITS:
+            raise ValueError(f"fit is {fit!r}, which is none of {', '.join(FITS)}")
+        if fit != "stretch" and self.size.height != self.size.width:
+            raise ValueError(f"fit {fit} makes squares, but size is {self.size.height} × {self.size.width}")
+        self.fit = fit
+
     def to_tensor(self, images: list[Image.Image]) -> Tensor:
         """n images of any size and mode → (n, 3, S, S), fp32; the fast path, for data loaders."""
         size = (self.size.width, self.size.height)
         pixels = np.empty((len(images), size[1], size[0], 3), dtype=np.uint8)
+        colour = bar_colour(self.image_mean)
         for place, image in zip(pixels, images, strict=True):
-            place[:] = np.asarray(to_rgb(image).resize(size, Image.Resampling.BICUBIC))
+            place[:] = np.asarray(fitted(to_rgb(image), size, self.fit, colour))
         mean, std = torch.tensor(self.image_mean), torch.tensor(self.image_std)
         tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         return tensor.sub_((mean * 255).view(3, 1, 1)).div_((std * 255).view(3, 1, 1))
 
     def fetch_images(self, images: Any) -> Any:
-        """Opens local files; never the network. Raises ValueError for a URL and for a file that is no readable image,
-        TypeError for what is no image at all."""
+        """Opens local files, as `pipelines.images.decode`; never the network. Raises ValueError for a URL, and by name
+        for a file that is no readable image; TypeError for what is no image at all."""
         if isinstance(images, list | tuple):
             return [self.fetch_images(image) for image in images]
         if isinstance(images, str | Path):
             return open_image(images)
         if isinstance(images, np.ndarray):
             return Image.fromarray(images)
-        if not isinstance(images, Image.Image):
+        if isinstance(images, Image.Image):
+            try:
+                images.load()  # one that was opened only now meets its file
+            except (OSError, ValueError, SyntaxError) as error:
+                name = getattr(images, "filename", "") or "an image that was given"
+                raise ValueError(f"{name} is no image that can be read: {error}") from None
+        else:
             kind = type(images).__name__
             raise TypeError(f"an image must be a Pillow image, an array (H, W, 3) or a path, not {kind}")
         return images
@@ -116,19 +139,24 @@ class HoneybeeProcessor(ProcessorMixin):
         tokenizer: PreTrainedTokenizerBase | str | Path,
         num_image_tokens: int,
         image_size: int | None = None,
+        image_fit: Fit = "stretch",
         chat_template: str | None = None,
     ) -> "HoneybeeProcessor":
         """The processor of a model from the same parts.
 
         vision: mean, standard deviation and S (if image_size is None) are taken from it. tokenizer: one that has
-        `<image>`. chat_template: the text of one; templates/chat/honeybee.jinja where absent.
+        `<image>`. image_fit: see HoneybeeImageProcessor. chat_template: the text of one; templates/chat/honeybee.jinja
+        where absent.
         """
         if image_size is None:
             config = AutoConfig.from_pretrained(vision)
             image_size = getattr(config, "vision_config", config).image_size
         own = AutoImageProcessor.from_pretrained(vision, backend="pil")
         image_processor = HoneybeeImageProcessor(
-            size={"height": image_size, "width": image_size}, image_mean=own.image_mean, image_std=own.image_std
+            image_fit,
+            size={"height": image_size, "width": image_size},
+            image_mean=own.image_mean,
+            image_std=own.image_std,
         )
         if chat_template is None:
             chat_template = (CHAT_TEMPLATES / "honeybee.jinja").read_text()

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from model.image_fit import Fit
 from pipelines.packing import Packing
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -86,14 +87,16 @@ class Init(Settings):
     projector: Projector | None = None
     vision_layer: int = -2
     image_size: PositiveInt | None = None
+    image_fit: Fit = "stretch"  # model/image_fit.py
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Init":
         backbones = (self.vision, self.llm, self.tokenizer, self.projector)
         if self.model is None and None in backbones:
             raise ValueError("give either `model`, or all of `vision`, `llm`, `tokenizer` and `projector`")
-        if self.model is not None and any(part is not None for part in backbones):
-            raise ValueError("`model` says all of it: leave out vision, llm, tokenizer and projector")
+        others = sorted(name for name in self.model_fields_set - {"model"} if getattr(self, name) is not None)
+        if self.model is not None and others:
+            raise ValueError(f"`model` says all of it: leave out {', '.join(others)}")
         return self
 
     @property

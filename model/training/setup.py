@@ -64,7 +64,7 @@ def load(init: Init, seed: int, dtype: torch.dtype) -> tuple[HoneybeeForConditio
         dtype=dtype,
     )
     processor = HoneybeeProcessor.from_backbones(
-        init.vision, init.tokenizer_directory, model.config.num_image_tokens, init.image_size
+        init.vision, init.tokenizer_directory, model.config.num_image_tokens, init.image_size, init.image_fit
     )
     return model, processor
 

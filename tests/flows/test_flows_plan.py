@@ -139,8 +139,26 @@ def test_sizes_are_those_of_the_real_models(name, vision, llm, image_tokens):
     assert found.image_tokens == image_tokens
 
 
+def test_what_a_fit_does_to_boxes_and_to_shrunk_pictures_is_told(recipe_of):
+    def told(changes):
+        return [line for line in plan(recipe_of(changes)) if "image_fit" in line]
+
+    assert told({"finetune/data/image_side": 48}) == []
+    assert told({"model/image_fit": "pad", "finetune/data/image_side": 48}) == [
+        "Boxes of refcoco stay relative to the whole picture, which the model sees between bars (model.image_fit: pad)."
+    ]
+    boxes, shrunk = told({"model/image_fit": "crop", "finetune/data/image_side": 48})
+    assert boxes.startswith("Boxes of refcoco stay relative to the whole picture, of which the model sees only the")
+    assert shrunk.startswith("Pictures shrunk to 48 pixels are enlarged again where longer than 1.50 : 1")
+    with pytest.raises(RecipeError, match=r"shorter side 32 pixels, but finetune.data.image_side .* to 31, .* to 64"):
+        told({"model/image_fit": "crop", "finetune/data/image_side": 31})
+    told({"model/image_fit": "pad", "finetune/data/image_side": 31})
+
+
 def test_memory_follows_the_formula():
-    model = Sizes({"vision": 10, "projector": 20, "llm": 70}, width=4, layers=3, vocabulary=5, image_tokens=6)
+    model = Sizes(
+        {"vision": 10, "projector": 20, "llm": 70}, width=4, layers=3, vocabulary=5, image_tokens=6, image_size=7
+    )
     data = Data(weights={"a": 1.0}, max_text_tokens=10)
     train = Train(steps=1, warmup_steps=0, global_batch=4, micro_batch=2, trains=("projector", "llm"), zero_stage=2)
     tokens = 2 * (10 + 6)

@@ -108,6 +108,22 @@ def test_logging_more_often_trains_nothing_again(root):
     assert entries(root) == before
 
 
+def test_another_fit_of_pictures_trains_and_asks_again(root, tmp_path, monkeypatch):
+    from flows.train_honeybee import train_honeybee
+
+    (tmp_path / "pad").mkdir()  # the word is no place, whatever lies where the command runs
+    monkeypatch.chdir(tmp_path)
+    before = entries(root)
+    train_honeybee(str(write_tiny(root, {"name": "padded", "model/image_fit": "pad"})), "one")
+    new = sorted(entries(root).keys() - before.keys())
+    assert [name.split("/")[1] for name in new] == ["models", "models", "scores"]
+    fits = [
+        json.loads((root / name / "manifest.json").read_text())["key"].get("init", {}).get("image_fit") for name in new
+    ]
+    assert sorted(fits, key=str) == [None, None, "pad"]
+    assert '"fit": "pad"' in (root / "runs/padded/one/model/processor_config.json").read_text()
+
+
 def test_a_model_is_evaluated_by_itself(root):
     from flows.evaluate import evaluate_honeybee
 

@@ -168,6 +168,15 @@ def test_predictions_of_other_settings_are_not_reused(put, model, questions, tmp
     ask(counting, _inspected(counting, questions), questions, PROMPT, 16, path, {"benchmark": "pope"})
     assert counting.asked == len(questions)
 
+    HoneybeeForConditionalGeneration.from_pretrained(model).save_pretrained(other)
+    padding = HoneybeeProcessor.from_pretrained(model)
+    padding.image_processor.fit = "pad"
+    padding.save_pretrained(other)
+    put(path)
+    counting = Counting(other, "cpu")
+    ask(counting, _inspected(counting, questions), questions, PROMPT, 16, path, {"benchmark": "pope"})
+    assert counting.asked == len(questions)
+
 
 def test_settings_are_in_the_header(put, tmp_path):
     put(tmp_path / "p.jsonl", batch_size=5, control={"seed": 3})

@@ -1,6 +1,7 @@
 """The authors' checkpoints → ours and back: same logits, same bits, and what is refused by name."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -189,6 +190,12 @@ def test_a_model_of_ours_goes_to_theirs_and_comes_back(tmp_path: Path, tiny_back
         export_official(tmp_path / "ours", tmp_path / "theirs", {"vision": "a", "tokenizer": "b"})
     names = {"vision": "openai/clip", "llm": "lmsys/vicuna", "tokenizer": "lmsys/vicuna"}
     export_official(tmp_path / "ours", tmp_path / "theirs", names)
+    shutil.copytree(tmp_path / "ours", tmp_path / "padded")
+    processor = HoneybeeProcessor.from_pretrained(tmp_path / "ours")
+    processor.image_processor.fit = "pad"
+    processor.save_pretrained(tmp_path / "padded")
+    with pytest.raises(CheckpointError, match="was trained with image_fit pad, and their code only stretches"):
+        export_official(tmp_path / "padded", tmp_path / "none", names)
     import_official(tmp_path / "theirs", tmp_path / "again", str(tiny_backbones / "llm"))
     assert_same(weights_of(tmp_path / "again"), weights_of(tmp_path / "ours"))
     again = HoneybeeForConditionalGeneration.from_pretrained(tmp_path / "again").eval()

@@ -39,7 +39,8 @@ def test_a_job_is_read(tmp_path: Path) -> None:
             "offload needs zero_stage 2 or 3",
         ),
         ({"init": {"vision": "v", "llm": "l"}}, "give either `model`, or all of"),
-        ({"init": {"model": "m", "llm": "l"}}, "leave out vision"),
+        ({"init": {"model": "m", "llm": "l"}}, "leave out llm"),
+        ({"init": {"model": "m", "image_fit": "pad", "image_size": 9}}, "leave out image_fit, image_size"),
         ({"colour": "blue"}, "colour"),
     ],
 )
@@ -73,3 +74,5 @@ def test_identity_leaves_out_what_does_not_change_the_weights(tmp_path: Path) ->
     other = job | {"train": {**job["train"], "learning_rate": 1e-2}}
     assert load_job(write(tmp_path, same)).identity() == identity
     assert load_job(write(tmp_path, other)).identity() != identity
+    fitted = job | {"init": {**job["init"], "image_fit": "crop"}}
+    assert load_job(write(tmp_path, fitted)).identity() != identity

@@ -322,6 +322,8 @@ def test_a_checkpoint_of_another_job_is_refused(uninterrupted: dict[str, Any], t
     said = fails(changed)
     assert "train.learning_rate was 0.003, is 0.001" in said
     assert "give another work directory" in said
+    fitted = {**changed, "train": uninterrupted["train"], "init": {**uninterrupted["init"], "image_fit": "crop"}}
+    assert "init.image_fit was stretch, is crop" in fails(fitted)
 
 
 @pytest.mark.parametrize(
