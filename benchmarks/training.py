@@ -9,6 +9,7 @@ Layouts alternate, so that other load on the machine meets all alike; ratios are
 import argparse
 import statistics
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from model import HoneybeeConfig, HoneybeeForConditionalGeneration
+from model.training.attention import NAME as PACKED
+from model.training.attention import Examples
 from model.training.collate import IGNORED, Batch, Collator
 from model.training.shards import EmbeddedImage, Example
 from pipelines.packing import Lengths, Packing, make_plan
@@ -57,7 +60,9 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in layouts}
     for round in range(options.rounds + 1):
         for name, passes in layouts.items():
-            took = timed(lambda passes=passes: step(model, optimizer, passes), torch.device(options.device))
+            attention = PACKED if name == "packed" else "sdpa"
+            run = partial(step, model, optimizer, passes, attention)
+            took = timed(run, torch.device(options.device))
             if round:  # the first warms up
                 seconds[name].append(took)
     print(f"{options.device}, torch {torch.__version__}, {options.size}, {options.rounds} rounds\n")
@@ -102,8 +107,10 @@ def batches(lengths: Lengths, options: argparse.Namespace) -> dict[str, list[Bat
 
     size = options.micro_batch
     groups = [[[examples[n]] for n in numbers[at : at + size]] for at in range(0, len(numbers), size)]
+    together = [batch([[examples[int(n)] for n in pack.samples]]) for pack in packs]
     return {
-        "packed": [batch([[examples[int(n)] for n in pack.samples]]) for pack in packs],
+        "packed": together,
+        "packed, attention: sdpa": together,
         "padded to the longest": [batch(group) for group in groups],
         "padded to the maximum": [padded(batch(group), most) for group in groups],
     }
@@ -130,9 +137,11 @@ def padded(batch: Batch, most: int) -> Batch:
     )
 
 
-def step(model: Any, optimizer: torch.optim.Optimizer, passes: list[Batch]) -> None:
+def step(model: Any, optimizer: torch.optim.Optimizer, passes: list[Batch], attention: str) -> None:
     supervised = sum(sum(batch.supervised) for batch in passes)
+    model.llm.set_attn_implementation(attention)
     for batch in passes:
+        more = Examples.of(batch.position_ids, batch.input_ids.device).inputs() if attention == PACKED else {}
         loss: Tensor = model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
@@ -140,6 +149,7 @@ def step(model: Any, optimizer: torch.optim.Optimizer, passes: list[Batch]) -> N
             labels=batch.labels,
             num_items_in_batch=supervised,
             use_cache=False,
+            **more,
         ).loss
         loss.backward()
     optimizer.step()

@@ -29,6 +29,9 @@ class Train(Settings):
     trains: tuple[PartName, ...] = ("projector", "llm")
     steps: PositiveInt | None = None  # None: as many as the samples give
     packing: Packing | None = None  # None: every example is a sequence of its own
+    # `packed` computes each example of a sequence by itself, where `sdpa` masks a product of all positions with all; it
+    # suits long packs (model/training/attention.py).
+    attention: Literal["sdpa", "packed"] = "sdpa"
     global_batch: PositiveInt  # sequences in an optimiser step, over all ranks: packs, or examples without packing
     micro_batch: PositiveInt  # sequences in a forward pass of one rank
     learning_rate: Annotated[float, Field(gt=0)] = 2e-5
@@ -134,6 +137,7 @@ class Job(Settings):
     def identity(self) -> dict[str, Any]:
         """All that the learned weights depend on, as JSON. A checkpoint is resumed only by a job with the same."""
         free = {
+            "attention",
             "micro_batch",
             "zero_stage",
             "offload",

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.training import ranks as process
+from model.training.attention import NAME as PACKED
+from model.training.attention import Examples
 from model.training.checkpoint import CheckpointError, Checkpoints
 from model.training.collate import IGNORED, Batch, Collator
 from model.training.deal import Deal
@@ -98,6 +100,8 @@ def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
     model.train()
     for part, (trained, size) in freeze(model, train.trains).items():
         log.info("%s: %s of %s parameters train", part, f"{trained:,}", f"{size:,}")
+    if train.attention == "packed":
+        model.llm.set_attn_implementation(PACKED)
     if train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
@@ -200,8 +204,9 @@ class Loop:
         torch.manual_seed(int(fingerprint([self.job.seed, step, self.ranks.rank]), 16) % 2**63)
         losses = []
         for batch in batches:
+            more = self._attention(batch)
             batch = batch.to(self.ranks.device)
-            loss_of_example = self._losses(batch)
+            loss_of_example = self._losses(batch, more)
             self.engine.backward(loss_of_example.sum() / max(supervised, 1))
             losses.append(loss_of_example.detach())
         by_dataset, tokens_by_dataset = self._by_dataset(step, batches, losses)
@@ -229,8 +234,15 @@ class Loop:
         )
         return rate, norm, stopping > 0
 
-    def _losses(self, batch: Batch) -> Tensor:
-        """The cross-entropy of each example, (E,), summed over its supervised tokens; logits only for these."""
+    def _attention(self, batch: Batch) -> dict[str, Any]:
+        """How the language model learns where examples end: it finds it out itself, or is told."""
+        if self.job.train.attention == "sdpa":
+            return {}
+        return Examples.of(batch.position_ids, self.ranks.device).inputs()
+
+    def _losses(self, batch: Batch, more: dict[str, Any]) -> Tensor:
+        """The cross-entropy of each example, (E,), summed over its supervised tokens; logits only for these. more:
+        inputs of the model besides."""
         targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORED)  # position t foretells token t + 1
         supervised = targets != IGNORED
         logits = self.engine.forward(
@@ -239,6 +251,7 @@ class Loop:
             pixel_values=batch.pixel_values,
             logits_to_keep=supervised,
             use_cache=False,
+            **more,
         ).logits
         losses = F.cross_entropy(logits.float(), targets[supervised], reduction="none")
         example_of_token = batch.example_ids[supervised]

@@ -1,5 +1,6 @@
 """Images of every kind to pixels, texts with image places to tokens, and what is refused."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,9 @@ def test_images_that_cannot_be_read_are_refused_by_name(tiny_processor: Any, tmp
     (tmp_path / "empty.jpg").write_bytes(b"")
     picture().save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:500])
-    for name in ("empty.jpg", "cut.png", "absent.png"):
+    (tmp_path / "directory.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")  # to read it would be to wait for ever
+    for name in ("empty.jpg", "cut.png", "absent.png", "directory.png", "pipe.png"):
         with pytest.raises(ValueError, match=f"{name} is no image that can be read"):
             fetch(tmp_path / name)
     for address in ("https://example.com/cat.jpg", "data:image/png;base64,AAAA"):

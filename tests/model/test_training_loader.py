@@ -19,6 +19,7 @@ from PIL import Image
 from training_data import picture, rows, write_shards
 
 from model.processing import HoneybeeProcessor
+from model.training.attention import Examples
 from model.training.collate import IGNORED, Batch, Collator
 from model.training.deal import Deal
 from model.training.decode import Decoder
@@ -226,8 +227,9 @@ def test_ranks_have_like_many_tokens(write: Callable, processor: HoneybeeProcess
     assert max(loads) / (sum(loads) / 4) < 1.01
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "packed"])
 def test_packed_examples_learn_as_if_alone(
-    write: Callable, processor: HoneybeeProcessor, samples: list[dict], tiny_model: Any
+    write: Callable, processor: HoneybeeProcessor, samples: list[dict], tiny_model: Any, attention: str
 ) -> None:
     """Attention and positions of an example end where it ends: loss and gradients are those of the examples alone."""
     shards = write(samples)
@@ -239,20 +241,22 @@ def test_packed_examples_learn_as_if_alone(
         for decoded in [Decoder.like(processor.image_processor)([image.read() for image in example.images])[0]]
     ]
 
-    def learn(batches: list[Batch]) -> tuple[float, list[torch.Tensor]]:
+    def learn(batches: list[Batch], attention: str) -> tuple[float, list[torch.Tensor]]:
         tiny_model.zero_grad()
+        tiny_model.llm.set_attn_implementation(attention)
         total = 0.0
         for batch in batches:
             inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
-            logits = tiny_model(**inputs, pixel_values=batch.pixel_values).logits
+            more = Examples.of(batch.position_ids, torch.device("cpu")).inputs() if attention == "packed" else {}
+            logits = tiny_model(**inputs, **more, pixel_values=batch.pixel_values).logits
             targets = batch.labels[:, 1:].flatten()
             loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets, reduction="sum")
             (loss / sum(packed.supervised)).backward()
             total += loss.item() / sum(packed.supervised)
         return total, [p.grad.clone() for p in tiny_model.parameters() if p.grad is not None]
 
-    loss, gradients = learn([packed])
-    expected_loss, expected_gradients = learn(alone)
+    loss, gradients = learn([packed], attention)
+    expected_loss, expected_gradients = learn(alone, "sdpa")
     tiny_model.zero_grad()
     assert loss == pytest.approx(expected_loss, abs=1e-5)
     assert sum(packed.supervised) == sum(sum(batch.supervised) for batch in alone)

@@ -137,7 +137,14 @@ def test_packs_learn_what_their_examples_learn_alone(job: dict[str, Any]) -> Non
         torch.testing.assert_close(tensor, state[name], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("ranks", "settings"), [(2, {"micro_batch": 1, "zero_stage": 2}), (4, {"micro_batch": 1})])
+@pytest.mark.parametrize(
+    ("ranks", "settings"),
+    [
+        (2, {"micro_batch": 1, "zero_stage": 2}),
+        (4, {"micro_batch": 1}),
+        (1, {"micro_batch": 2, "attention": "packed", "gradient_checkpointing": True}),
+    ],
+)
 def test_the_layout_of_packs_does_not_change_what_is_learned(
     job: dict[str, Any], tmp_path: Path, ranks: int, settings: dict[str, Any]
 ) -> None:
