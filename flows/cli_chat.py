@@ -1,5 +1,6 @@
 """The commands that ask a trained model: `chat` in the terminal, `serve` over HTTP."""
 
+import io
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -37,6 +38,8 @@ def chat(
     if question is not None:
         session.answer(question)
     else:
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")
         session.run(sys.stdin)
 
 
@@ -53,7 +56,7 @@ class Session:
         """Reads questions and commands to the end."""
         from model.chat import ChatError
 
-        typer.echo("Human: ", nl=False)
+        self._prompt("Human: ")
         for line in lines:
             try:
                 self.take(line.strip())
@@ -61,8 +64,8 @@ class Session:
                 typer.echo(f"honeybee: {error}", err=True)
             except KeyboardInterrupt:  # ends the answer; between answers, the session
                 pass
-            typer.echo("Human: ", nl=False)
-        typer.echo()
+            self._prompt("Human: ")
+        self._prompt("\n")
 
     def take(self, line: str) -> None:
         """One line. Raises ChatError."""
@@ -79,13 +82,18 @@ class Session:
         elif command.startswith("/"):
             raise ChatError(f"there is no command {command}: only /image PATH and /reset")
         else:
-            self.answer(line, "AI: ")
+            self._prompt("AI: ")
+            self.answer(line)
 
-    def answer(self, question: str, before: str = "") -> None:
+    def _prompt(self, text: str) -> None:
+        """For a person: answers to questions from a pipe stand alone."""
+        if sys.stdin.isatty():
+            typer.echo(text, nl=False)
+
+    def answer(self, question: str) -> None:
         """Prints the answer as it is generated; Ctrl-C ends it. Raises ChatError."""
         turns = len(self.talk.messages)
         pieces = self.talk.ask(question, self.new, self.max_new_tokens, self.temperature)
-        typer.echo(before, nl=False)
         try:
             for piece in pieces:
                 typer.echo(piece, nl=False)
@@ -105,7 +113,9 @@ def serve(
     ] = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Requests that are answered together.")] = 8,
     max_images: Annotated[int, typer.Option(min=0, help="Pictures of one request.")] = 8,
-    max_upload_mib: Annotated[float, typer.Option(min=0.001, help="Size of a request, and of a fetched picture.")] = 20,
+    max_upload_mib: Annotated[
+        float, typer.Option(min=0.001, max=4096, help="Of a request, and of a fetched picture.")
+    ] = 20,
     allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch pictures from public addresses.")] = False,
 ) -> None:
     """Answers over HTTP in OpenAI's form, POST /v1/chat/completions, until it is stopped."""

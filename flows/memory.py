@@ -50,7 +50,7 @@ def model_config(model: str) -> PreTrainedConfig | None:
     if model in _KNOWN:
         return AutoConfig.for_model(**_KNOWN[model])
     try:
-        return AutoConfig.from_pretrained(model, local_files_only=True)
+        return AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
     except OSError as error:
         if Path(model).is_dir():
             raise ValueError(f"{model}: {error}") from None

@@ -11,12 +11,13 @@ CARD = "README.md"
 LOCAL = "weights of a local directory"  # what stands for a part that did not come from a hub
 
 _USE = """\
-It needs the package `honeybee-mllm`; importing `model` tells transformers of the architecture.
+It needs Honeybee's package (`pip install` of its source tree); importing a class of `model` makes the architecture
+known to transformers.
 
 ```python
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
-import model
+from model import HoneybeeConfig  # makes the Auto classes know it
 
 directory = "."  # this folder, or its name on a hub
 honeybee = AutoModelForImageTextToText.from_pretrained(directory, dtype="auto")

@@ -58,6 +58,7 @@ class Chat:
         ChatError for an image that cannot be read, for a question that is empty or holds the image token, and for a
         conversation that leaves no room for an answer; and whatever generation raises. Then no turn is added.
         """
+        question = question.encode(errors="replace").decode()  # halves of characters, which no tokenizer takes
         token = self.processor.image_token
         if token in question:
             raise ChatError(f"the question holds {token}, which is the model's own: give images beside the text")

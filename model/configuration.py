@@ -35,6 +35,10 @@ class HoneybeeConfig(PreTrainedConfig):
         unknown = sorted(set(projector) - {"type", "num_tokens", "settings"})
         if unknown:
             raise ValueError(f"projector has unknown keys {unknown}: it takes type, num_tokens and settings")
+        if type(projector["num_tokens"]) is not int or projector["num_tokens"] < 1:
+            raise ValueError(f"num_tokens of the projector is {projector['num_tokens']!r}, and must be a number from 1")
+        if not isinstance(projector["settings"], dict):
+            raise ValueError(f"settings of the projector are {projector['settings']!r}, and must be an object")
         self.projector = projector
         layers = self.vision_config.num_hidden_layers
         if not -layers - 1 <= self.vision_layer <= layers:

@@ -7,10 +7,10 @@ from threading import Event
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from model.configuration import HoneybeeConfig
 from model.directory import ModelError, check_model
 from model.modeling import HoneybeeForConditionalGeneration
 from model.processing import HoneybeeProcessor
@@ -63,9 +63,11 @@ def load(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         processor = HoneybeeProcessor.from_pretrained(directory)
+        processor.check_model(HoneybeeConfig.from_pretrained(directory))  # before the weights: they take long
         model = HoneybeeForConditionalGeneration.from_pretrained(directory, dtype=dtype)
-    except (ValueError, OSError, SafetensorError) as error:
-        raise ModelError(f"the model in {directory} cannot be loaded: {error}") from error
+    except Exception as error:  # transformers raises anything for files that are not as it wrote them
+        what = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
+        raise ModelError(f"the model in {directory} cannot be loaded: {what}") from error
     return model.to(device).eval(), processor
 
 

@@ -264,7 +264,7 @@ class HoneybeeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         where it is not their own. Raises ValueError where the parts do not fit, OSError where one is not found.
         """
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
         image_token_id = backbone.image_token_id(tokenizer)
         encoder = backbone.load_vision(vision, image_size, dtype)
         language_model = backbone.load_llm(llm, tokenizer, dtype)

@@ -65,7 +65,8 @@ def import_official(
     weights = Weights(checkpoint)
     for key in [key for key in weights.places if _BUFFERS.search(key)]:
         del weights.places[key]
-    theirs = _official_keys(config)
+    with _naming(checkpoint / "config.json"):
+        theirs = _official_keys(config)
     weights.check(theirs, _optional(config, "language_model."))
     with_image = _tokenizer(checkpoint, tokenizer)
     config.image_token_id = backbone.image_token_id(with_image)
@@ -114,7 +115,8 @@ def export_official(
     does not fit, and for parts that their code lacks; OSError where the disk is full.
     """
     kept = model / KEPT
-    read_json(model / "config.json")
+    if read_json(model / "config.json").get("model_type") != HoneybeeConfig.model_type:
+        raise CheckpointError(f"{model / 'config.json'} is not that of a Honeybee model of ours")
     with _naming(model / "config.json"):
         config = HoneybeeConfig.from_pretrained(model)
     images = HoneybeeImageProcessor.from_pretrained(model)
@@ -127,9 +129,12 @@ def export_official(
         rows = from_official(official).text_config.vocab_size
     else:
         rows = vocabulary - 1 if config.image_token_id == vocabulary - 1 else vocabulary
-        lacking = [name for name in ("vision", "llm", "tokenizer") if not (names or {}).get(name)]
+        lacking = [f"--{name}" for name in ("vision", "llm", "tokenizer") if not (names or {}).get(name)]
         if lacking:
-            raise CheckpointError(f"{kept / 'config.json'} is not there: name what their code shall load by {lacking}")
+            raise CheckpointError(
+                f"{model} was not imported from a checkpoint of theirs: say with {', '.join(lacking)} by which names "
+                "their code shall load its parts"
+            )
         official = to_official(config, names or {}, images.image_mean, images.image_std, rows)
     weights = Weights(model)
     with torch.device("meta"):
@@ -204,6 +209,8 @@ def _tokenizer(checkpoint: Path, name: str | None) -> PreTrainedTokenizerBase:
         raise CheckpointError(
             f"{checkpoint} has no tokenizer.json: say with --tokenizer where the language model's tokenizer is"
         )
+    if name is not None and not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
+        raise CheckpointError(f"--tokenizer {name}: there is no such directory")  # a hub name is NAME or OWNER/NAME
     with TemporaryDirectory() as alone:
         if name is None:  # their config.json beside it would be read for a model of transformers
             _copy(checkpoint, Path(alone))

@@ -44,7 +44,7 @@ def from_official(official: dict[str, Any], vision: str | None = None, llm: str 
     text_config = _part(official, "text_config", llm)
     projector = _projector(official, vision_config, text_config)
     layer = projector.get("feature_layer_index", -1)
-    if not isinstance(layer, int):
+    if not isinstance(layer, int) or isinstance(layer, bool):
         raise CheckpointError(f"config.json: feature_layer_index is {layer!r}: only one layer is supported")
     try:
         features = (vision_config.image_size // vision_config.patch_size) ** 2
@@ -68,8 +68,10 @@ def normalisation(official: dict[str, Any]) -> tuple[list[float], list[float]]:
     vision = official.get("vision_config") or {}
     values = vision.get("image_mean", OPENAI_CLIP_MEAN), vision.get("image_std", OPENAI_CLIP_STD)
     for value in values:
-        if not isinstance(value, list) or len(value) != 3 or not all(isinstance(x, float) for x in value):
+        if not isinstance(value, list) or len(value) != 3 or not all(type(x) in (int, float) for x in value):
             raise CheckpointError("config.json: vision_config.image_mean and image_std must be three numbers each")
+    if not min(values[1]) > 0:
+        raise CheckpointError(f"config.json: vision_config.image_std is {values[1]}: it must be above 0")
     return values
 
 

@@ -47,7 +47,7 @@ def load_vision(name: str | Path, image_size: int | None, dtype: torch.dtype) ->
 
     name: a directory or a hub name. Raises ValueError where weights are missing or the size does not fit.
     """
-    model, info = AutoModel.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    model, info = AutoModel.from_pretrained(name, dtype=dtype, output_loading_info=True, trust_remote_code=False)
     _refuse_missing(name, info)
     vision = getattr(model, "vision_model", model)
     if image_size is not None and image_size != vision.config.image_size:
@@ -81,7 +81,9 @@ def load_llm(name: str | Path, tokenizer: PreTrainedTokenizerBase, dtype: torch.
 
     name: a directory or a hub name. Raises ValueError where weights are missing.
     """
-    loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        name, dtype=dtype, output_loading_info=True, trust_remote_code=False
+    )
     model, info = loaded
     _refuse_missing(name, info)
     rows = len(model.get_input_embeddings().weight)

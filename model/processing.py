@@ -1,5 +1,6 @@
 """Images to pixel_values, and text with `<image>` places to input_ids with M image tokens in each."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from model.configuration import HoneybeeConfig
 from model.image_fit import FITS, Fit, bar_colour, fitted
-from model.pretrained import IMAGE_TOKEN, image_token_id
+from model.pretrained import IMAGE_TOKEN, image_token_id, token_rows
 from pipelines.image_error import ImageRefError
 from pipelines.images import MAX_BYTES, decode, to_rgb
 
@@ -46,12 +47,28 @@ def open_image(path: str | Path) -> Image.Image:
         raise ValueError(f"{path} is no image that can be read: {error}") from None
 
 
+# What this processor always does; transformers would let it be switched off.
+_ALWAYS = {
+    "do_convert_rgb": True,
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "resample": Image.Resampling.BICUBIC,
+    "rescale_factor": 1 / 255,
+}
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 class HoneybeeImageProcessor(PilBackend):
     """Any image to S×S, then CLIP's normalisation.
 
     fit: how, see model/image_fit.py; `stretch`, a straight bicubic resize, is the authors' preprocessing. Saved with
-    all else. Raises ValueError for a fit that is none of the three, and for one but `stretch` with a size that is no
-    square.
+    all else. Raises ValueError for a fit that is none of the three, for one but `stretch` with a size that is no
+    square, for a mean or deviation that is not three numbers, and for a step that is switched off; TypeError where a
+    single call asks for another image than the model learned from.
     """
 
     resample = Image.Resampling.BICUBIC
@@ -70,6 +87,18 @@ class HoneybeeImageProcessor(PilBackend):
         if fit != "stretch" and self.size.height != self.size.width:
             raise ValueError(f"fit {fit} makes squares, but size is {self.size.height} × {self.size.width}")
         self.fit = fit
+        for name in ("height", "width"):
+            if not isinstance(side := getattr(self.size, name), int) or side < 1:
+                raise ValueError(f"size.{name} is {side!r}, and must be a number of pixels")
+        for name in ("image_mean", "image_std"):
+            values = getattr(self, name)
+            if not isinstance(values, list | tuple) or len(values) != 3 or not all(map(_is_finite, values)):
+                raise ValueError(f"{name} is {values!r}, and must be three numbers")
+        if min(self.image_std) <= 0:
+            raise ValueError(f"image_std is {self.image_std!r}, and must be above 0")
+        for name, value in _ALWAYS.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: this processor has only {value!r}")
 
     def to_tensor(self, images: list[Image.Image]) -> Tensor:
         """n images of any size and mode → (n, 3, S, S), fp32; the fast path, for data loaders."""
@@ -105,6 +134,11 @@ class HoneybeeImageProcessor(PilBackend):
     def _preprocess_image_like_inputs(  # type: ignore[override]
         self, images: Any, *args: Any, **kwargs: Any
     ) -> BatchFeature:
+        for name in ("size", "image_mean", "image_std", *_ALWAYS):
+            if name in kwargs and kwargs[name] not in (None, getattr(self, name)):
+                raise TypeError(
+                    f"{name} cannot be changed for one call: the model would see what it did not learn from"
+                )
         images = self._prepare_images_structure(images)
         return BatchFeature({"pixel_values": self.to_tensor(images)}, tensor_type=kwargs.get("return_tensors"))
 
@@ -149,9 +183,9 @@ class HoneybeeProcessor(ProcessorMixin):
         where absent.
         """
         if image_size is None:
-            config = AutoConfig.from_pretrained(vision)
+            config = AutoConfig.from_pretrained(vision, trust_remote_code=False)
             image_size = getattr(config, "vision_config", config).image_size
-        own = AutoImageProcessor.from_pretrained(vision, backend="pil")
+        own = AutoImageProcessor.from_pretrained(vision, backend="pil", trust_remote_code=False)
         image_processor = HoneybeeImageProcessor(
             image_fit,
             size={"height": image_size, "width": image_size},
@@ -161,9 +195,40 @@ class HoneybeeProcessor(ProcessorMixin):
         if chat_template is None:
             chat_template = (CHAT_TEMPLATES / "honeybee.jinja").read_text()
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
         tokenizer.chat_template = chat_template
         return cls(image_processor, tokenizer, num_image_tokens, chat_template)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, but code that lies beside a tokenizer is not run, nor offered."""
+        return super().from_pretrained(*args, **{"trust_remote_code": False, **kwargs})
+
+    def check_model(self, config: HoneybeeConfig) -> None:
+        """Raises ValueError unless what this makes of pictures and texts is what a model of that `config` takes."""
+        size = (self.image_processor.size.height, self.image_processor.size.width)
+        takes = (config.vision_config.image_size,) * 2
+        rows, tokens = config.text_config.vocab_size, token_rows(self.tokenizer)
+        if self.num_image_tokens != config.num_image_tokens:
+            raise ValueError(
+                f"processor_config.json has num_image_tokens {self.num_image_tokens!r}, and by config.json an image "
+                f"has {config.num_image_tokens} tokens"
+            )
+        if self.image_token_id != config.image_token_id:
+            raise ValueError(
+                f"{self.image_token} is token {self.image_token_id} of the tokenizer, and config.json has "
+                f"image_token_id {config.image_token_id!r}"
+            )
+        if tokens > rows:
+            raise ValueError(f"the tokenizer has {tokens} tokens, and the language model by config.json only {rows}")
+        if size != takes:
+            raise ValueError(f"processor_config.json makes images of {size}, and config.json's encoder takes {takes}")
+        message: Any = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}
+        written = self.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+        if written.count(self.image_token) != 1:
+            raise ValueError(
+                f"the chat template writes one image as {written.count(self.image_token)} {self.image_token}"
+            )
 
     def preprocess(self, images: list[Image.Image]) -> Tensor:
         """n images → pixel_values (n, 3, S, S), fp32; the fast path, for data loaders."""

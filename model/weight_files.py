@@ -122,11 +122,11 @@ def read_json(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path}: {twice!r} stands twice")
         return result
 
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not there, or is no file")
     try:
         value = json.loads(path.read_text(), object_pairs_hook=once)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is not there") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path} is no JSON: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold an object")
@@ -178,8 +178,7 @@ def _open(file: Path) -> tuple[list[str], Callable[[str], Tensor]]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{file} holds more than tensors, and is not unpickled: {reason}") from None
+        raise CheckpointError(f"{file} holds more than tensors, and is not unpickled") from error
     except (RuntimeError, OSError, ValueError, EOFError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{file} is no whole file of torch.save in its zip form: {reason}") from None

@@ -45,7 +45,9 @@ def prepare_tokenizer(store: Store, llm: str, local_files_only: bool = False) ->
     def make(out: Path) -> dict:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(llm, use_fast=True, local_files_only=local_files_only)
+        tokenizer = AutoTokenizer.from_pretrained(
+            llm, use_fast=True, local_files_only=local_files_only, trust_remote_code=False
+        )
         add_image_token(tokenizer, llm)
         tokenizer.save_pretrained(out)
         specials = sorted({token.content for token in tokenizer.added_tokens_decoder.values() if token.special})

@@ -55,6 +55,14 @@ def create_app(service: Service, hosts: Sequence[str] = ("*",)) -> FastAPI:
         model = {"id": service.settings.name, "object": "model", "created": started, "owned_by": "honeybee"}
         return {"object": "list", "data": [model]}
 
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        (known,) = (await models())["data"]
+        if name != known["id"]:
+            message = f"there is no model {name[:80]!r} here, only {known['id']!r}"
+            raise RequestError(404, message, "model", "model_not_found")
+        return known
+
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         try:

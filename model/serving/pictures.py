@@ -2,8 +2,10 @@
 
 import base64
 import binascii
+import contextlib
+import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from PIL import Image
 
@@ -11,7 +13,7 @@ from model.serving.content import Reference
 from model.serving.errors import RequestError
 from model.serving.fetch import FetchError, fetch
 from pipelines.image_error import ImageRefError
-from pipelines.images import FORMATS, decode, to_rgb
+from pipelines.images import FORMATS, MAX_PIXELS, decode, to_rgb
 
 _DATA = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 
@@ -40,14 +42,26 @@ async def encoded(reference: Reference, allow_urls: bool, max_bytes: int) -> Cal
     )
 
 
-def opened(reference: Reference, data: Callable[[], bytes]) -> Image.Image:
+def check_together(files: Sequence[bytes]) -> None:
+    """Raises RequestError (400) for pictures that together have more pixels than one may have."""
+    pixels = 0
+    for data in files:
+        with contextlib.suppress(Exception), Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            size = picture.width * picture.height
+            pixels += size if size <= MAX_PIXELS else 0  # `opened` names one that is too large alone
+    if pixels > MAX_PIXELS:
+        message = (
+            f"the pictures of the request have {pixels:,} pixels together, more than {MAX_PIXELS:,}: send smaller ones"
+        )
+        raise RequestError(400, message, "messages", "invalid_image")
+
+
+def opened(reference: Reference, data: bytes) -> Image.Image:
     """The picture, upright, RGB. Raises RequestError (400), naming the place, for what is no picture."""
     try:
-        return to_rgb(decode(data()))
+        return to_rgb(decode(data))
     except ImageRefError as error:
-        raise _invalid(reference, f"{error} ({', '.join(FORMATS)} are read)") from None
-    except RequestError:
-        raise
+        raise _invalid(reference, str(error)) from None
     except Exception as error:  # EXIF that turns the picture, but cannot be read
         raise _invalid(reference, f"the picture cannot be shown: {type(error).__name__}: {error}") from None
 

@@ -35,7 +35,7 @@ INT64 = 2**63
 
 
 class ImageUrl(BaseModel):
-    """`detail` is ignored: every picture is shown to the model in its own one size."""
+    """`detail` is ignored: every picture is shown to the model in the one size that it takes."""
 
     url: str
 
@@ -57,8 +57,13 @@ class Part(BaseModel):
 class Message(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant"]  # OpenAI's newer `developer` is `system`
     content: list[Part]
+
+    @field_validator("role", mode="before")
+    @classmethod
+    def _role(cls, role: Any) -> Any:
+        return "system" if role == "developer" else role
 
     @field_validator("content", mode="before")
     @classmethod

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,10 +18,11 @@ from model.sampling import Sampling
 from model.serving.batching import Batcher, Busy, Closed
 from model.serving.content import Reference, conversation
 from model.serving.errors import RequestError
-from model.serving.pictures import encoded, opened
+from model.serving.pictures import check_together, encoded, opened
 from model.serving.protocol import ChatRequest
 
 DEFAULT_MAX_TOKENS = 512  # where a request gives none
+MAX_PIECES = 10_000  # messages and parts of them, of a model without a limit
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,9 @@ class Service:
             message = f"there is no model {request.model[:80]!r} here, only {self.settings.name!r}"
             raise RequestError(404, message, "model", "model_not_found")
         messages, references = conversation(request.messages, self.settings.max_images)
+        pieces = sum(1 + len(message.content) for message in request.messages)
+        if pieces > 4 * (self.context or MAX_PIECES):  # each has a token at least, but for texts that are empty
+            raise _too_long(f"the messages have {pieces} parts", self.context)
         characters = sum(len(part.text or "") for message in request.messages for part in message.content)
         if self._max_characters is not None and characters > self._max_characters:
             raise _too_long(f"the messages have {characters} characters", self.context)
@@ -79,7 +84,7 @@ class Service:
             if len(prompt) >= self.context:
                 raise _too_long(f"the prompt has {len(prompt)} tokens, visual ones among them", self.context)
             longest = min(longest, self.context - len(prompt))
-        pixels = list(await asyncio.gather(*map(self._pixels, references)))
+        pixels = await self._pixels(references)
         loop, queue, cancelled = asyncio.get_running_loop(), asyncio.Queue[Progress](), Event()
 
         def report(progress: Progress) -> None:  # in the generating thread
@@ -108,9 +113,18 @@ class Service:
         except TemplateError as error:
             raise RequestError(400, f"the model's chat template refuses the messages: {error}", "messages") from None
 
-    async def _pixels(self, reference: Reference) -> torch.Tensor:
-        data = await encoded(reference, self.settings.allow_urls, self.settings.max_upload)
-        return await self.in_thread(lambda: self.processor.preprocess([opened(reference, data)]))
+    async def _pixels(self, references: Sequence[Reference]) -> list[torch.Tensor]:
+        """Of each picture (1, 3, S, S)."""
+        settings = self.settings
+        coming = (encoded(reference, settings.allow_urls, settings.max_upload) for reference in references)
+        files = [await self.in_thread(data) for data in await asyncio.gather(*coming)]
+        await self.in_thread(check_together, files)
+
+        def preprocess(reference: Reference, data: bytes) -> torch.Tensor:
+            return self.processor.preprocess([opened(reference, data)])
+
+        pairs = zip(references, files, strict=True)
+        return list(await asyncio.gather(*(self.in_thread(preprocess, *pair) for pair in pairs)))
 
 
 def _too_long(what: str, context: int | None) -> RequestError:

@@ -31,6 +31,9 @@ def client(model: Any, tiny_processor: Any) -> Iterator[httpx.Client]:
         assert post(client).status_code == 200  # whatever it was asked, it lives
 
 
+ROLES = ("system", "developer")
+
+
 def post(client: httpx.Client, messages: Any = None, **fields: Any) -> httpx.Response:
     body = {"model": "bee", "messages": [user("Hi")] if messages is None else messages, "max_tokens": 2, **fields}
     return client.post("/chat/completions", json={key: value for key, value in body.items() if value is not ...})
@@ -126,6 +129,8 @@ def test_other_models_and_routes_are_not_found(client: httpx.Client) -> None:
     assert refusal(post(client, model="gpt-6"), 404) == ("model", "there is no model 'gpt-6' here, only 'bee'")
     assert "/v1/completions" in refusal(client.post("/completions", json={}), 404)[1]
     assert refusal(client.get("/chat/completions"), 405)
+    assert client.get("models/bee").json()["id"] == "bee"
+    assert refusal(client.get("models/gpt-6"), 404)[0] == "model"
     assert client.get(str(client.base_url).replace("/v1/", "/health")).json() == {"status": "ok"}
 
 
@@ -173,6 +178,22 @@ def test_a_bad_picture_is_named_by_its_place(client: httpx.Client, url: str, sai
 
 def test_too_many_pictures_are_refused(client: httpx.Client) -> None:
     assert "3 pictures, more than the 2" in refusal(post(client, [user(*[picture(data_url())] * 3)]))[1]
+
+
+def test_pictures_that_are_large_together_are_refused_before_they_are_decoded(client: httpx.Client) -> None:
+    large = picture(data_url(0, size=(9_000, 7_000), mode="1"))  # 63 of at most 89 million pixels
+    assert "126,000,000 pixels together" in refusal(post(client, [user(large, large, text("Hi"))]))[1]
+
+
+def test_more_messages_than_the_context_can_hold_are_refused(client: httpx.Client) -> None:
+    many = [user("Hi"), {"role": "assistant", "content": ""}] * 2000
+    assert "parts" in refusal(post(client, [*many, user("Hi")]))[1]
+
+
+def test_the_newer_name_of_the_system_is_known(client: httpx.Client) -> None:
+    answers = [post(client, [{"role": role, "content": "Be short."}, user("Hi")], max_tokens=4) for role in ROLES]
+    texts = [answer.json()["choices"][0]["message"]["content"] for answer in answers]
+    assert texts[0] == texts[1]
 
 
 def test_a_body_that_is_too_large_is_refused_said_or_not(client: httpx.Client) -> None:
