@@ -72,12 +72,14 @@ class Engine:
     def step(self, learning_rate: float) -> float:
         """Updates the weights; returns the norm of the gradient before clipping. Call it after the last backward.
 
+        learning_rate: of this step; each group takes it times its own `rate_scale` (model/training/optimizer.py).
+
         A norm that is not finite means that the weights must not be used any more.
         """
         assert self._in_step == self.accumulation, "step before the last backward of the global batch"
         self._in_step = 0
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["rate_scale"]
         norm: Tensor | float | None = None
         if self._clips:
             parameters = [p for _, p in self.trained]

@@ -10,6 +10,7 @@ from pipelines.packing import Packing
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 PartName = Literal["vision", "projector", "llm"]
 
@@ -30,7 +31,8 @@ class Train(Settings):
     packing: Packing | None = None  # None: every example is a sequence of its own
     global_batch: PositiveInt  # sequences in an optimiser step, over all ranks: packs, or examples without packing
     micro_batch: PositiveInt  # sequences in a forward pass of one rank
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    learning_rate: Rate = 2e-5  # the peak of the schedule
+    learning_rates: dict[PartName, Rate] = {}  # the peaks of single parts, whose schedules are scaled as a whole
     min_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
     warmup_steps: Count = 150
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
@@ -54,11 +56,18 @@ class Train(Settings):
             raise ValueError("trains: name at least one of vision, projector, llm, each once")
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
+        asleep = sorted(set(self.learning_rates) - set(self.trains))
+        if asleep:
+            raise ValueError(f"learning_rates names {', '.join(asleep)}, not in `trains`: leave it out, or train it")
         if self.steps is not None and self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} leave nothing of {self.steps} steps: lower them")
         if self.offload and self.zero_stage == 0:
             raise ValueError("offload needs zero_stage 2 or 3")
         return self
+
+    def rate_scale(self, part: PartName) -> float:
+        """What the schedule of `learning_rate` is multiplied by for a part: its peak ÷ learning_rate."""
+        return self.learning_rates.get(part, self.learning_rate) / self.learning_rate
 
     def accumulation(self, ranks: int) -> int:
         """Forward passes of a rank in one step. Raises ValueError when global_batch does not divide."""
@@ -139,6 +148,8 @@ class Job(Settings):
             "keep_checkpoints",
             "log_every",
         }
+        # Settings that came later count only where they are used: what was trained before them keeps its identity.
+        free |= {key for key in ("learning_rates",) if not getattr(self.train, key)}
         # The seed, the stage's name and the origin of the weights; the shards add what they are made of.
         return {
             "stage": self.stage,

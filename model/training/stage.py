@@ -104,7 +104,8 @@ def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
     engine = Engine(model, train, ranks)
     identity = {**job.identity(), "shards": fingerprint(shards.key)}
     checkpoints = Checkpoints(job.work, train.keep_checkpoints, engine, identity)
-    metrics = Metrics(job.work, shards.datasets, ranks, steps)
+    scales = {part: train.rate_scale(part) for part in train.trains}
+    metrics = Metrics(job.work, shards.datasets, ranks, steps, scales)
     loader = Loader(
         shards,
         plan,
