@@ -2,7 +2,8 @@
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import deepspeed
@@ -92,6 +93,10 @@ class Engine:
         for name, parameter in self.model.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.train.zero_stage == 3):
                 yield name, parameter.detach()
+
+    def gathered(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager:
+        """Within it the parameters are whole, and may be changed: all ranks to the same. All ranks must enter it."""
+        return deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0, enabled=self.train.zero_stage == 3)
 
     def full_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """STATE of a trained parameter, whole. All ranks must call it, in the same order."""

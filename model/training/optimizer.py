@@ -6,12 +6,14 @@ import torch
 from torch import nn
 
 from model.training.job import JobError, PartName, Train
+from model.training.lora import is_adapter
 
 PARTS: tuple[PartName, ...] = ("vision", "projector", "llm")
 
 
 def freeze(model: nn.Module, trains: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Lets exactly the named parts of `model.vision`, `model.projector`, `model.llm` learn.
+    """Lets exactly the named parts of `model.vision`, `model.projector`, `model.llm` learn; of a part with adapters
+    (model/training/lora.py) only these.
 
     Returns {part: (parameters that train, all its parameters)}. A frozen vision encoder is put in evaluation mode.
     Raises JobError if a parameter belongs to none of the three or to two of them (it could not be frozen by part).
@@ -21,13 +23,15 @@ def freeze(model: nn.Module, trains: Iterable[str]) -> dict[str, tuple[int, int]
     for part in PARTS:
         module = getattr(model, part)
         learns = part in trains
-        parameters = list(module.parameters())
-        for parameter in parameters:
+        parameters = dict(module.named_parameters())
+        adapted = any(map(is_adapter, parameters))
+        trained = 0
+        for name, parameter in parameters.items():
             if owner.setdefault(id(parameter), part) != part:
                 raise JobError(f"{part} and {owner[id(parameter)]} share a parameter: they cannot be frozen apart")
-            parameter.requires_grad_(learns)
-        size = sum(parameter.numel() for parameter in parameters)
-        counts[part] = (size if learns else 0, size)
+            parameter.requires_grad_(learns and (not adapted or is_adapter(name)))
+            trained += parameter.numel() if parameter.requires_grad else 0
+        counts[part] = (trained, sum(parameter.numel() for parameter in parameters.values()))
         if part == "vision":
             module.train(learns)
     homeless = [name for name, parameter in model.named_parameters() if id(parameter) not in owner]
