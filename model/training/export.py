@@ -49,7 +49,7 @@ def save_model(
         shutil.copyfile(tokenizer / "tokenizer.json", partial / "tokenizer.json")
         (partial / CARD).write_text(model_card(cast(HoneybeeConfig, model.config), facts))
         if lora:
-            save_adapter(partial / ADAPTER, lora, adapters, _language_model(facts))
+            save_adapter(partial / ADAPTER, lora, adapters, language_model(facts))
         files = sorted(path.relative_to(partial) for path in partial.rglob("*") if path.is_file())
         for path in files:
             with (partial / path).open("rb") as file:
@@ -62,7 +62,7 @@ def save_model(
     engine.ranks.barrier()
 
 
-def _language_model(facts: dict[str, Any]) -> str | None:
+def language_model(facts: dict[str, Any]) -> str | None:
     """The hub name of the language model that the last stage began with; None where it is on no hub, or not any more
     what it was there."""
     name = facts["parts"]["llm"]

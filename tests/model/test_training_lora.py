@@ -16,8 +16,10 @@ from training_ranks import Ranks, fails, losses, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model import HoneybeeForConditionalGeneration
+from model.card import LOCAL
+from model.training.export import language_model
 from model.training.job import Job, JobError, Lora, load_job
-from model.training.lora import add_adapters, check_targets, target_sizes
+from model.training.lora import add_adapters, check_targets, save_adapter, target_sizes
 from model.training.optimizer import freeze
 
 LORA = {"rank": 4, "alpha": 16, "dropout": 0.0}  # chance differs by rank, so layouts agree only without
@@ -279,3 +281,28 @@ def test_adapters_are_part_of_the_identity_and_their_absence_is_not(tmp_path: Pa
     path.write_text(json.dumps(make_job(tmp_path, tmp_path, tmp_path, lora={})))
     paper = {"rank": 8, "alpha": 32, "dropout": 0.05, "targets": ["q_proj", "v_proj"]}
     assert load_job(path).identity()["train"]["lora"] == paper
+
+
+@pytest.mark.parametrize(
+    ("llm", "stages", "base"),
+    [
+        ("lmsys/vicuna-7b-v1.5", [["projector"], ["projector", "llm"]], "lmsys/vicuna-7b-v1.5"),
+        ("lmsys/vicuna-7b-v1.5", [["llm"], ["llm"]], None),  # it began with a model that the hub does not have
+        (LOCAL, [["llm"]], None),
+    ],
+)
+def test_an_adapter_names_the_model_that_it_was_trained_for(
+    tmp_path: Path, llm: str, stages: list[list[str]], base: str | None
+) -> None:
+    facts = {"parts": {"vision": LOCAL, "llm": llm}, "stages": [{"trains": trains} for trains in stages]}
+    found = language_model(facts)
+    assert found == base
+    save_adapter(tmp_path / "adapter", Lora(), {"base_model.model.x.lora_A.weight": torch.zeros(8, 2)}, found)
+    config = peft.PeftConfig.from_pretrained(tmp_path / "adapter")
+    assert config.base_model_name_or_path == base
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.target_modules) == (
+        8,
+        32,
+        0.05,
+        {"q_proj", "v_proj"},
+    )
