@@ -178,7 +178,13 @@ def test_killed_and_run_again_it_is_as_if_never_killed(
     usual: dict[str, Any], tmp_path: Path, ranks: int, zero_stage: int, precision: str
 ) -> None:
     layout = {"zero_stage": zero_stage, "micro_batch": 8 // ranks, "precision": precision}
-    layout |= {"lora": DROPPING, "save_every": 3, "steps": 12, "gradient_checkpointing": zero_stage == 3}
+    layout |= {
+        "learning_rates": {"llm": 2e-2},
+        "lora": DROPPING,
+        "save_every": 3,
+        "steps": 12,
+        "gradient_checkpointing": zero_stage == 3,
+    }
     whole = elsewhere(usual, tmp_path / "whole", **layout)
     train(whole, ranks)
     killed = elsewhere(usual, tmp_path / "killed", **layout)
