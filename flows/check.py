@@ -10,6 +10,7 @@ from flows.recipe import Recipe, RecipeError, Stage
 from flows.workspace import STAGES, Workspace
 from model import evaluation
 from model.evaluation.base import load_prompt
+from model.training.job import Lora
 from pipelines import sources
 from pipelines.balance import wanted_shares
 from pipelines.beam import check_options
@@ -22,9 +23,13 @@ from pipelines.templates import load_templates
 
 def check_settings(recipe: Recipe) -> None:
     """Names, templates, schedules: all that needs no official file. Raises RecipeError with every problem found; the
-    projector is looked at last, since torch takes seconds to load."""
+    projector and LoRA's targets are looked at last, since torch takes seconds to load."""
     _raise(recipe, _settings(recipe))
     _raise(recipe, _problems("model.projector", _build_small_projector, recipe))
+    for name in STAGES:
+        lora = recipe.stage(name).train.lora
+        if lora is not None:
+            _raise(recipe, _problems(f"{name}.train", _find_targets, recipe, lora))
 
 
 def check_inputs(workspace: Workspace) -> None:
@@ -166,6 +171,22 @@ def _build_small_projector(recipe: Recipe) -> None:
     features = projector.num_tokens if projector.type in ("linear", "mlp") else 16  # those two keep the number
     with torch.device("meta"):
         build_projector(projector.type, Shape(features, projector.num_tokens, 8, 8), projector.settings)
+
+
+def _find_targets(recipe: Recipe, lora: Lora) -> None:
+    """Where the language model's configuration is at hand; else the stage finds out when it begins."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from flows.memory import model_config
+    from model.training.lora import check_targets
+
+    llm = recipe.backbones.llm
+    # That of model/backbones.py is a Llama.
+    config = AutoConfig.for_model("llama") if llm is None else model_config(llm) if _may_be_there(llm) else None
+    if config is not None:
+        with torch.device("meta"):
+            check_targets(AutoModelForCausalLM.from_config(config), lora.targets)
 
 
 def _problems(key: str, check: Callable[..., object], *arguments: object) -> Iterator[str]:

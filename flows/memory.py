@@ -1,6 +1,7 @@
 """How much memory of a GPU a stage will take, estimated from the models' configurations; no weight is loaded.
 
-A rank holds, in bytes, with P parameters in all, T of them trained, w = 2 bytes a value in bf16 (4 in fp32), N ranks:
+A rank holds, in bytes, with P parameters in all, T of them trained (of a language model with LoRA its adapters alone),
+w = 2 bytes a value in bf16 (4 in fp32), N ranks:
 
     weights            w · P                (÷ N with ZeRO-3)
     gradients          w · T                (÷ N with ZeRO-2 and ZeRO-3; in the CPU's memory with offload)
@@ -29,6 +30,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from flows.recipe import Data, Recipe, Train
 from model.configuration import HoneybeeConfig
 from model.modeling import HoneybeeForConditionalGeneration
+from model.training.lora import target_sizes
 
 _KNOWN: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "known_models.yaml").read_text())
 
@@ -43,6 +45,7 @@ class Sizes:
     vocabulary: int
     image_tokens: int
     image_size: int  # S, pixels
+    targets: dict[str, int]  # of the names of linear layers: model/training/lora.py
 
 
 def model_config(model: str) -> PreTrainedConfig | None:
@@ -81,14 +84,17 @@ def sizes(recipe: Recipe, vision: str, llm: str) -> Sizes | None:
         vocabulary=text_config.vocab_size,
         image_tokens=config.num_image_tokens,
         image_size=vision_config.image_size,
+        targets=target_sizes(model.llm),
     )
 
 
 def rank_bytes(model: Sizes, data: Data, train: Train, ranks: int) -> dict[str, float]:
     """Bytes of each kind on one GPU, by the formula above."""
     value = 2 if train.precision == "bf16" else 4
-    total = sum(model.parameters.values())
-    trained = sum(model.parameters[part] for part in train.trains)
+    adapters = train.lora.rank * sum(model.targets[name] for name in train.lora.targets) if train.lora else 0
+    total = sum(model.parameters.values()) + adapters
+    whole = [part for part in train.trains if part != "llm" or not train.lora]
+    trained = sum(model.parameters[part] for part in whole) + adapters
     divided = ranks if train.zero_stage >= 2 else 1
     on_gpu = 0 if train.offload else 1
     longest = train.packing.max_tokens if train.packing else data.max_text_tokens + model.image_tokens

@@ -10,6 +10,7 @@ from flows.check import check_inputs, check_settings
 from flows.forecast import Forecaster, Known, StageForecast, stage_forecast
 from flows.recipe import Recipe, RecipeError, Stage
 from flows.workspace import STAGES, Workspace, locate_workspace
+from model.training.job import describe_trained
 from pipelines.store import MANIFEST
 
 OPEN = "?"  # stands for what is known once it is built
@@ -61,7 +62,7 @@ def _stage(workspace: Workspace, name: str, known: Mapping[str, Known], forecast
     train, balance = stage.train, stage.data.balance
     yield (
         f"{name}: {_amount(stage)}; trains "
-        f"{' and '.join(train.trains)}; {ranks} ranks × micro-batch {train.micro_batch} × "
+        f"{describe_trained(train.trains, train.lora)}; {ranks} ranks × micro-batch {train.micro_batch} × "
         f"{train.global_batch // (ranks * train.micro_batch)} accumulated"
     )
     yield tables.balance(balance.model_dump())

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from model.configuration import HoneybeeConfig
+from model.training.job import Lora, describe_trained
 
 CARD = "README.md"
 LOCAL = "weights of a local directory"  # what stands for a part that did not come from a hub
@@ -45,7 +46,7 @@ def part_name(name: str) -> str:
 
 def model_card(config: HoneybeeConfig, facts: dict[str, Any]) -> str:
     """facts: `parts`, the names of vision and llm; `stages`, of each stage its name, steps, global_batch, packed,
-    trains and datasets (name → share); as manifest.json has them."""
+    trains, datasets (name → share) and perhaps lora; as manifest.json has them."""
     vision, text, projector = config.vision_config, config.text_config, config.projector
     parts, size = facts["parts"], vision.image_size
     head = {
@@ -77,9 +78,15 @@ def _training(stages: list[dict[str, Any]]) -> str:
     lines = []
     for stage in stages:
         unit = "packed sequences" if stage["packed"] else "samples"
+        lora = Lora.model_validate(stage["lora"]) if "lora" in stage else None
         shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in stage["datasets"].items())
         lines.append(
             f"- {stage['stage']}: {stage['steps']:,} steps of {stage['global_batch']:,} {unit}; "
-            f"{' and '.join(stage['trains'])} trained; shares of the samples: {shares}"
+            f"{describe_trained(stage['trains'], lora)} trained; shares of the samples: {shares}"
+        )
+    if stages and "lora" in stages[-1]:
+        lines.append(
+            "\nThe adapters of the last stage are merged into the weights. `adapter/` holds them apart, as peft reads\n"
+            "them, for the language model that the stage began with; the projector is not in it."
         )
     return "\n".join(lines)

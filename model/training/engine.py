@@ -2,7 +2,8 @@
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import deepspeed
@@ -72,12 +73,14 @@ class Engine:
     def step(self, learning_rate: float) -> float:
         """Updates the weights; returns the norm of the gradient before clipping. Call it after the last backward.
 
+        learning_rate: of this step; each group takes it times its own `rate_scale` (model/training/optimizer.py).
+
         A norm that is not finite means that the weights must not be used any more.
         """
         assert self._in_step == self.accumulation, "step before the last backward of the global batch"
         self._in_step = 0
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["rate_scale"]
         norm: Tensor | float | None = None
         if self._clips:
             parameters = [p for _, p in self.trained]
@@ -90,6 +93,10 @@ class Engine:
         for name, parameter in self.model.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.train.zero_stage == 3):
                 yield name, parameter.detach()
+
+    def gathered(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager:
+        """Within it the parameters are whole, and may be changed: all ranks to the same. All ranks must enter it."""
+        return deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0, enabled=self.train.zero_stage == 3)
 
     def full_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """STATE of a trained parameter, whole. All ranks must call it, in the same order."""

@@ -1,6 +1,7 @@
 """The job of one stage: a JSON file that says all of it, checked before anything is loaded. Needs no torch."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ from pipelines.packing import Packing
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 PartName = Literal["vision", "projector", "llm"]
 
@@ -23,10 +25,26 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class Lora(Settings):
+    """Adapters of the language model (model/training/lora.py). Defaults are those of the paper's authors."""
+
+    rank: PositiveInt = 8
+    alpha: PositiveInt = 32  # what they add is scaled by alpha ÷ rank
+    dropout: Fraction = 0.05
+    targets: tuple[str, ...] = ("q_proj", "v_proj")  # names of linear layers
+
+    @model_validator(mode="after")
+    def _names_targets(self) -> "Lora":
+        if not self.targets or len(set(self.targets)) != len(self.targets):
+            raise ValueError("targets: name at least one linear layer, each once")
+        return self
+
+
 class Train(Settings):
     """How a stage learns. Defaults are those of the paper's instruction tuning."""
 
     trains: tuple[PartName, ...] = ("projector", "llm")
+    lora: Lora | None = None  # of the language model only adapters train; None: the whole
     steps: PositiveInt | None = None  # None: as many as the samples give
     packing: Packing | None = None  # None: every example is a sequence of its own
     # `packed` computes each example of a sequence by itself, where `sdpa` masks a product of all positions with all; it
@@ -34,7 +52,8 @@ class Train(Settings):
     attention: Literal["sdpa", "packed"] = "sdpa"
     global_batch: PositiveInt  # sequences in an optimiser step, over all ranks: packs, or examples without packing
     micro_batch: PositiveInt  # sequences in a forward pass of one rank
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    learning_rate: Rate = 2e-5  # the peak of the schedule
+    learning_rates: dict[PartName, Rate] = {}  # the peaks of single parts, whose schedules are scaled as a whole
     min_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
     warmup_steps: Count = 150
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
@@ -58,11 +77,20 @@ class Train(Settings):
             raise ValueError("trains: name at least one of vision, projector, llm, each once")
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
+        if self.lora is not None and "llm" not in self.trains:
+            raise ValueError("lora adapts the language model: add llm to `trains`, or leave lora out")
+        asleep = sorted(set(self.learning_rates) - set(self.trains))
+        if asleep:
+            raise ValueError(f"learning_rates names {', '.join(asleep)}, not in `trains`: leave it out, or train it")
         if self.steps is not None and self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} leave nothing of {self.steps} steps: lower them")
         if self.offload and self.zero_stage == 0:
             raise ValueError("offload needs zero_stage 2 or 3")
         return self
+
+    def rate_scale(self, part: PartName) -> float:
+        """What the schedule of `learning_rate` is multiplied by for a part: its peak ÷ learning_rate."""
+        return self.learning_rates.get(part, self.learning_rate) / self.learning_rate
 
     def accumulation(self, ranks: int) -> int:
         """Forward passes of a rank in one step. Raises ValueError when global_batch does not divide."""
@@ -146,6 +174,8 @@ class Job(Settings):
             "keep_checkpoints",
             "log_every",
         }
+        # Settings that came later count only where they are used: what was trained before them keeps its identity.
+        free |= {key for key in ("lora", "learning_rates") if not getattr(self.train, key)}
         # The seed, the stage's name and the origin of the weights; the shards add what they are made of.
         return {
             "stage": self.stage,
@@ -153,6 +183,15 @@ class Job(Settings):
             "init": self.init.model_dump(mode="json"),
             "train": self.train.model_dump(mode="json", exclude=free),
         }
+
+
+def describe_trained(trains: Sequence[str], lora: Lora | None) -> str:
+    """For people: `projector and llm`, or `projector and llm (adapters of rank 8 on q_proj, v_proj)`."""
+    text = " and ".join(trains)
+    if lora is None:
+        return text
+    adapters = f"adapters of rank {lora.rank} on {', '.join(lora.targets)}"
+    return text.replace("llm", f"llm ({adapters})")
 
 
 def load_job(path: Path) -> Job:

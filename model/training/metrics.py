@@ -5,7 +5,7 @@ import logging
 import math
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from model.training.job import PartName
 from model.training.ranks import Ranks
 from pipelines.store import write_atomic
 
@@ -26,9 +27,13 @@ class Metrics:
     losses in it are sums over all ranks, and each is added in the order of the steps.
     """
 
-    def __init__(self, work: Path, datasets: Sequence[str], ranks: Ranks, steps: int):
-        """steps: how many the stage has, for the estimate of its end."""
+    def __init__(
+        self, work: Path, datasets: Sequence[str], ranks: Ranks, steps: int, rate_scales: Mapping[PartName, float]
+    ):
+        """steps: how many the stage has, for the estimate of its end. rate_scales: of each part that trains, what the
+        learning rate is multiplied by."""
         self.path, self.datasets, self.ranks, self.steps = work / "metrics.jsonl", datasets, ranks, steps
+        self.rate_scales = rate_scales if set(rate_scales.values()) - {1.0} else {}
         self.losses = [0.0] * len(datasets)  # sums over supervised tokens
         self.supervised = [0.0] * len(datasets)
         self._writer: SummaryWriter | None = None
@@ -78,6 +83,7 @@ class Metrics:
                     if count
                 },
                 "learning_rate": learning_rate,
+                **self._rates(learning_rate),
                 "grad_norm": grad_norm,
                 "samples_per_second": samples / seconds,
                 "supervised_tokens_per_second": self._supervised / seconds,
@@ -94,6 +100,11 @@ class Metrics:
         self.supervised = [0.0] * len(self.datasets)
         self._restart_clock()
 
+    def _rates(self, learning_rate: float) -> dict[str, Any]:
+        """The rate of each part, where any differs from the stage's."""
+        rates = {part: learning_rate * scale for part, scale in self.rate_scales.items()}
+        return {"learning_rates": rates} if rates else {}
+
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
@@ -107,8 +118,9 @@ class Metrics:
         assert self._writer is not None and self.begun is not None, "begin first"
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        scalars = {key: value for key, value in line.items() if key not in ("step", "losses", "time")}
+        scalars = {key: value for key, value in line.items() if key not in ("step", "losses", "learning_rates", "time")}
         scalars |= {f"loss/{name}": value for name, value in line["losses"].items()}
+        scalars |= {f"learning_rate/{part}": value for part, value in line.get("learning_rates", {}).items()}
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()

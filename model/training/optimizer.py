@@ -1,33 +1,37 @@
 """What trains: freezing by part, parameter groups, AdamW."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
 
-from model.training.job import JobError, Train
+from model.training.job import JobError, PartName, Train
+from model.training.lora import is_adapter
 
-PARTS = ("vision", "projector", "llm")
+PARTS: tuple[PartName, ...] = ("vision", "projector", "llm")
 
 
 def freeze(model: nn.Module, trains: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Lets exactly the named parts of `model.vision`, `model.projector`, `model.llm` learn.
+    """Lets exactly the named parts of `model.vision`, `model.projector`, `model.llm` learn; of a part with adapters
+    (model/training/lora.py) only these.
 
     Returns {part: (parameters that train, all its parameters)}. A frozen vision encoder is put in evaluation mode.
     Raises JobError if a parameter belongs to none of the three or to two of them (it could not be frozen by part).
     """
     owner: dict[int, str] = {}
-    counts = {}
+    counts: dict[str, tuple[int, int]] = {}
     for part in PARTS:
         module = getattr(model, part)
         learns = part in trains
-        parameters = list(module.parameters())
-        for parameter in parameters:
+        parameters = dict(module.named_parameters())
+        adapted = any(map(is_adapter, parameters))
+        trained = 0
+        for name, parameter in parameters.items():
             if owner.setdefault(id(parameter), part) != part:
                 raise JobError(f"{part} and {owner[id(parameter)]} share a parameter: they cannot be frozen apart")
-            parameter.requires_grad_(learns)
-        size = sum(parameter.numel() for parameter in parameters)
-        counts[part] = (size if learns else 0, size)
+            parameter.requires_grad_(learns and (not adapted or is_adapter(name)))
+            trained += parameter.numel() if parameter.requires_grad else 0
+        counts[part] = (trained, sum(parameter.numel() for parameter in parameters.values()))
         if part == "vision":
             module.train(learns)
     homeless = [name for name, parameter in model.named_parameters() if id(parameter) not in owner]
@@ -36,17 +40,29 @@ def freeze(model: nn.Module, trains: Iterable[str]) -> dict[str, tuple[int, int]
     return counts
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """AdamW's groups of what trains: matrices with weight decay; norms, biases and other vectors without."""
+def parameter_groups(
+    model: nn.Module, weight_decay: float, rate_scales: Mapping[PartName, float] | None = None
+) -> list[dict]:
+    """AdamW's groups of what trains: matrices with weight decay; norms, biases and other vectors without.
+
+    rate_scales: of each part, what the stage's learning rate is multiplied by (1 where absent); it stands in its groups
+    as `rate_scale`. Parts with the same one share their groups.
+    """
+    scales = rate_scales or {}
+    scale_of = {id(p): scales.get(part, 1.0) for part in PARTS for p in getattr(model, part).parameters()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    groups = []
+    for scale in dict.fromkeys(scale_of[id(p)] for p in trained):
+        own = [p for p in trained if scale_of[id(p)] == scale]
+        matrices, vectors = [p for p in own if p.ndim > 1], [p for p in own if p.ndim <= 1]
+        groups += [
+            {"params": matrices, "weight_decay": weight_decay, "rate_scale": scale},
+            {"params": vectors, "weight_decay": 0.0, "rate_scale": scale},
+        ]
     return [group for group in groups if group["params"]]
 
 
 def adamw(model: nn.Module, train: Train) -> torch.optim.AdamW:
     """torch's fused AdamW, which runs on CPU and CUDA without a compiler."""
-    groups = parameter_groups(model, train.weight_decay)
+    groups = parameter_groups(model, train.weight_decay, {part: train.rate_scale(part) for part in PARTS})
     return torch.optim.AdamW(groups, lr=train.learning_rate, betas=train.betas, eps=train.epsilon, fused=True)

@@ -26,8 +26,9 @@ from model.training.deal import Deal
 from model.training.decode import Decoder
 from model.training.engine import Engine
 from model.training.export import save_model
-from model.training.job import Job, JobError
+from model.training.job import Job, JobError, describe_trained
 from model.training.loader import Loader
+from model.training.lora import add_adapters
 from model.training.metrics import Metrics
 from model.training.optimizer import freeze
 from model.training.ranks import Ranks
@@ -89,6 +90,8 @@ def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
     torch.manual_seed(job.seed)
     dtype = torch.float32 if train.precision == "fp32" else torch.bfloat16
     model, processor = load(job.init, job.seed, dtype)
+    if train.lora is not None:
+        add_adapters(model.llm, train.lora, job.seed)
     check_fit(shards, model, processor, job.init.tokenizer_directory)
     plan, steps = plan_steps(job, shards, model.config.num_image_tokens, keep=ranks.first)
     log.info(
@@ -97,6 +100,7 @@ def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
         *(ranks.world, ranks.device.type, train.accumulation(ranks.world), train.micro_batch),
         *(train.zero_stage, train.precision),
     )
+    log.info("%s trains", describe_trained(train.trains, train.lora))
     model.train()
     for part, (trained, size) in freeze(model, train.trains).items():
         log.info("%s: %s of %s parameters train", part, f"{trained:,}", f"{size:,}")
@@ -108,7 +112,8 @@ def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
     engine = Engine(model, train, ranks)
     identity = {**job.identity(), "shards": fingerprint(shards.key)}
     checkpoints = Checkpoints(job.work, train.keep_checkpoints, engine, identity)
-    metrics = Metrics(job.work, shards.datasets, ranks, steps)
+    scales = {part: train.rate_scale(part) for part in train.trains}
+    metrics = Metrics(job.work, shards.datasets, ranks, steps, scales)
     loader = Loader(
         shards,
         plan,
@@ -133,6 +138,7 @@ def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
         "global_batch": train.global_batch,
         "packed": train.packing is not None,
         "trains": list(train.trains),
+        **({"lora": train.lora.model_dump(mode="json")} if train.lora else {}),
         "datasets": shards.shares,
         "shards": fingerprint(shards.key),
         "bad_samples": loop.bad_samples,

@@ -43,6 +43,13 @@ def test_a_good_recipe_passes(write_recipe):
         ({"model/projector/num_tokens": 5}, ["model.projector: num_tokens of the c-abstractor is 5", "4 or 9"]),
         ({"model/projector/type": "q-former"}, ["model.projector: unknown projector type 'q-former'", "linear"]),
         ({"model/projector/settings": {"dept": 1}}, ["model.projector: settings of the c-abstractor", "dept"]),
+        (
+            {"finetune/train/lora": {"targets": ["q_proj", "wq"]}},
+            [
+                "finetune.train: lora.targets: the language model has no linear layers named wq; it has down_proj",
+                "q_proj",
+            ],
+        ),
         ({"evaluation/benchmarks/mmme": {"path": "x"}}, ["evaluation.benchmarks.mmme: no benchmark 'mmme'", "pope"]),
         ({"finetune/data/weights/vqav2": 1e-9}, ["finetune.data.weights: vqav2: a share below"]),
         (
@@ -144,6 +151,19 @@ def test_parts_that_do_not_fit_are_told_before_their_weights_are_loaded(write_re
     path = write_recipe({"sample": None, "backbones": backbones, **changes})
     with pytest.raises(RecipeError, match=message):
         check_inputs(locate_workspace(load_recipe(path)))
+
+
+def test_targets_of_lora_are_looked_for_in_the_configuration(write_recipe, tmp_path):
+    write_sample(tmp_path / "data", scenes=4, held_out=8, seed=0)
+    train_backbones(tmp_path / "data", tmp_path / "models", vision_steps=1, llm_steps=1)
+    (tmp_path / "models/llm/model.safetensors").unlink()  # no weight is needed
+    backbones = {"vision": str(tmp_path / "models/vision"), "llm": str(tmp_path / "models/llm")}
+    changes = {"sample": None, "backbones": backbones}
+    check_settings(load_recipe(write_recipe({**changes, "finetune/train/lora": {"targets": ["gate_proj"]}})))
+    with pytest.raises(RecipeError, match=r"finetune\.train: lora\.targets: .* named Wqkv; it has down_proj"):
+        check_settings(load_recipe(write_recipe({**changes, "finetune/train/lora": {"targets": ["Wqkv"]}})))
+    with pytest.raises(RecipeError, match=r"pretrain\.train: lora adapts the language model: add llm to `trains`"):
+        load_recipe(write_recipe({"pretrain/train/lora": {}}))
 
 
 def test_a_benchmark_without_a_question(write_recipe, tmp_path):

@@ -9,6 +9,7 @@ from flows.memory import Sizes, rank_bytes, sizes
 from flows.plan import plan
 from flows.recipe import Data, RecipeError, Train, load_recipe
 from flows.workspace import STAGES
+from model.training.job import Lora
 from pipelines.packing import Packing, PackingError
 
 COLUMNS = [
@@ -156,9 +157,9 @@ def test_what_a_fit_does_to_boxes_and_to_shrunk_pictures_is_told(recipe_of):
 
 
 def test_memory_follows_the_formula():
-    model = Sizes(
-        {"vision": 10, "projector": 20, "llm": 70}, width=4, layers=3, vocabulary=5, image_tokens=6, image_size=7
-    )
+    targets = {"k_proj": 9, "q_proj": 8, "v_proj": 7}
+    parameters = {"vision": 10, "projector": 20, "llm": 70}
+    model = Sizes(parameters, width=4, layers=3, vocabulary=5, image_tokens=6, image_size=7, targets=targets)
     data = Data(weights={"a": 1.0}, max_text_tokens=10)
     train = Train(steps=1, warmup_steps=0, global_batch=4, micro_batch=2, trains=("projector", "llm"), zero_stage=2)
     tokens = 2 * (10 + 6)
@@ -173,6 +174,11 @@ def test_memory_follows_the_formula():
     assert packed["logits"] == 8 * 2 * 40 * 5
     whole = rank_bytes(model, data, train.model_copy(update={"zero_stage": 3, "offload": True}), ranks=2)
     assert (whole["weights"], whole["gradients"], whole["optimiser"]) == (100, 0, 0)
+    adapters = 2 * (8 + 7)
+    adapted = rank_bytes(model, data, train.model_copy(update={"lora": Lora(rank=2)}), ranks=2)
+    trained = 20 + adapters
+    assert adapted["weights"] == 2 * (100 + adapters)
+    assert (adapted["gradients"], adapted["optimiser"]) == (2 * trained / 2, 12 * trained / 2)
 
 
 def test_packs_are_forecast_and_too_few_of_them_are_told_before_training(recipe_of, build_data):

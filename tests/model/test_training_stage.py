@@ -11,21 +11,15 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from training_data import picture, rows, write_shards
 from training_jobs import elsewhere, make_job
+from training_plain import assert_bit_equal, plain_torch, weights
 from training_ranks import Ranks, curve, fails, losses, train
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from model import HoneybeeForConditionalGeneration, HoneybeeProcessor
 from model.training.checkpoint import CheckpointError, require_space
-from model.training.collate import Collator
-from model.training.decode import Decoder
 from model.training.job import Job
-from model.training.optimizer import freeze, parameter_groups
-from model.training.schedule import learning_rate
-from model.training.setup import plan_steps
-from model.training.shards import Shards
 
 pytestmark = pytest.mark.slow
 IMAGE = 3  # the id of <image> in the tiny tokenizer
@@ -63,57 +57,6 @@ def uninterrupted(tiny_backbones: Path, shards: Path, tmp_path_factory: pytest.T
     job = make_job(tiny_backbones, shards, place, steps=LONG, save_every=5, log_every=4)
     train(job)
     return job
-
-
-def plain_torch(job: dict[str, Any]) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """The same stage without our loop, packs and masks: the loss of each step, and the weights at the end."""
-    checked = Job.model_validate(job)
-    settings, init = checked.train, checked.init
-    model = HoneybeeForConditionalGeneration.from_backbones(
-        init.vision, init.llm, {"type": "linear", "num_tokens": 16}, init.tokenizer, seed=checked.seed
-    )
-    processor = HoneybeeProcessor.from_backbones(init.vision, init.tokenizer, 16)
-    freeze(model.train(), settings.trains)
-    shards = Shards(checked.shards)
-    collator = Collator(IMAGE, 16, processor.tokenizer.pad_token_id, 512, shards.datasets)
-    plan, steps = plan_steps(checked, shards, 16)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, settings.weight_decay),
-        lr=1.0,
-        betas=settings.betas,
-        eps=settings.epsilon,
-        foreach=False,
-    )
-    schedule = {"peak": settings.learning_rate, "floor": settings.min_learning_rate}
-    schedule |= {"steps": steps, "warmup_steps": settings.warmup_steps}
-    history = []
-    for step in range(steps):
-        packs = plan.packs(step * settings.global_batch, (step + 1) * settings.global_batch)
-        examples = shards.read(sorted(i for pack in packs for i in pack.samples.tolist()))
-        pixels, _ = Decoder.like(processor.image_processor)(
-            [image.read() for example in examples for image in example.images]
-        )
-        batch = collator([[example] for example in examples], pixels, [False] * len(examples))  # each alone in its row
-        loss = model(input_ids=batch.input_ids, labels=batch.labels, pixel_values=pixels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, **schedule)
-        optimizer.step()
-        optimizer.zero_grad()
-        history.append(loss.item())
-    return history, model.state_dict()
-
-
-def weights(job: dict[str, Any]) -> dict[str, torch.Tensor]:
-    return load_file(Path(job["output"]) / "model.safetensors")
-
-
-def assert_bit_equal(job: dict[str, Any], other: dict[str, Any]) -> None:
-    assert losses(job) == losses(other)
-    found, expected = weights(job), weights(other)
-    assert found.keys() == expected.keys()
-    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
 def test_it_learns_what_plain_torch_learns(usual: dict[str, Any]) -> None:
