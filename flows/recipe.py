@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from model.training.job import Loading, Train
+from model.training.job import Loading, PeakTflops, Train
 from pipelines import sources
 from pipelines.balance import Balance
 from pipelines.beam import BEAM_OPTIONS
@@ -207,6 +207,7 @@ class Launch(Part):
     ranks: PositiveInt = 1
     threads: PositiveInt | None = None  # CPU threads of a rank; cores / ranks where absent
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    peak_tflops: PeakTflops | None = None  # of a GPU that model/training/flops.py does not know, for MFU
 
 
 class Benchmark(Part):

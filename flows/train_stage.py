@@ -52,6 +52,7 @@ def train_stage(workspace: Workspace, stage: str, shards: Path, init: Mapping[st
         "train": workspace.stage(stage).train.model_dump(mode="json"),
         "loading": recipe.loading.model_dump(mode="json"),
         "device": recipe.launch.device,
+        "peak_tflops": recipe.launch.peak_tflops,
     }
     # What the weights depend on, in the training job's own words; its inputs by content instead of by place.
     depends = Job.model_validate({**job, "output": "output", "work": "work"}).identity()

@@ -17,9 +17,11 @@ matrix asks for the gradient of its input, which is counted all the same; a batc
 Norms, activations, embeddings and the optimiser do not count.
 """
 
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,6 +29,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.configuration import HoneybeeConfig
 from model.modeling import HoneybeeForConditionalGeneration
+from model.training.job import Job
+
+log = logging.getLogger("honeybee.training")
 
 # Dense bf16 with fp32 accumulation, in TFLOPS, after NVIDIA's data sheets (which print twice that, with sparsity).
 # The whole name must match: a MIG slice or a laptop's chip of the same family is another device.
@@ -64,6 +69,14 @@ def attended_pairs(length: int, window: int | None = None) -> int:
     """Pairs (token, token that it sees) of an example: itself and all before it, `window` in all where one is set."""
     seen = min(length, window or length)
     return seen * (seen + 1) // 2 + (length - seen) * seen
+
+
+def peak_flops(job: Job, device: torch.device) -> float | None:
+    """FLOPs a second that the device of a rank can do at most: what the job says, or bf16 on a GPU that is known."""
+    if job.peak_tflops is None and device.type == "cuda" and job.train.precision == "bf16":
+        known = peak_tflops(torch.cuda.get_device_name(device))
+        return None if known is None else known * 1e12
+    return None if job.peak_tflops is None else job.peak_tflops * 1e12
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,15 @@ class Flops:
             image=vision.get_total_flops() * _passes("vision" in trained, False)
             + projector.get_total_flops() * _passes("projector" in trained, "vision" in trained),
         )
+
+
+def count_flops(config: Any, trains: Iterable[str]) -> Flops | None:
+    """Flops.count; None, with a line in the log, for a model that it does not count."""
+    try:
+        return Flops.count(config, trains)
+    except UncountedError as error:
+        log.warning("FLOPs and MFU are not told: %s", error)
+        return None
 
 
 def _passes(trains: bool, below: bool) -> int:

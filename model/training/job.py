@@ -11,6 +11,7 @@ from pipelines.packing import Packing
 PositiveInt = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+PeakTflops = Annotated[float, Field(gt=0)]  # dense, in the precision of the training
 PartName = Literal["vision", "projector", "llm"]
 
 
@@ -127,6 +128,7 @@ class Job(Settings):
     output: Path
     work: Path
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    peak_tflops: PeakTflops | None = None  # of a rank's device, for MFU; None: of the GPUs that flops.py knows
 
     def identity(self) -> dict[str, Any]:
         """All that the learned weights depend on, as JSON. A checkpoint is resumed only by a job with the same."""

@@ -26,12 +26,15 @@ class Metrics:
     losses in it are sums over all ranks, and each is added in the order of the steps.
     """
 
-    def __init__(self, work: Path, datasets: Sequence[str], ranks: Ranks, steps: int):
-        """steps: how many the stage has, for the estimate of its end."""
+    def __init__(self, work: Path, datasets: Sequence[str], ranks: Ranks, steps: int, peak: float | None = None):
+        """steps: how many the stage has, for the estimate of its end. peak: FLOPs a second that the device of a rank
+        can do at most, where that is known."""
+        self.peak = peak
         self.path, self.datasets, self.ranks, self.steps = work / "metrics.jsonl", datasets, ranks, steps
         self.losses = [0.0] * len(datasets)  # sums over supervised tokens
         self.supervised = [0.0] * len(datasets)
         self._writer: SummaryWriter | None = None
+        self._flops: int | None = None
         self._tensorboard = work / "tensorboard"
         self._restart_clock()
         self.begun: tuple[float, int] | None = None  # when this process began, and after how many steps
@@ -51,20 +54,29 @@ class Metrics:
         return {"losses": self.losses, "supervised": self.supervised}
 
     def add(
-        self, losses: Sequence[float], supervised: Sequence[float], samples: int, tokens: int, positions: int
+        self,
+        losses: Sequence[float],
+        supervised: Sequence[float],
+        samples: int,
+        tokens: int,
+        positions: int,
+        flops: int | None,
     ) -> None:
-        """Adds a step. losses, supervised: by dataset, over all ranks; the others over this rank."""
+        """Adds a step. losses, supervised: by dataset, over all ranks; the others over this rank; flops: what the step
+        needs, None where the model's are not counted."""
         self.losses = [total + new for total, new in zip(self.losses, losses, strict=True)]
         self.supervised = [total + new for total, new in zip(self.supervised, supervised, strict=True)]
         self._supervised += sum(supervised)
         self._samples += samples
         self._tokens += tokens
         self._positions += positions
+        self._flops = None if flops is None else (self._flops or 0) + flops
 
     def write(self, step: int, learning_rate: float, grad_norm: float, data_wait: float, bad_samples: int) -> None:
         """Writes the line of a step and begins anew. data_wait: seconds of this rank. All ranks must call it."""
         seconds = time.perf_counter() - self._since
-        samples, tokens, positions = self.ranks.sum([self._samples, self._tokens, self._positions])
+        counts: list[float] = [self._samples, self._tokens, self._positions, self._flops or 0]
+        samples, tokens, positions, flops = self.ranks.sum(counts)
         device_bytes = torch.cuda.max_memory_allocated() if self.ranks.device.type == "cuda" else 0
         host_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         wait, host, device = self.ranks.maximum([data_wait / seconds, host_bytes, device_bytes])
@@ -82,6 +94,7 @@ class Metrics:
                 "samples_per_second": samples / seconds,
                 "supervised_tokens_per_second": self._supervised / seconds,
                 "tokens_per_second": tokens / seconds,
+                **self._speed(flops / seconds),
                 "padding_share": 1 - tokens / positions if positions else 0.0,
                 "data_wait_share": wait,  # of the rank that waited most
                 "host_memory_bytes": int(host),  # peak of the largest rank
@@ -100,8 +113,16 @@ class Metrics:
 
     def _restart_clock(self) -> None:
         self._samples = self._tokens = self._positions = 0
+        self._flops = None
         self._supervised = 0.0
         self._since = time.perf_counter()
+
+    def _speed(self, flops_per_second: float) -> dict[str, float]:
+        """flops_per_second: of all ranks."""
+        if self._flops is None:
+            return {}
+        share = {} if self.peak is None else {"mfu": flops_per_second / (self.peak * self.ranks.world)}
+        return {"flops_per_second": flops_per_second, **share}
 
     def _record(self, step: int, line: dict[str, Any]) -> None:
         assert self._writer is not None and self.begun is not None, "begin first"

@@ -1,16 +1,10 @@
 """One stage of training: what `python -m model.training JOB.json` does in every rank."""
 
 import contextlib
-import fcntl
 import logging
 import math
 import os
-import signal
 import sys
-import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -18,46 +12,30 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.training import ranks as process
-from model.training.checkpoint import CheckpointError, Checkpoints
+from model.training.checkpoint import Checkpoints
 from model.training.collate import IGNORED, Batch, Collator
 from model.training.deal import Deal
 from model.training.decode import Decoder
 from model.training.engine import Engine
 from model.training.export import save_model
+from model.training.flops import Flops, count_flops, peak_flops
 from model.training.job import Job, JobError
 from model.training.loader import Loader
+from model.training.lock import alone_in
 from model.training.metrics import Metrics
 from model.training.optimizer import freeze
 from model.training.ranks import Ranks
 from model.training.schedule import learning_rate
 from model.training.setup import check_fit, load, origin, plan_steps
 from model.training.shards import DataError, Shards
+from model.training.stop import STOPPED, StopRequest
 from pipelines.store import MANIFEST, fingerprint
 
 log = logging.getLogger("honeybee.training")
 
-PATIENCE = 20.0  # seconds for an earlier run in the same work directory, that was told to stop, to end
-STOPPED = 128 + signal.SIGTERM  # exit code of a rank that saved and left because it was asked to
-
 
 class NonFiniteError(ArithmeticError):
     """A loss or gradient that is no number; the message names step, datasets and samples."""
-
-
-class StopRequest:
-    """Remembers SIGTERM and SIGINT, so that the step in progress ends and a checkpoint is written."""
-
-    def __enter__(self) -> "StopRequest":
-        self.received = False
-        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: Any) -> None:
-        self.received = True
 
 
 def run(job: Job) -> int:
@@ -75,7 +53,7 @@ def run(job: Job) -> int:
     limit = None if job.loading.cache_gib is None else round(job.loading.cache_gib * 2**30)
     shards = Shards(job.shards, job.image_roots, job.loading.cache, limit)
     ranks = process.join(job.device)
-    with _alone_in(job.work, ranks):
+    with alone_in(job.work, ranks):
         code = _run(job, shards, ranks)
     process.leave()  # not after an error: the other ranks would fail before this one has said what it was
     return code
@@ -101,10 +79,11 @@ def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
     if train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
+    flops = count_flops(model.config, train.trains)
     engine = Engine(model, train, ranks)
     identity = {**job.identity(), "shards": fingerprint(shards.key)}
     checkpoints = Checkpoints(job.work, train.keep_checkpoints, engine, identity)
-    metrics = Metrics(job.work, shards.datasets, ranks, steps)
+    metrics = Metrics(job.work, shards.datasets, ranks, steps, peak_flops(job, ranks.device))
     loader = Loader(
         shards,
         plan,
@@ -120,7 +99,7 @@ def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
         job.loading,
         pin_memory=ranks.device.type == "cuda",
     )
-    loop = Loop(job, steps, engine, loader, checkpoints, metrics)
+    loop = Loop(job, steps, engine, loader, checkpoints, metrics, flops)
     if not loop.train():
         return STOPPED
     stage = {
@@ -144,10 +123,19 @@ class Loop:
     """The steps of a stage."""
 
     def __init__(
-        self, job: Job, steps: int, engine: Engine, loader: Loader, checkpoints: Checkpoints, metrics: Metrics
+        self,
+        job: Job,
+        steps: int,
+        engine: Engine,
+        loader: Loader,
+        checkpoints: Checkpoints,
+        metrics: Metrics,
+        flops: Flops | None,
     ):
+        """flops: None where the model's are not counted."""
         self.job, self.steps, self.engine, self.loader = job, steps, engine, loader
         self.checkpoints, self.metrics, self.ranks = checkpoints, metrics, engine.ranks
+        self.flops = flops
         self.bad_samples = 0
 
     def train(self) -> bool:
@@ -226,8 +214,14 @@ class Loop:
             samples=sum(len(b.names) for b in batches),
             tokens=sum(b.num_tokens for b in batches),
             positions=sum(b.input_ids.numel() for b in batches),
+            flops=self._flops(batches),
         )
         return rate, norm, stopping > 0
+
+    def _flops(self, batches: list[Batch]) -> int | None:
+        if self.flops is None:
+            return None
+        return sum(self.flops.of(b.lengths, sum(b.supervised), len(b.pixel_values)) for b in batches)
 
     def _losses(self, batch: Batch) -> Tensor:
         """The cross-entropy of each example, (E,), summed over its supervised tokens; logits only for these."""
@@ -264,23 +258,3 @@ class Loop:
                 "fp32, or look at these samples; the last checkpoint is from before"
             )
         return total, tokens
-
-
-@contextlib.contextmanager
-def _alone_in(work: Path, ranks: Ranks) -> Iterator[None]:
-    """Holds the work directory against another run; the kernel lets go of it when we die."""
-    if not ranks.first:
-        yield
-        return
-    work.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + PATIENCE
-    with (work / ".lock").open("w") as handle:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise CheckpointError(f"another run is training in {work}: wait for it, or stop it") from None
-                time.sleep(0.5)
-        yield
