@@ -48,6 +48,10 @@ class Train(Settings):
     save_every: PositiveInt = 500  # steps between checkpoints
     keep_checkpoints: PositiveInt = 2
     log_every: PositiveInt = 10
+    # A spike: a loss above the running median by so many times its usual change from step to step (spikes.py).
+    spike_threshold: Annotated[float, Field(gt=0)] = 8.0
+    on_spike: Literal["report", "skip"] = "report"  # skip: without the optimiser's step
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is no number
 
     @model_validator(mode="after")
     def _consistent(self) -> "Train":
@@ -141,6 +145,11 @@ class Job(Settings):
             "keep_checkpoints",
             "log_every",
         }
+        # What reports changes nothing; what leaves steps out does.
+        if self.train.on_spike == "report":
+            free |= {"spike_threshold", "on_spike"}
+        if self.train.on_nonfinite == "stop":
+            free.add("on_nonfinite")
         # The seed, the stage's name and the origin of the weights; the shards add what they are made of.
         return {
             "stage": self.stage,

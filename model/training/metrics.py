@@ -14,7 +14,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from model.training.ranks import Ranks
-from pipelines.store import write_atomic
+from pipelines.store import whole_lines, write_atomic
 
 log = logging.getLogger("honeybee.training")
 
@@ -45,7 +45,9 @@ class Metrics:
             self.losses, self.supervised = list(state["losses"]), list(state["supervised"])
         if self.ranks.first:
             if self.path.is_file():
-                write_atomic(self.path, "".join(line for line in _lines(self.path) if json.loads(line)["step"] <= step))
+                write_atomic(
+                    self.path, "".join(line for line in whole_lines(self.path) if json.loads(line)["step"] <= step)
+                )
             self._writer = SummaryWriter(str(self._tensorboard), purge_step=step + 1)
         self._restart_clock()
         self.begun = (time.perf_counter(), step)
@@ -72,11 +74,12 @@ class Metrics:
         self._positions += positions
         self._flops = None if flops is None else (self._flops or 0) + flops
 
-    def write(self, step: int, learning_rate: float, grad_norm: float, data_wait: float, bad_samples: int) -> None:
-        """Writes the line of a step and begins anew. data_wait: seconds of this rank. All ranks must call it."""
+    def write(self, step: int, learning_rate: float, grad_norm: float, data_wait: float, **counts: int) -> None:
+        """Writes the line of a step and begins anew. data_wait: seconds of this rank. counts: since the stage began, by
+        name. All ranks must call it."""
         seconds = time.perf_counter() - self._since
-        counts: list[float] = [self._samples, self._tokens, self._positions, self._flops or 0]
-        samples, tokens, positions, flops = self.ranks.sum(counts)
+        sums: list[float] = [self._samples, self._tokens, self._positions, self._flops or 0]
+        samples, tokens, positions, flops = self.ranks.sum(sums)
         device_bytes = torch.cuda.max_memory_allocated() if self.ranks.device.type == "cuda" else 0
         host_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         wait, host, device = self.ranks.maximum([data_wait / seconds, host_bytes, device_bytes])
@@ -99,7 +102,7 @@ class Metrics:
                 "data_wait_share": wait,  # of the rank that waited most
                 "host_memory_bytes": int(host),  # peak of the largest rank
                 "device_memory_bytes": int(device),
-                "bad_samples": bad_samples,
+                **counts,
                 "time": time.time(),
             }
             self._record(step, line)
@@ -150,8 +153,3 @@ class Metrics:
 
 def _mean(total: float, count: float) -> float:
     return total / count if count else math.nan
-
-
-def _lines(path: Path) -> list[str]:
-    """The whole lines of a file; a killed writer leaves half of one at the end."""
-    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import sys
+from typing import Any
 
 import torch
 import transformers
@@ -28,14 +29,11 @@ from model.training.ranks import Ranks
 from model.training.schedule import learning_rate
 from model.training.setup import check_fit, load, origin, plan_steps
 from model.training.shards import DataError, Shards
+from model.training.spikes import Spikes
 from model.training.stop import STOPPED, StopRequest
 from pipelines.store import MANIFEST, fingerprint
 
 log = logging.getLogger("honeybee.training")
-
-
-class NonFiniteError(ArithmeticError):
-    """A loss or gradient that is no number; the message names step, datasets and samples."""
 
 
 def run(job: Job) -> int:
@@ -111,6 +109,7 @@ def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
         "datasets": shards.shares,
         "shards": fingerprint(shards.key),
         "bad_samples": loop.bad_samples,
+        "skipped_steps": loop.spikes.skipped_steps,
     }
     before = origin(job.init)
     facts = {**before, "stages": [*before["stages"], stage]}
@@ -135,7 +134,7 @@ class Loop:
         """flops: None where the model's are not counted."""
         self.job, self.steps, self.engine, self.loader = job, steps, engine, loader
         self.checkpoints, self.metrics, self.ranks = checkpoints, metrics, engine.ranks
-        self.flops = flops
+        self.flops, self.spikes = flops, Spikes(job.work, job.train, engine.ranks)
         self.bad_samples = 0
 
     def train(self) -> bool:
@@ -154,21 +153,31 @@ class Loop:
         else:
             self.checkpoints.check_space()
         self.metrics.begin(done, resumed and resumed["metrics"])
+        self.spikes.begin(done, resumed and resumed.get("spikes"))  # which older checkpoints do not have
         stopping = False
         with contextlib.closing(iter(self.loader)) as steps:
             while done < self.steps and not stopping:
                 rate, norm, stopping = self._step(done, next(steps), stop)
                 done += 1
                 if done % train.log_every == 0 or done == self.steps:
-                    self.metrics.write(done, rate, norm, self.loader.wait, self.bad_samples)
+                    counts = {"bad_samples": self.bad_samples, "skipped_steps": self.spikes.skipped_steps}
+                    self.metrics.write(done, rate, norm, self.loader.wait, **counts)
                     self.loader.wait = 0.0
                 if done % train.save_every == 0 or done == self.steps or stopping:
-                    facts = {"metrics": self.metrics.state(), "bad_samples": self.bad_samples}
-                    self.checkpoints.save(done, {**facts, "loader": self.loader.state_dict()})
+                    self.checkpoints.save(done, self._state())
         if done < self.steps:
             log.info("stopped after step %d, as asked; run again to go on", done)
         self.metrics.close()
         return done == self.steps
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "metrics": self.metrics.state(),
+            "bad_samples": self.bad_samples,
+            "spikes": self.spikes.state(),
+            "skipped_steps": self.spikes.skipped_steps,
+            "loader": self.loader.state_dict(),
+        }
 
     def _step(self, step: int, batches: list[Batch], stop: StopRequest) -> tuple[float, float, bool]:
         """Step number `step`, from 0. Returns learning rate, gradient norm, and whether any rank was asked to stop."""
@@ -192,7 +201,11 @@ class Loop:
             loss_of_example = self._losses(batch)
             self.engine.backward(loss_of_example.sum() / max(supervised, 1))
             losses.append(loss_of_example.detach())
-        by_dataset, tokens_by_dataset = self._by_dataset(step, batches, losses)
+        of_examples = [own.tolist() for own in losses]
+        by_dataset, tokens_by_dataset = self._by_dataset(batches, of_examples)
+        sums = self.ranks.sum([*by_dataset, *tokens_by_dataset])
+        loss = sum(sums[: len(by_dataset)]) / max(supervised, 1)
+        reason, usual = self.spikes.judge(loss)
         rate = learning_rate(
             step,
             steps=self.steps,
@@ -200,14 +213,12 @@ class Loop:
             floor=train.min_learning_rate,
             warmup_steps=train.warmup_steps,
         )
-        norm = self.engine.step(rate)
-        if not math.isfinite(norm):
-            samples = [name for batch in batches for name in batch.names]
-            raise NonFiniteError(
-                f"step {step + 1}: the gradient's norm is not finite though every loss is; this rank had "
-                f"{'; '.join(samples)}: lower learning_rate, or set precision to fp32"
-            )
-        sums = self.ranks.sum([*by_dataset, *tokens_by_dataset])
+        norm = self.engine.step(rate, skip=self.spikes.skips(reason))
+        if reason != "loss not finite" and not math.isfinite(norm):
+            reason = "gradient not finite"
+        self.spikes.close_step(step + 1, reason, loss, usual, norm, batches, of_examples)
+        if reason == "loss not finite":
+            sums = [0.0] * len(sums)  # else no mean of the following steps would be a number
         self.metrics.add(
             sums[: len(by_dataset)],
             sums[len(by_dataset) :],
@@ -238,23 +249,13 @@ class Loop:
         example_of_token = batch.example_ids[supervised]
         return torch.zeros(len(batch.names), device=losses.device).index_add(0, example_of_token, losses)
 
-    def _by_dataset(self, step: int, batches: list[Batch], losses: list[Tensor]) -> tuple[list[float], list[float]]:
-        """Sums of loss and supervised tokens by dataset, of this rank. Raises NonFiniteError naming the samples."""
+    def _by_dataset(self, batches: list[Batch], losses: list[list[float]]) -> tuple[list[float], list[float]]:
+        """Sums of loss and supervised tokens by dataset, of this rank."""
         total = [0.0] * len(self.loader.shards.datasets)
         tokens = [0.0] * len(total)
-        wrong = []
         for batch, own in zip(batches, losses, strict=True):
-            examples = zip(batch.names, batch.datasets, batch.supervised, own.tolist(), strict=True)
-            for name, dataset, count, loss in examples:
-                if not math.isfinite(loss):
-                    wrong.append(f"{name}: {loss}")
+            for dataset, count, loss in zip(batch.datasets, batch.supervised, own, strict=True):
                 if count:
                     total[dataset] += loss
                     tokens[dataset] += count
-        if wrong:
-            shown = "; ".join(wrong[:8]) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
-            raise NonFiniteError(
-                f"step {step + 1}: the loss is no finite number in {shown}. Lower learning_rate, set precision to "
-                "fp32, or look at these samples; the last checkpoint is from before"
-            )
         return total, tokens

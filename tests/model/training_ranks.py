@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,23 @@ def curve(job: Mapping[str, Any]) -> list[dict[str, Any]]:
 def losses(job: Mapping[str, Any]) -> list[tuple[int, float, float]]:
     """(step, loss, gradient norm) of each line."""
     return [(line["step"], line["loss"], line["grad_norm"]) for line in curve(job)]
+
+
+def in_a_rank(function: Callable[..., None], *arguments: Any) -> None:
+    """Calls a function of a module, which must not raise, in a process of its own."""
+    process = _server.Process(target=_alone, args=(function, arguments))
+    process.start()
+    process.join(TIMEOUT)
+    process.kill()
+    assert process.exitcode == 0
+
+
+def _alone(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    import torch
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    function(*arguments)
 
 
 def _rank(job: str, environment: Mapping[str, Any], log: str) -> None:
