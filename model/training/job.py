@@ -23,6 +23,14 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class Wandb(Settings):
+    """A run of Weights & Biases, beside TensorBoard."""
+
+    project: Annotated[str, Field(min_length=1)]
+    entity: str | None = None
+    name: str | None = None
+
+
 class Train(Settings):
     """How a stage learns. Defaults are those of the paper's instruction tuning."""
 
@@ -52,6 +60,7 @@ class Train(Settings):
     spike_threshold: Annotated[float, Field(gt=0)] = 8.0
     on_spike: Literal["report", "skip"] = "report"  # skip: without the optimiser's step
     on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is no number
+    wandb: Wandb | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "Train":
@@ -144,6 +153,7 @@ class Job(Settings):
             "save_every",
             "keep_checkpoints",
             "log_every",
+            "wandb",
         }
         # What reports changes nothing; what leaves steps out does.
         if self.train.on_spike == "report":

@@ -14,6 +14,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from model.training.ranks import Ranks
+from model.training.wandb_run import WandbRun
 from pipelines.store import whole_lines, write_atomic
 
 log = logging.getLogger("honeybee.training")
@@ -26,10 +27,18 @@ class Metrics:
     losses in it are sums over all ranks, and each is added in the order of the steps.
     """
 
-    def __init__(self, work: Path, datasets: Sequence[str], ranks: Ranks, steps: int, peak: float | None = None):
+    def __init__(
+        self,
+        work: Path,
+        datasets: Sequence[str],
+        ranks: Ranks,
+        steps: int,
+        peak: float | None = None,
+        wandb: WandbRun | None = None,
+    ):
         """steps: how many the stage has, for the estimate of its end. peak: FLOPs a second that the device of a rank
-        can do at most, where that is known."""
-        self.peak = peak
+        can do at most, where that is known. wandb: takes the scalars too; of the first rank."""
+        self.peak, self.wandb = peak, wandb
         self.path, self.datasets, self.ranks, self.steps = work / "metrics.jsonl", datasets, ranks, steps
         self.losses = [0.0] * len(datasets)  # sums over supervised tokens
         self.supervised = [0.0] * len(datasets)
@@ -113,6 +122,8 @@ class Metrics:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+        if self.wandb is not None:
+            self.wandb.close()
 
     def _restart_clock(self) -> None:
         self._samples = self._tokens = self._positions = 0
@@ -136,6 +147,8 @@ class Metrics:
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
+        if self.wandb is not None:
+            self.wandb.log(scalars, step)
         since, first = self.begun
         left = timedelta(seconds=round((time.perf_counter() - since) / (step - first) * (self.steps - step)))
         log.info(

@@ -31,6 +31,7 @@ from model.training.setup import check_fit, load, origin, plan_steps
 from model.training.shards import DataError, Shards
 from model.training.spikes import Spikes
 from model.training.stop import STOPPED, StopRequest
+from model.training.wandb_run import WandbRun
 from pipelines.store import MANIFEST, fingerprint
 
 log = logging.getLogger("honeybee.training")
@@ -59,6 +60,10 @@ def run(job: Job) -> int:
 
 def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
     train = job.train
+    wandb = None
+    if train.wandb is not None and ranks.first:
+        config = {"stage": job.stage, "seed": job.seed, "ranks": ranks.world, **train.model_dump(mode="json")}
+        wandb = WandbRun(train.wandb, job.work, config)
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(job.seed)
     dtype = torch.float32 if train.precision == "fp32" else torch.bfloat16
@@ -81,7 +86,7 @@ def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
     engine = Engine(model, train, ranks)
     identity = {**job.identity(), "shards": fingerprint(shards.key)}
     checkpoints = Checkpoints(job.work, train.keep_checkpoints, engine, identity)
-    metrics = Metrics(job.work, shards.datasets, ranks, steps, peak_flops(job, ranks.device))
+    metrics = Metrics(job.work, shards.datasets, ranks, steps, peak_flops(job, ranks.device), wandb)
     loader = Loader(
         shards,
         plan,

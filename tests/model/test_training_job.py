@@ -40,6 +40,7 @@ def test_a_job_is_read(tmp_path: Path) -> None:
         ),
         ({"train": {"steps": 900, "global_batch": 8, "micro_batch": 8, "spike_threshold": 0}}, "train.spike_threshold"),
         ({"train": {"steps": 900, "global_batch": 8, "micro_batch": 8, "on_spike": "stop"}}, "train.on_spike"),
+        ({"train": {"steps": 900, "global_batch": 8, "micro_batch": 8, "wandb": {}}}, "train.wandb.project"),
         ({"peak_tflops": -1}, "peak_tflops"),
         ({"init": {"vision": "v", "llm": "l"}}, "give either `model`, or all of"),
         ({"init": {"model": "m", "llm": "l"}}, "leave out vision"),
@@ -73,6 +74,7 @@ def test_identity_leaves_out_what_does_not_change_the_weights(tmp_path: Path) ->
     job = make_job(tmp_path, tmp_path / "shards", tmp_path)
     identity = load_job(write(tmp_path, job)).identity()
     same = job | {"work": "elsewhere", "device": "auto", "train": {**job["train"], "micro_batch": 2, "zero_stage": 3}}
+    same["train"]["wandb"] = {"project": "bees"}
     other = job | {"train": {**job["train"], "learning_rate": 1e-2}}
     assert load_job(write(tmp_path, same)).identity() == identity
     assert load_job(write(tmp_path, other)).identity() != identity

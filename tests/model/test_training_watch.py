@@ -1,5 +1,6 @@
 """What a person watches while a stage trains: speed, spikes, scores."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from training_data import rows, write_shards
 from training_jobs import elsewhere, make_job
-from training_ranks import curve, train
+from training_ranks import curve, fails, losses, train
 
 from model import HoneybeeProcessor
 from model.training.flops import Flops
@@ -50,3 +51,25 @@ def test_flops_and_mfu(job: dict[str, Any], tmp_path: Path, ranks: int) -> None:
     unknown = elsewhere(job, tmp_path / "unknown")
     train(unknown, ranks)
     assert "flops_per_second" in curve(unknown)[0] and "mfu" not in curve(unknown)[0]  # nobody knows a CPU's peak
+
+
+def test_wandb_that_is_missing_is_said_at_once(job: dict[str, Any]) -> None:
+    if importlib.util.find_spec("wandb"):
+        pytest.skip("wandb is installed")
+    job["train"]["wandb"] = {"project": "bees"}
+    assert "JobError: the package wandb is not installed: `pip install" in fails(job)
+    assert not (Path(job["work"]) / "checkpoints").exists()
+
+
+def test_wandb_offline(job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run where the package is installed; it needs no account and no network."""
+    pytest.importorskip("wandb", reason="the optional package wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    job["train"] |= {"wandb": {"project": "bees"}, "steps": 4, "save_every": 2, "warmup_steps": 0}
+    train(job)
+    work = Path(job["work"])
+    name = (work / "wandb-id").read_text()
+    assert list(work.glob(f"wandb/offline-run-*-{name}/run-{name}.wandb"))
+    again = elsewhere(job, tmp_path / "again")
+    train(again)
+    assert losses(again) == losses(job)

@@ -29,8 +29,9 @@ class Ranks:
         self.logs = [Path(job["work"]).with_suffix(f".rank{rank}.log") for rank in range(ranks)]
         self.processes = []
         for rank, log in enumerate(self.logs):
-            environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
+            environment: dict[str, Any] = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
             environment["MASTER_ADDR"] = "127.0.0.1"
+            environment |= {key: value for key, value in os.environ.items() if key.startswith("WANDB_")}
             log.unlink(missing_ok=True)
             process = _server.Process(target=_rank, args=(json.dumps(job), environment, str(log)))
             process.start()
