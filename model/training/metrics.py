@@ -93,8 +93,12 @@ class Metrics:
         host_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         wait, host, device = self.ranks.maximum([data_wait / seconds, host_bytes, device_bytes])
         if self.ranks.first:
+            assert self.begun is not None, "begin first"
+            since, first = self.begun
             line: dict[str, Any] = {
                 "step": step,
+                "steps": self.steps,
+                "seconds_left": (time.perf_counter() - since) / (step - first) * (self.steps - step),
                 "loss": _mean(sum(self.losses), sum(self.supervised)),
                 "losses": {
                     name: _mean(loss, count)
@@ -139,18 +143,16 @@ class Metrics:
         return {"flops_per_second": flops_per_second, **share}
 
     def _record(self, step: int, line: dict[str, Any]) -> None:
-        assert self._writer is not None and self.begun is not None, "begin first"
+        assert self._writer is not None, "begin first"
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        scalars = {key: value for key, value in line.items() if key not in ("step", "losses", "time")}
+        scalars = {key: value for key, value in line.items() if key not in ("step", "steps", "losses", "time")}
         scalars |= {f"loss/{name}": value for name, value in line["losses"].items()}
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
         if self.wandb is not None:
             self.wandb.log(scalars, step)
-        since, first = self.begun
-        left = timedelta(seconds=round((time.perf_counter() - since) / (step - first) * (self.steps - step)))
         log.info(
             "step %d/%d  loss %.4f  rate %.2e  gradient %.3f  %.0f samples/s  %.0f tokens/s  %s left",
             step,
@@ -160,7 +162,7 @@ class Metrics:
             line["grad_norm"],
             line["samples_per_second"],
             line["tokens_per_second"],
-            left,
+            timedelta(seconds=round(line["seconds_left"])),
         )
 
 

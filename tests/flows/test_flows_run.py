@@ -62,6 +62,9 @@ def test_artifacts_in_the_ui(root):
     for name in ("mixture", "rejects", "duplicates", "gallery"):
         assert {f"tiny-pretrain-{name}", f"tiny-finetune-{name}"} <= set(found)
     assert {"tiny-loss-curve", "tiny-scores", "tiny-results"} <= set(found)
+    for stage in ("pretrain", "finetune"):
+        assert found[f"tiny-{stage}-progress"].data == 100.0
+        assert found[f"tiny-{stage}-progress"].description.startswith(f"{stage}: step 3 of 3, loss ")
     assert "data:image/png;base64," in found["tiny-finetune-gallery"].data
 
 
