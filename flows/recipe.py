@@ -319,6 +319,17 @@ class Recipe(Part):
         return self
 
     @model_validator(mode="after")
+    def _evaluates_what_it_knows(self) -> "Recipe":
+        for name in ("pretrain", "finetune"):
+            evaluate = self.stage(name).train.evaluate
+            unknown = sorted(set(evaluate.benchmarks if evaluate else ()) - set(self.evaluation.benchmarks))
+            if unknown:
+                raise ValueError(
+                    f"{name}.train.evaluate names {unknown}, which `evaluation.benchmarks` does not describe"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _reads_what_is_there(self) -> "Recipe":
         if self.loading.cache is not None and self.paths.remote is None:
             raise ValueError("loading.cache is for shards at a URL: give paths.remote, or leave it out")

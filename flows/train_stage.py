@@ -54,6 +54,7 @@ def train_stage(workspace: Workspace, stage: str, shards: Path, init: Mapping[st
         "init": dict(init),
         "train": workspace.stage(stage).train.model_dump(mode="json"),
         "loading": recipe.loading.model_dump(mode="json"),
+        "benchmarks": _benchmarks(workspace, stage),
         "device": recipe.launch.device,
         "peak_tflops": recipe.launch.peak_tflops,
     }
@@ -72,6 +73,13 @@ def train_stage(workspace: Workspace, stage: str, shards: Path, init: Mapping[st
 
     places = ("output", "work")
     return run_job(workspace, "models", key, "model.training", job, log, ranks, places, watched)
+
+
+def _benchmarks(workspace: Workspace, stage: str) -> dict[str, dict[str, str]]:
+    """Where those lie that are asked while the stage trains."""
+    evaluate = workspace.stage(stage).train.evaluate
+    places = {name: workspace.benchmark(name) for name in (evaluate.benchmarks if evaluate else ())}
+    return {name: {"path": str(path), "images": str(images)} for name, (path, images) in places.items()}
 
 
 def run_job(

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from model.evaluation.base import Place
 from pipelines.packing import Packing
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -29,6 +30,14 @@ class Wandb(Settings):
     project: Annotated[str, Field(min_length=1)]
     entity: str | None = None
     name: str | None = None
+
+
+class Evaluate(Settings):
+    """Benchmarks that are asked while a stage trains, by their names in the recipe's `evaluation`."""
+
+    benchmarks: Annotated[tuple[str, ...], Field(min_length=1)]
+    questions: PositiveInt = 200  # the first of each benchmark
+    batch_size: PositiveInt = 32  # of a rank
 
 
 class Train(Settings):
@@ -61,6 +70,8 @@ class Train(Settings):
     on_spike: Literal["report", "skip"] = "report"  # skip: without the optimiser's step
     on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is no number
     wandb: Wandb | None = None
+    evaluate_every: PositiveInt | None = None  # steps; None: never
+    evaluate: Evaluate | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "Train":
@@ -72,6 +83,13 @@ class Train(Settings):
             raise ValueError(f"warmup_steps {self.warmup_steps} leave nothing of {self.steps} steps: lower them")
         if self.offload and self.zero_stage == 0:
             raise ValueError("offload needs zero_stage 2 or 3")
+        if (self.evaluate_every is None) != (self.evaluate is None):
+            raise ValueError("evaluate_every and evaluate go together: how often, and which benchmarks")
+        if self.evaluate is not None and self.zero_stage == 3:
+            raise ValueError(
+                "evaluate needs whole weights on every rank, which zero_stage 3 does not keep: take 2, or leave out "
+                "evaluate and evaluate_every; the recipe's benchmarks are asked after training all the same"
+            )
         return self
 
     def accumulation(self, ranks: int) -> int:
@@ -137,11 +155,19 @@ class Job(Settings):
     image_roots: dict[str, Path] = {}  # of each dataset, for shards that hold references instead of images
     init: Init
     train: Train
+    benchmarks: dict[str, Place] = {}  # those that train.evaluate asks
     loading: Loading = Loading()
     output: Path
     work: Path
     device: Literal["auto", "cpu", "cuda"] = "auto"
     peak_tflops: PeakTflops | None = None  # of a rank's device, for MFU; None: of the GPUs that flops.py knows
+
+    @model_validator(mode="after")
+    def _knows_its_benchmarks(self) -> "Job":
+        unknown = sorted(set(self.train.evaluate.benchmarks if self.train.evaluate else ()) - set(self.benchmarks))
+        if unknown:
+            raise ValueError(f"train.evaluate names {unknown}, which `benchmarks` does not place")
+        return self
 
     def identity(self) -> dict[str, Any]:
         """All that the learned weights depend on, as JSON. A checkpoint is resumed only by a job with the same."""
@@ -154,6 +180,8 @@ class Job(Settings):
             "keep_checkpoints",
             "log_every",
             "wandb",
+            "evaluate_every",
+            "evaluate",
         }
         # What reports changes nothing; what leaves steps out does.
         if self.train.on_spike == "report":

@@ -61,6 +61,10 @@ class Metrics:
         self._restart_clock()
         self.begun = (time.perf_counter(), step)
 
+    def leave_out(self, seconds: float) -> None:
+        """What of the time since the last line was no training, such as an evaluation."""
+        self._since += seconds
+
     def state(self) -> dict[str, Any]:
         return {"losses": self.losses, "supervised": self.supervised}
 
@@ -83,9 +87,9 @@ class Metrics:
         self._positions += positions
         self._flops = None if flops is None else (self._flops or 0) + flops
 
-    def write(self, step: int, learning_rate: float, grad_norm: float, data_wait: float, **counts: int) -> None:
-        """Writes the line of a step and begins anew. data_wait: seconds of this rank. counts: since the stage began, by
-        name. All ranks must call it."""
+    def write(self, step: int, learning_rate: float, grad_norm: float, data_wait: float, **others: float) -> None:
+        """Writes the line of a step and begins anew. data_wait: seconds of this rank. others: as they are, by name. All
+        ranks must call it."""
         seconds = time.perf_counter() - self._since
         sums: list[float] = [self._samples, self._tokens, self._positions, self._flops or 0]
         samples, tokens, positions, flops = self.ranks.sum(sums)
@@ -115,7 +119,7 @@ class Metrics:
                 "data_wait_share": wait,  # of the rank that waited most
                 "host_memory_bytes": int(host),  # peak of the largest rank
                 "device_memory_bytes": int(device),
-                **counts,
+                **others,
                 "time": time.time(),
             }
             self._record(step, line)

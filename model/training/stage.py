@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import sys
+import time
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from model.training.collate import IGNORED, Batch, Collator
 from model.training.deal import Deal
 from model.training.decode import Decoder
 from model.training.engine import Engine
+from model.training.evaluation import Evaluation
 from model.training.export import save_model
 from model.training.flops import Flops, count_flops, peak_flops
 from model.training.job import Job, JobError
@@ -102,7 +104,10 @@ def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
         job.loading,
         pin_memory=ranks.device.type == "cuda",
     )
-    loop = Loop(job, steps, engine, loader, checkpoints, metrics, flops)
+    evaluation = None
+    if train.evaluate is not None:
+        evaluation = Evaluation(train.evaluate, job.benchmarks, model, processor, ranks, job.work, identity)
+    loop = Loop(job, steps, engine, loader, checkpoints, metrics, flops, evaluation)
     if not loop.train():
         return STOPPED
     stage = {
@@ -135,11 +140,12 @@ class Loop:
         checkpoints: Checkpoints,
         metrics: Metrics,
         flops: Flops | None,
+        evaluation: Evaluation | None,
     ):
-        """flops: None where the model's are not counted."""
+        """flops: None where the model's are not counted; evaluation: None where none is asked for."""
         self.job, self.steps, self.engine, self.loader = job, steps, engine, loader
         self.checkpoints, self.metrics, self.ranks = checkpoints, metrics, engine.ranks
-        self.flops, self.spikes = flops, Spikes(job.work, job.train, engine.ranks)
+        self.flops, self.evaluation, self.spikes = flops, evaluation, Spikes(job.work, job.train, engine.ranks)
         self.bad_samples = 0
 
     def train(self) -> bool:
@@ -164,9 +170,10 @@ class Loop:
             while done < self.steps and not stopping:
                 rate, norm, stopping = self._step(done, next(steps), stop)
                 done += 1
-                if done % train.log_every == 0 or done == self.steps:
+                scores = self._evaluate(done)
+                if done % train.log_every == 0 or done == self.steps or scores is not None:
                     counts = {"bad_samples": self.bad_samples, "skipped_steps": self.spikes.skipped_steps}
-                    self.metrics.write(done, rate, norm, self.loader.wait, **counts)
+                    self.metrics.write(done, rate, norm, self.loader.wait, **counts, **(scores or {}))
                     self.loader.wait = 0.0
                 if done % train.save_every == 0 or done == self.steps or stopping:
                     self.checkpoints.save(done, self._state())
@@ -174,6 +181,15 @@ class Loop:
             log.info("stopped after step %d, as asked; run again to go on", done)
         self.metrics.close()
         return done == self.steps
+
+    def _evaluate(self, done: int) -> dict[str, float] | None:
+        """What the first rank gets of the model's scores after `done` steps; None if it is not asked now."""
+        if self.evaluation is None or self.job.train.evaluate_every is None or done % self.job.train.evaluate_every:
+            return None
+        started = time.perf_counter()
+        scores = self.evaluation.scores(done)
+        self.metrics.leave_out(time.perf_counter() - started)
+        return scores
 
     def _state(self) -> dict[str, Any]:
         return {
