@@ -111,6 +111,27 @@ def test_logging_more_often_trains_nothing_again(root):
     assert entries(root) == before
 
 
+def test_a_model_is_asked_while_it_trains(root):
+    from flows.train_honeybee import train_honeybee
+
+    asked = {
+        "evaluate": {"benchmarks": ["mmbench", "pope"], "questions": 6},
+        "evaluate_every": 2,
+        "learning_rate": 1e-5,
+    }
+    changes = {f"finetune/train/{key}": value for key, value in asked.items()}
+    path = write_tiny(root, {"name": "asked", "launch/peak_tflops": 0.1, **changes})
+    scores = train_honeybee(str(path), "one")
+    work = (root / "runs/asked/one/model").resolve().parent / "work"
+    lines = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
+    found = [{name for name in line if name.startswith("eval/")} for line in lines]
+    assert [bool(names) for names in found] == [False, True, False]
+    assert {"eval/pope/accuracy", "eval/mmbench/accuracy"} <= found[1]
+    assert all(line["mfu"] > 0 for line in lines)
+    assert (root / "runs/asked/one/report/loss.png").stat().st_size > 0
+    assert scores["pope"]["num_questions"] > 6  # after training all are asked
+
+
 def test_a_model_is_evaluated_by_itself(root):
     from flows.evaluate import evaluate_honeybee
 
