@@ -35,18 +35,20 @@ def publish_results(recipe: str, curve: bytes, scores: Sequence[tables.Row], dir
     """Loss curve (PNG), scores, and where the results lie."""
     _markdown(recipe, "loss curve", f"### Loss and learning rate\n\n![loss curve]({gallery.data_uri(curve)})")
     _table(recipe, "scores", scores, "Scores on the held-out benchmarks, in percent")
-    create_link_artifact(key=_key(recipe, "results"), link=directory.as_uri(), description=f"Results: `{directory}`")
+    create_link_artifact(
+        key=artifact_key(recipe, "results"), link=directory.as_uri(), description=f"Results: `{directory}`"
+    )
 
 
 def _table(recipe: str, name: str, rows: Sequence[tables.Row], description: str) -> None:
     shown: Any = list(rows) or [{"": "none"}]
-    create_table_artifact(key=_key(recipe, name), table=shown, description=description)
+    create_table_artifact(key=artifact_key(recipe, name), table=shown, description=description)
 
 
 def _markdown(recipe: str, name: str, text: str) -> None:
-    create_markdown_artifact(key=_key(recipe, name), markdown=text)
+    create_markdown_artifact(key=artifact_key(recipe, name), markdown=text)
 
 
-def _key(recipe: str, name: str) -> str:
+def artifact_key(recipe: str, name: str) -> str:
     """Prefect allows lower-case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", f"{recipe} {name}".lower()).strip("-")

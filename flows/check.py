@@ -11,6 +11,7 @@ from flows.workspace import STAGES, Workspace
 from model import evaluation
 from model.evaluation.base import load_prompt
 from model.training.job import Lora
+from model.training.wandb_run import check_installed
 from pipelines import sources
 from pipelines.balance import wanted_shares
 from pipelines.beam import check_options
@@ -93,6 +94,8 @@ def _stage_settings(recipe: Recipe, name: str) -> Iterator[str]:
         key = "weights" if stage.data.weights else "balance"
         yield from _problems(f"{name}.data.{key}", _mixture, stage, tasks)
     yield from _problems(f"{name}.train", _accumulation, recipe, stage)
+    if stage.train.wandb is not None:
+        yield from _problems(f"{name}.train.wandb", check_installed)
 
 
 def _mixture(stage: Stage, tasks: dict[str, str]) -> None:

@@ -7,7 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from model.image_fit import Fit
-from model.training.job import Loading, Train
+from model.training.job import Loading, PeakTflops, Train
 from pipelines import sources
 from pipelines.balance import Balance
 from pipelines.beam import BEAM_OPTIONS
@@ -209,6 +209,7 @@ class Launch(Part):
     ranks: PositiveInt = 1
     threads: PositiveInt | None = None  # CPU threads of a rank; cores / ranks where absent
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    peak_tflops: PeakTflops | None = None  # of a GPU that model/training/flops.py does not know, for MFU
 
 
 class Benchmark(Part):
@@ -316,6 +317,17 @@ class Recipe(Part):
                     f"{name}.train.packing.max_tokens {stage.train.packing.max_tokens} has no room for an example of "
                     f"data.max_text_tokens {stage.data.max_text_tokens} with an image of {visual} visual "
                     f"tokens: raise it to {longest}, or lower one of these"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _evaluates_what_it_knows(self) -> "Recipe":
+        for name in ("pretrain", "finetune"):
+            evaluate = self.stage(name).train.evaluate
+            unknown = sorted(set(evaluate.benchmarks if evaluate else ()) - set(self.evaluation.benchmarks))
+            if unknown:
+                raise ValueError(
+                    f"{name}.train.evaluate names {unknown}, which `evaluation.benchmarks` does not describe"
                 )
         return self
 

@@ -5,14 +5,17 @@ what the weights depend on; micro-batch, ZeRO stage, number of ranks, device and
 that a run can be resumed with others.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
+from flows import progress
 from flows.launch import launch
 from flows.workspace import Log, Workspace
 from model.training.job import Job
@@ -53,7 +56,9 @@ def train_stage(workspace: Workspace, stage: str, shards: Path, init: Mapping[st
         "init": dict(init),
         "train": workspace.stage(stage).train.model_dump(mode="json"),
         "loading": recipe.loading.model_dump(mode="json"),
+        "benchmarks": _benchmarks(workspace, stage),
         "device": recipe.launch.device,
+        "peak_tflops": recipe.launch.peak_tflops,
     }
     # What the weights depend on, in the training job's own words; its inputs by content instead of by place.
     depends = Job.model_validate({**job, "output": "output", "work": "work"}).identity()
@@ -64,7 +69,19 @@ def train_stage(workspace: Workspace, stage: str, shards: Path, init: Mapping[st
         "init": {name: identity(workspace.store, value) if name in _PLACES else value for name, value in init.items()},
     }
     log, ranks = get_run_logger().info, recipe.launch.ranks
-    return run_job(workspace, "models", key, "model.training", job, log, ranks, places_of_job=("output", "work"))
+
+    def watched(directory: Path) -> AbstractContextManager[None]:
+        return progress.shown(recipe.name, stage, directory / "work" / "metrics.jsonl", log)
+
+    places = ("output", "work")
+    return run_job(workspace, "models", key, "model.training", job, log, ranks, places, watched)
+
+
+def _benchmarks(workspace: Workspace, stage: str) -> dict[str, dict[str, str]]:
+    """Where those lie that are asked while the stage trains."""
+    evaluate = workspace.stage(stage).train.evaluate
+    places = {name: workspace.benchmark(name) for name in (evaluate.benchmarks if evaluate else ())}
+    return {name: {"path": str(path), "images": str(images)} for name, (path, images) in places.items()}
 
 
 def run_job(
@@ -76,11 +93,12 @@ def run_job(
     log: Log,
     ranks: int = 1,
     places_of_job: Sequence[str] = ("output",),
+    watched: Callable[[Path], AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> Path:
     """The store's directory of (kind, key); runs `python -m module job.json` first if it is not whole.
 
-    places_of_job: the keys under which the job is told directories inside that one. Raises what flows.launch raises
-    if a process fails.
+    places_of_job: the keys under which the job is told directories inside that one. watched: what is entered with that
+    directory while the processes run. Raises what flows.launch raises if a process fails.
     """
     options = workspace.recipe.launch
 
@@ -88,7 +106,8 @@ def run_job(
         job_path = directory / "job.json"
         places = {name: str(directory / name) for name in places_of_job}
         write_atomic(job_path, json.dumps({**job, **places}, indent=1) + "\n")
-        launch(module, job_path, ranks=ranks, threads=options.threads, log=log)
+        with watched(directory):
+            launch(module, job_path, ranks=ranks, threads=options.threads, log=log)
         return {"job": {**job, **places}}
 
     directory = workspace.store.produce(kind, key, make)

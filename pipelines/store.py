@@ -53,6 +53,12 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
 
 
+def whole_lines(path: Path) -> list[str]:
+    """The whole lines of a file; a killed writer leaves half of one at the end."""
+    with path.open(encoding="utf-8", newline="\n") as file:
+        return [line for line in file if line.endswith("\n")]
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Writes a file so that a reader sees all of it or nothing, also after a power cut."""
     with whole_file(path) as partial:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model import evaluation
 from model.evaluation.ask import ask
-from model.evaluation.base import EvaluationError, Question, load_prompt
+from model.evaluation.base import EvaluationError, Place, Question, load_prompt
 from model.evaluation.control import shuffle_images
 from model.evaluation.generator import Generator
 from model.evaluation.images import ImageCache
@@ -26,14 +26,6 @@ from pipelines.store import write_atomic
 from pipelines.templates import TemplateError
 
 log = logging.getLogger("evaluation")
-
-
-class Place(BaseModel):
-    """`path`: the official file or directory; `images`: the root of its images, `path`'s directory where absent."""
-
-    model_config = ConfigDict(extra="forbid")
-    path: Path
-    images: Path | None = None
 
 
 class Job(BaseModel):
@@ -57,8 +49,7 @@ def evaluate(job: Job) -> dict[str, Any]:
     work = []
     for name, place in job.benchmarks.items():
         benchmark = evaluation.get(name)
-        root = place.images or (place.path if place.path.is_dir() else place.path.parent)
-        work.append((benchmark, load_prompt(name), benchmark.read(place.path, root)))
+        work.append((benchmark, load_prompt(name), benchmark.read(place.path, place.root)))
     generator = Generator(job.model, job.device, job.precision)
     job.output.mkdir(parents=True, exist_ok=True)
     scores: dict[str, Any] = {}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict
 
 from pipelines.templates import ROOT, TemplateError
 
@@ -21,6 +22,18 @@ NAMED = 20  # so many ids stand beside a count of what went wrong
 
 class EvaluationError(ValueError):
     """Questions or predictions that cannot be used; the message names file, row, field and remedy."""
+
+
+class Place(BaseModel):
+    """`path`: the official file or directory; `images`: the root of its images, `path`'s directory where absent."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    path: Path
+    images: Path | None = None
+
+    @property
+    def root(self) -> Path:
+        return self.images or (self.path if self.path.is_dir() else self.path.parent)
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,16 @@ class Generator:
         return [answer.strip() for answer in answers]
 
 
+class LiveGenerator(Generator):
+    """A model that is being trained, as it is at the moment."""
+
+    def __init__(self, model: Any, processor: HoneybeeProcessor, device: torch.device):
+        self.processor, self.device = processor, device.type
+        self.precision = "fp32" if model.dtype == torch.float32 else "bf16"
+        self.model = model
+        self.settings = {"model": "in training", "decoding": "greedy", "precision": self.precision}
+
+
 def _fingerprint(directory: Path) -> str:
     """16 hex digits over the names and bytes of a model directory's files."""
     whole = hashlib.sha256()

@@ -97,7 +97,8 @@ class Checkpoints:
                 log.warning("%s; the checkpoint before it is taken", error)
                 continue
             self._check_identity(directory, manifest)
-            self._read_tensors(directory, index, manifest["step"])
+            # AdamW counts the steps that it took; checkpoints of before any could be left out do not say so.
+            self._read_tensors(directory, index, manifest["step"] - manifest.get("skipped_steps", 0))
             return manifest
         if damages:
             raise CheckpointError(f"every checkpoint is damaged ({'; '.join(damages)}): remove {self.directory}")
@@ -142,14 +143,14 @@ class Checkpoints:
                     flush()
         flush()
 
-    def _read_tensors(self, directory: Path, index: dict[str, Path], step: int) -> None:
+    def _read_tensors(self, directory: Path, index: dict[str, Path], steps_taken: int) -> None:
         expected = {f"{name}:{key}" for name, _ in self.engine.trained for key in STATE}
         if set(index) != expected:
             raise CheckpointError(
                 f"{directory} holds other parameters than those that train (e.g. {min(set(index) ^ expected)}): "
                 f"remove {self.directory}"
             )
-        self.engine.set_steps(step)
+        self.engine.set_steps(steps_taken)
         files: dict[Path, Any] = {}
         for name, parameter in self.engine.trained:
             state = {}

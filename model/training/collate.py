@@ -32,8 +32,12 @@ class Batch:
     names: tuple[str, ...]
     datasets: tuple[int, ...]
     supervised: tuple[int, ...]
-    num_tokens: int  # not padding
+    lengths: tuple[int, ...]  # of each example, tokens with visual ones; padding is in none
     num_bad: int  # samples whose loss was set to zero since they could not be read
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.lengths)
 
     def to(self, device: torch.device) -> "Batch":
         return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
@@ -72,7 +76,6 @@ class Collator:
         input_ids = np.full(shape, self.pad_token_id, dtype=np.int64)
         labels = np.full(shape, IGNORED, dtype=np.int64)
         position_ids, example_ids = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-        num_tokens = 0
         for row, members in enumerate(rows):
             at = 0
             for i in members:
@@ -82,7 +85,6 @@ class Collator:
                 position_ids[row, at:] = np.arange(length - at)
                 example_ids[row, at:] = i
                 at = end
-            num_tokens += at
         return Batch(
             input_ids=torch.from_numpy(input_ids),
             labels=torch.from_numpy(labels),
@@ -92,7 +94,7 @@ class Collator:
             names=tuple(example.name for example in examples),
             datasets=tuple(-1 if e.dataset == UNREADABLE else self.datasets.index(e.dataset) for e in examples),
             supervised=tuple(int((own != IGNORED).sum()) for _, own in made),
-            num_tokens=num_tokens,
+            lengths=tuple(len(ids) for ids, _ in made),
             num_bad=sum(bad),
         )
 

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -57,6 +58,8 @@ class Engine:
         # Where DeepSpeed does not clip: its plain fp32 engine, which does not report the norm either.
         self._clips = train.zero_stage == 0 and train.precision == "fp32"
         self._in_step = 0
+        self._skip, self._norm = False, 0.0
+        self.optimizer.held = lambda: self._skip or not math.isfinite(self._current_norm())
 
     def forward(self, **inputs: Any) -> Any:
         """What the model returns."""
@@ -70,23 +73,27 @@ class Engine:
         if self._in_step < self.accumulation:
             self.deepspeed.step()  # only counts
 
-    def step(self, learning_rate: float) -> float:
+    def step(self, learning_rate: float, skip: bool = False) -> float:
         """Updates the weights; returns the norm of the gradient before clipping. Call it after the last backward.
 
-        learning_rate: of this step; each group takes it times its own `rate_scale` (model/training/optimizer.py).
-
-        A norm that is not finite means that the weights must not be used any more.
+        learning_rate: of this step; each group takes it times its own `rate_scale` (model/training/optimizer.py). With
+        `skip`, or where the norm is not finite, weights and optimiser stay as they are, on all ranks alike. Else
+        DeepSpeed does all that it does in a step, so that the next one begins as usual.
         """
         assert self._in_step == self.accumulation, "step before the last backward of the global batch"
         self._in_step = 0
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate * group["rate_scale"]
-        norm: Tensor | float | None = None
+        self._skip = skip
         if self._clips:
             parameters = [p for _, p in self.trained]
-            norm = nn.utils.clip_grad_norm_(parameters, self.train.clip_norm, foreach=True)
+            self._norm = float(nn.utils.clip_grad_norm_(parameters, self.train.clip_norm, foreach=True))
         self.deepspeed.step()
-        return float(self.deepspeed.get_global_grad_norm() if norm is None else norm)
+        return self._current_norm()
+
+    def _current_norm(self) -> float:
+        """Of the step in progress, as soon as its gradient is whole."""
+        return self._norm if self._clips else float(self.deepspeed.optimizer._global_grad_norm)
 
     def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Every parameter by name, whole, as the model computes with it. All ranks must iterate."""
@@ -163,7 +170,9 @@ def deepspeed_config(train: Train, accumulation: int, trained: int, device: str)
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # with offload too, torch's AdamW
-        "bf16": {"enabled": train.precision == "bf16"},
+        # The optimiser looks at the norm itself (HeldAdamW). DeepSpeed's own way out keeps, with offload, a gradient
+        # that is no number for the next step.
+        "bf16": {"enabled": train.precision == "bf16", "check_grad_overflow": False},
     }
     if train.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from model.evaluation.base import Place
 from model.image_fit import Fit
 from pipelines.packing import Packing
 
@@ -14,6 +15,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+PeakTflops = Annotated[float, Field(gt=0)]  # dense, in the precision of the training
 PartName = Literal["vision", "projector", "llm"]
 
 
@@ -38,6 +40,22 @@ class Lora(Settings):
         if not self.targets or len(set(self.targets)) != len(self.targets):
             raise ValueError("targets: name at least one linear layer, each once")
         return self
+
+
+class Wandb(Settings):
+    """A run of Weights & Biases, beside TensorBoard."""
+
+    project: Annotated[str, Field(min_length=1)]
+    entity: str | None = None
+    name: str | None = None
+
+
+class Evaluate(Settings):
+    """Benchmarks that are asked while a stage trains, by their names in the recipe's `evaluation`."""
+
+    benchmarks: Annotated[tuple[str, ...], Field(min_length=1)]
+    questions: PositiveInt = 200  # the first of each benchmark
+    batch_size: PositiveInt = 32  # of a rank
 
 
 class Train(Settings):
@@ -70,6 +88,13 @@ class Train(Settings):
     save_every: PositiveInt = 500  # steps between checkpoints
     keep_checkpoints: PositiveInt = 2
     log_every: PositiveInt = 10
+    # A spike: a loss above the running median by so many times its usual change from step to step (spikes.py).
+    spike_threshold: Annotated[float, Field(gt=0)] = 8.0
+    on_spike: Literal["report", "skip"] = "report"  # skip: without the optimiser's step
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is no number
+    wandb: Wandb | None = None
+    evaluate_every: PositiveInt | None = None  # steps; None: never
+    evaluate: Evaluate | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "Train":
@@ -86,6 +111,13 @@ class Train(Settings):
             raise ValueError(f"warmup_steps {self.warmup_steps} leave nothing of {self.steps} steps: lower them")
         if self.offload and self.zero_stage == 0:
             raise ValueError("offload needs zero_stage 2 or 3")
+        if (self.evaluate_every is None) != (self.evaluate is None):
+            raise ValueError("evaluate_every and evaluate go together: how often, and which benchmarks")
+        if self.evaluate is not None and self.zero_stage == 3:
+            raise ValueError(
+                "evaluate needs whole weights on every rank, which zero_stage 3 does not keep: take 2, or leave out "
+                "evaluate and evaluate_every; the recipe's benchmarks are asked after training all the same"
+            )
         return self
 
     def rate_scale(self, part: PartName) -> float:
@@ -157,10 +189,19 @@ class Job(Settings):
     image_roots: dict[str, Path] = {}  # of each dataset, for shards that hold references instead of images
     init: Init
     train: Train
+    benchmarks: dict[str, Place] = {}  # those that train.evaluate asks
     loading: Loading = Loading()
     output: Path
     work: Path
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    peak_tflops: PeakTflops | None = None  # of a rank's device, for MFU; None: of the GPUs that flops.py knows
+
+    @model_validator(mode="after")
+    def _knows_its_benchmarks(self) -> "Job":
+        unknown = sorted(set(self.train.evaluate.benchmarks if self.train.evaluate else ()) - set(self.benchmarks))
+        if unknown:
+            raise ValueError(f"train.evaluate names {unknown}, which `benchmarks` does not place")
+        return self
 
     def identity(self) -> dict[str, Any]:
         """All that the learned weights depend on, as JSON. A checkpoint is resumed only by a job with the same."""
@@ -173,9 +214,17 @@ class Job(Settings):
             "save_every",
             "keep_checkpoints",
             "log_every",
+            "wandb",
+            "evaluate_every",
+            "evaluate",
         }
         # Settings that came later count only where they are used: what was trained before them keeps its identity.
         free |= {key for key in ("lora", "learning_rates") if not getattr(self.train, key)}
+        # What reports changes nothing; what leaves steps out does.
+        if self.train.on_spike == "report":
+            free |= {"spike_threshold", "on_spike"}
+        if self.train.on_nonfinite == "stop":
+            free.add("on_nonfinite")
         # The seed, the stage's name and the origin of the weights; the shards add what they are made of.
         return {
             "stage": self.stage,

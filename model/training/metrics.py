@@ -15,7 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from model.training.job import PartName
 from model.training.ranks import Ranks
-from pipelines.store import write_atomic
+from model.training.wandb_run import WandbRun
+from pipelines.store import whole_lines, write_atomic
 
 log = logging.getLogger("honeybee.training")
 
@@ -28,15 +29,25 @@ class Metrics:
     """
 
     def __init__(
-        self, work: Path, datasets: Sequence[str], ranks: Ranks, steps: int, rate_scales: Mapping[PartName, float]
+        self,
+        work: Path,
+        datasets: Sequence[str],
+        ranks: Ranks,
+        steps: int,
+        rate_scales: Mapping[PartName, float],
+        peak: float | None = None,
+        wandb: WandbRun | None = None,
     ):
         """steps: how many the stage has, for the estimate of its end. rate_scales: of each part that trains, what the
-        learning rate is multiplied by."""
+        learning rate is multiplied by. peak: FLOPs a second that the device of a rank can do at most, where that is
+        known. wandb: takes the scalars too; of the first rank."""
+        self.peak, self.wandb = peak, wandb
         self.path, self.datasets, self.ranks, self.steps = work / "metrics.jsonl", datasets, ranks, steps
         self.rate_scales = rate_scales if set(rate_scales.values()) - {1.0} else {}
         self.losses = [0.0] * len(datasets)  # sums over supervised tokens
         self.supervised = [0.0] * len(datasets)
         self._writer: SummaryWriter | None = None
+        self._flops: int | None = None
         self._tensorboard = work / "tensorboard"
         self._restart_clock()
         self.begun: tuple[float, int] | None = None  # when this process began, and after how many steps
@@ -47,35 +58,55 @@ class Metrics:
             self.losses, self.supervised = list(state["losses"]), list(state["supervised"])
         if self.ranks.first:
             if self.path.is_file():
-                write_atomic(self.path, "".join(line for line in _lines(self.path) if json.loads(line)["step"] <= step))
+                write_atomic(
+                    self.path, "".join(line for line in whole_lines(self.path) if json.loads(line)["step"] <= step)
+                )
             self._writer = SummaryWriter(str(self._tensorboard), purge_step=step + 1)
         self._restart_clock()
         self.begun = (time.perf_counter(), step)
+
+    def leave_out(self, seconds: float) -> None:
+        """What of the time since the last line was no training, such as an evaluation."""
+        self._since += seconds
 
     def state(self) -> dict[str, Any]:
         return {"losses": self.losses, "supervised": self.supervised}
 
     def add(
-        self, losses: Sequence[float], supervised: Sequence[float], samples: int, tokens: int, positions: int
+        self,
+        losses: Sequence[float],
+        supervised: Sequence[float],
+        samples: int,
+        tokens: int,
+        positions: int,
+        flops: int | None,
     ) -> None:
-        """Adds a step. losses, supervised: by dataset, over all ranks; the others over this rank."""
+        """Adds a step. losses, supervised: by dataset, over all ranks; the others over this rank; flops: what the step
+        needs, None where the model's are not counted."""
         self.losses = [total + new for total, new in zip(self.losses, losses, strict=True)]
         self.supervised = [total + new for total, new in zip(self.supervised, supervised, strict=True)]
         self._supervised += sum(supervised)
         self._samples += samples
         self._tokens += tokens
         self._positions += positions
+        self._flops = None if flops is None else (self._flops or 0) + flops
 
-    def write(self, step: int, learning_rate: float, grad_norm: float, data_wait: float, bad_samples: int) -> None:
-        """Writes the line of a step and begins anew. data_wait: seconds of this rank. All ranks must call it."""
+    def write(self, step: int, learning_rate: float, grad_norm: float, data_wait: float, **others: float) -> None:
+        """Writes the line of a step and begins anew. data_wait: seconds of this rank. others: as they are, by name. All
+        ranks must call it."""
         seconds = time.perf_counter() - self._since
-        samples, tokens, positions = self.ranks.sum([self._samples, self._tokens, self._positions])
+        sums: list[float] = [self._samples, self._tokens, self._positions, self._flops or 0]
+        samples, tokens, positions, flops = self.ranks.sum(sums)
         device_bytes = torch.cuda.max_memory_allocated() if self.ranks.device.type == "cuda" else 0
         host_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         wait, host, device = self.ranks.maximum([data_wait / seconds, host_bytes, device_bytes])
         if self.ranks.first:
+            assert self.begun is not None, "begin first"
+            since, first = self.begun
             line: dict[str, Any] = {
                 "step": step,
+                "steps": self.steps,
+                "seconds_left": (time.perf_counter() - since) / (step - first) * (self.steps - step),
                 "loss": _mean(sum(self.losses), sum(self.supervised)),
                 "losses": {
                     name: _mean(loss, count)
@@ -88,11 +119,12 @@ class Metrics:
                 "samples_per_second": samples / seconds,
                 "supervised_tokens_per_second": self._supervised / seconds,
                 "tokens_per_second": tokens / seconds,
+                **self._speed(flops / seconds),
                 "padding_share": 1 - tokens / positions if positions else 0.0,
                 "data_wait_share": wait,  # of the rank that waited most
                 "host_memory_bytes": int(host),  # peak of the largest rank
                 "device_memory_bytes": int(device),
-                "bad_samples": bad_samples,
+                **others,
                 "time": time.time(),
             }
             self._record(step, line)
@@ -108,24 +140,35 @@ class Metrics:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+        if self.wandb is not None:
+            self.wandb.close()
 
     def _restart_clock(self) -> None:
         self._samples = self._tokens = self._positions = 0
+        self._flops = None
         self._supervised = 0.0
         self._since = time.perf_counter()
 
+    def _speed(self, flops_per_second: float) -> dict[str, float]:
+        """flops_per_second: of all ranks."""
+        if self._flops is None:
+            return {}
+        share = {} if self.peak is None else {"mfu": flops_per_second / (self.peak * self.ranks.world)}
+        return {"flops_per_second": flops_per_second, **share}
+
     def _record(self, step: int, line: dict[str, Any]) -> None:
-        assert self._writer is not None and self.begun is not None, "begin first"
+        assert self._writer is not None, "begin first"
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        scalars = {key: value for key, value in line.items() if key not in ("step", "losses", "learning_rates", "time")}
+        no_scalars = ("step", "steps", "losses", "learning_rates", "time")
+        scalars = {key: value for key, value in line.items() if key not in no_scalars}
         scalars |= {f"loss/{name}": value for name, value in line["losses"].items()}
         scalars |= {f"learning_rate/{part}": value for part, value in line.get("learning_rates", {}).items()}
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
-        since, first = self.begun
-        left = timedelta(seconds=round((time.perf_counter() - since) / (step - first) * (self.steps - step)))
+        if self.wandb is not None:
+            self.wandb.log(scalars, step)
         log.info(
             "step %d/%d  loss %.4f  rate %.2e  gradient %.3f  %.0f samples/s  %.0f tokens/s  %s left",
             step,
@@ -135,14 +178,9 @@ class Metrics:
             line["grad_norm"],
             line["samples_per_second"],
             line["tokens_per_second"],
-            left,
+            timedelta(seconds=round(line["seconds_left"])),
         )
 
 
 def _mean(total: float, count: float) -> float:
     return total / count if count else math.nan
-
-
-def _lines(path: Path) -> list[str]:
-    """The whole lines of a file; a killed writer leaves half of one at the end."""
-    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

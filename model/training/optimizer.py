@@ -1,6 +1,7 @@
 """What trains: freezing by part, parameter groups, AdamW."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -62,7 +63,18 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
-def adamw(model: nn.Module, train: Train) -> torch.optim.AdamW:
+class HeldAdamW(torch.optim.AdamW):
+    """AdamW that takes no step while `held` says so: weights, moments and its count of steps stay as they are."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.held: Callable[[], bool] = lambda: False
+
+    def step(self, closure: Any = None) -> Any:
+        return None if self.held() else super().step(closure)
+
+
+def adamw(model: nn.Module, train: Train) -> HeldAdamW:
     """torch's fused AdamW, which runs on CPU and CUDA without a compiler."""
     groups = parameter_groups(model, train.weight_decay, {part: train.rate_scale(part) for part in PARTS})
-    return torch.optim.AdamW(groups, lr=train.learning_rate, betas=train.betas, eps=train.epsilon, fused=True)
+    return HeldAdamW(groups, lr=train.learning_rate, betas=train.betas, eps=train.epsilon, fused=True)

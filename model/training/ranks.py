@@ -1,8 +1,10 @@
 """The processes of a job: one rank each, as the environment of torchrun says, or one process alone."""
 
+import json
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -38,6 +40,17 @@ class Ranks:
         tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.control)
         return tensor.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of each rank, as JSON brings it over."""
+        if self.world == 1:
+            return [value]
+        own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        longest = int(self.maximum([len(own)])[0])
+        padded = torch.nn.functional.pad(own, (0, longest - len(own)), value=ord(" "))
+        everyone = [torch.empty_like(padded) for _ in range(self.world)]
+        dist.all_gather(everyone, padded, group=self.control)
+        return [json.loads(bytes(each.tolist())) for each in everyone]
 
     def barrier(self) -> None:
         if self.world > 1:

@@ -1,15 +1,11 @@
 """One stage of training: what `python -m model.training JOB.json` does in every rank."""
 
 import contextlib
-import fcntl
 import logging
 import math
 import os
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,14 +16,17 @@ from torch.nn import functional as F
 from model.training import ranks as process
 from model.training.attention import NAME as PACKED
 from model.training.attention import Examples
-from model.training.checkpoint import CheckpointError, Checkpoints
+from model.training.checkpoint import Checkpoints
 from model.training.collate import IGNORED, Batch, Collator
 from model.training.deal import Deal
 from model.training.decode import Decoder
 from model.training.engine import Engine
+from model.training.evaluation import Evaluation
 from model.training.export import save_model
+from model.training.flops import Flops, count_flops, peak_flops
 from model.training.job import Job, JobError, describe_trained
 from model.training.loader import Loader
+from model.training.lock import alone_in
 from model.training.lora import add_adapters
 from model.training.metrics import Metrics
 from model.training.optimizer import freeze
@@ -35,32 +34,12 @@ from model.training.ranks import Ranks
 from model.training.schedule import learning_rate
 from model.training.setup import check_fit, load, origin, plan_steps
 from model.training.shards import DataError, Shards
+from model.training.spikes import Spikes
+from model.training.stop import STOPPED, StopRequest
+from model.training.wandb_run import WandbRun
 from pipelines.store import MANIFEST, fingerprint
 
 log = logging.getLogger("honeybee.training")
-
-PATIENCE = 20.0  # seconds for an earlier run in the same work directory, that was told to stop, to end
-STOPPED = 128 + signal.SIGTERM  # exit code of a rank that saved and left because it was asked to
-
-
-class NonFiniteError(ArithmeticError):
-    """A loss or gradient that is no number; the message names step, datasets and samples."""
-
-
-class StopRequest:
-    """Remembers SIGTERM and SIGINT, so that the step in progress ends and a checkpoint is written."""
-
-    def __enter__(self) -> "StopRequest":
-        self.received = False
-        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: Any) -> None:
-        self.received = True
 
 
 def run(job: Job) -> int:
@@ -78,7 +57,7 @@ def run(job: Job) -> int:
     limit = None if job.loading.cache_gib is None else round(job.loading.cache_gib * 2**30)
     shards = Shards(job.shards, job.image_roots, job.loading.cache, limit)
     ranks = process.join(job.device)
-    with _alone_in(job.work, ranks):
+    with alone_in(job.work, ranks):
         code = _run(job, shards, ranks)
     process.leave()  # not after an error: the other ranks would fail before this one has said what it was
     return code
@@ -86,6 +65,10 @@ def run(job: Job) -> int:
 
 def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
     train = job.train
+    wandb = None
+    if train.wandb is not None and ranks.first:
+        config = {"stage": job.stage, "seed": job.seed, "ranks": ranks.world, **train.model_dump(mode="json")}
+        wandb = WandbRun(train.wandb, job.work, config)
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(job.seed)
     dtype = torch.float32 if train.precision == "fp32" else torch.bfloat16
@@ -109,11 +92,12 @@ def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
     if train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
+    flops = count_flops(model.config, train.trains, adapters=train.lora is not None)
     engine = Engine(model, train, ranks)
     identity = {**job.identity(), "shards": fingerprint(shards.key)}
     checkpoints = Checkpoints(job.work, train.keep_checkpoints, engine, identity)
     scales = {part: train.rate_scale(part) for part in train.trains}
-    metrics = Metrics(job.work, shards.datasets, ranks, steps, scales)
+    metrics = Metrics(job.work, shards.datasets, ranks, steps, scales, peak_flops(job, ranks.device), wandb)
     loader = Loader(
         shards,
         plan,
@@ -129,7 +113,10 @@ def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
         job.loading,
         pin_memory=ranks.device.type == "cuda",
     )
-    loop = Loop(job, steps, engine, loader, checkpoints, metrics)
+    evaluation = None
+    if train.evaluate is not None:
+        evaluation = Evaluation(train.evaluate, job.benchmarks, model, processor, ranks, job.work, identity)
+    loop = Loop(job, steps, engine, loader, checkpoints, metrics, flops, evaluation)
     if not loop.train():
         return STOPPED
     stage = {
@@ -142,6 +129,7 @@ def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
         "datasets": shards.shares,
         "shards": fingerprint(shards.key),
         "bad_samples": loop.bad_samples,
+        "skipped_steps": loop.spikes.skipped_steps,
     }
     before = origin(job.init)
     facts = {**before, "stages": [*before["stages"], stage]}
@@ -154,10 +142,20 @@ class Loop:
     """The steps of a stage."""
 
     def __init__(
-        self, job: Job, steps: int, engine: Engine, loader: Loader, checkpoints: Checkpoints, metrics: Metrics
+        self,
+        job: Job,
+        steps: int,
+        engine: Engine,
+        loader: Loader,
+        checkpoints: Checkpoints,
+        metrics: Metrics,
+        flops: Flops | None,
+        evaluation: Evaluation | None,
     ):
+        """flops: None where the model's are not counted; evaluation: None where none is asked for."""
         self.job, self.steps, self.engine, self.loader = job, steps, engine, loader
         self.checkpoints, self.metrics, self.ranks = checkpoints, metrics, engine.ranks
+        self.flops, self.evaluation, self.spikes = flops, evaluation, Spikes(job.work, job.train, engine.ranks)
         self.bad_samples = 0
 
     def train(self) -> bool:
@@ -176,21 +174,41 @@ class Loop:
         else:
             self.checkpoints.check_space()
         self.metrics.begin(done, resumed and resumed["metrics"])
+        self.spikes.begin(done, resumed and resumed.get("spikes"))  # which older checkpoints do not have
         stopping = False
         with contextlib.closing(iter(self.loader)) as steps:
             while done < self.steps and not stopping:
                 rate, norm, stopping = self._step(done, next(steps), stop)
                 done += 1
-                if done % train.log_every == 0 or done == self.steps:
-                    self.metrics.write(done, rate, norm, self.loader.wait, self.bad_samples)
+                scores = self._evaluate(done)
+                if done % train.log_every == 0 or done == self.steps or scores is not None:
+                    counts = {"bad_samples": self.bad_samples, "skipped_steps": self.spikes.skipped_steps}
+                    self.metrics.write(done, rate, norm, self.loader.wait, **counts, **(scores or {}))
                     self.loader.wait = 0.0
                 if done % train.save_every == 0 or done == self.steps or stopping:
-                    facts = {"metrics": self.metrics.state(), "bad_samples": self.bad_samples}
-                    self.checkpoints.save(done, {**facts, "loader": self.loader.state_dict()})
+                    self.checkpoints.save(done, self._state())
         if done < self.steps:
             log.info("stopped after step %d, as asked; run again to go on", done)
         self.metrics.close()
         return done == self.steps
+
+    def _evaluate(self, done: int) -> dict[str, float] | None:
+        """What the first rank gets of the model's scores after `done` steps; None if it is not asked now."""
+        if self.evaluation is None or self.job.train.evaluate_every is None or done % self.job.train.evaluate_every:
+            return None
+        started = time.perf_counter()
+        scores = self.evaluation.scores(done)
+        self.metrics.leave_out(time.perf_counter() - started)
+        return scores
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "metrics": self.metrics.state(),
+            "bad_samples": self.bad_samples,
+            "spikes": self.spikes.state(),
+            "skipped_steps": self.spikes.skipped_steps,
+            "loader": self.loader.state_dict(),
+        }
 
     def _step(self, step: int, batches: list[Batch], stop: StopRequest) -> tuple[float, float, bool]:
         """Step number `step`, from 0. Returns learning rate, gradient norm, and whether any rank was asked to stop."""
@@ -215,7 +233,11 @@ class Loop:
             loss_of_example = self._losses(batch, more)
             self.engine.backward(loss_of_example.sum() / max(supervised, 1))
             losses.append(loss_of_example.detach())
-        by_dataset, tokens_by_dataset = self._by_dataset(step, batches, losses)
+        of_examples = [own.tolist() for own in losses]
+        by_dataset, tokens_by_dataset = self._by_dataset(batches, of_examples)
+        sums = self.ranks.sum([*by_dataset, *tokens_by_dataset])
+        loss = sum(sums[: len(by_dataset)]) / max(supervised, 1)
+        reason, usual = self.spikes.judge(loss)
         rate = learning_rate(
             step,
             steps=self.steps,
@@ -223,22 +245,26 @@ class Loop:
             floor=train.min_learning_rate,
             warmup_steps=train.warmup_steps,
         )
-        norm = self.engine.step(rate)
-        if not math.isfinite(norm):
-            samples = [name for batch in batches for name in batch.names]
-            raise NonFiniteError(
-                f"step {step + 1}: the gradient's norm is not finite though every loss is; this rank had "
-                f"{'; '.join(samples)}: lower learning_rate, or set precision to fp32"
-            )
-        sums = self.ranks.sum([*by_dataset, *tokens_by_dataset])
+        norm = self.engine.step(rate, skip=self.spikes.skips(reason))
+        if reason != "loss not finite" and not math.isfinite(norm):
+            reason = "gradient not finite"
+        self.spikes.close_step(step + 1, reason, loss, usual, norm, batches, of_examples)
+        if reason == "loss not finite":
+            sums = [0.0] * len(sums)  # else no mean of the following steps would be a number
         self.metrics.add(
             sums[: len(by_dataset)],
             sums[len(by_dataset) :],
             samples=sum(len(b.names) for b in batches),
             tokens=sum(b.num_tokens for b in batches),
             positions=sum(b.input_ids.numel() for b in batches),
+            flops=self._flops(batches),
         )
         return rate, norm, stopping > 0
+
+    def _flops(self, batches: list[Batch]) -> int | None:
+        if self.flops is None:
+            return None
+        return sum(self.flops.of(b.lengths, sum(b.supervised), len(b.pixel_values)) for b in batches)
 
     def _attention(self, batch: Batch) -> dict[str, Any]:
         """How the language model learns where examples end: it finds it out itself, or is told."""
@@ -263,43 +289,13 @@ class Loop:
         example_of_token = batch.example_ids[supervised]
         return torch.zeros(len(batch.names), device=losses.device).index_add(0, example_of_token, losses)
 
-    def _by_dataset(self, step: int, batches: list[Batch], losses: list[Tensor]) -> tuple[list[float], list[float]]:
-        """Sums of loss and supervised tokens by dataset, of this rank. Raises NonFiniteError naming the samples."""
+    def _by_dataset(self, batches: list[Batch], losses: list[list[float]]) -> tuple[list[float], list[float]]:
+        """Sums of loss and supervised tokens by dataset, of this rank."""
         total = [0.0] * len(self.loader.shards.datasets)
         tokens = [0.0] * len(total)
-        wrong = []
         for batch, own in zip(batches, losses, strict=True):
-            examples = zip(batch.names, batch.datasets, batch.supervised, own.tolist(), strict=True)
-            for name, dataset, count, loss in examples:
-                if not math.isfinite(loss):
-                    wrong.append(f"{name}: {loss}")
+            for dataset, count, loss in zip(batch.datasets, batch.supervised, own, strict=True):
                 if count:
                     total[dataset] += loss
                     tokens[dataset] += count
-        if wrong:
-            shown = "; ".join(wrong[:8]) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
-            raise NonFiniteError(
-                f"step {step + 1}: the loss is no finite number in {shown}. Lower learning_rate, set precision to "
-                "fp32, or look at these samples; the last checkpoint is from before"
-            )
         return total, tokens
-
-
-@contextlib.contextmanager
-def _alone_in(work: Path, ranks: Ranks) -> Iterator[None]:
-    """Holds the work directory against another run; the kernel lets go of it when we die."""
-    if not ranks.first:
-        yield
-        return
-    work.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + PATIENCE
-    with (work / ".lock").open("w") as handle:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise CheckpointError(f"another run is training in {work}: wait for it, or stop it") from None
-                time.sleep(0.5)
-        yield

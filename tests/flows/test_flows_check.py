@@ -1,5 +1,6 @@
 """What a recipe names must be there, before anything is started."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -194,3 +195,11 @@ def test_a_beam_runner_that_is_not_there(write_recipe):
     for runner in ("NoRunner", "no.such.Runner", "apache_beam.runners.dask.NoRunner"):
         with pytest.raises(RecipeError, match=f"beam: .*{runner}"):
             check_settings(load_recipe(write_recipe({"beam": [f"--runner={runner}"]})))
+
+
+def test_a_package_that_is_asked_for_and_missing(write_recipe):
+    if importlib.util.find_spec("wandb"):
+        pytest.skip("wandb is installed")
+    recipe = load_recipe(write_recipe({"finetune/train/wandb": {"project": "bees"}}))
+    with pytest.raises(RecipeError, match=r"finetune\.train\.wandb: the package wandb is not installed: `pip install"):
+        check_settings(recipe)

@@ -62,6 +62,9 @@ def test_artifacts_in_the_ui(root):
     for name in ("mixture", "rejects", "duplicates", "gallery"):
         assert {f"tiny-pretrain-{name}", f"tiny-finetune-{name}"} <= set(found)
     assert {"tiny-loss-curve", "tiny-scores", "tiny-results"} <= set(found)
+    for stage in ("pretrain", "finetune"):
+        assert found[f"tiny-{stage}-progress"].data == 100.0
+        assert found[f"tiny-{stage}-progress"].description.startswith(f"{stage}: step 3 of 3, loss ")
     assert "data:image/png;base64," in found["tiny-finetune-gallery"].data
 
 
@@ -122,6 +125,27 @@ def test_another_fit_of_pictures_trains_and_asks_again(root, tmp_path, monkeypat
     ]
     assert sorted(fits, key=str) == [None, None, "pad"]
     assert '"fit": "pad"' in (root / "runs/padded/one/model/processor_config.json").read_text()
+
+
+def test_a_model_is_asked_while_it_trains(root):
+    from flows.train_honeybee import train_honeybee
+
+    asked = {
+        "evaluate": {"benchmarks": ["mmbench", "pope"], "questions": 6},
+        "evaluate_every": 2,
+        "learning_rate": 1e-5,
+    }
+    changes = {f"finetune/train/{key}": value for key, value in asked.items()}
+    path = write_tiny(root, {"name": "asked", "launch/peak_tflops": 0.1, **changes})
+    scores = train_honeybee(str(path), "one")
+    work = (root / "runs/asked/one/model").resolve().parent / "work"
+    lines = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
+    found = [{name for name in line if name.startswith("eval/")} for line in lines]
+    assert [bool(names) for names in found] == [False, True, False]
+    assert {"eval/pope/accuracy", "eval/mmbench/accuracy"} <= found[1]
+    assert all(line["mfu"] > 0 for line in lines)
+    assert (root / "runs/asked/one/report/loss.png").stat().st_size > 0
+    assert scores["pope"]["num_questions"] > 6  # after training all are asked
 
 
 def test_a_model_is_evaluated_by_itself(root):

@@ -38,6 +38,25 @@ def test_a_job_is_read(tmp_path: Path) -> None:
             {"train": {"steps": 900, "global_batch": 8, "micro_batch": 8, "zero_stage": 0, "offload": True}},
             "offload needs zero_stage 2 or 3",
         ),
+        ({"train": {"steps": 900, "global_batch": 8, "micro_batch": 8, "spike_threshold": 0}}, "train.spike_threshold"),
+        ({"train": {"steps": 900, "global_batch": 8, "micro_batch": 8, "on_spike": "stop"}}, "train.on_spike"),
+        ({"train": {"steps": 900, "global_batch": 8, "micro_batch": 8, "wandb": {}}}, "train.wandb.project"),
+        ({"train": {"steps": 900, "global_batch": 8, "micro_batch": 8, "evaluate_every": 5}}, "go together"),
+        (
+            {
+                "train": {"steps": 900, "global_batch": 8, "micro_batch": 8, "zero_stage": 3, "evaluate_every": 5}
+                | {"evaluate": {"benchmarks": ["pope"]}}
+            },
+            "zero_stage 3 does not keep",
+        ),
+        (
+            {
+                "train": {"steps": 900, "global_batch": 8, "micro_batch": 8, "evaluate_every": 5}
+                | {"evaluate": {"benchmarks": ["pope"]}}
+            },
+            r"train.evaluate names \['pope'\], which `benchmarks` does not place",
+        ),
+        ({"peak_tflops": -1}, "peak_tflops"),
         ({"init": {"vision": "v", "llm": "l"}}, "give either `model`, or all of"),
         ({"init": {"model": "m", "llm": "l"}}, "leave out llm"),
         ({"init": {"model": "m", "image_fit": "pad", "image_size": 9}}, "leave out image_fit, image_size"),
@@ -70,7 +89,9 @@ def test_the_global_batch_must_divide() -> None:
 def test_identity_leaves_out_what_does_not_change_the_weights(tmp_path: Path) -> None:
     job = make_job(tmp_path, tmp_path / "shards", tmp_path)
     identity = load_job(write(tmp_path, job)).identity()
-    same = job | {"work": "elsewhere", "device": "auto", "train": {**job["train"], "micro_batch": 2, "zero_stage": 3}}
+    same = job | {"work": "elsewhere", "device": "auto", "train": {**job["train"], "micro_batch": 2, "zero_stage": 2}}
+    same["train"] |= {"wandb": {"project": "bees"}, "evaluate_every": 3, "evaluate": {"benchmarks": ["pope"]}}
+    same |= {"benchmarks": {"pope": {"path": "POPE"}}}
     other = job | {"train": {**job["train"], "learning_rate": 1e-2}}
     assert load_job(write(tmp_path, same)).identity() == identity
     assert load_job(write(tmp_path, other)).identity() != identity

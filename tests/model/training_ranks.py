@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,9 @@ class Ranks:
         self.logs = [Path(job["work"]).with_suffix(f".rank{rank}.log") for rank in range(ranks)]
         self.processes = []
         for rank, log in enumerate(self.logs):
-            environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
+            environment: dict[str, Any] = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
             environment["MASTER_ADDR"] = "127.0.0.1"
+            environment |= {key: value for key, value in os.environ.items() if key.startswith("WANDB_")}
             log.unlink(missing_ok=True)
             process = _server.Process(target=_rank, args=(json.dumps(job), environment, str(log)))
             process.start()
@@ -84,6 +85,23 @@ def curve(job: Mapping[str, Any]) -> list[dict[str, Any]]:
 def losses(job: Mapping[str, Any]) -> list[tuple[int, float, float]]:
     """(step, loss, gradient norm) of each line."""
     return [(line["step"], line["loss"], line["grad_norm"]) for line in curve(job)]
+
+
+def in_a_rank(function: Callable[..., None], *arguments: Any) -> None:
+    """Calls a function of a module, which must not raise, in a process of its own."""
+    process = _server.Process(target=_alone, args=(function, arguments))
+    process.start()
+    process.join(TIMEOUT)
+    process.kill()
+    assert process.exitcode == 0
+
+
+def _alone(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    import torch
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    function(*arguments)
 
 
 def _rank(job: str, environment: Mapping[str, Any], log: str) -> None:

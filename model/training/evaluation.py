@@ -1,0 +1,121 @@
+"""Benchmarks that the model answers while it trains: the first questions of each, by all ranks together.
+
+The model is put in evaluation mode and back, nothing of it is changed and no random number is drawn, so training goes
+on as if nobody had asked. `work/evaluations/step-<n>/` keeps answers and scores; a run that comes to the same step
+again takes them from there.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from model import evaluation as benchmarks
+from model.evaluation.ask import ask
+from model.evaluation.base import Answer, Benchmark, EvaluationError, Place, Prompt, Question, load_prompt
+from model.evaluation.generator import LiveGenerator
+from model.evaluation.images import ImageCache
+from model.evaluation.predictions import load
+from model.processing import HoneybeeProcessor
+from model.training.job import Evaluate, JobError
+from model.training.ranks import Ranks
+from pipelines.store import fingerprint, write_atomic
+
+log = logging.getLogger("honeybee.training")
+
+
+class Evaluation:
+    """Questions and pictures are read once, when it is made."""
+
+    def __init__(
+        self,
+        settings: Evaluate,
+        places: Mapping[str, Place],
+        model: nn.Module,
+        processor: HoneybeeProcessor,
+        ranks: Ranks,
+        work: Path,
+        identity: Mapping[str, Any],
+    ):
+        """identity: what the trained weights depend on; answers of another job in the same place are not taken.
+
+        Raises JobError where questions cannot be read, asked or scored.
+        """
+        self.settings, self.ranks, self.identity = settings, ranks, fingerprint(identity)
+        self.directory = work / "evaluations"
+        self.generator = LiveGenerator(model, processor, ranks.device)
+        self.images = ImageCache(lambda image: processor.preprocess([image])[0], threads=os.cpu_count() or 1)
+        self.work: list[tuple[Benchmark, Prompt, list[Question]]] = []
+        for name in settings.benchmarks:
+            try:
+                benchmark, prompt, place = benchmarks.get(name), load_prompt(name), places[name]
+                questions = benchmark.read(place.path, place.root)[: settings.questions]
+                self.generator.encode([(prompt.render(questions[0]), len(questions[0].images))])
+                benchmark.score(questions, {question.id: Answer("") for question in questions})  # these can be scored
+            except (ValueError, OSError) as error:
+                raise JobError(f"train.evaluate: {name}: {error}") from None
+            self.images.inspect(questions[ranks.rank :: ranks.world])
+            self.work.append((benchmark, prompt, questions))
+
+    def scores(self, step: int) -> dict[str, float]:
+        """{"eval/<benchmark>/<score>": value} after `step` steps; all ranks must call it, only the first gets them."""
+        directory = self.directory / f"step-{step:08d}"
+        kept = self._kept(directory) if self.ranks.first else None
+        if self.ranks.sum([kept is not None])[0]:
+            return kept or {}
+        directory.mkdir(parents=True, exist_ok=True)
+        found: dict[str, float] = {}
+        with _evaluating(self.generator.model):
+            for benchmark, prompt, questions in self.work:
+                path = directory / f"{benchmark.name}.rank-{self.ranks.rank:05d}.predictions.jsonl"
+                share = questions[self.ranks.rank :: self.ranks.world]
+                if share:
+                    path.unlink(missing_ok=True)
+                    header = {"benchmark": benchmark.name, "step": step, "job": self.identity}
+                    ask(self.generator, self.images, share, prompt, self.settings.batch_size, path, header)
+                self.ranks.barrier()
+                if self.ranks.first:
+                    answers: dict[str, Answer] = {}
+                    for rank in range(min(self.ranks.world, len(questions))):
+                        part = directory / f"{benchmark.name}.rank-{rank:05d}.predictions.jsonl"
+                        answers |= load(benchmark, part).answers
+                    try:
+                        result = benchmark.score(questions, answers)
+                    except EvaluationError as error:  # as when no picture can be read; no reason to end a training
+                        log.warning("step %d: %s is not scored: %s", step, benchmark.name, error)
+                        result = {}
+                    own = {key: value for key, value in result.items() if isinstance(value, float)}
+                    found |= {f"eval/{benchmark.name}/{key}": value for key, value in own.items()}
+                    shown = "  ".join(f"{key} {value:.1f}" for key, value in own.items())
+                    log.info("step %d: %s, %d questions: %s", step, benchmark.name, len(questions), shown)
+        if self.ranks.first:
+            whole = {"job": self.identity, "settings": self.settings.model_dump(mode="json"), "scores": found}
+            write_atomic(directory / "scores.json", json.dumps(whole, indent=1) + "\n")
+        return found
+
+    def _kept(self, directory: Path) -> dict[str, float] | None:
+        path = directory / "scores.json"
+        if not path.is_file():
+            return None
+        kept = json.loads(path.read_text())
+        same = (kept["job"], kept["settings"]) == (self.identity, self.settings.model_dump(mode="json"))
+        return kept["scores"] if same else None
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode; afterwards each module is as it was, for a frozen part may have been in it before."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in before:
+            module.training = training

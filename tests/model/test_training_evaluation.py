@@ -1,0 +1,138 @@
+"""A model that is asked while it trains: the same scores as afterwards, and nothing of what it learns changes."""
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from training_data import rows, write_shards
+from training_jobs import elsewhere, make_job
+from training_ranks import Ranks, curve, fails, losses, train
+
+from model import HoneybeeProcessor
+from model.evaluation.__main__ import Job, evaluate
+from model.training.metrics import Metrics
+from model.training.ranks import Ranks as AllRanks
+from pipelines.sample import write_sample
+
+pytestmark = pytest.mark.slow
+IMAGE = 3  # the id of <image> in the tiny tokenizer
+STEPS, EVERY = 12, 4
+
+
+@pytest.fixture(scope="module")
+def shards(tiny_backbones: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    llm = tiny_backbones / "llm"
+    tokenizer = HoneybeeProcessor.from_backbones(str(tiny_backbones / "vision"), str(llm), 16).tokenizer
+    return write_shards(tmp_path_factory.mktemp("shards"), rows(tokenizer, STEPS * 8), llm, IMAGE)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    corpus = tmp_path_factory.mktemp("corpus")
+    write_sample(corpus, scenes=8, held_out=12, seed=0)
+    (tsv,) = corpus.glob("MMBench/*.tsv")
+    return {
+        "pope": {"path": str(corpus / "POPE"), "images": str(corpus / "POPE" / "images")},
+        "mmbench": {"path": str(tsv)},
+    }
+
+
+def asked(job: dict[str, Any], places: dict[str, dict[str, str]], place: Path, **train: Any) -> dict[str, Any]:
+    evaluating = {"evaluate_every": EVERY, "evaluate": {"benchmarks": list(places), "questions": 20, "batch_size": 8}}
+    return elsewhere(job, place, **{**evaluating, **train}) | {"benchmarks": places}
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_backbones: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A job that asks nothing, already trained."""
+    job = make_job(tiny_backbones, shards, tmp_path_factory.mktemp("plain"), steps=STEPS, save_every=5, zero_stage=2)
+    job["train"]["trains"] = ["projector", "llm"]  # the frozen encoder is in evaluation mode all the time
+    train(job)
+    return job
+
+
+def scores(job: dict[str, Any]) -> dict[int, dict[str, float]]:
+    """What metrics.jsonl says, by step."""
+    found = {line["step"]: {k: v for k, v in line.items() if k.startswith("eval/")} for line in curve(job)}
+    return {step: values for step, values in found.items() if values}
+
+
+def model_bytes(job: dict[str, Any]) -> bytes:
+    return (Path(job["output"]) / "model.safetensors").read_bytes()
+
+
+def test_asking_changes_nothing_and_scores_as_afterwards(
+    plain: dict[str, Any], places: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    everything = {"benchmarks": list(places), "questions": 10_000, "batch_size": 8}
+    job = asked(plain, places, tmp_path, evaluate=everything, evaluate_every=STEPS, gradient_checkpointing=True)
+    train(job)
+    assert losses(job) == losses(plain)
+    assert model_bytes(job) == model_bytes(plain)
+    (found,) = scores(job).values()
+    assert {"eval/pope/accuracy", "eval/mmbench/accuracy"} <= set(found)
+    after = evaluate(Job.model_validate({"model": job["output"], "benchmarks": places, "output": tmp_path / "after"}))
+    for name, value in found.items():
+        _, benchmark, score = name.split("/")
+        assert after[benchmark][score] == value
+
+
+def test_a_run_that_is_killed_does_not_ask_again(
+    plain: dict[str, Any], places: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    whole, killed = asked(plain, places, tmp_path / "whole"), asked(plain, places, tmp_path / "killed")
+    train(whole)
+    assert list(scores(whole)) == [4, 8, 12]
+    done = Path(killed["work"]) / "evaluations" / "step-00000008" / "scores.json"
+    assert Ranks(killed).signal_when(done, signal.SIGKILL) == [-signal.SIGKILL]  # after the checkpoint of step 5
+    before = done.stat().st_mtime_ns
+    train(killed)
+    assert done.stat().st_mtime_ns == before
+    assert scores(killed) == scores(whole)
+    assert model_bytes(killed) == model_bytes(whole) == model_bytes(plain)
+    assert losses(killed) == losses(plain)
+
+
+def test_ranks_share_the_questions_out(
+    plain: dict[str, Any], places: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    few = {"benchmarks": ["pope"], "questions": 5, "batch_size": 2}
+    job = asked(plain, places, tmp_path, evaluate=few, steps=4, micro_batch=4, log_every=3, warmup_steps=0)
+    train(job, 2)
+    assert [line["step"] for line in curve(job)] == [3, 4]  # a line of its own where it was asked
+    directory = Path(job["work"]) / "evaluations" / "step-00000004"
+    answers = [path.read_text().splitlines()[1:] for path in sorted(directory.glob("pope.rank-*.jsonl"))]
+    assert [len(each) for each in answers] == [3, 2]
+    ids = {json.loads(line)["id"] for each in answers for line in each}
+    assert len(ids) == 5
+    assert set(scores(job)[4]) == set(json.loads((directory / "scores.json").read_text())["scores"])
+
+
+def test_the_time_of_asking_is_no_training_time(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        alone = AllRanks(0, 1, torch.device("cpu"), dist.group.WORLD)
+        metrics = Metrics(tmp_path, ["captions"], alone, steps=2, rate_scales={})
+        metrics.begin(0, None)
+        for step, left_out in ((1, 0.0), (2, 0.4)):
+            metrics.add([1.0], [1.0], samples=8, tokens=8, positions=8, flops=8)
+            time.sleep(0.5)
+            metrics.leave_out(left_out)
+            metrics.write(step, 0.1, 1.0, 0.0)
+        metrics.close()
+    finally:
+        dist.destroy_process_group()
+    slow, fast = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for name in ("samples_per_second", "tokens_per_second", "flops_per_second"):
+        assert slow[name] <= 16 < 2 * slow[name] < fast[name]
+
+
+def test_a_benchmark_that_is_not_there_is_said_at_once(plain: dict[str, Any], tmp_path: Path) -> None:
+    job = asked(plain, {"pope": {"path": str(tmp_path / "absent")}}, tmp_path)
+    said = fails(job)
+    assert "JobError: train.evaluate: pope: " in said and str(tmp_path / "absent") in said
