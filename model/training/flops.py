@@ -95,10 +95,11 @@ class Flops:
 
     @classmethod
     def count(cls, config: HoneybeeConfig, trains: Iterable[str], adapters: bool = False) -> "Flops":
-        """trains: of vision, projector, llm. adapters: of llm only these train; they themselves are not counted. Runs the vision encoder and the projector once on one image, without
-        weights or memory (torch's meta device), so that every type of them is counted.
+        """trains: of vision, projector, llm. adapters: of llm only these train; they themselves are not counted.
 
-        Raises UncountedError for language models with other layers than attention and linear ones.
+        Runs the vision encoder and the projector once on one image, without weights or memory (torch's meta device), so
+        that every type of them is counted. Raises UncountedError for language models with other layers than attention
+        and linear ones.
         """
         trained = set(trains)
         with torch.device("meta"):
