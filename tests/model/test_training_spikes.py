@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,8 @@ def left_out(zero_stage: int, precision: str, offload: bool, nan: bool) -> None:
     def trained(steps: list[str]) -> list[torch.Tensor]:
         torch.manual_seed(0)
         dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)).to(dtype)
+        parts = {"vision": nn.Linear(4, 8), "projector": nn.ReLU(), "llm": nn.Linear(8, 4)}
+        model = nn.Sequential(OrderedDict(parts)).to(dtype)
         engine = Engine(model, Train(**settings), ranks)
         data = torch.randn(len("abc"), 2, 2, 4, dtype=dtype)
         for step in steps:
