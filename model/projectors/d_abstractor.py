@@ -74,12 +74,14 @@ def read_map(values: Tensor, places: Tensor, weights: Tensor, side: int) -> Tens
     corners = torch.stack([low, low + 1], dim=-1)  # (B, M, heads, p, 2 axes, 2)
     nearness = torch.stack([low + 1 - places, places - low], dim=-1)
     nearness = nearness.masked_fill((corners < 0) | (corners >= side), 0)  # what is not finite stays so
-    x, y = corners.long().clamp(0, side - 1).unbind(dim=-2)
+    x, y = corners.int().clamp(0, side - 1).unbind(dim=-2)  # half as much to sort, backward, as long indices
     cell = y[..., :, None] * side + x[..., None, :]  # (B, M, heads, p, 2, 2)
     near_x, near_y = nearness.unbind(dim=-2)
     shares = weights[..., None, None] * near_y[..., :, None] * near_x[..., None, :]
     table = values.reshape(batch * cells * heads, -1)
-    first = torch.arange(batch, device=device)[:, None, None] * (cells * heads) + torch.arange(heads, device=device)
+    of_head = torch.arange(heads, dtype=torch.int32, device=device)
+    of_image = torch.arange(batch, dtype=torch.int32, device=device) * (cells * heads)
+    first = of_image[:, None, None] + of_head
     rows = first[..., None] + cell.flatten(-3) * heads  # (B, M, heads, 4p)
     bags = F.embedding_bag(
         rows.flatten(0, 2), table, mode="sum", per_sample_weights=shares.flatten(-3).flatten(0, 2).to(table.dtype)
