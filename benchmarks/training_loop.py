@@ -54,7 +54,7 @@ def main() -> None:
                         loop._step(done, own, stop)
                         done += 1
                         if done % train.log_every == 0:
-                            loop.metrics.write(done, 0.0, 0.0, 0.0, 0)
+                            loop.metrics.write(done, 0.0, 0.0, 0.0)
                 seconds["loop"] = time.perf_counter() - start
                 start = time.perf_counter()
                 for own in batches:
