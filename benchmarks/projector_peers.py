@@ -140,4 +140,12 @@ class DAbstractorPeer(nn.Module):
         return self.output_proj(x)
 
 
+def dense(values: Tensor, places: Tensor, weights: Tensor, side: int) -> Tensor:
+    """The operator as one matrix product: interpolation is a product of two tent functions. As model's read_map."""
+    tents = (1 - (places.transpose(1, 2)[..., None] - torch.arange(side, device=places.device)).abs()).clamp(min=0)
+    x, y = tents.unbind(dim=-2)  # (B, heads, M, p, side)
+    attention = ((y * weights.transpose(1, 2)[..., None]).transpose(-1, -2) @ x).flatten(-2)
+    return (attention.to(values.dtype) @ values.transpose(1, 2)).transpose(1, 2)
+
+
 PEERS: dict[str, type[nn.Module]] = {"c-abstractor": CAbstractorPeer, "d-abstractor": DAbstractorPeer}

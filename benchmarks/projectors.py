@@ -7,12 +7,14 @@ ratios are medians over the rounds. Peak memory is what a pass takes beyond weig
 """
 
 import argparse
+import re
 
 import torch
 from measure import markdown
 from passes import compare
-from projector_peers import PEERS, detr
+from projector_peers import PEERS, dense, detr
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from model.projectors import Projector, Shape, build_projector
 from model.projectors.d_abstractor import read_map
@@ -20,6 +22,7 @@ from model.projectors.d_abstractor import read_map
 FEATURES, TOKENS = (256, 576), (64, 144, 256, 576)
 WIDTH, OUTPUT_WIDTH = 1024, 4096
 HEADS, POINTS = 8, 4
+PRODUCTS = r"^aten::(mm|addmm|bmm|_slow_conv2d_(forward|backward)|mkldnn_convolution|convolution_backward)$"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -30,12 +33,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
-    parser.add_argument("--only", nargs="+", default=["operator", "peers", "types"])
+    parser.add_argument("--only", nargs="+", default=["operator", "peers", "types", "profile"])
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{name}, torch {torch.__version__}, batch {arguments.batch}, {arguments.rounds} rounds\n")
-    parts = {"operator": operator_rows, "peers": peer_rows, "types": type_rows}
+    parts = {"operator": operator_rows, "peers": peer_rows, "types": type_rows, "profile": profile_rows}
     for dtype in arguments.dtype:
         for part in arguments.only:
             rows = parts[part](device, DTYPES[dtype], arguments.batch, arguments.rounds, arguments.tokens)
@@ -64,8 +67,13 @@ def operator_rows(
 
         near = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.5}
         torch.testing.assert_close(ours(), grid_sample(), **near)
-        found = compare(ours, grid_sample, [values, places, weights], rounds)
-        rows.append({"N": str(features), "M": str(count), **found})
+        leaves = [values, places, weights]
+        found = compare(ours, grid_sample, leaves, rounds)
+        product = compare(
+            ours, lambda v=values, p=places, w=weights, s=side: dense(v, p, w, s).flatten(2), leaves, rounds
+        )
+        both = "forward and backward"
+        rows.append({"N": str(features), "M": str(count), **found, f"{both}, ÷ the dense product": product[both]})
     return rows
 
 
@@ -100,6 +108,27 @@ def type_rows(
                 both = [*ours.parameters(), *base.parameters()]
                 found = compare(lambda o=ours, x=x: o(x), lambda b=base, x=x: b(x), both, rounds)
                 rows.append({"projector": type, "N": str(features), "M": str(count), **found})
+    return rows
+
+
+def profile_rows(
+    device: torch.device, dtype: torch.dtype, batch: int, rounds: int, tokens: list[int]
+) -> list[dict[str, str]]:
+    """Of a step forward and backward on the CPU, what matrix products and convolutions take."""
+    rows = []
+    for type, features, count in (("c-abstractor", 256, 144), ("d-abstractor", 576, 576)):
+        ours = projector(type, features, count).to(device, dtype).train()
+        x = torch.randn(batch, features, WIDTH, device=device, dtype=dtype)
+        for name, module in (("ours", ours), ("peer", PEERS[type](ours).to(device, dtype).train())):
+            module(x).sum().backward()
+            with profile(activities=[ProfilerActivity.CPU]) as profiled:
+                module(x).sum().backward()
+            spent = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
+            products = sum(time for key, time in spent.items() if re.search(PRODUCTS, key))
+            share = f"{products / sum(spent.values()):.0%}"
+            rows.append(
+                {"projector": type, "N": str(features), "M": str(count), "whose": name, "products, convolutions": share}
+            )
     return rows
 
 
