@@ -67,7 +67,7 @@ def evaluate(job: Job) -> dict[str, Any]:
             header = {"benchmark": benchmark.name, "control": control}
             ask(generator, images, asked, prompt, job.batch_size, path, header)
             predictions = load(benchmark, path)
-            result[benchmark.name] = benchmark.score(predictions.questions, predictions.answers)
+            result[benchmark.name] = benchmark.score(predictions)
             settings[benchmark.name] = predictions.settings
             log.info("%s: accuracy %s %%", path.name, result[benchmark.name].get("accuracy"))
     whole = scores | ({"shuffled": shuffled} if job.shuffled_control else {}) | {"settings": settings}

@@ -72,11 +72,28 @@ class Answer:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Answers with the questions they belong to; `settings`: how they were made, as far as their file tells."""
+    """Answers with the questions they belong to.
 
-    questions: list[Question]
-    answers: dict[str, Answer]
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: how they were made, as far as their file tells. verdicts: what a judge said of an answer, by question id,
+    in the form that the benchmark's file describes; an official file that holds verdicts gives them too.
+    """
+
+    questions: Sequence[Question]
+    answers: Mapping[str, Answer]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    verdicts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What one answer was taken for. `read`: as the benchmark's rule reads it ("yes", "B"), None where it cannot;
+    `credit`: from 0, wrong, to 1, right."""
+
+    read: str | None
+    credit: float
+
+
+Asker = Callable[[Mapping[str, Sequence[Mapping[str, str]]]], dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -86,13 +103,18 @@ class Benchmark:
     read(path, images): its questions from its official files; `images` is the root of its image files.
     read_predictions(path, truth, questions): predictions in the benchmark's official format(s); what `truth` and
     `questions` are is said by its file.
-    score(questions, answers): its scores, in the benchmark's own units.
+    mark(predictions): a mark for each question that can be scored, in the order of the questions.
+    score(predictions): its scores, in the benchmark's own units.
+    judge(predictions, ask), where answers need a judge: verdicts by question id. `ask` takes chat messages (role,
+    content) under keys of the benchmark's own, and returns the replies that came: some may be missing.
     """
 
     name: str
     read: Callable[[Path, Path | None], list[Question]]
     read_predictions: Callable[[Path, Path | None, Path | None], Predictions]
-    score: Callable[[Sequence[Question], Mapping[str, Answer]], dict[str, Any]]
+    mark: Callable[[Predictions], dict[str, Mark]]
+    score: Callable[[Predictions], dict[str, Any]]
+    judge: Callable[[Predictions, Asker], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -154,14 +176,18 @@ def unique(questions: Sequence[Question], where: Path) -> list[Question]:
     return list(questions)
 
 
-def answered(
-    questions: Sequence[Question], answers: Mapping[str, Answer]
-) -> tuple[list[tuple[Question, str]], dict[str, Any]]:
+def percent(part: float, whole: float) -> float | None:
+    """None of nothing."""
+    return 100 * part / whole if whole else None
+
+
+def answered(predictions: Predictions) -> tuple[list[tuple[Question, str]], dict[str, Any]]:
     """(the questions that can be scored, with their answers; what the scores say of the others).
 
     A question without an answer is left out of the scores and named in them: it is neither right nor wrong.
     Raises EvaluationError for answers to questions that are not there, or if nothing can be scored.
     """
+    questions, answers = predictions.questions, predictions.answers
     known = {question.id for question in questions}
     foreign = [key for key in answers if key not in known]
     if foreign:

@@ -18,11 +18,13 @@ from model.evaluation.base import (
     Answer,
     Benchmark,
     EvaluationError,
+    Mark,
     Predictions,
     Question,
     QuestionImage,
     answered,
     named,
+    percent,
     unique,
 )
 from model.evaluation.multiple_choice import match_option
@@ -150,15 +152,25 @@ def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> 
     return Predictions(unique(asked if official is None else list(official.values()), path), answers)
 
 
-def score(questions: Sequence[Question], answers: Mapping[str, Answer]) -> dict[str, Any]:
+def mark(predictions: Predictions) -> dict[str, Mark]:
+    """Read as an option's letter; each row by itself."""
+    scored, _ = answered(predictions)
+    chosen = {question.id: match_option(text, question.options) for question, text in scored}
+    return {
+        question.id: Mark(chosen[question.id], float(chosen[question.id] == question.truth)) for question, _ in scored
+    }
+
+
+def score(predictions: Predictions) -> dict[str, Any]:
     """Accuracies in percent, over all and by category and coarser l2_category.
 
     accuracy ("vanilla"): over the questions as they stand. circular: a question is right only if all its rotated
     copies are; None if there are none. An answer that the rule matches to no option is wrong, counted and named.
     """
-    scored, report = answered(questions, answers)
-    chosen = {question.id: match_option(text, question.options) for question, text in scored}
-    right = {question.id: chosen[question.id] == question.truth for question, _ in scored}
+    questions = predictions.questions
+    _, report = answered(predictions)
+    marks = mark(predictions)
+    right = {key: mark.credit == 1 for key, mark in marks.items()}
     copies: dict[str, list[str]] = {}  # a question's id: the ids of all its rows
     for question in questions:
         copies.setdefault(str(int(question.id) % ROTATION), []).append(question.id)
@@ -169,8 +181,8 @@ def score(questions: Sequence[Question], answers: Mapping[str, Answer]) -> dict[
     def accuracies(bases: Sequence[str]) -> dict[str, Any]:
         whole = [base for base in bases if all(row in right for row in copies[base])]
         return {
-            "accuracy": _percent([right[base] for base in bases if base in right]),
-            "circular": _percent([all(right[row] for row in copies[base]) for base in whole]) if has_copies else None,
+            "accuracy": _share([right[base] for base in bases if base in right]),
+            "circular": _share([all(right[row] for row in copies[base]) for base in whole]) if has_copies else None,
             "num_questions": len(bases),
         }
 
@@ -181,13 +193,13 @@ def score(questions: Sequence[Question], answers: Mapping[str, Answer]) -> dict[
             if kind in question.groups and question.id in copies:
                 members.setdefault(question.groups[kind], []).append(question.id)
         result[plural] = {name: accuracies(bases) for name, bases in sorted(members.items())}
-    result["unmatched_answers"] = named([key for key, letter in chosen.items() if letter is None])
+    result["unmatched_answers"] = named([key for key, mark in marks.items() if mark.read is None])
     result["parsing"] = "by rule: option letter, or option text; what matches no option is wrong"
     return result
 
 
-def _percent(right: Sequence[bool]) -> float | None:
-    return 100 * sum(right) / len(right) if right else None
+def _share(right: Sequence[bool]) -> float | None:
+    return percent(sum(right), len(right))
 
 
-BENCHMARK = Benchmark("mmbench", read, read_predictions, score)
+BENCHMARK = Benchmark("mmbench", read, read_predictions, mark, score)

@@ -6,7 +6,7 @@ random, popular and adversarial; any other is scored on its own, outside the ave
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from model.evaluation.base import (
     Answer,
     Benchmark,
     EvaluationError,
+    Mark,
     Predictions,
     Question,
     QuestionImage,
     answered,
     named,
+    percent,
     unique,
 )
 from model.evaluation.jsonl import read_rows
@@ -121,11 +123,17 @@ def is_clear(text: str) -> bool:
     return ("yes" in words) != bool(words & {"no", "not"}) and (parse(text) == "yes") == ("yes" in words)
 
 
-def score(questions: Sequence[Question], answers: Mapping[str, Answer]) -> dict[str, Any]:
+def mark(predictions: Predictions) -> dict[str, Mark]:
+    """Read as yes or no."""
+    scored, _ = answered(predictions)
+    return {question.id: Mark(parse(text), float(parse(text) == question.truth)) for question, text in scored}
+
+
+def score(predictions: Predictions) -> dict[str, Any]:
     """Accuracy, precision, recall, F1 and share of yes answers, in percent, per split; their means over the official
     splits are the benchmark's scores. Precision is None where nothing was answered yes, recall where no truth is yes.
     """
-    scored, report = answered(questions, answers)
+    scored, report = answered(predictions)
     by_split: dict[str, list[tuple[str, str]]] = {}
     for question, text in scored:
         assert question.truth is not None
@@ -150,18 +158,14 @@ def _metrics(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     tp, fp = count["yes", "yes"], count["yes", "no"]
     fn, tn = count["no", "yes"], count["no", "no"]
     return {
-        "accuracy": _percent(tp + tn, len(pairs)),
-        "precision": _percent(tp, tp + fp),
-        "recall": _percent(tp, tp + fn),
-        "f1": _percent(2 * tp, 2 * tp + fp + fn),
-        "yes_ratio": _percent(tp + fp, len(pairs)),
+        "accuracy": percent(tp + tn, len(pairs)),
+        "precision": percent(tp, tp + fp),
+        "recall": percent(tp, tp + fn),
+        "f1": percent(2 * tp, 2 * tp + fp + fn),
+        "yes_ratio": percent(tp + fp, len(pairs)),
         "num_scored": len(pairs),
         "confusion": {"tp": tp, "fp": fp, "fn": fn, "tn": tn},
     }
-
-
-def _percent(part: int, whole: int) -> float | None:
-    return 100 * part / whole if whole else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -169,4 +173,4 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-BENCHMARK = Benchmark("pope", read, read_predictions, score)
+BENCHMARK = Benchmark("pope", read, read_predictions, mark, score)

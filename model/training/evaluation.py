@@ -18,7 +18,7 @@ from torch import nn
 
 from model import evaluation as benchmarks
 from model.evaluation.ask import ask
-from model.evaluation.base import Answer, Benchmark, EvaluationError, Place, Prompt, Question, load_prompt
+from model.evaluation.base import Answer, Benchmark, EvaluationError, Place, Predictions, Prompt, Question, load_prompt
 from model.evaluation.generator import LiveGenerator
 from model.evaluation.images import ImageCache
 from model.evaluation.predictions import load
@@ -57,7 +57,9 @@ class Evaluation:
                 benchmark, prompt, place = benchmarks.get(name), load_prompt(name), places[name]
                 questions = benchmark.read(place.path, place.root)[: settings.questions]
                 self.generator.encode([(prompt.render(questions[0]), len(questions[0].images))])
-                benchmark.score(questions, {question.id: Answer("") for question in questions})  # these can be scored
+                benchmark.score(
+                    Predictions(questions, {each.id: Answer("") for each in questions})
+                )  # these can be scored
             except (ValueError, OSError) as error:
                 raise JobError(f"train.evaluate: {name}: {error}") from None
             self.images.inspect(questions[ranks.rank :: ranks.world])
@@ -86,7 +88,7 @@ class Evaluation:
                         part = directory / f"{benchmark.name}.rank-{rank:05d}.predictions.jsonl"
                         answers |= load(benchmark, part).answers
                     try:
-                        result = benchmark.score(questions, answers)
+                        result = benchmark.score(Predictions(questions, answers))
                     except EvaluationError as error:  # as when no picture can be read; no reason to end a training
                         log.warning("step %d: %s is not scored: %s", step, benchmark.name, error)
                         result = {}

@@ -200,7 +200,7 @@ def test_bad_images_are_named_not_asked(put, questions, corpus, tmp_path):
     asked = [*questions[:3], *pope.read(path, tmp_path)]
     put(tmp_path / "p.jsonl", asked=asked, batch_size=2)
     predictions = load(pope.BENCHMARK, tmp_path / "p.jsonl")
-    scores = pope.score(predictions.questions, predictions.answers)
+    scores = pope.score(predictions)
     assert scores["num_scored"] == 3
     reasons = {key: error.split(":")[0] for key, error in scores["not_asked"]["errors"].items()}
     assert reasons == {

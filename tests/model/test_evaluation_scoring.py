@@ -8,7 +8,7 @@ import pytest
 
 from model import evaluation
 from model.evaluation import mmbench, pope
-from model.evaluation.base import Answer, EvaluationError, Question
+from model.evaluation.base import Answer, EvaluationError, Predictions, Question
 from model.evaluation.multiple_choice import match_option
 from model.evaluation.predictions import PredictionsFile, load
 from model.evaluation.xlsx import read_xlsx
@@ -22,7 +22,7 @@ def _pope_files(realdata: Path) -> tuple[Path, Path, Path]:
 @pytest.mark.realdata
 def test_pope_gives_the_published_f1(realdata):
     predictions = load(pope.BENCHMARK, *_pope_files(realdata))
-    scores = pope.score(predictions.questions, predictions.answers)
+    scores = pope.score(predictions)
     f1 = {split: round(values["f1"], 2) for split, values in scores["splits"].items()}
     assert f1 == {"adversarial": 84.46, "popular": 86.25, "random": 87.14}
     assert scores["num_scored"] == 8910
@@ -33,7 +33,7 @@ def test_pope_gives_the_published_f1(realdata):
 @pytest.mark.realdata
 def test_mmbench_gives_the_published_accuracies(realdata):
     predictions = load(mmbench.BENCHMARK, realdata / "scorers" / "mmbench" / "llava-v1.5-13b.xlsx")
-    scores = mmbench.score(predictions.questions, predictions.answers)
+    scores = mmbench.score(predictions)
     assert (round(scores["accuracy"], 2), round(scores["circular"], 2)) == (75.43, 67.69)
     assert (scores["num_questions"], scores["num_rows"]) == (1176, 4377)
     assert scores["unmatched_answers"]["count"] == 0
@@ -64,7 +64,7 @@ def test_pope_predictions_that_lack_answers_are_named(realdata, tmp_path):
     some = tmp_path / "some.jsonl"
     some.write_text("".join(answers.read_text().splitlines(keepends=True)[1:]))
     predictions = load(pope.BENCHMARK, some, truth, questions)
-    scores = pope.score(predictions.questions, predictions.answers)
+    scores = pope.score(predictions)
     assert scores["without_answer"] == {"count": 1, "ids": ["adversarial/1"]}
     assert (scores["num_questions"], scores["num_scored"]) == (8910, 8909)
     twice = tmp_path / "twice.jsonl"
@@ -110,7 +110,7 @@ def _yes_no(truths: str, split: str = "random") -> list[Question]:
 def test_pope_metrics_by_hand():
     questions = _yes_no("yynn") + _yes_no("yn", "relation")
     texts = ["Yes", "No", "Yes", "No", "maybe", "No"]
-    scores = pope.score(questions, {q.id: Answer(t) for q, t in zip(questions, texts, strict=True)})
+    scores = pope.score(Predictions(questions, {q.id: Answer(t) for q, t in zip(questions, texts, strict=True)}))
     expected = {"accuracy": 50, "precision": 50, "recall": 50, "f1": 50, "yes_ratio": 50}
     assert {k: scores["splits"]["random"][k] for k in expected} == expected
     assert {k: scores[k] for k in expected} == expected, "another split than the official ones is outside the mean"
@@ -121,7 +121,7 @@ def test_pope_metrics_by_hand():
 
 def test_pope_leaves_undefined_values_out():
     questions = _yes_no("yn")
-    scores = pope.score(questions, {q.id: Answer("No") for q in questions})
+    scores = pope.score(Predictions(questions, {q.id: Answer("No") for q in questions}))
     assert scores["precision"] is None
     assert (scores["recall"], scores["f1"], scores["accuracy"]) == (0, 0, 50)
 
@@ -129,14 +129,14 @@ def test_pope_leaves_undefined_values_out():
 def test_questions_that_were_not_asked_are_named_and_foreign_answers_refused():
     questions = _yes_no("yyn")
     answers = {"random/0": Answer("Yes"), "random/1": Answer(None, "image_missing: a.jpg")}
-    scores = pope.score(questions, answers)
+    scores = pope.score(Predictions(questions, answers))
     assert scores["not_asked"] == {"count": 1, "errors": {"random/1": "image_missing: a.jpg"}}
     assert scores["without_answer"]["ids"] == ["random/2"]
     assert scores["splits"]["random"]["num_scored"] == 1
     with pytest.raises(EvaluationError, match=r"belong to no question \(popular/1\)"):
-        pope.score(questions, {"popular/1": Answer("Yes")})
+        pope.score(Predictions(questions, {"popular/1": Answer("Yes")}))
     with pytest.raises(EvaluationError, match="none of 3 questions can be scored"):
-        pope.score(questions, {"random/1": Answer(None, "image_missing: a.jpg")})
+        pope.score(Predictions(questions, {"random/1": Answer(None, "image_missing: a.jpg")}))
 
 
 OPTIONS = ("a red circle", "a dark red circle", "two dogs", "dogs")
@@ -183,23 +183,23 @@ def test_mmbench_circular_needs_every_copy_and_categories_are_apart():
         _choice(1_000_003, "B", "count"),
     ]
     texts = ["A", "blue", "red.", "A", "green", "B"]
-    scores = mmbench.score(questions, {q.id: Answer(t) for q, t in zip(questions, texts, strict=True)})
+    scores = mmbench.score(Predictions(questions, {q.id: Answer(t) for q, t in zip(questions, texts, strict=True)}))
     assert scores["accuracy"] == pytest.approx(200 / 3)
     assert scores["circular"] == pytest.approx(100 / 3)
     assert scores["categories"]["color"] == {"accuracy": 100, "circular": 50, "num_questions": 2}
     assert scores["categories"]["count"] == {"accuracy": 0, "circular": 0, "num_questions": 1}
     assert scores["unmatched_answers"] == {"count": 1, "ids": ["3"]}
     assert scores["num_questions"] == 3
-    plain = mmbench.score(questions[::2], {q.id: Answer("A") for q in questions[::2]})
+    plain = mmbench.score(Predictions(questions[::2], {q.id: Answer("A") for q in questions[::2]}))
     assert (plain["accuracy"], plain["circular"]) == (100, None)
     with pytest.raises(EvaluationError, match="rotated copies only"):
-        mmbench.score(questions[1:2], {"1000001": Answer("A")})
+        mmbench.score(Predictions(questions[1:2], {"1000001": Answer("A")}))
 
 
 def test_mmbench_circular_leaves_out_what_was_not_asked():
     questions = [_choice(1, "A", "color"), _choice(1_000_001, "B", "color")]
     answers = {"1": Answer("A"), "1000001": Answer(None, "image_corrupt: x")}
-    scores = mmbench.score(questions, answers)
+    scores = mmbench.score(Predictions(questions, answers))
     assert (scores["accuracy"], scores["circular"]) == (100, None)
     assert scores["not_asked"]["count"] == 1
 
@@ -214,7 +214,7 @@ def test_our_predictions_score_alone(tmp_path):
     file.append(questions, [Answer("Yes"), Answer("Yes")])
     predictions = load(evaluation.get("pope"), path)
     assert predictions.settings == {"batch_size": 2}
-    assert pope.score(predictions.questions, predictions.answers)["accuracy"] == 50
+    assert pope.score(predictions)["accuracy"] == 50
     with pytest.raises(EvaluationError, match="holds predictions for pope, not for mmbench"):
         load(evaluation.get("mmbench"), path)
     with pytest.raises(EvaluationError, match="no such predictions"):
@@ -270,5 +270,5 @@ def test_xlsx_errors_are_clear(tmp_path):
 
 def test_settings_and_scores_are_json(tmp_path):
     questions = _yes_no("yn")
-    scores = pope.score(questions, {q.id: Answer("Yes") for q in questions})
+    scores = pope.score(Predictions(questions, {q.id: Answer("Yes") for q in questions}))
     assert json.loads(json.dumps(scores, allow_nan=False)) == scores
