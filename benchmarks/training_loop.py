@@ -1,12 +1,13 @@
 """What the stage's loop costs over bare PyTorch: `python benchmarks/training_loop.py JOB [--steps 20] [--rounds 7]`.
 
-JOB: job.json of a trained stage, `runs/RECIPE/latest` has them under store/models. The same batches, collected from its
+JOB: job.json of a trained stage, `runs/RECIPE/latest` has them under store/models. The same batches, taken from its
 loader before, go through the stage's own step (DeepSpeed engine, loss by dataset, metrics, checks) and through forward,
 cross-entropy, backward, clipping and AdamW of a copy of the model. Blocks of steps alternate, so that other load on the
 machine meets both alike; the ratio is the median over the rounds. One rank, fp32, ZeRO-0.
 """
 
 import argparse
+import contextlib
 import copy
 import statistics
 import tempfile
@@ -43,10 +44,10 @@ def main() -> None:
             freeze(model, train.trains)
             optimizer = adamw(model, train)
             loop.metrics.begin(0, None)
-            steps = iter(loop.loader)
+            with contextlib.closing(iter(loop.loader)) as steps:  # afterwards it reads nothing ahead
+                batches = [next(steps) for _ in range(options.steps)]
             done = 0
             for round in range(options.rounds + 1):
-                batches = [next(steps) for _ in range(options.steps)]
                 seconds = {}
                 start = time.perf_counter()
                 with stage.StopRequest() as stop:

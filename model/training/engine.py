@@ -45,6 +45,8 @@ class Engine:
             config=deepspeed_config(train, self.accumulation, trained, ranks.device.type),
             dist_init_required=False,
         )[0]
+        if ranks.world == 1 and train.zero_stage == 0:  # else all gradients are copied to buckets and back, unchanged
+            self.deepspeed.enable_backward_allreduce = False
         self.model = model
         self.trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         # At stage 0: the fp32 tensor that AdamW updates for each parameter.
