@@ -31,10 +31,19 @@ def publish_data(recipe: Recipe, data: StageData) -> None:
     _markdown(name, f"{stage} gallery", f"### The first samples of each dataset in {stage}\n\n{text}")
 
 
-def publish_results(recipe: str, curve: bytes, scores: Sequence[tables.Row], directory: Path) -> None:
-    """Loss curve (PNG), scores, and where the results lie."""
+def publish_scores(
+    recipe: str, scores: Sequence[tables.Row], history: Sequence[tables.Row], bars: bytes | None
+) -> None:
+    """Every score of a run, the main ones of this run and those before it, and their bars (PNG)."""
+    _table(recipe, "scores", scores, "Scores on the held-out benchmarks")
+    _table(recipe, "scores history", history, "The main scores of this recipe's runs, the newest first")
+    if bars is not None:
+        _markdown(recipe, "score bars", f"### Main scores\n\n![scores]({gallery.data_uri(bars)})")
+
+
+def publish_results(recipe: str, curve: bytes, directory: Path) -> None:
+    """Loss curve (PNG), and where the results lie."""
     _markdown(recipe, "loss curve", f"### Loss and learning rate\n\n![loss curve]({gallery.data_uri(curve)})")
-    _table(recipe, "scores", scores, "Scores on the held-out benchmarks, in percent")
     create_link_artifact(
         key=artifact_key(recipe, "results"), link=directory.as_uri(), description=f"Results: `{directory}`"
     )

@@ -1,7 +1,8 @@
-"""The loss curve of a run as a PNG, from the metrics that the training jobs append line by line."""
+"""A run as pictures (PNG): its loss curve, from the metrics that training appends line by line, and its scores."""
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -30,6 +31,37 @@ def loss_curve(metrics: dict[str, Path]) -> bytes:
             panel.grid(alpha=0.3)
     axes[0][0].set_ylabel("loss")
     axes[1][0].set_ylabel("learning rate")
+    return _png(figure)
+
+
+def score_bars(columns: Mapping[str, Mapping[str, float]], control: Mapping[str, Mapping[str, float]]) -> bytes:
+    """A bar for each column of a summary (model/evaluation/summary.py), in percent of the most it could be; beside it,
+    where there is one, that of the control with shuffled images."""
+    names = list(columns)[::-1]
+    figure = Figure(figsize=(7, 1 + 0.45 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    height = 0.38 if control else 0.7
+    for shift, values, label, color in (
+        (0.2, columns, "model", "tab:blue"),
+        (-0.2, control, "images shuffled", "tab:gray"),
+    ):
+        shown = [name for name in names if name in values]
+        if not shown:
+            continue
+        places = [names.index(name) + (shift if control else 0) for name in shown]
+        shares = [100 * values[name]["value"] / values[name]["of"] for name in shown]
+        bars = axes.barh(places, shares, height, label=label, color=color)
+        axes.bar_label(bars, fmt="%.1f", padding=2, fontsize="small")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlim(0, 108)
+    axes.set_xlabel("% of the most it could be")
+    axes.grid(axis="x", alpha=0.3)
+    if control:
+        axes.legend(fontsize="x-small", loc="lower right")
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()

@@ -38,6 +38,11 @@ def check_inputs(workspace: Workspace) -> None:
     _raise(workspace.recipe, _inputs(workspace))
 
 
+def check_benchmarks(workspace: Workspace) -> None:
+    """The benchmarks alone. Raises RecipeError with every problem found."""
+    _raise(workspace.recipe, _benchmarks(workspace))
+
+
 def check_device(recipe: Recipe) -> None:
     """Whether this machine can train what the recipe asks it to. Raises RecipeError."""
     import torch
@@ -118,11 +123,7 @@ def _inputs(workspace: Workspace) -> Iterator[str]:
         yield from _problems(f"datasets.{name}", spec.reader.files, spec.annotations)
         if recipe.images != "skip" and not spec.images.is_dir():
             yield f"datasets.{name}.images: there is no directory {spec.images}"
-    for name in recipe.evaluation.benchmarks:
-        missing = [path for path in workspace.benchmark(name) if not path.exists()]
-        yield from (f"evaluation.benchmarks.{name}: there is no {path}" for path in missing)
-        if not missing:
-            yield from _problems(f"evaluation.benchmarks.{name}", _ask_nothing, workspace, name)
+    yield from _benchmarks(workspace)
     for name in listed_benchmarks(recipe):
         yield from _problems(f"decontamination.benchmarks.{name}", read_items, workspace, name)
     for key, model in (("vision", recipe.backbones.vision), ("llm", recipe.backbones.llm)):
@@ -131,6 +132,14 @@ def _inputs(workspace: Workspace) -> Iterator[str]:
     vision, llm = recipe.backbones.vision, recipe.backbones.llm
     if vision and llm and _may_be_there(vision) and _may_be_there(llm):
         yield from _problems("model", _parts_fit, recipe, vision, llm)
+
+
+def _benchmarks(workspace: Workspace) -> Iterator[str]:
+    for name in workspace.recipe.evaluation.benchmarks:
+        missing = [path for path in workspace.benchmark(name) if not path.exists()]
+        yield from (f"evaluation.benchmarks.{name}: there is no {path}" for path in missing)
+        if not missing:
+            yield from _problems(f"evaluation.benchmarks.{name}", _ask_nothing, workspace, name)
 
 
 def _parts_fit(recipe: Recipe, vision: str, llm: str) -> None:

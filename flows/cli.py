@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows import cli_chat, cli_official, settings
+from flows import cli_chat, cli_official, cli_score, settings
 
 if TYPE_CHECKING:
     from flows.recipe import Recipe
@@ -177,19 +177,26 @@ def push(
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A model directory, e.g. runs/sample/latest/model.")],
     recipe: Annotated[str, typer.Option(help="The recipe whose benchmarks are asked.")] = "sample",
+    benchmark: Annotated[list[str] | None, typer.Option(help="Only this one; may be given again.")] = None,
+    run_id: Annotated[
+        str | None, typer.Option(help="Name of the results directory; evaluation-TIME if absent.")
+    ] = None,
 ) -> None:
-    """Scores a model on the benchmarks of a recipe."""
+    """Asks a model the benchmarks of a recipe, and scores its answers."""
     _own_server()
-    from flows import tables
     from flows.evaluate import evaluate_honeybee
+    from flows.recipe import load_recipe
+    from flows.results import new_run_id
 
-    for line in tables.plain(tables.scores(evaluate_honeybee(recipe, str(model)))):
-        typer.echo(line)
+    run_id = run_id or new_run_id("evaluation-")
+    evaluate_honeybee(str(model), recipe, benchmark, run_id)
+    _show(load_recipe(recipe), run_id)
 
 
+app.command()(cli_score.score)
+app.command()(cli_score.compare)
 app.command()(cli_chat.chat)
 app.command()(cli_chat.serve)
-
 
 app.command("import-official")(cli_official.import_official)
 app.command("export-official")(cli_official.export_official)

@@ -1,15 +1,18 @@
 """Evaluates a model on the recipe's benchmarks, in a process of its own; also a flow for any model directory."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.recipe import load_recipe
+from flows.check import check_benchmarks, check_device
+from flows.recipe import Recipe, RecipeError, load_recipe
+from flows.results import Results, new_run_id
+from flows.score_report import write_scores
 from flows.train_stage import identity, run_job
 from flows.workspace import Workspace, open_workspace
+from model.directory import check_model
 from pipelines.store import FileDigests, fingerprint
 from pipelines.templates import ROOT as TEMPLATES
 
@@ -46,11 +49,42 @@ def evaluate(workspace: Workspace, model: Path) -> Path:
     return directory / "output"
 
 
-@flow(name="evaluate-honeybee")
-def evaluate_honeybee(recipe: str, model: str) -> dict[str, Any]:
-    """Evaluates the model in a directory on the benchmarks of a recipe; returns the scores."""
-    workspace = open_workspace(load_recipe(recipe), get_run_logger().info)
-    return json.loads((evaluate(workspace, Path(model).resolve()) / "scores.json").read_text())
+@flow(name="evaluate-honeybee", flow_run_name="{recipe} {model}")
+def evaluate_honeybee(
+    model: str, recipe: str = "sample", benchmarks: list[str] | None = None, run_id: str | None = None
+) -> dict[str, Any]:
+    """Evaluates the model in a directory on benchmarks of a recipe, all where none is named; returns the scores.
+
+    run_id: of the results, under runs/RECIPE/ like those of a training; evaluation-TIME where absent.
+    """
+    log = get_run_logger().info
+    parsed = only(load_recipe(recipe), benchmarks)
+    check_device(parsed)
+    workspace = open_workspace(parsed, log)
+    check_benchmarks(workspace)
+    directory = Path(model).resolve()
+    check_model(directory)
+    results = Results(parsed, run_id or new_run_id("evaluation-"))
+    log(f"Results: {results.directory}")
+    found, section = write_scores(workspace, results, evaluate(workspace, directory))
+    results.link("model", directory)
+    head = f"# {parsed.name}, run {results.run_id}, evaluation only\n\nThe model: [model](model).\n"
+    results.write("report.md", f"{head}\n{section}")
+    return found
+
+
+def only(recipe: Recipe, benchmarks: list[str] | None) -> Recipe:
+    """The recipe with these of its benchmarks. Raises RecipeError for one that it lacks, and where it has none."""
+    own = recipe.evaluation.benchmarks
+    if not own:
+        raise RecipeError(f"{recipe.name}: evaluation.benchmarks names none to ask")
+    if unknown := [name for name in benchmarks or () if name not in own]:
+        raise RecipeError(
+            f"{recipe.name} has no benchmark {', '.join(unknown)}; evaluation.benchmarks has {', '.join(own)}"
+        )
+    chosen = {name: own[name] for name in benchmarks or own}
+    evaluation = recipe.evaluation.model_copy(update={"benchmarks": chosen})
+    return recipe.model_copy(update={"evaluation": evaluation})
 
 
 def _listing(root: Path) -> list[list[Any]]:

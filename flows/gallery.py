@@ -4,7 +4,7 @@ import base64
 import io
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,23 +82,24 @@ def _card(row: dict[str, Any]) -> Card:
     boxes = _BOX.findall(text) if len(encoded) == 1 else []
     return Card(
         title=f"{row['dataset']}, sample {row['index']} (example {row['example']})",
-        pictures=tuple(_picture(data, boxes) for data in encoded),
+        pictures=tuple(picture(data, boxes) for data in encoded),
         text=f"{text}\n\n({counts}; {sources}{outside})",
     )
 
 
-def _picture(data: bytes, boxes: list[tuple[str, ...]]) -> bytes:
+def picture(data: bytes, boxes: Sequence[tuple[str, ...]] = ()) -> bytes:
+    """PNG of an encoded picture, THUMBNAIL pixels on its longer side; boxes: x1, y1, x2, y2 in parts of its sides."""
     with Image.open(io.BytesIO(data)) as opened:
-        picture = opened.convert("RGB")
-    scale = THUMBNAIL / max(picture.size)
-    size = tuple(max(1, round(side * scale)) for side in picture.size)
+        shown = opened.convert("RGB")
+    scale = THUMBNAIL / max(shown.size)
+    size = tuple(max(1, round(side * scale)) for side in shown.size)
     # Small drawn scenes stay sharp when enlarged.
-    picture = picture.resize((size[0], size[1]), Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
-    draw = ImageDraw.Draw(picture)
+    shown = shown.resize((size[0], size[1]), Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+    draw = ImageDraw.Draw(shown)
     for box in boxes:
         x1, y1, x2, y2 = (float(v) * side for v, side in zip(box, (*size, *size), strict=True))
         if x1 <= x2 and y1 <= y2:
             draw.rectangle((x1, y1, x2, y2), outline=(255, 0, 160), width=2)
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
+    shown.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()

@@ -1,6 +1,5 @@
 """Collects what a run made under its results directory: links, scores, report.md with its pictures, UI artifacts."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,9 @@ from flows import charts, duplicates, gallery, overlaps, tables
 from flows.artifacts import publish_results
 from flows.recipe import Recipe
 from flows.results import Results
+from flows.score_report import write_scores
 from flows.stage_data import StageData
+from flows.workspace import Workspace
 
 CARDS = 4  # of each dataset in the gallery
 DUPLICATES = 10  # of each dataset
@@ -19,31 +20,31 @@ DUPLICATES = 10  # of each dataset
 
 @task(name="report", task_run_name="report", cache_policy=NO_CACHE)
 def write_report(
-    recipe: Recipe, results: Results, data: dict[str, StageData], stages: dict[str, Path], scores: Path | None
+    workspace: Workspace, results: Results, data: dict[str, StageData], stages: dict[str, Path], scores: Path | None
 ) -> dict[str, Any]:
     """data, stages: of each stage, what it learned from and its directory in the store; scores: the evaluation's, if
     the recipe names a benchmark. Returns what scores.json holds."""
-    text = (scores / "scores.json").read_text() if scores else "{}\n"
-    summary = json.loads(text)
-    curve = charts.loss_curve({stage: directory / "work" / "metrics.jsonl" for stage, directory in stages.items()})
-    rows = tables.scores(summary)
-    results.link("model", stages["finetune"] / "output")
+    recipe = workspace.recipe
     if scores:
-        results.link("predictions", scores)
-    results.write("scores.json", text)
+        summary, section = write_scores(workspace, results, scores)
+    else:
+        summary, section = {}, "## Scores\n\nThe recipe names no benchmark.\n"
+        results.write("scores.json", "{}\n")
+    curve = charts.loss_curve({stage: directory / "work" / "metrics.jsonl" for stage, directory in stages.items()})
+    results.link("model", stages["finetune"] / "output")
     results.write("report/loss.png", curve)
     parts = [
         f"# {recipe.name}, run {results.run_id}\n",
         "The recipe as it ran: [recipe.yaml](recipe.yaml). The model: [model](model). "
         "Every answer that it gave to a benchmark: [predictions](predictions).\n",
-        f"## Scores\n\n{tables.markdown(rows)}",
+        section,
         "## Training\n\n![loss and learning rate](report/loss.png)\n",
         *_data_sections(recipe, results, data),
     ]
     places = [{"what": f"{stage} weights, checkpoints, metrics", "where": path} for stage, path in stages.items()]
     parts.append(f"## Where the training lies\n\n{tables.markdown(places)}")
     results.write("report.md", "\n".join(parts))
-    publish_results(recipe.name, curve, rows, results.directory)
+    publish_results(recipe.name, curve, results.directory)
     results.announce()
     return summary
 

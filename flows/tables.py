@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 from pipelines.store import read_manifest
 
 Row = dict[str, Any]
+NO_BENCHMARKS = ("shuffled", "settings")  # what scores.json holds besides
+MAIN = ("score", "accuracy")  # the measure that a part of a benchmark is known by
 AT_LIMIT = " (limit)"  # beside the epochs of a dataset that max_epochs holds back
 
 
@@ -60,14 +62,12 @@ def losses(examples: Mapping[str, Path]) -> list[Row]:
 
 
 def scores(summary: Mapping[str, Any]) -> list[Row]:
-    """scores.json as rows: each benchmark's percentages, over all and by group, beside those of the control."""
+    """scores.json as rows: each benchmark's numbers, over all and by group, beside those of the control."""
     control = summary.get("shuffled", {})
     rows: list[Row] = []
     for benchmark, entry in summary.items():
-        if benchmark in ("shuffled", "settings"):
-            continue
-        shuffled = _percentages(control.get(benchmark, {}))
-        for (part, measure), value in _percentages(entry).items():
+        shuffled = measures(benchmark, control.get(benchmark, {}))
+        for (part, measure), value in measures(benchmark, entry).items():
             row = {"benchmark": benchmark, "part": part, "measure": measure, "score": f"{value:.1f}"}
             if control:
                 row["images shuffled"] = f"{shuffled[part, measure]:.1f}" if (part, measure) in shuffled else ""
@@ -75,14 +75,17 @@ def scores(summary: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
-def _percentages(entry: Mapping[str, Any]) -> dict[tuple[str, str], float]:
-    """(part, measure) → percent: of the whole benchmark every measure, of its groups the accuracies."""
+def measures(benchmark: str, entry: Mapping[str, Any]) -> dict[tuple[str, str], float]:
+    """(part, measure) → value, of one benchmark in scores.json: of the whole every measure, of its groups their main
+    one."""
+    if benchmark in NO_BENCHMARKS:
+        return {}
     found = {("all", measure): value for measure, value in entry.items() if isinstance(value, float)}
     for groups in entry.values():
-        if isinstance(groups, dict):
-            for part, measures in groups.items():
-                if isinstance(measures, dict) and isinstance(measures.get("accuracy"), float):
-                    found[part, "accuracy"] = measures["accuracy"]
+        for part, values in groups.items() if isinstance(groups, dict) else ():
+            main = next((key for key in MAIN if isinstance(values, dict) and isinstance(values.get(key), float)), None)
+            if main is not None:
+                found[part, main] = values[main]
     return found
 
 

@@ -56,4 +56,4 @@ def train_honeybee(recipe: str = "sample", run_id: str | None = None) -> dict[st
 
     scores = evaluate(workspace, stage2 / "output") if parsed.evaluation.benchmarks else None
     data = {"pretrain": pretrain, "finetune": finetune}
-    return write_report(parsed, results, data, {"pretrain": stage1, "finetune": stage2}, scores)
+    return write_report(workspace, results, data, {"pretrain": stage1, "finetune": stage2}, scores)

@@ -81,6 +81,17 @@ def encode(processor: HoneybeeProcessor, messages: Sequence[Any]) -> list[int]:
     return processor.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask of a batch, (B, T) each: prompts end together, so that answers begin together."""
+    width = max(map(len, prompts))
+    input_ids = torch.full((len(prompts), width), pad)
+    mask = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    return input_ids, mask
+
+
 def context_of(model: HoneybeeForConditionalGeneration) -> int | None:
     """How many tokens a prompt and its answer may have together; None where the language model sets no limit."""
     return getattr(model.config.text_config, "max_position_embeddings", None)
@@ -94,12 +105,7 @@ def generate(model: Any, processor: HoneybeeProcessor, rows: Sequence[Row]) -> N
     """
     tokenizer = processor.tokenizer
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    width = max(len(row.input_ids) for row in rows)
-    input_ids = torch.full((len(rows), width), pad)
-    mask = torch.zeros_like(input_ids)
-    for place, row in enumerate(rows):
-        input_ids[place, width - len(row.input_ids) :] = torch.tensor(row.input_ids)
-        mask[place, width - len(row.input_ids) :] = 1
+    input_ids, mask = left_padded([row.input_ids for row in rows], pad)
     pixels = [row.pixels for row in rows if row.pixels is not None]
     model.generate(
         input_ids=input_ids.to(model.device),

@@ -16,7 +16,7 @@ import transformers
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model import evaluation
-from model.evaluation.ask import ask
+from model.evaluation.ask import Asked, ask
 from model.evaluation.base import EvaluationError, Place, Question, load_prompt
 from model.evaluation.control import shuffle_images
 from model.evaluation.generator import Generator
@@ -65,7 +65,7 @@ def evaluate(job: Job) -> dict[str, Any]:
         for result, suffix, control, asked in runs:
             path = job.output / f"{benchmark.name}{suffix}.predictions.jsonl"
             header = {"benchmark": benchmark.name, "control": control}
-            ask(generator, images, asked, prompt, job.batch_size, path, header)
+            ask(Asked(generator, images, asked, prompt), job.batch_size, path, header)
             predictions = load(benchmark, path)
             result[benchmark.name] = benchmark.score(predictions)
             settings[benchmark.name] = predictions.settings

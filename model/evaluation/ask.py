@@ -1,92 +1,113 @@
-"""Asks a model a benchmark's questions: greedy generation in batches sorted by length, resumable.
+"""Asks a model a benchmark's questions: greedy generation in batches sorted by length, resumable, by several ranks.
 
 The order of the questions and their batches are fixed before the first answer and do not depend on what was already
-answered, so a run that was killed ends with the same file.
+answered, nor on the number of ranks, so a run that was killed ends with the same file.
 """
 
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from model.evaluation.base import Answer, Prompt, Question
 from model.evaluation.generator import Generator
 from model.evaluation.images import ImageCache
-from model.evaluation.predictions import PredictionsFile
+from model.evaluation.predictions import PredictionsFile, is_whole, part_of
 from pipelines.store import fingerprint
 
 LOG_EVERY = 5.0  # seconds
 log = logging.getLogger(__name__)
 
 
-def ask(
-    generator: Generator,
-    images: ImageCache,
-    questions: Sequence[Question],
-    prompt: Prompt,
-    batch_size: int,
-    path: Path,
-    header: Mapping[str, Any],
-) -> None:
+@dataclass(frozen=True)
+class Asked:
+    """Questions as a model gets them.
+
+    choices: of each question; where it has some, the likeliest is its answer instead of what the model would write.
+    images: must have inspected the questions' images; a question with a bad one is not asked, its answer is the error.
+    """
+
+    generator: Generator
+    images: ImageCache
+    questions: Sequence[Question]
+    prompt: Prompt
+    choices: Sequence[Sequence[str]] = ()
+
+    def text(self, i: int) -> tuple[str, int]:
+        """The user's text, and how many images stand before it."""
+        return self.prompt.render(self.questions[i]), len(self.questions[i].images)
+
+    def answer(self, batch: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[Answer]:
+        """batch: numbers of questions; prompts: of each, its token ids."""
+        answers: dict[int, Answer] = {}
+        for i in batch:
+            errors = self.images.errors
+            if bad := [errors[image.name] for image in self.questions[i].images if image.name in errors]:
+                answers[i] = Answer(None, "; ".join(bad))
+        good = [(i, prompt) for i, prompt in zip(batch, prompts, strict=True) if i not in answers]
+        chosen = [i for i, _ in good if self.choices and self.choices[i]]
+        if chosen:
+            rows = self.generator.encode_answers([self.text(i) for i in chosen], [self.choices[i] for i in chosen])
+            pixels = [self.images.pixels(self.questions[i].images) for i in chosen]
+            best = self.generator.likeliest(rows, pixels)
+            answers |= {i: Answer(self.choices[i][place]) for i, place in zip(chosen, best, strict=True)}
+        if free := [(i, prompt) for i, prompt in good if i not in answers]:
+            shown = self.images.pixels([image for i, _ in free for image in self.questions[i].images])
+            texts = self.generator.generate([list(prompt) for _, prompt in free], shown, self.prompt.max_new_tokens)
+            answers |= {i: Answer(text) for (i, _), text in zip(free, texts, strict=True)}
+        return [answers[i] for i in batch]
+
+
+def ask(asked: Asked, batch_size: int, path: Path, header: Mapping[str, Any], rank: int = 0, world: int = 1) -> None:
     """Writes the answers to all questions to the predictions file `path`, going on with what it already holds.
 
-    images: must have inspected the questions' images; a question with a bad image is not asked but written with the
-    error. header: what the file's first line tells besides the settings below (the benchmark, the control's seed).
+    header: what the file's first line tells besides the settings below (the benchmark, the control's seed). Rank r of
+    `world` answers each world-th batch, from the r-th on, into a part of its own, which predictions.merge_parts puts
+    together; a `path` that is whole is left as it is.
     """
-    prompts = generator.encode([(prompt.render(question), len(question.images)) for question in questions])
+    questions, prompt = asked.questions, asked.prompt
+    prompts = asked.generator.encode([asked.text(i) for i in range(len(questions))])
     # Long prompts first: what does not fit into memory fails at once. Equal images side by side: they stay cached.
     order = sorted(
         range(len(questions)),
         key=lambda i: (-len(prompts[i]), [image.name for image in questions[i].images], i),
     )
     settings = {
-        **generator.settings,
+        **asked.generator.settings,
         "prompt": prompt.text,
         "max_new_tokens": prompt.max_new_tokens,
         "batch_size": batch_size,
+        **({"choices": "likeliest"} if any(asked.choices) else {}),
     }
-    asked = [
+    contents = [
         [
             question.id,
             question.truth,
             dict(question.groups),
             tokens,
-            [images.digests.get(image.name) for image in question.images],
+            [asked.images.digests.get(image.name) for image in question.images],
         ]
         for question, tokens in zip(questions, prompts, strict=True)
     ]
-    full_header = {**header, "num_questions": len(questions), "settings": settings, "questions": fingerprint(asked)}
-    file = PredictionsFile(path, full_header, [questions[i].id for i in order], batch_size)
+    whole = {**header, "num_questions": len(questions), "settings": settings, "questions": fingerprint(contents)}
+    batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+    if world > 1:
+        if is_whole(path, whole, [questions[i].id for i in order]):
+            return
+        path, whole, batches = part_of(path, rank), {**whole, "part": [rank, world]}, batches[rank::world]
+    ids = [questions[i].id for batch in batches for i in batch]
+    file = PredictionsFile(path, whole, ids, batch_size)
     if file.done:
-        log.info("%s: %d of %d answers are already there", path.name, file.done, len(questions))
-    started = last_log = time.monotonic()
-    for begin in range(file.done, len(order), batch_size):
-        batch = order[begin : begin + batch_size]
-        answers = _ask_batch(generator, images, questions, prompts, batch, prompt.max_new_tokens)
-        file.append([questions[i] for i in batch], [answers[i] for i in batch])
-        done, now = begin + len(batch), time.monotonic()
-        if now - last_log > LOG_EVERY or done == len(order):
+        log.info("%s: %d of %d answers are already there", path.name, file.done, len(ids))
+    done, started = file.done, time.monotonic()
+    last_log = started
+    for batch in batches[-(-file.done // batch_size) :]:
+        answers = asked.answer(batch, [prompts[i] for i in batch])
+        file.append([questions[i] for i in batch], answers)
+        done, now = done + len(batch), time.monotonic()
+        if now - last_log > LOG_EVERY or done == len(ids):
             speed = (done - file.done) / (now - started)
-            log.info("%s: %d of %d questions, %.1f a second", path.name, done, len(order), speed)
+            log.info("%s: %d of %d questions, %.1f a second", path.name, done, len(ids), speed)
             last_log = now
-
-
-def _ask_batch(
-    generator: Generator,
-    images: ImageCache,
-    questions: Sequence[Question],
-    prompts: Sequence[list[int]],
-    batch: Sequence[int],
-    max_new_tokens: int,
-) -> dict[int, Answer]:
-    answers: dict[int, Answer] = {}
-    for i in batch:
-        if bad := [images.errors[image.name] for image in questions[i].images if image.name in images.errors]:
-            answers[i] = Answer(None, "; ".join(bad))
-    good = [i for i in batch if i not in answers]
-    if good:
-        pixels = images.pixels([image for i in good for image in questions[i].images])
-        texts = generator.generate([prompts[i] for i in good], pixels, max_new_tokens)
-        answers |= {i: Answer(text) for i, text in zip(good, texts, strict=True)}
-    return answers

@@ -114,7 +114,12 @@ class Benchmark:
     read_predictions: Callable[[Path, Path | None, Path | None], Predictions]
     mark: Callable[[Predictions], dict[str, Mark]]
     score: Callable[[Predictions], dict[str, Any]]
+    choices: tuple[str, ...] = ()  # what an answer may be, where all questions are of one kind, as Yes and No
     judge: Callable[[Predictions, Asker], dict[str, Any]] | None = None
+
+    def choices_of(self, question: Question) -> Sequence[str]:
+        """What the answer may be: the letters of the question's options, or the benchmark's own; () if it is free."""
+        return LETTERS[: len(question.options)] or self.choices
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import transformers
 from torch import Tensor
 
 from model.evaluation.base import EvaluationError
+from model.generation import left_padded
 from model.modeling import HoneybeeForConditionalGeneration
 from model.processing import HoneybeeProcessor
 from pipelines.store import MANIFEST
 
+Choices = list[list[int]]  # of one question: token ids with each of its choices
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -54,29 +57,15 @@ class Generator:
 
         Raises EvaluationError for a text that contains the image token.
         """
-        processor = self.processor
-        for text, _ in prompts:
-            if processor.image_token in text:
-                raise EvaluationError(f"a prompt contains the image token {processor.image_token}: {text!r}")
-        conversations: list[Any] = [
-            [{"role": "user", "content": [*[{"type": "image"}] * images, {"type": "text", "text": text}]}]
-            for text, images in prompts
-        ]
-        rendered = processor.apply_chat_template(conversations, add_generation_prompt=True, tokenize=False)
-        place = processor.image_token * processor.num_image_tokens
-        expanded = [text.replace(processor.image_token, place) for text in rendered]
-        return processor.tokenizer(expanded, add_special_tokens=False)["input_ids"]
+        conversations = [self._messages(*prompt) for prompt in prompts]
+        rendered = self.processor.apply_chat_template(conversations, add_generation_prompt=True, tokenize=False)
+        return self._tokens(rendered)
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[list[int]], pixels: Sequence[Tensor], max_new_tokens: int) -> list[str]:
         """Encoded prompts, and their images in the same order, each (3, S, S) → answers, one for each prompt."""
         tokenizer = self.processor.tokenizer
-        width = max(map(len, prompts))
-        input_ids = torch.full((len(prompts), width), tokenizer.pad_token_id)
-        mask = torch.zeros_like(input_ids)
-        for row, prompt in enumerate(prompts):
-            input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
+        input_ids, mask = left_padded(prompts, tokenizer.pad_token_id)
         outputs = self.model.generate(
             input_ids=input_ids.to(self.device),
             attention_mask=mask.to(self.device),
@@ -88,8 +77,63 @@ class Generator:
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-        answers = tokenizer.batch_decode(outputs[:, width:], skip_special_tokens=True)
+        answers = tokenizer.batch_decode(outputs[:, input_ids.shape[1] :], skip_special_tokens=True)
         return [answer.strip() for answer in answers]
+
+    def encode_answers(self, prompts: Sequence[tuple[str, int]], choices: Sequence[Sequence[str]]) -> list[Choices]:
+        """As `encode`, with each of a prompt's choices for its answer, as training shows an answer."""
+        processor = self.processor
+        ends = [
+            [processor.apply_chat_template(self._messages(*prompt, choice), tokenize=False) for choice in own]
+            for prompt, own in zip(prompts, choices, strict=True)
+        ]
+        return [self._tokens(own) for own in ends]
+
+    @torch.inference_mode()
+    def likeliest(self, asked: Sequence[Choices], pixels: Sequence[Sequence[Tensor]]) -> list[int]:
+        """Of each question's choices the number of the one that the model finds likeliest as the whole answer, its end
+        included: by the sum of log-probabilities, not normalised by length.
+
+        asked: token ids of the whole conversation with each choice; pixels: of each question its images, (3, S, S).
+        """
+        rows = [row for own in asked for row in own]
+        # What a question's choices share says nothing of them.
+        starts = [_shared(own) for own in asked for _ in own]
+        width = max(map(len, rows))
+        input_ids = torch.full((len(rows), width), self.processor.tokenizer.pad_token_id)  # padded on the right
+        foretelling = torch.zeros_like(input_ids, dtype=torch.bool)  # whose next token tells the choices apart
+        for place, (row, start) in enumerate(zip(rows, starts, strict=True)):
+            input_ids[place, : len(row)] = torch.tensor(row)
+            foretelling[place, start - 1 : len(row) - 1] = True
+        shown = [image for own, images in zip(asked, pixels, strict=True) for _ in own for image in images]
+        logits = self.model(
+            input_ids=input_ids.to(self.device),
+            pixel_values=torch.stack(shown).to(self.device) if shown else None,
+            logits_to_keep=foretelling.to(self.device),
+            use_cache=False,
+        ).logits
+        tokens = input_ids.roll(-1, dims=1)[foretelling].to(logits.device)
+        each = logits.float().log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+        row_of = foretelling.nonzero()[:, 0].to(logits.device)
+        sums = (
+            torch.zeros(len(rows), device=logits.device).index_add(0, row_of, each).split([len(own) for own in asked])
+        )
+        return [int(own.argmax()) for own in sums]
+
+    def _messages(self, text: str, images: int, answer: str | None = None) -> list[dict[str, Any]]:
+        """A question with its images before it, and an answer. Raises EvaluationError for the image token in either."""
+        for each in (text, answer or ""):
+            if self.processor.image_token in each:
+                raise EvaluationError(f"a prompt contains the image token {self.processor.image_token}: {each!r}")
+        content: list[dict[str, str]] = [*[{"type": "image"}] * images, {"type": "text", "text": text}]
+        said = [] if answer is None else [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+        return [{"role": "user", "content": content}, *said]
+
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        processor = self.processor
+        place = processor.image_token * processor.num_image_tokens
+        expanded = [text.replace(processor.image_token, place) for text in texts]
+        return processor.tokenizer(expanded, add_special_tokens=False)["input_ids"]
 
 
 class LiveGenerator(Generator):
@@ -100,6 +144,11 @@ class LiveGenerator(Generator):
         self.precision = "fp32" if model.dtype == torch.float32 else "bf16"
         self.model = model
         self.settings = {"model": "in training", "decoding": "greedy", "precision": self.precision}
+
+
+def _shared(rows: Choices) -> int:
+    """How many tokens all rows begin with."""
+    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))
 
 
 def _fingerprint(directory: Path) -> str:

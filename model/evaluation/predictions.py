@@ -4,6 +4,7 @@ A line holds its question without the image bytes, so that a file can be scored 
 appended batch by batch in an order fixed before the first answer: a killed evaluation goes on at the last whole batch.
 """
 
+import itertools
 import json
 import logging
 import os
@@ -80,6 +81,55 @@ def _read(path: Path, num_questions: int) -> tuple[list[Question], dict[str, Ans
     return asked, answers
 
 
+def _good_lines(path: Path, ids: Sequence[str]) -> list[int]:
+    """Byte positions after the header and after each whole line that follows it and answers the next of `ids`."""
+    with path.open("rb") as file:
+        file.readline()
+        ends = [file.tell()]
+        for expected in ids:
+            line = file.readline()
+            try:
+                row = parse_row(str(path), line)
+                check_fields(str(path), row, _LINE)
+            except EvaluationError:
+                break
+            if not line.endswith(b"\n") or row["id"] != expected:
+                break
+            ends.append(file.tell())
+    return ends
+
+
+def is_whole(path: Path, header: Mapping[str, Any], ids: Sequence[str]) -> bool:
+    """Whether a file has this header and answers all of `ids`, in this order."""
+    if not path.is_file() or read_header(path) != {"format": FORMAT, **header}:
+        return False
+    return len(_good_lines(path, ids)) == len(ids) + 1
+
+
+def part_of(path: Path, rank: int) -> Path:
+    """Where a rank writes its part of a predictions file."""
+    return path.with_suffix(f".rank-{rank:05d}{path.suffix}")
+
+
+def merge_parts(path: Path, world: int) -> None:
+    """Writes `path` from the finished parts of all ranks, batch by batch in their order, and removes them. Parts that
+    are not there mean that it is whole already."""
+    parts = [part_of(path, rank) for rank in range(world)]
+    if not any(part.is_file() for part in parts):
+        return
+    header = read_header(parts[0])
+    assert header is not None, "written by PredictionsFile"
+    del header["part"]
+    size = header["settings"]["batch_size"]
+    lines = [iter(part.read_bytes().splitlines(keepends=True)[1:]) for part in parts]
+    merged = [_line(header).encode()]
+    for batch in range(-(-header["num_questions"] // size)):
+        merged += itertools.islice(lines[batch % world], size)
+    write_atomic(path, b"".join(merged))
+    for part in parts:
+        part.unlink()
+
+
 class PredictionsFile:
     """Writes a predictions file; `done`: the number of leading questions that it already answers."""
 
@@ -97,20 +147,7 @@ class PredictionsFile:
         write_atomic(path, _line(first))
 
     def _keep_whole_batches(self, ids: Sequence[str], batch_size: int) -> int:
-        end_of = []  # byte position after each good line
-        with self.path.open("rb") as file:
-            file.readline()
-            start = file.tell()
-            for expected in ids:
-                line = file.readline()
-                try:
-                    row = parse_row(str(self.path), line)
-                    check_fields(str(self.path), row, _LINE)
-                except EvaluationError:
-                    break
-                if not line.endswith(b"\n") or row["id"] != expected:
-                    break
-                end_of.append(file.tell())
+        start, *end_of = _good_lines(self.path, ids)
         done = len(end_of) if len(end_of) == len(ids) else len(end_of) // batch_size * batch_size
         os.truncate(self.path, end_of[done - 1] if done else start)
         return done

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from model import evaluation as benchmarks
-from model.evaluation.ask import ask
+from model.evaluation.ask import Asked, ask
 from model.evaluation.base import Answer, Benchmark, EvaluationError, Place, Predictions, Prompt, Question, load_prompt
 from model.evaluation.generator import LiveGenerator
 from model.evaluation.images import ImageCache
@@ -80,7 +80,7 @@ class Evaluation:
                 if share:
                     path.unlink(missing_ok=True)
                     header = {"benchmark": benchmark.name, "step": step, "job": self.identity}
-                    ask(self.generator, self.images, share, prompt, self.settings.batch_size, path, header)
+                    ask(Asked(self.generator, self.images, share, prompt), self.settings.batch_size, path, header)
                 self.ranks.barrier()
                 if self.ranks.first:
                     answers: dict[str, Answer] = {}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from datasets import load_dataset
 from tiny import write_tiny
 
 from flows.recipe import RecipeError
+from model.directory import ModelError
 from model.modeling import HoneybeeForConditionalGeneration
 from pipelines import templates
 
@@ -61,7 +63,7 @@ def test_artifacts_in_the_ui(root):
         found = {artifact.key: artifact for artifact in client.read_artifacts()}
     for name in ("mixture", "rejects", "duplicates", "gallery"):
         assert {f"tiny-pretrain-{name}", f"tiny-finetune-{name}"} <= set(found)
-    assert {"tiny-loss-curve", "tiny-scores", "tiny-results"} <= set(found)
+    assert {"tiny-loss-curve", "tiny-scores", "tiny-scores-history", "tiny-results"} <= set(found)
     for stage in ("pretrain", "finetune"):
         assert found[f"tiny-{stage}-progress"].data == 100.0
         assert found[f"tiny-{stage}-progress"].description.startswith(f"{stage}: step 3 of 3, loss ")
@@ -152,9 +154,58 @@ def test_a_model_is_evaluated_by_itself(root):
     from flows.evaluate import evaluate_honeybee
 
     before = entries(root)
-    scores = evaluate_honeybee(str(root / "tiny.yaml"), str(root / "runs/tiny/first/model"))
+    model, recipe = str(root / "runs/tiny/first/model"), str(root / "tiny.yaml")
+    scores = evaluate_honeybee(model, recipe, run_id="again")
     assert scores == json.loads((root / "runs/tiny/first/scores.json").read_text())
     assert entries(root) == before
+    again = root / "runs/tiny/again"
+    assert (again / "model").resolve() == Path(model).resolve()
+    assert json.loads((again / "scores.json").read_text()) == scores
+    assert (root / "runs/tiny/latest").resolve().name == "first"  # which is about training
+
+
+def test_a_model_is_evaluated_on_some_benchmarks(root):
+    from flows.evaluate import evaluate_honeybee
+
+    model, recipe = str(root / "runs/tiny/first/model"), str(root / "tiny.yaml")
+    scores = evaluate_honeybee(model, recipe, ["pope"], "pope-only")
+    whole = json.loads((root / "runs/tiny/first/scores.json").read_text())
+    assert scores["pope"] == whole["pope"] and "mmbench" not in scores
+    with pytest.raises(RecipeError, match=r"tiny has no benchmark gqa; evaluation\.benchmarks has pope, mmbench"):
+        evaluate_honeybee(model, recipe, ["gqa"], "none")
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        evaluate_honeybee(str(root), recipe, run_id="no-model")
+    assert not (root / "runs/tiny/no-model").exists()
+
+
+def test_runs_are_compared_and_have_a_history(root):
+    from flows.compare import columns, details, read_scores
+    from flows.score_report import history
+
+    runs = [read_scores(str(root / "runs/tiny" / name)) for name in ("first", "pope-only")]
+    rows = columns(runs)
+    assert [row["model"] for row in rows[:3]] == ["tiny/first", "tiny/pope-only", "paper, C-7B-M144"]
+    f1 = f"{runs[0][1]['pope']['f1']:.1f}"
+    assert [row["POPE"] for row in rows[:3]] == [f1, f1, "83.2"]
+    assert (rows[1]["MMB"], rows[2]["MMB"]) == ("", "70.1")
+    same = [row for row in details(runs) if row["benchmark"] == "pope"]
+    assert same and {row["difference"] for row in same} == {"+0.0"}
+    assert {"first", "again", "pope-only"} <= {row["run"] for row in history(root / "runs/tiny")}
+
+
+def test_mistakes_are_shown_with_their_pictures(root):
+    run = root / "runs/tiny/first"
+    text = (run / "mistakes-pope.md").read_text()
+    wrong, marked = map(int, re.search(r"\n([\d,]+) of ([\d,]+) answers", text).groups())
+    scores = json.loads((run / "scores.json").read_text())["pope"]
+    assert marked == scores["num_scored"]
+    confusions = [part["confusion"] for part in scores["splits"].values()]
+    assert wrong == sum(part["fp"] + part["fn"] for part in confusions)
+    pictures = re.findall(r"\]\((report/mistakes-pope-\d+\.png)\)", text)
+    assert len(pictures) == text.count("#### ") > 0
+    assert all((run / name).stat().st_size > 0 for name in pictures)
+    assert "[pope](mistakes-pope.md)" in (run / "report.md").read_text()
+    assert (run / "report/scores.png").stat().st_size > 0
 
 
 def test_a_conversation_about_a_picture(root):

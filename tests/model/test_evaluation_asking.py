@@ -11,7 +11,7 @@ import torch
 from model import HoneybeeForConditionalGeneration, HoneybeeProcessor
 from model.evaluation import mmbench, pope
 from model.evaluation.__main__ import Job, evaluate, main
-from model.evaluation.ask import ask
+from model.evaluation.ask import Asked, ask
 from model.evaluation.base import EvaluationError, Prompt, Question, QuestionImage
 from model.evaluation.control import shuffle_images
 from model.evaluation.generator import Generator
@@ -62,7 +62,12 @@ def put(generator: Generator, questions: list[Question]) -> Callable[..., None]:
     """Asks the questions with these defaults."""
 
     def put(path: Path, batch_size: int = 16, prompt: Prompt = PROMPT, asked: list[Question] = questions, **header):
-        ask(generator, _inspected(generator, asked), asked, prompt, batch_size, path, {"benchmark": "pope", **header})
+        ask(
+            Asked(generator, _inspected(generator, asked), asked, prompt),
+            batch_size,
+            path,
+            {"benchmark": "pope", **header},
+        )
 
     return put
 
@@ -126,7 +131,7 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(put, model, questions, tmp
     half = lines[1 + kept_lines][:-9] if kept_lines + 1 < len(lines) else b""
     cut.write_bytes(b"".join(kept) + half)
     counting = Counting(model, "cpu")
-    ask(counting, _inspected(counting, questions), questions, PROMPT, 16, cut, {"benchmark": "pope"})
+    ask(Asked(counting, _inspected(counting, questions), questions, PROMPT), 16, cut, {"benchmark": "pope"})
     assert cut.read_bytes() == whole.read_bytes()
     done = len(questions) if kept_lines >= len(questions) else kept_lines // 16 * 16
     assert counting.asked == len(questions) - done
@@ -165,7 +170,7 @@ def test_predictions_of_other_settings_are_not_reused(put, model, questions, tmp
     trained.save_pretrained(other)
     HoneybeeProcessor.from_pretrained(model).save_pretrained(other)
     counting = Counting(other, "cpu")
-    ask(counting, _inspected(counting, questions), questions, PROMPT, 16, path, {"benchmark": "pope"})
+    ask(Asked(counting, _inspected(counting, questions), questions, PROMPT), 16, path, {"benchmark": "pope"})
     assert counting.asked == len(questions)
 
     HoneybeeForConditionalGeneration.from_pretrained(model).save_pretrained(other)
@@ -174,7 +179,7 @@ def test_predictions_of_other_settings_are_not_reused(put, model, questions, tmp
     padding.save_pretrained(other)
     put(path)
     counting = Counting(other, "cpu")
-    ask(counting, _inspected(counting, questions), questions, PROMPT, 16, path, {"benchmark": "pope"})
+    ask(Asked(counting, _inspected(counting, questions), questions, PROMPT), 16, path, {"benchmark": "pope"})
     assert counting.asked == len(questions)
 
 

@@ -1,0 +1,78 @@
+"""Commands about answers that are there already: `honeybee score` and `honeybee compare`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+SHOWN = 5  # ids
+
+
+def score(
+    benchmark: Annotated[str, typer.Argument(help="pope, mme, mmbench, seed_bench, scienceqa, mmmu, mm_vet, …")],
+    predictions: Annotated[Path, typer.Argument(help="Of ours, or in one of the benchmark's official formats.")],
+    truth: Annotated[Path | None, typer.Option(help="Official answers, where the predictions hold none.")] = None,
+    questions: Annotated[
+        Path | None, typer.Option(help="The question file that was asked, for formats of ids.")
+    ] = None,
+    marks: Annotated[Path | None, typer.Option(help="Write here what each answer was read as, and its credit.")] = None,
+    judge: Annotated[str | None, typer.Option(help="Base URL of an OpenAI-compatible API, for judged scores.")] = None,
+    judge_model: Annotated[str | None, typer.Option(help="The judge's model; needs --judge.")] = None,
+    judge_cache: Annotated[Path, typer.Option(help="Where the judge's replies are kept.")] = Path(".honeybee/judge"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print all that is known, for programs.")] = False,
+) -> None:
+    """Scores answers that are there already, without a model. A judge's key is read from HONEYBEE_JUDGE_KEY."""
+    from flows import tables
+    from model import evaluation
+    from model.evaluation.predictions import load
+
+    if (judge is None) != (judge_model is None):
+        raise typer.BadParameter("--judge and --judge-model go together")
+    found = load(evaluation.get(benchmark), predictions, truth, questions)
+    scores = evaluation.get(benchmark).score(found)
+    if as_json:
+        typer.echo(json.dumps({benchmark: scores, "settings": dict(found.settings)}, indent=1, ensure_ascii=False))
+        return
+    for line in tables.plain(tables.scores({benchmark: scores})):
+        typer.echo(line)
+    for line in remarks(scores):
+        typer.echo(line)
+
+
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Directories, or RECIPE/RUN_ID under runs/.")],
+    every: Annotated[bool, typer.Option("--all", help="Every measure, a column for each run.")] = False,
+    paper: Annotated[bool, typer.Option(help="With the models of the paper.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Prints the scores of runs side by side, and beside those of the paper's models."""
+    from flows import compare as comparison
+    from flows import tables
+    from model.evaluation.summary import summary
+
+    found = [comparison.read_scores(run) for run in runs]
+    if as_json:
+        whole = {name: {"summary": summary(scores), "scores": scores} for name, scores in found}
+        typer.echo(json.dumps(whole, indent=1, ensure_ascii=False))
+        return
+    for line in tables.plain(comparison.details(found) if every else comparison.columns(found, paper)):
+        typer.echo(line)
+
+
+def remarks(scores: Mapping[str, Any]) -> list[str]:
+    """What stands beside the numbers: counts of what went wrong, with ids, and how answers were read."""
+    lines = []
+    for name, value in scores.items():
+        what = name.replace("_", " ")
+        if isinstance(value, Mapping) and value.get("count"):
+            lines.append(f"{what}: {value['count']:,}: {_some(next(v for k, v in value.items() if k != 'count'))}")
+        elif isinstance(value, str):
+            lines.append(f"{what}: {value}")
+    return lines
+
+
+def _some(named: Any) -> str:
+    shown = [f"{key}: {why}" for key, why in named.items()] if isinstance(named, Mapping) else list(named)
+    return ", ".join(shown[:SHOWN]) + (", …" if len(shown) > SHOWN else "")

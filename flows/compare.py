@@ -1,0 +1,69 @@
+"""Runs side by side, and beside the rows of the paper."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.runs import RunError, find_run
+from flows.tables import Row, measures
+from model.evaluation.summary import COLUMNS, summary
+
+PAPER: Mapping[str, Mapping[str, float]] = yaml.safe_load(Path(__file__).with_name("paper_scores.yaml").read_text())
+
+
+def read_scores(run: str) -> tuple[str, dict[str, Any]]:
+    """(RECIPE/RUN_ID, what its scores.json holds). run: as find_run takes it. Raises RunError."""
+    directory = find_run(run)
+    path = directory / "scores.json"
+    name = f"{directory.parent.name}/{directory.name}"
+    if not path.is_file():
+        raise RunError(f"{name} has no scores: it is not finished, or its recipe names no benchmark")
+    return name, json.loads(path.read_text())
+
+
+def columns(runs: Sequence[tuple[str, Mapping[str, Any]]], paper: bool = True) -> list[Row]:
+    """A row for each run and, with `paper`, for each model of the paper; only columns that a run has a score in.
+
+    A score is followed by what it is out of where that is not the usual: MME without some of its tasks.
+    """
+    found = {name: summary(scores) for name, scores in runs}
+    shown = [column for column in COLUMNS if any(column.name in each["columns"] for each in found.values())]
+    rows: list[Row] = []
+    for name, each in found.items():
+        read = each["columns"]
+        row: Row = {"model": name, **{column.name: "" for column in shown}}
+        row |= {column.name: column.show(**read[column.name]) for column in shown if column.name in read}
+        average, spatial = each["average"], each["spatial"]["average"]
+        row["Avg^N"] = "" if average["value"] is None else f"{average['value']:.1f} ({', '.join(average['over'])})"
+        row["spatial"] = "" if spatial is None else f"{spatial:.1f}"
+        rows.append(row)
+    for name, scores in PAPER.items() if paper else ():
+        own = {c.name: f"{scores[c.name]:.1f}" if c.name in scores else "" for c in shown}
+        rows.append({"model": f"paper, {name}", **own, "Avg^N": "", "spatial": ""})
+    return rows
+
+
+def details(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Row]:
+    """A row for each measure of each benchmark and its parts, a column for each run; two runs also get their
+    difference."""
+    of_run = {
+        name: {
+            (benchmark, *key): value
+            for benchmark, entry in scores.items()
+            for key, value in measures(benchmark, entry).items()
+        }
+        for name, scores in runs
+    }
+    rows: list[Row] = []
+    for key in dict.fromkeys(key for found in of_run.values() for key in found):
+        values = [found.get(key) for found in of_run.values()]
+        row: Row = dict(zip(("benchmark", "part", "measure"), key, strict=True))
+        row |= {name: "" if v is None else f"{v:.1f}" for name, v in zip(of_run, values, strict=True)}
+        if len(values) == 2:
+            a, b = values
+            row["difference"] = "" if a is None or b is None else f"{b - a:+.1f}"
+        rows.append(row)
+    return rows

@@ -1,0 +1,70 @@
+"""Pages of what a model got wrong, with the pictures that it saw: one for each benchmark."""
+
+from pathlib import Path
+
+from flows import gallery
+from flows.gallery import Card
+from flows.results import Results
+from flows.workspace import Workspace
+from model import evaluation
+from model.evaluation.base import LETTERS, Mark, Question, load_prompt
+from model.evaluation.predictions import load
+from pipelines.images import ImageRefError
+
+SHOWN = 40  # of a benchmark
+HALF = 0.5  # credit below which an answer is a mistake, where a judge gives parts of a point
+
+
+def write_pages(workspace: Workspace, scores: Path, results: Results) -> dict[str, str]:
+    """Writes mistakes-<benchmark>.md with its pictures into a run's directory; returns benchmark → name of its page.
+
+    scores: the directory of an evaluation. A benchmark whose answers nobody can tell right from wrong has no page.
+    """
+    pages = {}
+    for name in workspace.recipe.evaluation.benchmarks:
+        path = scores / f"{name}.predictions.jsonl"
+        if path.is_file() and (text := _page(workspace, name, path, results)):
+            pages[name] = f"mistakes-{name}.md"
+            results.write(pages[name], text)
+    return pages
+
+
+def _page(workspace: Workspace, name: str, path: Path, results: Results) -> str | None:
+    benchmark = evaluation.get(name)
+    predictions = load(benchmark, path)
+    marks = benchmark.mark(predictions)
+    if not marks:
+        return None
+    official = {question.id: question for question in benchmark.read(*workspace.benchmark(name))}
+    wrong = [key for key, mark in marks.items() if mark.credit < HALF]
+    shown = [wrong[i * len(wrong) // SHOWN] for i in range(SHOWN)] if len(wrong) > SHOWN else wrong
+    cards = [_card(name, official[key], predictions.answers[key].text or "", marks[key]) for key in shown]
+
+    def address(number: int, png: bytes) -> str:
+        place = f"report/mistakes-{name}-{number:03d}.png"
+        results.write(place, png)
+        return place
+
+    head = f"# What the model got wrong: {name}\n\n{len(wrong):,} of {len(marks):,} answers"
+    some = f", {len(shown)} of them, spread evenly over all" if len(shown) < len(wrong) else ""
+    return f"{head}{some}.\n\n{gallery.markdown(cards, address)}"
+
+
+def _card(benchmark: str, question: Question, answer: str, mark: Mark) -> Card:
+    right = question.truth
+    if right and right in LETTERS[: len(question.options)]:
+        right = f"{right}. {question.options[LETTERS.index(right)]}"
+    lines = [
+        load_prompt(benchmark).render(question),
+        "",
+        f"answer: {answer}",
+        f"read as: {mark.read if mark.read is not None else 'nothing'}; credit {mark.credit:g}",
+        f"right: {right}",
+    ]
+    pictures = []
+    for image in question.images:
+        try:
+            pictures.append(gallery.picture(image.read()))
+        except ImageRefError as error:
+            lines.append(f"{image.name} cannot be shown: {error}")
+    return Card(f"{benchmark}, question {question.id}", tuple(pictures), "\n".join(lines))

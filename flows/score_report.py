@@ -1,0 +1,54 @@
+"""The part of a report that tells how good a model is: scores, their bars, mistakes, and the runs before."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flows import charts, compare, mistakes, tables
+from flows.artifacts import publish_scores
+from flows.results import LATEST, Results
+from flows.workspace import Workspace
+from model.evaluation.summary import summary
+
+HISTORY = 20  # runs
+
+
+def write_scores(workspace: Workspace, results: Results, scores: Path) -> tuple[dict[str, Any], str]:
+    """Writes scores.json, the bars and the pages of mistakes into a run's directory, and publishes them.
+
+    scores: the directory of an evaluation. Returns what scores.json holds, and the report's section.
+    """
+    recipe = workspace.recipe
+    text = (scores / "scores.json").read_text()
+    found = json.loads(text)
+    results.link("predictions", scores)
+    results.write("scores.json", text)
+    of_model, of_control = summary(found), summary(found.get("shuffled", {}))
+    pages = mistakes.write_pages(workspace, scores, results)
+    own = [(f"{recipe.name}/{results.run_id}", found)]
+    parts = [f"## Scores\n\n{tables.markdown(compare.columns(own, paper=False))}"]
+    bars = None
+    if of_model["columns"]:
+        bars = charts.score_bars(of_model["columns"], of_control["columns"])
+        results.write("report/scores.png", bars)
+        parts.append("![scores](report/scores.png)\n")
+    if pages:
+        links = " · ".join(f"[{name}]({page})" for name, page in pages.items())
+        parts.append(f"What it got wrong, with the pictures: {links}\n")
+    parts.append(tables.markdown(tables.scores(found)))
+    publish_scores(recipe.name, tables.scores(found), history(results.directory.parent), bars)
+    return found, "\n".join(parts)
+
+
+def history(runs: Path) -> list[tables.Row]:
+    """The scores of a recipe's runs that have any, the newest first."""
+    found = []
+    for path in runs.glob("*/scores.json"):
+        scores = json.loads(path.read_text())
+        if path.parent.name not in LATEST and summary(scores)["columns"]:
+            found.append((path.stat().st_mtime, path.parent.name, scores))
+    newest = sorted(found, reverse=True, key=lambda each: each[:2])[:HISTORY]
+    rows = compare.columns([(name, scores) for _, name, scores in newest], paper=False)
+    times = [f"{datetime.fromtimestamp(when, UTC):%Y-%m-%d %H:%M}" for when, _, _ in newest]
+    return [{"run": row.pop("model"), "when": when, **row} for when, row in zip(times, rows, strict=True)]
