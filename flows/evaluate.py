@@ -13,7 +13,7 @@ from flows.workspace import Workspace, open_workspace
 from pipelines.store import FileDigests, fingerprint
 from pipelines.templates import ROOT as TEMPLATES
 
-TEXTS = (".json", ".jsonl", ".tsv")  # of the benchmarks' official files
+TEXTS = (".json", ".jsonl", ".tsv", ".txt")  # of the benchmarks' official files
 EVALUATION_VERSION = 1  # raise it when the code behind it changes an answer or a score
 
 
@@ -29,7 +29,7 @@ def evaluate(workspace: Workspace, model: Path) -> Path:
         benchmarks[name] = {"path": str(path), "images": str(images)}
         files = sorted(p for p in path.glob("**/*.*") if p.suffix in TEXTS) if path.is_dir() else [path]
         contents[name] = {
-            "files": dict(zip([file.name for file in files], digests.digests(files), strict=True)),
+            "files": dict(zip([_below(path, file) for file in files], digests.digests(files), strict=True)),
             "images": fingerprint(_listing(images)),
             "prompt": digests.digest(TEMPLATES / "eval" / f"{name}.yaml"),
         }
@@ -51,6 +51,11 @@ def evaluate_honeybee(recipe: str, model: str) -> dict[str, Any]:
     """Evaluates the model in a directory on the benchmarks of a recipe; returns the scores."""
     workspace = open_workspace(load_recipe(recipe), get_run_logger().info)
     return json.loads((evaluate(workspace, Path(model).resolve()) / "scores.json").read_text())
+
+
+def _below(path: Path, file: Path) -> str:
+    """With its folder: MME has files of one name in several tasks."""
+    return file.name if file == path else file.relative_to(path).as_posix()
 
 
 def _listing(root: Path) -> list[list[Any]]:
