@@ -27,9 +27,9 @@ def evaluate(workspace: Workspace, model: Path) -> Path:
     for name in recipe.evaluation.benchmarks:
         path, images = workspace.benchmark(name)
         benchmarks[name] = {"path": str(path), "images": str(images)}
-        files = sorted(p for p in path.glob("**/*.*") if p.suffix in TEXTS) if path.is_dir() else [path]
+        files = official_files(path)
         contents[name] = {
-            "files": dict(zip([_below(path, file) for file in files], digests.digests(files), strict=True)),
+            "files": dict(zip(files, digests.digests(list(files.values())), strict=True)),
             "images": fingerprint(_listing(images)),
             "prompt": digests.digest(TEMPLATES / "eval" / f"{name}.yaml"),
         }
@@ -53,9 +53,12 @@ def evaluate_honeybee(recipe: str, model: str) -> dict[str, Any]:
     return json.loads((evaluate(workspace, Path(model).resolve()) / "scores.json").read_text())
 
 
-def _below(path: Path, file: Path) -> str:
-    """With its folder: MME has files of one name in several tasks."""
-    return file.name if file == path else file.relative_to(path).as_posix()
+def official_files(path: Path) -> dict[str, Path]:
+    """A benchmark's texts by name; below a folder with their own, as MME has files of one name in several tasks."""
+    if not path.is_dir():
+        return {path.name: path}
+    files = sorted(file for file in path.glob("**/*.*") if file.suffix in TEXTS)
+    return {file.relative_to(path).as_posix(): file for file in files}
 
 
 def _listing(root: Path) -> list[list[Any]]:

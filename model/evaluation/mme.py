@@ -47,18 +47,17 @@ def read(path: Path, images: Path | None) -> list[Question]:
     images: the root of the task folders with the images; None where only scores are wanted.
     """
     rows = list(_release_rows(path) if _task_folders(path) else _table_rows(path, fields=3))
-    questions = [_question(where, task, image, texts) for where, task, image, texts in rows]
-    if images is not None:
-        try:
-            root = ImageRoot(images)
-        except FileNotFoundError as error:
-            raise EvaluationError(str(error)) from None
-        files = {task: _images(images, task) for task in {task for _, task, _, _ in rows}}
-        for place, (_, task, image, _) in enumerate(rows):
-            name = files[task].get(Path(image).stem, f"{task}/{image}")
-            shown = (QuestionImage(name, partial(root.read, name)),)
-            old = questions[place]
-            questions[place] = Question(old.id, old.fields, old.truth, groups=old.groups, images=shown)
+    if images is None:
+        return unique([_question(*row) for row in rows], path)
+    try:
+        root = ImageRoot(images)
+    except FileNotFoundError as error:
+        raise EvaluationError(str(error)) from None
+    files = {task: _images(images, task) for task in {task for _, task, _, _ in rows}}
+    questions = []
+    for where, task, image, texts in rows:
+        name = files[task].get(Path(image).stem, f"{task}/{image}")
+        questions.append(_question(where, task, image, texts, (QuestionImage(name, partial(root.read, name)),)))
     return unique(questions, path)
 
 
@@ -122,7 +121,9 @@ def _lines(file: Path, number: int, names: str) -> Iterator[tuple[str, list[str]
             yield f"{file}:{line_number}", fields
 
 
-def _question(where: str, task: str, image: str, texts: Sequence[str]) -> Question:
+def _question(
+    where: str, task: str, image: str, texts: Sequence[str], images: tuple[QuestionImage, ...] = ()
+) -> Question:
     """texts: question, right answer."""
     question, truth = _ENDING.sub("", _spaced(texts[0])), texts[1].strip().lower()
     if truth not in ("yes", "no"):
@@ -130,7 +131,8 @@ def _question(where: str, task: str, image: str, texts: Sequence[str]) -> Questi
     if not question or not image:
         raise EvaluationError(f"{where}: has no {'image' if question else 'question'}")
     shown = f"{task}/{Path(image).stem}"
-    return Question(f"{shown}/{question}", {"question": question}, truth, groups={"task": task, "image": shown})
+    groups = {"task": task, "image": shown}
+    return Question(f"{shown}/{question}", {"question": question}, truth, groups=groups, images=images)
 
 
 def _spaced(text: str) -> str:

@@ -2,8 +2,8 @@
 Explain", NeurIPS 2022)
 
 Official files: problems.json (problems by id), pid_splits.json (the ids of each split), images/<split>/<id>/image.png.
-Predictions: LLaVA's answers, JSON lines with question_id and text; or the output of LLaVA's evaluation of them, one JSON
-object with the lists `correct` and `incorrect`.
+Predictions: LLaVA's answers, JSON lines with question_id and text; or the output of LLaVA's evaluation of them, one
+JSON object with the lists `correct` and `incorrect`.
 """
 
 import re
@@ -27,7 +27,7 @@ from model.evaluation.base import (
     unique,
 )
 from model.evaluation.json_file import read_object
-from model.evaluation.jsonl import check_fields, read_rows
+from model.evaluation.jsonl import Fields, check_fields, read_rows
 from pipelines.images import ImageRoot
 
 SPLIT = "test"
@@ -48,7 +48,7 @@ GRADES: dict[str, Callable[[Groups], bool]] = {
     "G7-12": lambda groups: groups.get("grade") in {f"grade{number}" for number in range(7, 13)},
 }
 _ANSWER_IS = re.compile(r"The answer is ([A-E])")
-_PROBLEM = {
+_PROBLEM: Fields = {
     "question": str,
     "choices": list,
     "answer": int,
@@ -74,7 +74,9 @@ def read(path: Path, images: Path | None) -> list[Question]:
         root = None if images is None else ImageRoot(images)
     except FileNotFoundError as error:
         raise EvaluationError(str(error)) from None
-    return unique([_question(folder / "problems.json", problems, pid, root, below) for pid in ids], folder)
+    return unique(
+        [_question(folder / "problems.json", problems, pid, root, below) for pid in ids], folder / "pid_splits.json"
+    )
 
 
 def _question(file: Path, problems: Mapping[str, Any], pid: str, root: ImageRoot | None, below: str) -> Question:
@@ -86,7 +88,9 @@ def _question(file: Path, problems: Mapping[str, Any], pid: str, root: ImageRoot
     if len(choices) < 2 or not all(isinstance(choice, str) for choice in choices):
         raise EvaluationError(f"{where}: choices are {choices!r}, must be two texts or more")
     if not 0 <= right < len(choices):
-        raise EvaluationError(f"{where}: answer is {right}, must be the number of one of {len(choices)} choices, from 0")
+        raise EvaluationError(
+            f"{where}: answer is {right}, must be the number of one of {len(choices)} choices, from 0"
+        )
     hint, question = (problem["hint"] or "").strip(), problem["question"].strip()
     if not question:
         raise EvaluationError(f"{where}: has no question")
@@ -179,8 +183,8 @@ def _from_lines(path: Path) -> Iterator[Answered]:
 
 
 def parse(text: str) -> str | None:
-    """The letter that an answer gives, by the rule of LLaVA's evaluation: "B"; "B. …"; "… The answer is B …"; else None.
-    Its letters are A to E, whatever the question offers."""
+    """The letter that an answer gives, by the rule of LLaVA's evaluation: "B"; "B. …"; "… The answer is B …"; None for
+    all else. Its letters are A to E, whatever the question offers."""
     text = text.replace("\n", ". ")
     if text.strip() in tuple("ABCDE"):
         return text.strip()

@@ -1,11 +1,11 @@
 """SEED-Bench, its questions about images: single choice, nine dimensions. (Li et al., "SEED-Bench: Benchmarking
 Multimodal LLMs with Generative Comprehension", CVPR 2024)
 
-Official file: SEED-Bench.json, an object with `questions` (question_id, question, choice_a to choice_d, answer, data_id,
-data_type, question_type_id) and `question_type`, dimension → id. Questions about videos are no part of this benchmark;
-their ids begin with v. Predictions: the leaderboard's JSON lines, question_id and prediction.
+Official file: SEED-Bench.json, an object with `questions` (question_id, question, choice_a to choice_d, answer,
+data_id, data_type, question_type_id) and `question_type`, dimension → id. Questions about videos are no part of this
+benchmark; their ids begin with v. Predictions: the leaderboard's JSON lines, question_id and prediction.
 
-The published files have one id twice: both rows count, and the scores name it.
+Published predictions have one id twice: both rows count, and the scores name it.
 """
 
 import re
@@ -30,15 +30,15 @@ from model.evaluation.base import (
     unique,
 )
 from model.evaluation.json_file import read_object
-from model.evaluation.jsonl import check_fields, read_rows
+from model.evaluation.jsonl import Fields, check_fields, read_rows
 from model.evaluation.multiple_choice import match_option
 from pipelines.images import ImageRoot
 
 CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 _VIDEO = "v"  # begins the id of a question about a video
 _TEXT = (str, int, float)  # of a choice
-_ROW = {"question_id": (int, str), "data_type": str, "question_type_id": int}
-_IMAGE_ROW = {"question": str, "answer": str, "data_id": str, **dict.fromkeys(CHOICES, _TEXT)}
+_ROW: Fields = {"question_id": (int, str), "data_type": str, "question_type_id": int}
+_IMAGE_ROW: Fields = {"question": str, "answer": str, "data_id": str, **dict.fromkeys(CHOICES, _TEXT)}
 # Dimensions are called differently in the file and in the papers.
 _ALSO_CALLED = {
     "instance_attribute": "instance_attributes",
@@ -56,7 +56,7 @@ def read(path: Path, images: Path | None) -> list[Question]:
     """
     content = read_object(path, ("questions", "question_type"))
     rows, types = content["questions"], content["question_type"]
-    if not isinstance(rows, list) or not isinstance(types, dict):
+    if not isinstance(rows, list) or not isinstance(types, dict) or not all(type(n) is int for n in types.values()):
         raise EvaluationError(f"{path}: `questions` must be a list and `question_type` an object, dimension → id")
     dimensions = {number: dimension_key(name) for name, number in types.items()}
     try:
@@ -119,7 +119,9 @@ def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> 
     stay unknown. One of the two is needed.
     """
     if (truth is None) == (questions is None):
-        raise EvaluationError(f"{path}: SEED-Bench answers need SEED-Bench.json (questions) or the right answers (truth)")
+        raise EvaluationError(
+            f"{path}: SEED-Bench answers need SEED-Bench.json (questions) or the right answers (truth)"
+        )
     source = questions or truth
     assert source is not None
     official = {q.id: q for q in (read(source, None) if _is_official(source) else _read_truth(source))}
@@ -139,7 +141,7 @@ def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> 
             assert first is not None
             if first.text != row["prediction"]:
                 raise EvaluationError(
-                    f"{where}: question_id {question_id} is answered {first.text!r} before and now {row['prediction']!r}"
+                    f"{where}: question_id {question_id} is answered {row['prediction']!r}, but {first.text!r} before"
                 )
             asked = official[question_id]
             official[key] = Question(key, asked.fields, asked.truth, asked.options, asked.groups)

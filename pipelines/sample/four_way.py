@@ -1,5 +1,5 @@
-"""Multiple choice that cannot be guessed: groups of four pictures with one wording and the same four options, each right
-for one picture. An answer that does not look at the picture is right once in four."""
+"""Multiple choice that cannot be guessed: groups of four pictures with one wording and the same four options, each
+right for one picture. An answer that does not look at the picture is right once in four."""
 
 import random
 from collections import defaultdict, deque

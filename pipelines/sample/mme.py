@@ -31,7 +31,9 @@ def write_mme(directory: Path, pictures: Sequence[Picture], rng: random.Random) 
         for picture, questions in _asked(pictures, differ, rng):
             image = folder / coco_2017(picture.id)
             write_image(image, picture.jpeg)
-            lines = [f"{question}{_ENDING}\t{answer}\n" for question, answer in zip(questions, ("Yes", "No"), strict=True)]
+            lines = [
+                f"{question}{_ENDING}\t{answer}\n" for question, answer in zip(questions, ("Yes", "No"), strict=True)
+            ]
             image.with_suffix(".txt").write_text("".join(lines))
             rows += len(lines)
         if rows:

@@ -59,7 +59,15 @@ def write_scienceqa_test(directory: Path, pictures: Sequence[Picture], rng: rand
     for number in range(_SUMS):
         first, second, right = rng.randint(2, 9), rng.randint(2, 9), number % _LETTERS
         choices = [str(first + second + place - right) for place in range(_LETTERS)]
-        add(f"What is {first} plus {second}?", choices, right, hint="", has_image=False, topic="sum", grade=number // _LETTERS)
+        add(
+            f"What is {first} plus {second}?",
+            choices,
+            right,
+            hint="",
+            has_image=False,
+            topic="sum",
+            grade=number // _LETTERS,
+        )
     write_json(directory / _PROBLEMS, problems)
     write_json(directory / _SPLITS, {"train": [], "val": [], "test": list(problems)})
     return Account(rows={str(_PROBLEMS): len(problems)})

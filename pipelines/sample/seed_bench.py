@@ -1,5 +1,5 @@
-"""SEED-Bench's official file, on held-out scenes: questions about images, and two about videos, which are no part of its
-image score.
+"""SEED-Bench's official file, on held-out scenes: questions about images, and two about videos, which are no part of
+its image score.
 
 Questions come in groups of four pictures (four_way.py); the right letters of a group are A, B, C and D.
 """
@@ -42,7 +42,7 @@ _OF_FAMILY = {
 
 
 def write_seed_bench(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
-    """About 120 questions, if there are enough pictures; the images have names without a suffix, as the official ones."""
+    """120 questions, if there are enough pictures; the images' names have no suffix, like the official ones."""
     rows: list[dict[str, Any]] = []
     for family, group in some_groups(_GROUPS, pictures, rng):
         options = [question.answer for _, question in group]
