@@ -86,7 +86,8 @@ def _count(one: Picture, other: Picture, rng: random.Random) -> tuple[str, str] 
 
 
 def _total(number: int) -> str:
-    return f"Is there a total of {number} {'shape' if number == 1 else 'shapes'} in the image?"
+    """In words that training has, though it asks no number in this way."""
+    return f"Is there a picture of {number} {'shape' if number == 1 else 'shapes'} in the image?"
 
 
 def _position(one: Picture, other: Picture, rng: random.Random) -> tuple[str, str] | None:
