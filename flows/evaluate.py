@@ -16,7 +16,7 @@ from model.directory import check_model
 from pipelines.store import FileDigests, fingerprint
 from pipelines.templates import ROOT as TEMPLATES
 
-TEXTS = (".json", ".jsonl", ".tsv")  # of the benchmarks' official files
+TEXTS = (".json", ".jsonl", ".tsv", ".txt")  # of the benchmarks' official files
 EVALUATION_VERSION = 1  # raise it when the code behind it changes an answer or a score
 
 
@@ -30,9 +30,9 @@ def evaluate(workspace: Workspace, model: Path) -> Path:
     for name in recipe.evaluation.benchmarks:
         path, images = workspace.benchmark(name)
         benchmarks[name] = {"path": str(path), "images": str(images)}
-        files = sorted(p for p in path.glob("**/*.*") if p.suffix in TEXTS) if path.is_dir() else [path]
+        files = official_files(path)
         contents[name] = {
-            "files": dict(zip([file.name for file in files], digests.digests(files), strict=True)),
+            "files": dict(zip(files, digests.digests(list(files.values())), strict=True)),
             "images": fingerprint(_listing(images)),
             "prompt": digests.digest(TEMPLATES / "eval" / f"{name}.yaml"),
         }
@@ -85,6 +85,14 @@ def only(recipe: Recipe, benchmarks: list[str] | None) -> Recipe:
     chosen = {name: own[name] for name in benchmarks or own}
     evaluation = recipe.evaluation.model_copy(update={"benchmarks": chosen})
     return recipe.model_copy(update={"evaluation": evaluation})
+
+
+def official_files(path: Path) -> dict[str, Path]:
+    """A benchmark's texts by name; below a folder with their own, as MME has files of one name in several tasks."""
+    if not path.is_dir():
+        return {path.name: path}
+    files = sorted(file for file in path.glob("**/*.*") if file.suffix in TEXTS)
+    return {file.relative_to(path).as_posix(): file for file in files}
 
 
 def _listing(root: Path) -> list[list[Any]]:

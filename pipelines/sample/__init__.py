@@ -15,11 +15,14 @@ from pipelines.sample.captions import write_blip, write_coyo
 from pipelines.sample.gqa import write_gqa
 from pipelines.sample.llava import write_llava
 from pipelines.sample.mmbench import write_mmbench
+from pipelines.sample.mme import write_mme
 from pipelines.sample.ocrvqa import write_ocrvqa
 from pipelines.sample.pope import write_pope
 from pipelines.sample.refcoco import write_refcoco
 from pipelines.sample.scenes import Picture, Scene, distinct_scenes, render
 from pipelines.sample.scienceqa import write_scienceqa
+from pipelines.sample.scienceqa_test import write_scienceqa_test
+from pipelines.sample.seed_bench import write_seed_bench
 from pipelines.sample.sharegpt import write_sharegpt
 from pipelines.sample.visual_genome import write_visual_genome
 from pipelines.sample.vqav2 import write_vqav2
@@ -42,11 +45,17 @@ TRAINING: dict[str, Layout] = {
     "visual_genome": write_visual_genome,
     "sharegpt": write_sharegpt,
 }
-HELD_OUT: dict[str, Layout] = {"pope": write_pope, "mmbench": write_mmbench}
-VERSION = 4  # raise it when the bytes of the same parameters change
+HELD_OUT: dict[str, Layout] = {
+    "pope": write_pope,
+    "mmbench": write_mmbench,
+    "mme": write_mme,
+    "scienceqa_test": write_scienceqa_test,
+    "seed_bench": write_seed_bench,
+}
+VERSION = 5  # raise it when the bytes of the same parameters change
 _FOLDERS = (
-    "A-OKVQA", "BLIP", "COYO", "GQA", "MMBench", "OCR-VQA", "POPE", "ScienceQA", "VQAv2", "VSR", "Vicuna",
-    "VisualGenome", "coco", "llava_instruct", "refcoco",
+    "A-OKVQA", "BLIP", "COYO", "GQA", "MMBench", "MME", "OCR-VQA", "POPE", "SEED-Bench", "ScienceQA", "ScienceQA-test",
+    "VQAv2", "VSR", "Vicuna", "VisualGenome", "coco", "llava_instruct", "refcoco",
 )  # fmt: skip
 _UNFINISHED = ".sample-unfinished"  # says that what lies in a directory without manifest is ours
 

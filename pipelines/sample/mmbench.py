@@ -1,17 +1,16 @@
 """MMBench's dev file (tab-separated, images in base64), on held-out scenes, with the circular rows.
 
-Questions come in groups of four pictures with one wording and the same four options, each right for one picture: an
-answer that does not look at the picture is right once in four. The right letters of a group are A, B, C and D.
+Questions come in groups of four pictures (four_way.py); the right letters of a group are A, B, C and D.
 """
 
 import base64
 import csv
 import random
-from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipelines.sample.facts import FOUR_WAY, Question
+from pipelines.sample.four_way import groups_of_four
 from pipelines.sample.scenes import Picture
 from pipelines.sample.writing import Account
 
@@ -32,7 +31,7 @@ _CATEGORIES = {  # family → MMBench's ability and the group it belongs to
 
 def write_mmbench(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
     """About as many questions as pictures, each asked four times with the options rotated."""
-    groups = {family: _groups(family, pictures, rng) for family in FOUR_WAY}
+    groups = {family: groups_of_four(family, pictures, rng) for family in FOUR_WAY}
     rows: list[dict[str, str | int]] = []
     index = 0
     while groups and index < len(pictures):
@@ -53,22 +52,6 @@ def write_mmbench(directory: Path, pictures: Sequence[Picture], rng: random.Rand
         writer.writeheader()
         writer.writerows(rows)
     return Account(rows={str(_FILE): len(rows)})
-
-
-def _groups(family: str, pictures: Sequence[Picture], rng: random.Random) -> Iterator[list[tuple[Picture, Question]]]:
-    """Four pictures with one question and four different answers, as long as there are any."""
-    waiting: dict[str, dict[str, deque[tuple[Picture, Question]]]] = defaultdict(lambda: defaultdict(deque))
-    for picture in rng.sample(list(pictures), len(pictures)):
-        for question in FOUR_WAY[family](picture.scene, rng):
-            waiting[question.text][question.answer].append((picture, question))
-    texts = sorted(waiting)
-    while texts:
-        for text in rng.sample(texts, len(texts)):
-            answers = [answer for answer, askable in waiting[text].items() if askable]
-            if len(answers) < len(_LETTERS):
-                texts.remove(text)
-            else:
-                yield [waiting[text][answer].popleft() for answer in rng.sample(answers, len(_LETTERS))]
 
 
 def _circular(

@@ -35,7 +35,7 @@ def write_scienceqa(directory: Path, pictures: Sequence[Picture], rng: random.Ra
         has_picture = number % 2 == 0
         row = add(_problem(picture, has_picture, rng))
         if has_picture:
-            write_image(directory / _FOLDER / "images" / "train" / str(row + 1) / "image.png", _png(picture))
+            write_image(directory / _FOLDER / "images" / "train" / str(row + 1) / "image.png", png(picture))
     llava = [_in_llavas_words(pid, problem) for pid, problem in problems.items()]
 
     account = Account()
@@ -59,7 +59,7 @@ def write_scienceqa(directory: Path, pictures: Sequence[Picture], rng: random.Ra
     return account
 
 
-def _png(picture: Picture) -> bytes:
+def png(picture: Picture) -> bytes:
     buffer = io.BytesIO()
     Image.open(io.BytesIO(picture.jpeg)).save(buffer, "PNG")
     return buffer.getvalue()

@@ -140,6 +140,9 @@ def test_official_files_are_read_by_their_readers(workspace, corpus):
         {
             "pope": {"path": "POPE", "images": "POPE/images"},
             "dev": {"path": "MMBench/mmbench_dev.tsv", "reader": "mmbench"},
+            "mme": {"path": "MME"},
+            "scienceqa": {"path": "ScienceQA-test"},
+            "seed_bench": {"path": "SEED-Bench/SEED-Bench.json", "images": "SEED-Bench/SEED-Bench-image"},
         }
     )
     check_inputs(place)
@@ -150,6 +153,16 @@ def test_official_files_are_read_by_their_readers(workspace, corpus):
     assert 0 < len(dev.questions) < rows  # rotated copies are asked once
     assert all(picture.identity.startswith("sha256:") for picture in dev.pictures)  # they stand in the file
     assert Image.open(io.BytesIO(dev.pictures[0].read())).size == (32, 32)
+    for name, folder, suffix in (
+        ("mme", "MME", ".jpg"),
+        ("scienceqa", "ScienceQA-test", ".png"),
+        ("seed_bench", "SEED-Bench/SEED-Bench-image", ""),
+    ):
+        items, root = read_items(place, name), corpus / folder
+        files = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and p.suffix == suffix}
+        assert files and {picture.item for picture in items.pictures} == files
+        assert not any(picture.identity.startswith("sha256:") for picture in items.pictures)  # known by place and time
+        assert items.questions
 
 
 def test_plain_files(workspace, tmp_path):

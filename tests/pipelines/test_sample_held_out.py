@@ -33,6 +33,30 @@ def mmbench(corpus: Path) -> list[dict]:
         return list(csv.DictReader(file, delimiter="\t"))
 
 
+def mme(corpus: Path) -> list[tuple[Path, str, str]]:
+    """(text file, question, answer)."""
+    files = sorted((corpus / "MME").glob("*/*.txt"))
+    return [(file, *line.split("\t")) for file in files for line in file.read_text().splitlines()]
+
+
+def single_choices(corpus: Path) -> dict[str, list[tuple[str, tuple[str, ...], int]]]:
+    """Benchmark → (question, options, index of the right one)."""
+    seed = json.loads((corpus / "SEED-Bench" / "SEED-Bench.json").read_text())["questions"]
+    science = json.loads((corpus / "ScienceQA-test" / "problems.json").read_text()).values()
+    return {
+        "seed_bench": [
+            (row["question"], tuple(row[f"choice_{letter}"] for letter in "abcd"), "ABCD".index(row["answer"]))
+            for row in seed
+            if row["data_type"] == "image"
+        ],
+        "with image": [(p["question"], tuple(p["choices"]), p["answer"]) for p in science if p["image"]],
+        "with text": [(p["question"], tuple(p["choices"]), p["answer"]) for p in science if p["hint"]],
+        "with neither": [
+            (p["question"], tuple(p["choices"]), p["answer"]) for p in science if not p["image"] and not p["hint"]
+        ],
+    }
+
+
 def test_held_out_scenes_are_not_learnt():
     held_out, learnt = _scenes(3000, 200, 0)
     assert (len(held_out), len(learnt)) == (200, 3000)
@@ -70,6 +94,30 @@ def test_adversarial_questions_name_a_color_that_is_there(corpus):
         assert row["text"].split()[3] in colors_of(image)
 
 
+def test_mme_asks_both_pictures_of_a_pair_the_same(corpus):
+    rows = mme(corpus)
+    by_task = Counter(file.parent.name for file, _, _ in rows)
+    assert set(by_task) == {"existence", "count", "position", "color"} and set(by_task.values()) == {40}
+    by_wording, by_image = defaultdict(Counter), defaultdict(list)
+    for file, question, answer in rows:
+        assert question.endswith("? Please answer yes or no.") and file.with_suffix(".jpg").is_file()
+        by_wording[file.parent.name, question][answer] += 1
+        by_image[file].append(answer)
+    assert all(counts["Yes"] == counts["No"] for counts in by_wording.values())
+    assert all(answers == ["Yes", "No"] for answers in by_image.values())
+
+
+def test_mme_answers_are_seen_in_the_pictures(corpus):
+    seen = Counter()
+    for file, question, answer in mme(corpus):
+        if file.parent.name in ("existence", "color"):
+            color = question.split()[3]
+            present = color in colors_of(Image.open(file.with_suffix(".jpg")))
+            assert present or answer == "No"
+            seen[present] += 1
+    assert seen[True] > 40 and seen[False] > 10
+
+
 def test_relations_have_opposite_answers_in_mirrored_pictures(corpus):
     by_wording = defaultdict(list)
     for row in pope(corpus, "relation"):
@@ -90,6 +138,46 @@ def test_four_way_answers_cannot_be_guessed(corpus):
     for circular in (False, True):
         letters = Counter(row["answer"] for row in mmbench(corpus) if circular or int(row["index"]) < 1_000_000)
         assert len(letters) == 4 and len(set(letters.values())) == 1
+
+
+@pytest.mark.parametrize("part", ["seed_bench", "with image", "with text"])
+def test_single_choices_cannot_be_guessed(corpus, part):
+    rows = single_choices(corpus)[part]
+    answers = defaultdict(Counter)
+    for question, options, right in rows:
+        assert len(set(options)) == 4
+        answers[question, frozenset(options)][options[right]] += 1
+    assert len(rows) >= 40 and len(answers) > 8
+    for (_, options), counts in answers.items():
+        assert set(counts) == options and len(set(counts.values())) == 1
+    letters = Counter(right for _, _, right in rows)
+    assert len(letters) == 4 and len(set(letters.values())) == 1
+
+
+def test_sums_have_their_answers_in_turns(corpus):
+    rows = single_choices(corpus)["with neither"]
+    assert [right for _, _, right in rows] == [0, 1, 2, 3] * 2
+    for question, options, right in rows:
+        _, _, first, _, second = question.removesuffix("?").split()
+        assert options[right] == str(int(first) + int(second)) and len(set(options)) == 4
+
+
+def test_grades_say_nothing_of_the_letter(corpus):
+    science = json.loads((corpus / "ScienceQA-test" / "problems.json").read_text()).values()
+    by_grade = defaultdict(Counter)
+    for problem in science:
+        by_grade[problem["grade"]][problem["answer"]] += 1
+    assert len(by_grade) == 12
+    assert all(len(counts) == 4 and len(set(counts.values())) == 1 for counts in by_grade.values())
+
+
+def test_four_way_colors_are_seen_by_seed_bench(corpus):
+    rows = json.loads((corpus / "SEED-Bench" / "SEED-Bench.json").read_text())["questions"]
+    asked = [row for row in rows if row["question"].startswith("What color")]
+    assert len(asked) >= 8 and {row["question_id"] for row in rows if row["data_type"] == "video"} == {"v1", "v2"}
+    for row in asked:
+        image = Image.open(corpus / "SEED-Bench" / "SEED-Bench-image" / row["data_id"])
+        assert row[f"choice_{row['answer'].lower()}"] in colors_of(image)
 
 
 def test_circular_rows_rotate_the_options(corpus):
@@ -117,6 +205,14 @@ def test_a_very_small_held_out_part_still_has_questions(tmp_path):
         write_sample(tmp_path / str(seed), scenes=8, held_out=16, seed=seed)
         assert all(pope(tmp_path / str(seed), name) for name in FILES)
         assert mmbench(tmp_path / str(seed))
+        assert {file.parent.name for file, _, _ in mme(tmp_path / str(seed))} == {
+            "existence",
+            "count",
+            "position",
+            "color",
+        }
+        few = single_choices(tmp_path / str(seed))
+        assert few["seed_bench"] and few["with image"]
 
 
 def test_images_of_other_pictures_say_nothing(corpus):

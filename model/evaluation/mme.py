@@ -1,0 +1,283 @@
+"""MME: two yes-no questions about each image, fourteen tasks. (Fu et al., "MME: A Comprehensive Evaluation Benchmark
+for Multimodal Large Language Models", 2023)
+
+Official release: a folder for each task; beside each image, under its stem, a .txt of two lines question<TAB>answer.
+Some tasks keep them apart, in images/ and questions_answers_YN/. Ground truth: a file <task>.txt for each task, of
+lines image<TAB>question<TAB>answer. Official results: the same with the model's answer as a fourth field.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from model.evaluation.base import (
+    Answer,
+    Benchmark,
+    EvaluationError,
+    Mark,
+    Predictions,
+    Question,
+    QuestionImage,
+    answered,
+    named,
+    percent,
+    unique,
+)
+from model.evaluation.jsonl import read_rows
+from pipelines.images import ImageRoot
+
+PERCEPTION = (
+    "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
+)  # fmt: skip
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+TASKS = PERCEPTION + COGNITION
+TASK_MAXIMUM = 200  # accuracy and accuracy+, in percent each
+_PER_IMAGE = 2
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+_ENDING = re.compile(r"\s*Please answer yes or no\.?$")  # of every official question
+
+
+def read(path: Path, images: Path | None) -> list[Question]:
+    """The questions of a release folder, or of a ground-truth folder; ids are task/image stem/question, which both
+    give alike. The field `question` is without its ending "Please answer yes or no.".
+
+    images: the root of the task folders with the images; None where only scores are wanted.
+    """
+    rows = list(_release_rows(path) if _task_folders(path) else _table_rows(path, fields=3))
+    if images is None:
+        return unique([_question(*row) for row in rows], path)
+    try:
+        root = ImageRoot(images)
+    except FileNotFoundError as error:
+        raise EvaluationError(str(error)) from None
+    files = {task: _images(images, task) for task in {task for _, task, _, _ in rows}}
+    questions = []
+    for where, task, image, texts in rows:
+        name = files[task].get(Path(image).stem, f"{task}/{image}")
+        questions.append(_question(where, task, image, texts, (QuestionImage(name, partial(root.read, name)),)))
+    return unique(questions, path)
+
+
+Row = tuple[str, str, str, list[str]]  # file:line, task, image, the fields after the image
+
+
+def _task_folders(path: Path) -> list[Path]:
+    """The folders of a release that hold questions. Raises EvaluationError if only some of its tasks have any."""
+    if not path.is_dir():
+        raise EvaluationError(f"{path}: there is no such folder")
+    folders = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and folder.name != "eval_tool"]
+    asking = [folder for folder in folders if _question_files(folder)]
+    if asking and (silent := [folder for folder in folders if folder.name in TASKS and folder not in asking]):
+        raise EvaluationError(f"{silent[0]}: holds no .txt with questions, as {asking[0]} does")
+    return asking
+
+
+def _question_files(folder: Path) -> list[Path]:
+    apart = folder / "questions_answers_YN"
+    return sorted((apart if apart.is_dir() else folder).glob("*.txt"))
+
+
+def _release_rows(path: Path) -> Iterator[Row]:
+    for folder in _task_folders(path):
+        for file in _question_files(folder):
+            for where, fields in _lines(file, 2, "question, answer"):
+                yield where, _task(folder.name, where), f"{file.stem}.jpg", fields
+
+
+def _table_rows(path: Path, fields: int) -> Iterator[Row]:
+    """Of a folder of <task>.txt: three fields in a ground truth, four in results."""
+    files = sorted(path.glob("*.txt"))
+    if not files:
+        raise EvaluationError(f"{path}: holds neither task folders nor files such as existence.txt")
+    names = "image, question, truth, answer" if fields == 4 else "image, question, answer"
+    for file in files:
+        task = _task(file.stem, str(file))
+        for where, (image, *rest) in _lines(file, fields, names):
+            yield where, task, image.strip(), rest
+
+
+def _task(name: str, where: str) -> str:
+    if name not in TASKS:
+        raise EvaluationError(f"{where}: {name!r} is no task of MME; its tasks are {', '.join(TASKS)}")
+    return name
+
+
+def _lines(file: Path, number: int, names: str) -> Iterator[tuple[str, list[str]]]:
+    """(`file:line`, tab-separated fields) of each line that is not blank."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise EvaluationError(f"{file}: not UTF-8 text: {error}") from None
+    for line_number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            fields = line.rstrip("\r").split("\t")
+            if len(fields) != number:
+                raise EvaluationError(
+                    f"{file}:{line_number}: has {len(fields)} tab-separated fields, must have {number}: {names}"
+                )
+            yield f"{file}:{line_number}", fields
+
+
+def _question(
+    where: str, task: str, image: str, texts: Sequence[str], images: tuple[QuestionImage, ...] = ()
+) -> Question:
+    """texts: question, right answer."""
+    question, truth = _ENDING.sub("", _spaced(texts[0])), texts[1].strip().lower()
+    if truth not in ("yes", "no"):
+        raise EvaluationError(f"{where}: the right answer is {texts[1]!r}, must be Yes or No")
+    if not question or not image:
+        raise EvaluationError(f"{where}: has no {'image' if question else 'question'}")
+    shown = f"{task}/{Path(image).stem}"
+    groups = {"task": task, "image": shown}
+    return Question(f"{shown}/{question}", {"question": question}, truth, groups=groups, images=images)
+
+
+def _spaced(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _images(root: Path, task: str) -> dict[str, str]:
+    """Image stem → path below the root."""
+    found: dict[str, str] = {}
+    for folder in (root / task, root / task / "images"):
+        for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if file.suffix.lower() in _PICTURES:
+                name = file.relative_to(root).as_posix()
+                if found.setdefault(file.stem, name) != name:
+                    raise EvaluationError(f"{root}: {found[file.stem]} and {name} are both the image of one question")
+    return found
+
+
+def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> Predictions:
+    """A folder of official results, or LLaVA's JSON lines (question_id as task/image, prompt, text).
+
+    truth: a release or ground-truth folder. The lines need it; for a results folder, it says what should be there.
+    questions: not used.
+    """
+    official = None if truth is None else {question.id: question for question in read(truth, None)}
+    if path.is_dir():
+        pairs = _from_results(path)
+    elif official is None:
+        raise EvaluationError(f"{path}: MME answers in JSON lines need the ground-truth folder (truth)")
+    else:
+        pairs = _from_lines(path, official.values())
+    asked: list[Question] = []
+    answers: dict[str, Answer] = {}
+    for where, question, text in pairs:
+        if official is not None:
+            match = official.get(question.id)
+            if match is None:
+                raise EvaluationError(f"{where}: {truth} does not ask {question.id!r}: of another version?")
+            if match.truth != question.truth:
+                raise EvaluationError(f"{where}: the right answer is {question.truth}, but {match.truth} in {truth}")
+        if question.id in answers:
+            raise EvaluationError(f"{where}: {question.id!r} is answered twice")
+        asked.append(question)
+        answers[question.id] = Answer(text)
+    return Predictions(unique(asked if official is None else list(official.values()), path), answers)
+
+
+Answered = tuple[str, Question, str]  # file:line, question, answer
+
+
+def _from_results(path: Path) -> Iterator[Answered]:
+    for where, task, image, texts in _table_rows(path, fields=4):
+        yield where, _question(where, task, image, texts), texts[2]
+
+
+def _from_lines(path: Path, official: Iterable[Question]) -> Iterator[Answered]:
+    by_image: dict[str, list[Question]] = {}
+    for question in official:
+        by_image.setdefault(question.groups["image"], []).append(question)
+    for where, row in read_rows(path, {"question_id": str, "prompt": str, "text": str}):
+        task, *rest = row["question_id"].split("/")  # artwork/images/1.jpg and color/1.jpg
+        image = f"{task}/{Path(rest[-1]).stem}" if rest else task
+        prompt = _spaced(row["prompt"].replace("<image>", ""))
+        # A prompt is the question and what was added to it; one question may begin with the other.
+        begun = [each for each in by_image.get(image, []) if prompt.startswith(each.fields["question"])]
+        if not begun:
+            raise EvaluationError(f"{where}: the ground truth does not ask {prompt!r} of {row['question_id']}")
+        yield where, max(begun, key=lambda question: len(question.fields["question"])), row["text"]
+
+
+def parse(text: str) -> str:
+    """An answer as "yes", "no" or "other", by the official rule: yes, else no, if the word stands within the first four
+    characters, in lower case."""
+    start = text.lower()[:4]
+    return "yes" if "yes" in start else "no" if "no" in start else "other"
+
+
+def _is_clear(text: str) -> bool:
+    """Whether a person would read the same. The rule takes "Norway" for no, and "I see none" for other."""
+    words = set(re.findall(r"[a-z]+", text.lower()))
+    yes, no = "yes" in words, bool(words & {"no", "not"})
+    return parse(text) == ("other" if yes == no else "yes" if yes else "no")
+
+
+def mark(predictions: Predictions) -> dict[str, Mark]:
+    """Read as yes or no; None is the official "other"."""
+    scored, _ = answered(predictions)
+    marks = {}
+    for question, text in scored:
+        found = parse(text)
+        marks[question.id] = Mark(None if found == "other" else found, float(found == question.truth))
+    return marks
+
+
+def score(predictions: Predictions) -> dict[str, Any]:
+    """Of each task accuracy and accuracy+ (both questions of an image are right), in percent, and their sum, its score,
+    out of 200; perception, cognition and total are sums of scores, out of perception_of, cognition_of and total_of:
+    2000, 800 and 2800 where no task is missing."""
+    _, report = answered(predictions)
+    marks = mark(predictions)
+    by_task: dict[str, dict[str, list[Question]]] = {}
+    for question in predictions.questions:
+        images = by_task.setdefault(question.groups["task"], {})
+        images.setdefault(question.groups["image"], []).append(question)
+    tasks = {task: _task_scores(by_task[task], marks) for task in TASKS if task in by_task}
+    result: dict[str, Any] = {}
+    for name, members in (("perception", PERCEPTION), ("cognition", COGNITION), ("total", TASKS)):
+        scores = [tasks[task]["score"] for task in members if task in tasks]
+        known = [value for value in scores if value is not None]
+        result[name] = float(sum(known)) if known and len(known) == len(scores) else None
+        result[f"{name}_of"] = TASK_MAXIMUM * len(scores)
+    all_images = {image: asked for images in by_task.values() for image, asked in images.items()}
+    result |= {key: value for key, value in _task_scores(all_images, marks).items() if key.startswith("accuracy")}
+    for values in tasks.values():
+        values["score"] = None if values["score"] is None else float(values["score"])
+    result |= {"tasks": tasks, "missing_tasks": [task for task in TASKS if task not in tasks], **report}
+    if incomplete := [image for image, asked in all_images.items() if not _is_whole(asked, marks)]:
+        result["incomplete_images"] = named(incomplete)  # outside accuracy+
+    texts = {key: predictions.answers[key].text or "" for key in marks}
+    result["other_answers"] = named([key for key, text in texts.items() if parse(text) == "other"])
+    result["unclear_answers"] = named([key for key, text in texts.items() if not _is_clear(text)])
+    result["parsing"] = "official: yes or no within the first four characters, all else is other, and wrong"
+    return result
+
+
+def _task_scores(images: Mapping[str, Sequence[Question]], marks: Mapping[str, Mark]) -> dict[str, Any]:
+    """`score` is exact here: rounding each of fourteen before they are summed would show."""
+    right = [marks[question.id].credit == 1 for asked in images.values() for question in asked if question.id in marks]
+    both = [
+        all(marks[question.id].credit == 1 for question in asked)
+        for asked in images.values()
+        if _is_whole(asked, marks)
+    ]
+    score = None if not both else Fraction(100 * sum(right), len(right)) + Fraction(100 * sum(both), len(both))
+    return {
+        "score": score,
+        "accuracy": percent(sum(right), len(right)),
+        "accuracy_plus": percent(sum(both), len(both)),
+        "num_scored": len(right),
+        "num_images": len(both),
+    }
+
+
+def _is_whole(asked: Sequence[Question], marks: Mapping[str, Mark]) -> bool:
+    return len(asked) == _PER_IMAGE and all(question.id in marks for question in asked)
+
+
+BENCHMARK = Benchmark("mme", read, read_predictions, mark, score)

@@ -1,0 +1,230 @@
+"""ScienceQA: multiple choice from school science, about half with an image; the test split. (Lu et al., "Learn to
+Explain", NeurIPS 2022)
+
+Official files: problems.json (problems by id), pid_splits.json (the ids of each split), images/<split>/<id>/image.png.
+Predictions: LLaVA's answers, JSON lines with question_id and text; or the output of LLaVA's evaluation of them, one
+JSON object with the lists `correct` and `incorrect`.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from model.evaluation.base import (
+    LETTERS,
+    Answer,
+    Benchmark,
+    EvaluationError,
+    Mark,
+    Predictions,
+    Question,
+    QuestionImage,
+    answered,
+    named,
+    percent,
+    unique,
+)
+from model.evaluation.json_file import read_object
+from model.evaluation.jsonl import Fields, check_fields, read_rows
+from pipelines.images import ImageRoot
+
+SPLIT = "test"
+Groups = Mapping[str, str]
+# The paper's classes. Context: TXT has a hint, IMG an image, some have both; NO has neither.
+SUBJECTS: dict[str, Callable[[Groups], bool]] = {
+    "NAT": lambda groups: groups.get("subject") == "natural science",
+    "SOC": lambda groups: groups.get("subject") == "social science",
+    "LAN": lambda groups: groups.get("subject") == "language science",
+}
+CONTEXTS: dict[str, Callable[[Groups], bool]] = {
+    "TXT": lambda groups: groups.get("text") == "yes",
+    "IMG": lambda groups: groups.get("image") == "yes",
+    "NO": lambda groups: (groups.get("text"), groups.get("image")) == ("no", "no"),
+}
+GRADES: dict[str, Callable[[Groups], bool]] = {
+    "G1-6": lambda groups: groups.get("grade") in {f"grade{number}" for number in range(1, 7)},
+    "G7-12": lambda groups: groups.get("grade") in {f"grade{number}" for number in range(7, 13)},
+}
+_ANSWER_IS = re.compile(r"The answer is ([A-E])")
+_PROBLEM: Fields = {
+    "question": str,
+    "choices": list,
+    "answer": int,
+    "hint": (str, type(None)),
+    "image": (str, type(None)),
+    "subject": str,
+    "grade": str,
+}
+
+
+def read(path: Path, images: Path | None) -> list[Question]:
+    """The test questions of a folder with problems.json and pid_splits.json; ids are the problem's.
+
+    images: the folder that holds images/test or test; None where only scores are wanted.
+    """
+    folder = path if path.is_dir() else path.parent
+    problems = read_object(folder / "problems.json")
+    ids = read_object(folder / "pid_splits.json", (SPLIT,))[SPLIT]
+    if not isinstance(ids, list) or not all(isinstance(pid, str) for pid in ids):
+        raise EvaluationError(f"{folder / 'pid_splits.json'}: {SPLIT!r} must be a list of problem ids, as texts")
+    below = "images/test" if images is not None and (images / "images").is_dir() else "test"
+    try:
+        root = None if images is None else ImageRoot(images)
+    except FileNotFoundError as error:
+        raise EvaluationError(str(error)) from None
+    return unique(
+        [_question(folder / "problems.json", problems, pid, root, below) for pid in ids], folder / "pid_splits.json"
+    )
+
+
+def _question(file: Path, problems: Mapping[str, Any], pid: str, root: ImageRoot | None, below: str) -> Question:
+    where, problem = f"{file}: problem {pid}", problems.get(pid)
+    if not isinstance(problem, dict):
+        raise EvaluationError(f"{where}: is not there, though pid_splits.json names it")
+    check_fields(where, problem, _PROBLEM)
+    choices, right = problem["choices"], problem["answer"]
+    if len(choices) < 2 or not all(isinstance(choice, str) for choice in choices):
+        raise EvaluationError(f"{where}: choices are {choices!r}, must be two texts or more")
+    if not 0 <= right < len(choices):
+        raise EvaluationError(
+            f"{where}: answer is {right}, must be the number of one of {len(choices)} choices, from 0"
+        )
+    hint, question = (problem["hint"] or "").strip(), problem["question"].strip()
+    if not question:
+        raise EvaluationError(f"{where}: has no question")
+    shown: tuple[QuestionImage, ...] = ()
+    if problem["image"] and root is not None:
+        name = f"{below}/{pid}/{problem['image']}"
+        shown = (QuestionImage(name, partial(root.read, name)),)
+    return Question(
+        id=pid,
+        fields={"question": question, "context": f"{hint}\n" if hint else ""},
+        truth=LETTERS[right],
+        options=tuple(choices),
+        groups={
+            "subject": problem["subject"],
+            "grade": problem["grade"],
+            "text": "yes" if hint else "no",
+            "image": "yes" if problem["image"] else "no",
+        },
+        images=shown,
+    )
+
+
+def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> Predictions:
+    """LLaVA's answers, which need the folder with problems.json (`truth`); or the output of its evaluation, which tells
+    the right answers itself, but subjects, grades and hints only with `truth`. `questions` is not used."""
+    official = None if truth is None else {question.id: question for question in read(truth, None)}
+    output = _output(path)
+    if output is None and official is None:
+        raise EvaluationError(f"{path}: ScienceQA answers in JSON lines need the folder with problems.json (truth)")
+    asked: list[Question] = []
+    answers: dict[str, Answer] = {}
+    seen: set[str] = set()
+    for where, question, text in _from_output(path, output) if output is not None else _from_lines(path):
+        if official is not None:
+            match = official.get(question.id)
+            if match is None:
+                raise EvaluationError(f"{where}: question_id {question.id} is not in {truth}: of another split?")
+            if question.truth not in (None, match.truth):
+                raise EvaluationError(f"{where}: ground_truth is {question.truth}, but {match.truth} in {truth}")
+        if question.id in seen:
+            raise EvaluationError(f"{where}: question_id {question.id} is answered twice")
+        seen.add(question.id)
+        asked.append(question)
+        if text is not None:
+            answers[question.id] = Answer(text)
+    return Predictions(unique(asked if official is None else list(official.values()), path), answers)
+
+
+def _output(path: Path) -> dict[str, Any] | None:
+    """The object of LLaVA's output; None for a file of JSON lines."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            start = file.read(1000)
+    except (FileNotFoundError, IsADirectoryError):
+        raise EvaluationError(f"{path}: there is no such file") from None
+    except UnicodeDecodeError as error:
+        raise EvaluationError(f"{path}: not UTF-8 text: {error}") from None
+    begun = re.match(r'\s*\{\s*"(in)?correct"\s*:', start)
+    return read_object(path, ("correct", "incorrect")) if begun else None
+
+
+Answered = tuple[str, Question, str | None]  # place, question as far as known, answer or None for none
+
+
+def _from_output(path: Path, output: Mapping[str, Any]) -> Iterator[Answered]:
+    for name in ("correct", "incorrect"):
+        for number, row in enumerate(output[name]):
+            where = f"{path}: {name}[{number}]"
+            if not isinstance(row, dict):
+                raise EvaluationError(f"{where}: must be an object, not {type(row).__name__}")
+            check_fields(where, row, {"question_id": str, "ground_truth": str, "question": str, "pred": str})
+            if type(row.get("is_multimodal")) is not bool:
+                raise EvaluationError(f"{where}: is_multimodal is {row.get('is_multimodal')!r}, must be true or false")
+            if len(row["ground_truth"]) != 1 or row["ground_truth"] not in LETTERS:
+                raise EvaluationError(f"{where}: ground_truth is {row['ground_truth']!r}, must be a letter")
+            question = Question(
+                row["question_id"],
+                {"question": row["question"]},
+                row["ground_truth"],
+                groups={"image": "yes" if row["is_multimodal"] else "no"},
+            )
+            # So LLaVA's script writes a question that nobody answered.
+            unanswered = (row["pred"], row["question"]) == ("FAILED", "Unknown")
+            yield where, question, None if unanswered else row["pred"]
+
+
+def _from_lines(path: Path) -> Iterator[Answered]:
+    for where, row in read_rows(path, {"question_id": (int, str), "text": str}):
+        yield where, Question(str(row["question_id"]), {}, None), row["text"]
+
+
+def parse(text: str) -> str | None:
+    """The letter that an answer gives, by the rule of LLaVA's evaluation: "B"; "B. …"; "… The answer is B …"; None for
+    all else. Its letters are A to E, whatever the question offers."""
+    text = text.replace("\n", ". ")
+    if text.strip() in tuple("ABCDE"):
+        return text.strip()
+    if len(text) >= 3 and text[0] in "ABCDE" and text[1:3] == ". ":
+        return text[0]
+    found = re.search(_ANSWER_IS.pattern + r"\.", text) or _ANSWER_IS.search(text)
+    return found[1] if found else None
+
+
+def mark(predictions: Predictions) -> dict[str, Mark]:
+    """Read as a letter."""
+    scored, _ = answered(predictions)
+    marks = {}
+    for question, text in scored:
+        letter = parse(text)
+        marks[question.id] = Mark(letter, float(letter == question.truth))
+    return marks
+
+
+def score(predictions: Predictions) -> dict[str, Any]:
+    """Accuracies in percent: over all, over the questions with an image, and by subject, context and grade, as far as
+    the predictions tell them. An answer that the rule reads as no letter is wrong, counted and named."""
+    _, report = answered(predictions)
+    marks = mark(predictions)
+    scored = [question for question in predictions.questions if question.id in marks]
+
+    def accuracy(members: Sequence[Question]) -> dict[str, Any]:
+        right = sum(marks[question.id].credit == 1 for question in members)
+        return {"accuracy": percent(right, len(members)), "num_scored": len(members)}
+
+    result: dict[str, Any] = {"accuracy": accuracy(scored)["accuracy"]}
+    result["accuracy_image"] = accuracy([q for q in scored if CONTEXTS["IMG"](q.groups)])["accuracy"]
+    known = all("subject" in question.groups for question in scored)
+    for name, classes in (("subjects", SUBJECTS), ("contexts", CONTEXTS), ("grades", GRADES)) if known else ():
+        result[name] = {key: accuracy([q for q in scored if belongs(q.groups)]) for key, belongs in classes.items()}
+    result |= report
+    result["unread_answers"] = named([key for key, mark in marks.items() if mark.read is None])
+    result["split"] = SPLIT
+    result["parsing"] = "LLaVA: a letter, a letter with a full stop and more, or `The answer is X`; all else is wrong"
+    return result
+
+
+BENCHMARK = Benchmark("scienceqa", read, read_predictions, mark, score)

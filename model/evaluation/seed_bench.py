@@ -1,0 +1,211 @@
+"""SEED-Bench, its questions about images: single choice, nine dimensions. (Li et al., "SEED-Bench: Benchmarking
+Multimodal LLMs with Generative Comprehension", CVPR 2024)
+
+Official file: SEED-Bench.json, an object with `questions` (question_id, question, choice_a to choice_d, answer,
+data_id, data_type, question_type_id) and `question_type`, dimension → id. Questions about videos are no part of this
+benchmark; their ids begin with v. Predictions: the leaderboard's JSON lines, question_id and prediction.
+
+Published predictions have one id twice: both rows count, and the scores name it.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from model.evaluation.base import (
+    LETTERS,
+    Answer,
+    Benchmark,
+    EvaluationError,
+    Mark,
+    Predictions,
+    Question,
+    QuestionImage,
+    answered,
+    named,
+    percent,
+    unique,
+)
+from model.evaluation.json_file import read_object
+from model.evaluation.jsonl import Fields, check_fields, read_rows
+from model.evaluation.multiple_choice import match_option
+from pipelines.images import ImageRoot
+
+CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
+_VIDEO = "v"  # begins the id of a question about a video
+_TEXT = (str, int, float)  # of a choice
+_ROW: Fields = {"question_id": (int, str), "data_type": str, "question_type_id": int}
+_IMAGE_ROW: Fields = {"question": str, "answer": str, "data_id": str, **dict.fromkeys(CHOICES, _TEXT)}
+# Dimensions are called differently in the file and in the papers.
+_ALSO_CALLED = {
+    "instance_attribute": "instance_attributes",
+    "instance_localization": "instance_location",
+    "instances_counting": "instance_counting",
+    "text_recognition": "text_understanding",
+}
+
+
+def read(path: Path, images: Path | None) -> list[Question]:
+    """The questions about images; ids are question_id, and where one stands again, that and #2.
+
+    images: the folder of the image files, named by data_id; None where only scores are wanted. Dimensions are named as
+    the file's own question_type says: SEED-Bench's documents number instance attributes and location both ways round.
+    """
+    content = read_object(path, ("questions", "question_type"))
+    rows, types = content["questions"], content["question_type"]
+    if not isinstance(rows, list) or not isinstance(types, dict) or not all(type(n) is int for n in types.values()):
+        raise EvaluationError(f"{path}: `questions` must be a list and `question_type` an object, dimension → id")
+    dimensions = {number: dimension_key(name) for name, number in types.items()}
+    try:
+        root = None if images is None else ImageRoot(images)
+    except FileNotFoundError as error:
+        raise EvaluationError(str(error)) from None
+    times: Counter[str] = Counter()
+    questions = []
+    for number, row in enumerate(rows):
+        where = f"{path}: questions[{number}]"
+        if not isinstance(row, dict):
+            raise EvaluationError(f"{where}: must be an object, not {type(row).__name__}")
+        check_fields(where, row, _ROW)
+        if row["data_type"] not in ("image", "video"):
+            raise EvaluationError(f"{where}: data_type is {row['data_type']!r}, must be image or video")
+        if row["data_type"] == "image":
+            questions.append(_question(where, row, dimensions, times, root))
+    return unique(questions, path)
+
+
+def dimension_key(name: str) -> str:
+    """A dimension's name as the scores have it: "Spatial Relation" → "spatial_relation"."""
+    key = "_".join(re.findall(r"[a-z]+", name.lower()))
+    return _ALSO_CALLED.get(key, key)
+
+
+def _question(
+    where: str, row: Mapping[str, Any], dimensions: Mapping[int, str], times: Counter[str], root: ImageRoot | None
+) -> Question:
+    """times: how often each id stood before; counted on."""
+    check_fields(where, row, _IMAGE_ROW)
+    truth, question = row["answer"].strip(), row["question"].strip()
+    if truth not in tuple(LETTERS[: len(CHOICES)]):
+        raise EvaluationError(f"{where}: answer is {row['answer']!r}, must be one of A, B, C, D")
+    if row["question_type_id"] not in dimensions:
+        raise EvaluationError(f"{where}: question_type_id {row['question_type_id']} is not among `question_type`")
+    if not question:
+        raise EvaluationError(f"{where}: has no question")
+    shown = [] if root is None else [QuestionImage(row["data_id"], partial(root.read, row["data_id"]))]
+    return Question(
+        id=_numbered(str(row["question_id"]), times),
+        fields={"question": question},
+        truth=truth,
+        options=tuple(str(row[choice]).strip() for choice in CHOICES),
+        groups={"dimension": dimensions[row["question_type_id"]]},
+        images=tuple(shown),
+    )
+
+
+def _numbered(question_id: str, times: Counter[str]) -> str:
+    """The id, with #2 where it stands for the second time."""
+    times[question_id] += 1
+    return question_id if times[question_id] == 1 else f"{question_id}#{times[question_id]}"
+
+
+def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> Predictions:
+    """JSON lines with question_id and prediction.
+
+    questions: SEED-Bench.json. truth: the same, or JSON lines with question_id and answer: then options and dimensions
+    stay unknown. One of the two is needed.
+    """
+    if (truth is None) == (questions is None):
+        raise EvaluationError(
+            f"{path}: SEED-Bench answers need SEED-Bench.json (questions) or the right answers (truth)"
+        )
+    source = questions or truth
+    assert source is not None
+    official = {q.id: q for q in (read(source, None) if _is_official(source) else _read_truth(source))}
+    times: Counter[str] = Counter()
+    answers: dict[str, Answer] = {}
+    videos = 0
+    for where, row in read_rows(path, {"question_id": (int, str), "prediction": str}):
+        question_id = str(row["question_id"])
+        if question_id.startswith(_VIDEO):
+            videos += 1
+            continue
+        if question_id not in official:
+            raise EvaluationError(f"{where}: question_id {question_id} is not in {source}: of another version?")
+        first = answers.get(question_id)
+        key = _numbered(question_id, times)
+        if key not in official:  # answered more often than asked
+            assert first is not None
+            if first.text != row["prediction"]:
+                raise EvaluationError(
+                    f"{where}: question_id {question_id} is answered {row['prediction']!r}, but {first.text!r} before"
+                )
+            asked = official[question_id]
+            official[key] = Question(key, asked.fields, asked.truth, asked.options, asked.groups)
+        answers[key] = Answer(row["prediction"])
+    if not answers:
+        raise EvaluationError(f"{path}: answers none of the questions about images")
+    settings = {"left_out": {"video_questions": videos}} if videos else {}
+    return Predictions(list(official.values()), answers, settings)
+
+
+def _is_official(path: Path) -> bool:
+    """Whether a file is one JSON object with questions, by its beginning: the official one is large."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            return bool(re.match(r'\s*\{\s*"(questions|question_type)"', file.read(1000)))
+    except (FileNotFoundError, IsADirectoryError):
+        raise EvaluationError(f"{path}: there is no such file") from None
+    except UnicodeDecodeError as error:
+        raise EvaluationError(f"{path}: not UTF-8 text: {error}") from None
+
+
+def _read_truth(path: Path) -> list[Question]:
+    questions = []
+    for where, row in read_rows(path, {"question_id": (int, str), "answer": str}):
+        if row["answer"] not in tuple(LETTERS[: len(CHOICES)]):
+            raise EvaluationError(f"{where}: answer is {row['answer']!r}, must be one of A, B, C, D")
+        if not str(row["question_id"]).startswith(_VIDEO):
+            questions.append(Question(str(row["question_id"]), {}, row["answer"]))
+    return unique(questions, path)
+
+
+def mark(predictions: Predictions) -> dict[str, Mark]:
+    """Read as an option's letter."""
+    scored, _ = answered(predictions)
+    marks = {}
+    for question, text in scored:
+        letter = match_option(text, question.options or ("",) * len(CHOICES))  # without options, letters alone
+        marks[question.id] = Mark(letter, float(letter == question.truth))
+    return marks
+
+
+def score(predictions: Predictions) -> dict[str, Any]:
+    """Accuracy in percent over the questions about images, and by dimension where the questions tell it. An answer that
+    the rule matches to no option is wrong, counted and named."""
+    _, report = answered(predictions)
+    marks = mark(predictions)
+    right: dict[str, list[bool]] = {}
+    for question in predictions.questions:
+        if question.id in marks and "dimension" in question.groups:
+            right.setdefault(question.groups["dimension"], []).append(marks[question.id].credit == 1)
+    credits = [mark.credit == 1 for mark in marks.values()]
+    return {
+        "accuracy": percent(sum(credits), len(credits)),
+        "dimensions": {
+            name: {"accuracy": percent(sum(values), len(values)), "num_scored": len(values)}
+            for name, values in sorted(right.items())
+        },
+        **report,
+        **predictions.settings.get("left_out", {}),
+        "duplicate_ids": named([question.id for question in predictions.questions if "#" in question.id]),
+        "unmatched_answers": named([key for key, mark in marks.items() if mark.read is None]),
+        "version": "SEED-Bench 1, questions about images",
+        "parsing": "by rule: option letter, or option text where the options are known; what matches none is wrong",
+    }
+
+
+BENCHMARK = Benchmark("seed_bench", read, read_predictions, mark, score)

@@ -1,0 +1,101 @@
+"""MME's official release (a folder for each task, beside each image a .txt of two questions), on held-out scenes.
+
+Pictures come in pairs that are asked the same two questions: what is yes for the one is no for the other. So every
+wording has as many yes as no, and an image's two questions say nothing of each other that the picture does not.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from pipelines.sample.facts import relations
+from pipelines.sample.scenes import SHAPES, Picture
+from pipelines.sample.writing import Account, coco_2017, write_image
+
+_FOLDER = Path("MME")
+_PAIRS = 10  # of pictures, for each task: forty questions
+_ENDING = " Please answer yes or no."
+
+# What of two pictures is true of the first only, and of the second only; None where there is no such pair of questions.
+Differ = Callable[[Picture, Picture, random.Random], tuple[str, str] | None]
+
+
+def write_mme(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
+    """existence: any thing; count: of the things; color: of things of one shape; position: left or right, asked of a
+    scene and of its mirror image."""
+    tasks: dict[str, Differ] = {"existence": _existence, "count": _count, "position": _position, "color": _color}
+    account = Account()
+    for task, differ in tasks.items():
+        folder = directory / _FOLDER / task
+        rows = 0
+        for picture, questions in _asked(pictures, differ, rng):
+            image = folder / coco_2017(picture.id)
+            write_image(image, picture.jpeg)
+            lines = [
+                f"{question}{_ENDING}\t{answer}\n" for question, answer in zip(questions, ("Yes", "No"), strict=True)
+            ]
+            image.with_suffix(".txt").write_text("".join(lines))
+            rows += len(lines)
+        if rows:
+            account.rows[str(_FOLDER / task)] = rows
+    return account
+
+
+def _asked(
+    pictures: Sequence[Picture], differ: Differ, rng: random.Random
+) -> Iterator[tuple[Picture, tuple[str, str]]]:
+    """Each picture at most once, with the question whose answer is yes, and the one whose answer is no."""
+    waiting = rng.sample(list(pictures), len(pictures))
+    pairs = 0
+    while waiting and pairs < _PAIRS:
+        one = waiting.pop()
+        for other in waiting:
+            questions = differ(one, other, rng)
+            if questions is not None:
+                yield one, questions
+                yield other, (questions[1], questions[0])
+                waiting.remove(other)
+                pairs += 1
+                break
+
+
+def _existence(one: Picture, other: Picture, rng: random.Random) -> tuple[str, str] | None:
+    return _kinds(sorted(one.scene.kinds - other.scene.kinds), sorted(other.scene.kinds - one.scene.kinds), rng)
+
+
+def _kinds(first: list[str], second: list[str], rng: random.Random) -> tuple[str, str] | None:
+    if not first or not second:
+        return None
+    return f"Is there a {rng.choice(first)} in the image?", f"Is there a {rng.choice(second)} in the image?"
+
+
+def _color(one: Picture, other: Picture, rng: random.Random) -> tuple[str, str] | None:
+    for shape in rng.sample(SHAPES, len(SHAPES)):
+        first, second = (
+            sorted(kind for kind in here.scene.kinds - there.scene.kinds if kind.endswith(shape))
+            for here, there in ((one, other), (other, one))
+        )
+        if first and second:
+            return _kinds(first, second, rng)
+    return None
+
+
+def _count(one: Picture, other: Picture, rng: random.Random) -> tuple[str, str] | None:
+    first, second = len(one.scene.things), len(other.scene.things)
+    return None if first == second else (_total(first), _total(second))
+
+
+def _total(number: int) -> str:
+    """In words that training has, though it asks no number in this way."""
+    return f"Is there a picture of {number} {'shape' if number == 1 else 'shapes'} in the image?"
+
+
+def _position(one: Picture, other: Picture, rng: random.Random) -> tuple[str, str] | None:
+    if other.scene != one.scene.mirrored():
+        return None
+    for question in relations(one.scene, rng):
+        opposite = question.text.replace(" left of ", " right of ")
+        if opposite == question.text:
+            opposite = question.text.replace(" right of ", " left of ")
+        return (question.text, opposite) if question.answer == "yes" else (opposite, question.text)
+    return None
