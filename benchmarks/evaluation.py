@@ -1,0 +1,120 @@
+"""Answers a second of the evaluation loop beside a plain one: `python benchmarks/evaluation.py MODEL [--device cuda]`.
+
+MODEL: a model directory (a trained one, e.g. runs/sample/latest/model). POPE's questions about held-out scenes are
+asked three ways: by the evaluation loop in batches; by it one at a time; and by what a reader of transformers' manual
+would write: open the picture, processor, `generate`, decode, question after question. Model and pictures are loaded
+before. All three must give the same answers. Rounds alternate; the ratios are medians. `--wide` widens the language
+model with random weights, so that the model's own work is most of the cost; its answers are noise, their length is
+fixed, and they are compared all the same.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import markdown
+from transformers import LlamaConfig
+
+from model import HoneybeeConfig, HoneybeeForConditionalGeneration
+from model.evaluation import pope
+from model.evaluation.ask import Asked, ask
+from model.evaluation.base import Prompt, Question, load_prompt
+from model.evaluation.generator import Generator
+from model.evaluation.images import ImageCache
+from model.evaluation.predictions import load
+from pipelines.images import decode
+from pipelines.sample import write_sample
+
+WIDE = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "num_attention_heads": 16}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--wide", action="store_true")
+    parser.add_argument("--questions", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        write_sample(Path(folder) / "corpus", scenes=1, held_out=100, seed=0)
+        corpus = Path(folder) / "corpus/POPE"
+        questions = pope.read(corpus, corpus / "images")[: options.questions]
+        generator = Generator(options.model, options.device)
+        if options.wide:
+            generator.model = widened(generator)
+        prompt = load_prompt("pope")
+        ways: dict[str, Callable[[Path], dict[str, str | None]]] = {
+            f"the loop, batches of {options.batch_size}": lambda path: loop(
+                generator, questions, prompt, options.batch_size, path
+            ),
+            "the loop, one at a time": lambda path: loop(generator, questions, prompt, 1, path),
+            "plain `generate`, one at a time": lambda path: plain(generator, questions, prompt),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for round in range(options.rounds + 1):
+            answers: list[dict[str, str | None]] = []
+            for name, way in ways.items():
+                start = time.perf_counter()
+                answers.append(way(Path(folder) / f"{round}-{len(answers)}.jsonl"))
+                if round:  # the first warms up
+                    seconds[name].append(time.perf_counter() - start)
+            same = sum(all(other[key] == text for other in answers[1:]) for key, text in answers[0].items())
+    first = next(iter(seconds))
+    what = "random weights, wide" if options.wide else str(options.model)
+    print(f"{options.device}, torch {torch.__version__}, {what}, {len(questions)} questions, {same} answered alike\n")
+    rows = []
+    for name, took in seconds.items():
+        ratio = statistics.median(b / a for a, b in zip(seconds[first], took, strict=True))
+        speed = len(questions) / statistics.median(took)
+        rows.append({"way": name, "answers/s": f"{speed:.1f}", "first ÷ this": "" if name == first else f"{ratio:.2f}"})
+    print(markdown(rows))
+
+
+def loop(
+    generator: Generator, questions: list[Question], prompt: Prompt, batch_size: int, path: Path
+) -> dict[str, str | None]:
+    images = ImageCache(lambda image: generator.processor.preprocess([image])[0])
+    images.inspect(questions)
+    ask(Asked(generator, images, questions, prompt), batch_size, path, {"benchmark": "pope"})
+    return {key: answer.text for key, answer in load(pope.BENCHMARK, path).answers.items()}
+
+
+@torch.inference_mode()
+def plain(generator: Generator, questions: list[Question], prompt: Prompt) -> dict[str, str | None]:
+    processor, model = generator.processor, generator.model
+    answers: dict[str, str | None] = {}
+    for question in questions:
+        content = [{"type": "image"}, {"type": "text", "text": prompt.render(question)}]
+        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        inputs = processor(text=text, images=decode(question.images[0].read()), return_tensors="pt").to(model.device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+        output = model.generate(**inputs, max_new_tokens=prompt.max_new_tokens, do_sample=False)
+        new = output[0, inputs["input_ids"].shape[1] :]
+        answers[question.id] = processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+    return answers
+
+
+def widened(generator: Generator) -> HoneybeeForConditionalGeneration:
+    torch.manual_seed(0)
+    old = generator.model.config
+    text = LlamaConfig(**{**old.text_config.to_diff_dict(), **WIDE, "head_dim": 64, "num_key_value_heads": 16})
+    config = HoneybeeConfig(
+        vision_config=old.vision_config,
+        text_config=text,
+        projector=old.projector,
+        vision_layer=old.vision_layer,
+        image_token_id=old.image_token_id,
+    )
+    model: Any = HoneybeeForConditionalGeneration(config)
+    return model.to(generator.device, generator.model.dtype).eval()
+
+
+if __name__ == "__main__":
+    main()
