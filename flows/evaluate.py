@@ -13,7 +13,7 @@ from flows.workspace import Workspace, open_workspace
 from pipelines.store import FileDigests, fingerprint
 from pipelines.templates import ROOT as TEMPLATES
 
-TEXTS = (".json", ".jsonl", ".tsv")  # of the benchmarks' official files
+TEXTS = (".json", ".jsonl", ".tsv", ".parquet")  # of the benchmarks' official files
 EVALUATION_VERSION = 1  # raise it when the code behind it changes an answer or a score
 
 

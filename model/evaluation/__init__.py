@@ -1,9 +1,19 @@
 """Evaluation: one file per benchmark reads its official files and scores answers; ask.py asks a model."""
 
-from model.evaluation import mmbench, pope
+from model.evaluation import llava_bench, mm_vet, mmbench, mmmu, owleval, pope
 from model.evaluation.base import Benchmark, EvaluationError
 
-BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (pope.BENCHMARK, mmbench.BENCHMARK)}
+BENCHMARKS: dict[str, Benchmark] = {
+    module.BENCHMARK.name: module.BENCHMARK
+    for module in (
+        pope,
+        mmbench,
+        llava_bench,
+        mm_vet,
+        mmmu,
+        owleval,
+    )
+}
 
 
 def get(name: str) -> Benchmark:

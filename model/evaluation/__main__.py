@@ -1,10 +1,12 @@
 """The evaluation job: `python -m model.evaluation JOB.json`.
 
 JOB = {"model": directory, "benchmarks": {name: {"path", "images"}}, "batch_size", "shuffled_control", "seed",
-"output": directory} and, optional, "device" and "precision". Writes `output/<benchmark>[.shuffled].predictions.jsonl`
+"output": directory} and, optional, "device", "precision" and "judge" (see judge.py; its key stays in the environment),
+whose replies are kept in `output/judge`, or in "judge_cache". Writes `output/<benchmark>[.shuffled].predictions.jsonl`
 and, when all is answered, `output/scores.json`. Run again after a kill, it goes on where it stopped.
 """
 
+import dataclasses
 import json
 import logging
 import os
@@ -21,6 +23,7 @@ from model.evaluation.base import EvaluationError, Place, Question, load_prompt
 from model.evaluation.control import shuffle_images
 from model.evaluation.generator import Generator
 from model.evaluation.images import ImageCache
+from model.evaluation.judge import EndpointJudge, JudgeSettings
 from model.evaluation.predictions import load
 from pipelines.store import write_atomic
 from pipelines.templates import TemplateError
@@ -38,6 +41,8 @@ class Job(BaseModel):
     output: Path
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    judge: JudgeSettings | None = None
+    judge_cache: Path | None = None
 
 
 def evaluate(job: Job) -> dict[str, Any]:
@@ -50,6 +55,7 @@ def evaluate(job: Job) -> dict[str, Any]:
     for name, place in job.benchmarks.items():
         benchmark = evaluation.get(name)
         work.append((benchmark, load_prompt(name), benchmark.read(place.path, place.root)))
+    judge = None if job.judge is None else EndpointJudge(job.judge, job.judge_cache or job.output / "judge")
     generator = Generator(job.model, job.device, job.precision)
     job.output.mkdir(parents=True, exist_ok=True)
     scores: dict[str, Any] = {}
@@ -67,9 +73,12 @@ def evaluate(job: Job) -> dict[str, Any]:
             header = {"benchmark": benchmark.name, "control": control}
             ask(generator, images, asked, prompt, job.batch_size, path, header)
             predictions = load(benchmark, path)
+            if judge is not None and benchmark.judge is not None and control is None:  # no money for the control
+                predictions = dataclasses.replace(predictions, judging=benchmark.judge(predictions, judge))
             result[benchmark.name] = benchmark.score(predictions)
             settings[benchmark.name] = predictions.settings
-            log.info("%s: accuracy %s %%", path.name, result[benchmark.name].get("accuracy"))
+            numbers = {key: value for key, value in result[benchmark.name].items() if isinstance(value, float)}
+            log.info("%s: %s", path.name, "  ".join(f"{key} {value:.1f}" for key, value in numbers.items()))
     whole = scores | ({"shuffled": shuffled} if job.shuffled_control else {}) | {"settings": settings}
     write_atomic(job.output / "scores.json", json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return whole

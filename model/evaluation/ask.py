@@ -43,6 +43,7 @@ def ask(
     settings = {
         **generator.settings,
         "prompt": prompt.text,
+        **({} if prompt.without_options is None else {"prompt_without_options": prompt.without_options}),
         "max_new_tokens": prompt.max_new_tokens,
         "batch_size": batch_size,
     }
