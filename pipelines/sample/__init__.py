@@ -14,8 +14,12 @@ from pipelines.sample.aokvqa import write_aokvqa
 from pipelines.sample.captions import write_blip, write_coyo
 from pipelines.sample.gqa import write_gqa
 from pipelines.sample.llava import write_llava
+from pipelines.sample.llava_bench import write_llava_bench
+from pipelines.sample.mm_vet import write_mm_vet
 from pipelines.sample.mmbench import write_mmbench
+from pipelines.sample.mmmu import write_mmmu
 from pipelines.sample.ocrvqa import write_ocrvqa
+from pipelines.sample.owleval import write_owleval
 from pipelines.sample.pope import write_pope
 from pipelines.sample.refcoco import write_refcoco
 from pipelines.sample.scenes import Picture, Scene, distinct_scenes, render
@@ -42,11 +46,18 @@ TRAINING: dict[str, Layout] = {
     "visual_genome": write_visual_genome,
     "sharegpt": write_sharegpt,
 }
-HELD_OUT: dict[str, Layout] = {"pope": write_pope, "mmbench": write_mmbench}
-VERSION = 4  # raise it when the bytes of the same parameters change
+HELD_OUT: dict[str, Layout] = {
+    "pope": write_pope,
+    "mmbench": write_mmbench,
+    "llava_bench": write_llava_bench,
+    "mm_vet": write_mm_vet,
+    "mmmu": write_mmmu,
+    "owleval": write_owleval,
+}
+VERSION = 5  # raise it when the bytes of the same parameters change
 _FOLDERS = (
-    "A-OKVQA", "BLIP", "COYO", "GQA", "MMBench", "OCR-VQA", "POPE", "ScienceQA", "VQAv2", "VSR", "Vicuna",
-    "VisualGenome", "coco", "llava_instruct", "refcoco",
+    "A-OKVQA", "BLIP", "COYO", "GQA", "LLaVA-Bench", "MM-Vet", "MMBench", "MMMU", "OCR-VQA", "OwlEval", "POPE",
+    "ScienceQA", "VQAv2", "VSR", "Vicuna", "VisualGenome", "coco", "llava_instruct", "refcoco",
 )  # fmt: skip
 _UNFINISHED = ".sample-unfinished"  # says that what lies in a directory without manifest is ours
 

@@ -17,6 +17,7 @@ from pipelines.sample.writing import Account
 
 _FILE = Path("MMBench") / "mmbench_dev.tsv"
 _LETTERS = "ABCD"
+Group = list[tuple[Picture, Question]]
 _CIRCULAR_STEP = 1_000_000  # the official distance between the `index` of a question and of its rotations
 _COLUMNS = ["index", "question", "hint", *_LETTERS, "answer", "category", "l2-category", "image", "split"]
 _SINGLE, _CROSS = "finegrained_perception (instance-level)", "finegrained_perception (cross-instance)"
@@ -32,7 +33,7 @@ _CATEGORIES = {  # family → MMBench's ability and the group it belongs to
 
 def write_mmbench(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
     """About as many questions as pictures, each asked four times with the options rotated."""
-    groups = {family: _groups(family, pictures, rng) for family in FOUR_WAY}
+    groups = {family: groups_of_four(family, pictures, rng) for family in FOUR_WAY}
     rows: list[dict[str, str | int]] = []
     index = 0
     while groups and index < len(pictures):
@@ -55,7 +56,7 @@ def write_mmbench(directory: Path, pictures: Sequence[Picture], rng: random.Rand
     return Account(rows={str(_FILE): len(rows)})
 
 
-def _groups(family: str, pictures: Sequence[Picture], rng: random.Random) -> Iterator[list[tuple[Picture, Question]]]:
+def groups_of_four(family: str, pictures: Sequence[Picture], rng: random.Random) -> Iterator[Group]:
     """Four pictures with one question and four different answers, as long as there are any."""
     waiting: dict[str, dict[str, deque[tuple[Picture, Question]]]] = defaultdict(lambda: defaultdict(deque))
     for picture in rng.sample(list(pictures), len(pictures)):

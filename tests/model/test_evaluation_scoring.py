@@ -219,7 +219,7 @@ def test_our_predictions_score_alone(tmp_path):
         load(evaluation.get("mmbench"), path)
     with pytest.raises(EvaluationError, match="no such predictions"):
         load(evaluation.get("pope"), tmp_path / "no.jsonl")
-    with pytest.raises(EvaluationError, match="no benchmark 'mme2'; known: .*mmbench.*, pope"):
+    with pytest.raises(EvaluationError, match=r"no benchmark 'mme2'; known: .*mmbench.*, pope"):
         evaluation.get("mme2")
 
 
