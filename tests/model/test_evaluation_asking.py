@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from judge_server import KEY, serving
 
 from model import HoneybeeForConditionalGeneration, HoneybeeProcessor
 from model.evaluation import mmbench, pope
 from model.evaluation.__main__ import Job, evaluate, main
 from model.evaluation.ask import ask
-from model.evaluation.base import EvaluationError, Prompt, Question, QuestionImage
+from model.evaluation.base import EvaluationError, Prompt, Question, QuestionImage, load_prompt
 from model.evaluation.control import shuffle_images
 from model.evaluation.generator import Generator
 from model.evaluation.images import ImageCache
@@ -255,6 +256,22 @@ def test_a_control_that_cannot_be_is_an_error():
         shuffle_images([*half, _with_image(5, "a")], {name: name for name in "abc"}, 0)
 
 
+def test_the_control_gives_as_many_images_as_a_question_had(caplog):
+    asked = [_with_image(i, name) for i, name in enumerate("abcabc")]
+    pairs = [
+        dataclasses.replace(_with_image(10 + i, "a"), images=_images(names)) for i, names in enumerate(("ab", "ba"))
+    ]
+    lone = dataclasses.replace(_with_image(20, "a"), images=_images("abc"))
+    mixed = shuffle_images([*asked, *pairs, lone], {name: name for name in "abc"}, 0)
+    assert [len(q.images) for q in mixed] == [1] * 6 + [2, 2, 3]
+    assert [q.images for q in mixed[6:8]] == [_images("ba"), _images("ab")]
+    assert mixed[8] == lone and "1 questions with 3 images keep theirs" in caplog.text
+
+
+def _images(names: str) -> tuple[QuestionImage, ...]:
+    return tuple(_with_image(0, name).images[0] for name in names)
+
+
 def test_pixels_come_back_after_they_were_dropped(generator, questions, monkeypatch):
     monkeypatch.setattr("model.evaluation.images.CACHE_BYTES", 3 * 32 * 32 * 4 * 2)
     cache = _inspected(generator, questions)
@@ -304,6 +321,38 @@ def test_the_job_asks_scores_and_controls(model, corpus, tmp_path):
     }
     evaluate(Job.model_validate(_job(model, corpus, tmp_path / "out")))
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_the_job_has_its_answers_judged(model, corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("HONEYBEE_JUDGE_KEY", KEY)
+    places = {
+        "llava_bench": "LLaVA-Bench/images",
+        "mm_vet": "MM-Vet/images",
+        "mmmu": "MMMU",
+        "owleval": "OwlEval/cases",
+    }
+    benchmarks = {}
+    for name, place in places.items():
+        benchmarks[name] = {"path": str(corpus / place.partition("/")[0]), "images": str(corpus / place)}
+    job = _job(model, corpus, tmp_path / "out") | {"benchmarks": benchmarks}
+
+    def short(name: str) -> Prompt:
+        return dataclasses.replace(load_prompt(name), max_new_tokens=4)
+
+    monkeypatch.setattr("model.evaluation.__main__.load_prompt", short)
+    plain = evaluate(Job.model_validate(job))
+    assert "score" not in plain["mm_vet"] and plain["llava_bench"]["judge"].startswith("none")
+    assert plain["mmmu"]["accuracy"] is not None and plain["owleval"]["num_answered"] > 10
+    with serving(lambda body: "8 4" if "Assistant 1" in str(body) else "0.5") as server:
+        judge = {"url": server.url, "model": "judge"}
+        scores = evaluate(Job.model_validate(job | {"judge": judge}))
+        asked = len(server.requests)
+        assert evaluate(Job.model_validate(job | {"judge": judge})) == scores
+        assert len(server.requests) == asked, "replies are kept beside the answers"
+    assert (scores["mm_vet"]["score"], scores["llava_bench"]["score"]) == (50, 50)
+    assert scores["mm_vet"]["judge"] | judge == scores["mm_vet"]["judge"]
+    assert "score" not in scores["shuffled"]["mm_vet"]
+    assert not any(KEY in path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize(
