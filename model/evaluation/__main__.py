@@ -6,7 +6,6 @@ whose replies are kept in `output/judge`, or in "judge_cache". Writes `output/<b
 and, when all is answered, `output/scores.json`. Run again after a kill, it goes on where it stopped.
 """
 
-import dataclasses
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ from model.evaluation.control import shuffle_images
 from model.evaluation.generator import Generator
 from model.evaluation.images import ImageCache
 from model.evaluation.judge import EndpointJudge, JudgeSettings
+from model.evaluation.judging import judged
 from model.evaluation.predictions import load
 from pipelines.store import write_atomic
 from pipelines.templates import TemplateError
@@ -72,13 +72,13 @@ def evaluate(job: Job) -> dict[str, Any]:
             path = job.output / f"{benchmark.name}{suffix}.predictions.jsonl"
             header = {"benchmark": benchmark.name, "control": control}
             ask(generator, images, asked, prompt, job.batch_size, path, header)
-            predictions = load(benchmark, path)
-            if judge is not None and benchmark.judge is not None and control is None:  # no money for the control
-                predictions = dataclasses.replace(predictions, judging=benchmark.judge(predictions, judge))
+            # The control is not judged: it would cost as much again.
+            predictions = judged(benchmark, load(benchmark, path), judge if control is None else None)
             result[benchmark.name] = benchmark.score(predictions)
             settings[benchmark.name] = predictions.settings
             numbers = {key: value for key, value in result[benchmark.name].items() if isinstance(value, float)}
-            log.info("%s: %s", path.name, "  ".join(f"{key} {value:.1f}" for key, value in numbers.items()))
+            shown = "  ".join(f"{key} {value:.1f}" for key, value in numbers.items())
+            log.info("%s: %s", path.name, shown or "no score without a judge")
     whole = scores | ({"shuffled": shuffled} if job.shuffled_control else {}) | {"settings": settings}
     write_atomic(job.output / "scores.json", json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return whole
@@ -88,6 +88,7 @@ def main(arguments: list[str]) -> None:
     if len(arguments) != 1:
         raise SystemExit("usage: python -m model.evaluation JOB.json")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every request; the judge tells how far it is
     transformers.utils.logging.disable_progress_bar()
     try:
         evaluate(Job.model_validate_json(Path(arguments[0]).read_bytes()))

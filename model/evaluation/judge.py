@@ -66,7 +66,7 @@ class EndpointJudge:
 
     def __init__(self, settings: JudgeSettings, cache: Path):
         self.settings, self.cache = settings, cache
-        key = os.environ.get(settings.key_variable) or None
+        key = os.environ.get(settings.key_variable, "").strip() or None
         if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
             raise JudgeError(f"the key in ${settings.key_variable} holds blanks or characters that no key has")
         if key is None:
@@ -76,7 +76,8 @@ class EndpointJudge:
 
     @property
     def by(self) -> dict[str, Any]:
-        return {"model": self.settings.model, "url": self.settings.url, "temperature": 0}
+        length = {} if self.settings.max_tokens is None else {"max_tokens": self.settings.max_tokens}
+        return {"model": self.settings.model, "url": self.settings.url, "temperature": 0, **length}
 
     def ask(self, conversations: Mapping[str, Messages], max_tokens: int) -> dict[str, Answer]:
         """See base.Judge; equal conversations are asked once. Raises JudgeError where no request can succeed."""
@@ -197,23 +198,25 @@ class _Budget:
 
 
 class _Watch:
-    """Sees over all requests of one call whether the endpoint is down. `stopped`: the call ends, so nobody waits."""
+    """Sees over all requests of one call whether the endpoint is down: faults that pass, one after another, or any
+    before the first reply. `stopped`: the call ends, so nobody waits."""
 
     def __init__(self) -> None:
         self.stopped = Event()
         self.down: str | None = None
         self._in_a_row = 0
+        self._replied = False
         self._lock = Lock()
 
     def failed(self, error: Failed) -> None:
         with self._lock:
-            self._in_a_row += error.passing
+            self._in_a_row += error.passing or not self._replied
             if self._in_a_row >= FAILED_IN_A_ROW:
                 self.down = str(error)
 
     def succeeded(self) -> None:
         with self._lock:
-            self._in_a_row = 0
+            self._in_a_row, self._replied = 0, True
 
 
 def _digest(request: Mapping[str, Any]) -> str:

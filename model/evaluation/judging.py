@@ -3,16 +3,18 @@
 A reply without a verdict is asked about once more; what then has none is named in the scores, never taken for a zero.
 """
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from model.evaluation.base import NAMED, Judge, Judging, Messages, Predictions, answered, load_texts, named
+from model.evaluation.base import NAMED, Benchmark, Judge, Judging, Messages, Predictions, answered, load_texts, named
 from pipelines.store import fingerprint
 from pipelines.templates import ROOT, TemplateError
 
 NO_JUDGE = "none: no judge was configured, so what needs one is left out"
 _SHOWN = 80  # characters of a reply
+_THOUGHTS = re.compile(r"\s*<think>.*?</think>", re.DOTALL)  # what some endpoints leave before the reply of a reasoner
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,14 @@ def load_judge_prompt(benchmark: str) -> JudgePrompt:
     return JudgePrompt(**load_texts(path, ("system", "user", "again"), "max_tokens"))
 
 
+def judged(benchmark: Benchmark, predictions: Predictions, judge: Judge | None) -> Predictions:
+    """The predictions with a judge's verdicts; as they are where there is no judge, the benchmark needs none, or the
+    file had verdicts already. Raises what the judge raises."""
+    if judge is None or benchmark.judge is None or predictions.judging is not None:
+        return predictions
+    return replace(predictions, judging=benchmark.judge(predictions, judge))
+
+
 def judge_each(
     judge: Judge, benchmark: str, asked: Mapping[str, Mapping[str, str]], read: Callable[[str, str], Any]
 ) -> Judging:
@@ -52,8 +62,12 @@ def judge_each(
     prompt = load_judge_prompt(benchmark)
     conversations = {key: prompt.render(fields) for key, fields in asked.items()}
     replies = judge.ask(conversations, prompt.max_tokens)
-    verdicts = {key: read(key, reply.text) for key, reply in replies.items() if reply.text is not None}
-    unread = [key for key, verdict in verdicts.items() if verdict is None]
+
+    def verdict(key: str, reply: str) -> Any:
+        return read(key, _THOUGHTS.sub("", reply, count=1) if _THOUGHTS.match(reply) else reply)
+
+    verdicts = {key: verdict(key, reply.text) for key, reply in replies.items() if reply.text is not None}
+    unread = [key for key, value in verdicts.items() if value is None]
     longer = {
         key: [
             *conversations[key],
@@ -64,9 +78,9 @@ def judge_each(
     }
     if longer:
         seconds = judge.ask(longer, prompt.max_tokens)
-        verdicts |= {key: read(key, reply.text) for key, reply in seconds.items() if reply.text is not None}
+        verdicts |= {key: verdict(key, reply.text) for key, reply in seconds.items() if reply.text is not None}
         replies |= {key: reply for key, reply in seconds.items() if reply.text is not None}
-    given = {key: verdict for key, verdict in verdicts.items() if verdict is not None}
+    given = {key: value for key, value in verdicts.items() if value is not None}
     unjudged = {key: _reason(replies[key].text, replies[key].error) for key in asked if key not in given}
     by = {**judge.by, "prompt": f"judge/{benchmark}.yaml", "prompt_fingerprint": fingerprint(vars(prompt))}
     return Judging(by, given, unjudged)

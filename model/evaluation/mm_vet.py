@@ -70,15 +70,18 @@ def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> 
     official = None if truth is None else read(truth, None)
     if any(isinstance(row, dict) for row in rows.values()):
         asked = official or [Question(key, {}, None) for key in rows]
-        answers = {} if questions is None else _answers(questions, read_object(questions))
+        answers = {} if questions is None else _answers(questions, read_object(questions), asked)
         return Predictions(asked, answers, judging=_grades(path, rows, asked))
     if official is None:
         raise EvaluationError(f"{path}: MM-Vet answers need mm-vet.json (truth)")
-    return Predictions(official, _answers(path, rows))
+    return Predictions(official, _answers(path, rows, official))
 
 
-def _answers(path: Path, rows: Mapping[str, Any]) -> dict[str, Answer]:
+def _answers(path: Path, rows: Mapping[str, Any], asked: Sequence[Question]) -> dict[str, Answer]:
+    known = {question.id for question in asked}
     for key, text in rows.items():
+        if key not in known:
+            raise EvaluationError(f"{path}: {key} is none of the questions: of another version of the benchmark?")
         if not isinstance(text, str):
             raise EvaluationError(f"{path}: {key}: the answer is {text!r}, must be a text")
     return {key: Answer(text) for key, text in rows.items()}
@@ -96,13 +99,17 @@ def _grades(path: Path, rows: Mapping[str, Any], asked: Sequence[Question]) -> J
         if not isinstance(scores, list) or not scores or not all(_is_grade(score) for score in scores):
             raise EvaluationError(f"{where}: score is {scores!r}, must be a list of numbers from 0 to 1, one per run")
         verdicts[key] = [float(score) for score in scores]
-        models |= {each for each in row.get("model") or () if isinstance(each, str)}
+        models |= {each for each in _list(row.get("model")) if isinstance(each, str)}
     runs = max(map(len, verdicts.values()))
     if short := [key for key, scores in verdicts.items() if len(scores) < runs]:
         raise EvaluationError(f"{path}: {len(short)} answers have fewer than {runs} grades ({', '.join(short[:5])}): "
                               "the grading was not finished")  # fmt: skip
     by = {"model": ", ".join(sorted(models)) or "unknown", "from": path.name}
     return Judging(by, verdicts, {key: "not graded in the file" for key in known - set(verdicts)})
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _is_grade(value: Any) -> bool:

@@ -76,8 +76,11 @@ def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> 
     if questions is not None and not answers:
         answers = dict(read_predictions(questions, None, None).answers)
     asked = [Question(key, {}, None) for key in {**answers, **ratings}] if truth is None else read(truth, None)
-    if foreign := sorted(set(ratings) - {question.id for question in asked}):
-        raise EvaluationError(f"{path}: ratings of no question ({', '.join(foreign[:5])}): of another version?")
+    known = {question.id for question in asked}
+    if foreign := sorted({*answers, *ratings} - known):
+        raise EvaluationError(
+            f"{path}: question_id {', '.join(foreign[:5])} is none of the questions: of another version?"
+        )
     if not ratings:
         return Predictions(unique(asked, path), answers)
     unrated = {question.id: "no rating in the file" for question in asked if question.id not in ratings}

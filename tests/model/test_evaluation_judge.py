@@ -172,6 +172,13 @@ def test_an_endpoint_that_is_down_is_not_asked_for_ever(tmp_path):
     assert reasons[-1].startswith("not asked: 5 requests failed one after another, the last: no connection")
 
 
+def test_an_endpoint_that_refuses_everything_is_not_asked_for_ever(tmp_path):
+    with serving(lambda body: (400, b"unknown parameter max_tokens")) as server:
+        replies = judge_of(server, tmp_path, concurrency=1).ask(asked(50), 8)
+        assert len(server.requests) == 5
+        assert replies["q49"].error.endswith("the last: HTTP 400 unknown parameter max_tokens")
+
+
 def test_a_damaged_kept_reply_is_asked_again(tmp_path, caplog):
     with serving(echo) as server:
         judge_of(server, tmp_path).ask(asked(3), 8)

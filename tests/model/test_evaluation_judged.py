@@ -9,7 +9,7 @@ import pytest
 from judge_server import KEY, JudgeServer, serving
 
 from model import evaluation
-from model.evaluation import llava_bench, mm_vet, mmbench
+from model.evaluation import judging, llava_bench, mm_vet, mmbench
 from model.evaluation.base import Answer, Benchmark, EvaluationError, Judging, Predictions, Question
 from model.evaluation.judge import EndpointJudge, JudgeSettings
 from model.evaluation.judging import load_judge_prompt
@@ -31,10 +31,9 @@ def quick(monkeypatch):
     monkeypatch.setenv("HONEYBEE_JUDGE_KEY", KEY)
 
 
-def judged(benchmark: Benchmark, predictions: Predictions, server: JudgeServer, cache: Path, **settings: Any) -> Any:
+def ask_judge(benchmark: Benchmark, predictions: Predictions, server: JudgeServer, cache: Path, **settings: Any) -> Any:
     judge = EndpointJudge(JudgeSettings(url=server.url, model="gpt-test", **settings), cache)
-    assert benchmark.judge is not None
-    return dataclasses.replace(predictions, judging=benchmark.judge(predictions, judge))
+    return judging.judged(benchmark, predictions, judge)
 
 
 def last(body: dict[str, Any]) -> str:
@@ -87,7 +86,7 @@ def test_published_answers_are_judged(realdata, tmp_path):
     answers = load(llava_bench.BENCHMARK, folder / "answers_llava-v1.5-7b.jsonl", folder)
     assert llava_bench.score(answers)["judge"].startswith("none")
     with serving(lambda body: "8 6\nThe first is better.") as server:
-        scores = llava_bench.score(judged(llava_bench.BENCHMARK, answers, server, tmp_path))
+        scores = llava_bench.score(ask_judge(llava_bench.BENCHMARK, answers, server, tmp_path))
         assert scores["score"] == pytest.approx(75) and scores["num_judged"] == 60
         asked = next(last(body) for body in server.requests if "famous sight" in last(body))
     assert "An aerial view of Diamond Head" in asked
@@ -146,10 +145,10 @@ def test_mm_vet_answers_are_graded_and_what_is_not_is_named(tmp_path):
     answers = {"v0": Answer("one and two"), "v1": Answer(""), "v2": Answer("odd {braces}"), "v3": Answer("mute")}
 
     replies = {
-        "one and two": ["0.6"],
+        "one and two": ["<think>Both are\nthere: 1.0?</think>\n\n0.6"],
         "": ["0.0"],
         "odd {braces}": ["That depends.", "0.4"],
-        "mute": ["Hm.", "I cannot tell"],
+        "mute": ["<think>0.9 or 0.1?</think>Hm.", "I cannot tell"],
     }
 
     def grade(body: dict[str, Any]) -> str:
@@ -157,10 +156,10 @@ def test_mm_vet_answers_are_graded_and_what_is_not_is_named(tmp_path):
         return replies[answer][len(body["messages"]) == 4]
 
     with serving(grade) as server:
-        first = judged(mm_vet.BENCHMARK, Predictions(questions, answers), server, tmp_path)
+        first = ask_judge(mm_vet.BENCHMARK, Predictions(questions, answers), server, tmp_path)
         scores = mm_vet.score(first)
         asked = len(server.requests)
-        assert mm_vet.score(judged(mm_vet.BENCHMARK, Predictions(questions, answers), server, tmp_path)) == scores
+        assert mm_vet.score(ask_judge(mm_vet.BENCHMARK, Predictions(questions, answers), server, tmp_path)) == scores
         assert len(server.requests) == asked == 6, "two replies without a number are asked about once more"
         assert all(body["max_tokens"] == 16 and body["temperature"] == 0 for body in server.requests)
         assert any("Reference: 1 <AND> 2" in last(body) for body in server.requests)
@@ -176,10 +175,10 @@ def test_a_spent_budget_leaves_answers_unjudged_and_says_so(tmp_path):
     questions = [_vet(i, "ocr") for i in range(3)]
     predictions = Predictions(questions, {q.id: Answer(q.id) for q in questions})
     with serving(lambda body: "1.0") as server:
-        scores = mm_vet.score(judged(mm_vet.BENCHMARK, predictions, server, tmp_path, max_requests=2, concurrency=1))
+        scores = mm_vet.score(ask_judge(mm_vet.BENCHMARK, predictions, server, tmp_path, max_requests=2, concurrency=1))
         assert scores["score"] == 100 and scores["num_graded"] == 2
         assert scores["unjudged"]["reasons"] == {"v2": "not asked: the budget of 2 requests is spent"}
-        nothing = mm_vet.score(judged(mm_vet.BENCHMARK, predictions, server, tmp_path / "x", max_requests=0))
+        nothing = mm_vet.score(ask_judge(mm_vet.BENCHMARK, predictions, server, tmp_path / "x", max_requests=0))
         assert "score" not in nothing and nothing["unjudged"]["count"] == 3
 
 
@@ -208,8 +207,8 @@ def test_bad_grade_files_are_errors(corpus, tmp_path, content, message):
 
 def test_mm_vet_answers_of_another_version_and_broken_files(corpus, tmp_path):
     path = write(tmp_path / "a.json", {"v1_0": "x", "v9_9": "y"})
-    with pytest.raises(EvaluationError, match=r"1 answers belong to no question \(v9_9\)"):
-        mm_vet.score(load(mm_vet.BENCHMARK, path, corpus / "MM-Vet"))
+    with pytest.raises(EvaluationError, match=r"a\.json: v9_9 is none of the questions"):
+        load(mm_vet.BENCHMARK, path, corpus / "MM-Vet")
     with pytest.raises(EvaluationError, match=r"need mm-vet\.json"):
         load(mm_vet.BENCHMARK, path)
     path.write_text('{"v1_0": "x", "v1_0": "y"}')
@@ -226,6 +225,16 @@ def test_mm_vet_answers_of_another_version_and_broken_files(corpus, tmp_path):
         mm_vet.read(write(tmp_path / "mm-vet.json", {"v1_0": row}), None)
     with pytest.raises(EvaluationError, match="has no field 'imagename'"):
         mm_vet.read(write(tmp_path / "mm-vet.json", {"v1_0": {"question": "?"}}), None)
+
+
+def test_verdicts_of_a_file_are_not_asked_for_again(corpus, tmp_path):
+    grades = write(tmp_path / "g.json", {"v1_0": {"score": [0.5]}, "v1_1": {"model": "m", "score": [0.5]}})
+    predictions = load(mm_vet.BENCHMARK, grades, corpus / "MM-Vet")
+    with serving(lambda body: "1.0") as server:
+        assert ask_judge(mm_vet.BENCHMARK, predictions, server, tmp_path / "kept") is predictions
+        assert not server.requests
+    assert mm_vet.score(predictions)["judge"] == {"model": "m", "from": "g.json"}
+    assert judging.judged(mm_vet.BENCHMARK, predictions, None) is predictions
 
 
 # LLaVA-Bench by hand
@@ -257,7 +266,7 @@ def test_llava_bench_is_judged_by_category(corpus, tmp_path):
     detail = [question.id for question in questions if question.groups["category"] == "detail"]
     answers[detail[0]] = Answer("")
     with serving(lambda body: "8 4" if "Describe the picture" in last(body) else "10 10") as server:
-        predictions = judged(llava_bench.BENCHMARK, Predictions(questions, answers), server, tmp_path)
+        predictions = ask_judge(llava_bench.BENCHMARK, Predictions(questions, answers), server, tmp_path)
     scores = llava_bench.score(predictions)
     assert {name: values["score"] for name, values in scores["categories"].items()} == {
         "conv": 100, "detail": 50, "complex": 100,
@@ -339,7 +348,7 @@ def test_the_matcher_is_asked_only_of_what_the_rule_does_not_match(tmp_path):
     assert alone["judge"].startswith("none")
     means = {"crimson": "A", "no idea": "NONE", "navy": "B"}
     with serving(lambda body: means[last(body).rpartition("Answer: ")[2].partition("\n")[0]]) as server:
-        predictions = judged(mmbench.BENCHMARK, predictions, server, tmp_path)
+        predictions = ask_judge(mmbench.BENCHMARK, predictions, server, tmp_path)
         assert len(server.requests) == 3
     scores = mmbench.score(predictions)
     assert scores["accuracy"] == 40 and scores["matched"] == {"rule": 1, "judge": 2, "neither": 2}

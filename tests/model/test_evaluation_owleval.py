@@ -71,8 +71,8 @@ def test_ratings_give_shares(questions, tmp_path):
         ([{"question_id": 1, "answer": "x"}, {"question_id": 1, "answer": "y"}], "1 is answered twice"),
         ([{"question_id": 1, "answer": 3}], "answer is 3, must be a text"),
         ([{"question_id": 1, "text": "x"}], "has neither answer nor rating; it has question_id, text"),
-        ([{"question_id": 9, "rating": "A"}], r"ratings of no question \(9\)"),
-        ([{"question_id": 9, "answer": "x"}], r"1 answers belong to no question \(9\)"),
+        ([{"question_id": 9, "rating": "A"}], r"p\.jsonl: question_id 9 is none of the questions"),
+        ([{"question_id": 9, "answer": "x"}], r"p\.jsonl: question_id 9 is none of the questions"),
         ([], "none of 4 questions can be scored"),
     ],
 )
