@@ -1,12 +1,13 @@
 """From a response to an answer, by MMMU's official rules (eval/eval_utils.py of its repository), in our own code.
 
-Where the official code draws a letter at random because none can be read, there is no answer here.
+Where the official code draws a letter at random because none can be read, there is no answer here. Blanks around a
+choice are dropped.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 
-_ENDS = " \t\n,.!?;:'"
+_ENDS = ",.!?;:'"
 _WORDS_OF_A_SENTENCE = 6  # so many words, and an option's text is looked for in them
 _LEADS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")  # the answer comes after
 _TRIVIAL = {":", ",", ".", "!", "?", ";", "'"}
@@ -23,7 +24,10 @@ def choose(response: str, options: Mapping[str, str]) -> str | None:
     options: text by letter. In this order: letters in brackets; letters that stand alone; in a longer response, texts
     of options. Of several, the one that comes last.
     """
-    text = f" {response.strip(_ENDS)} "
+    text = response.strip()
+    for mark in _ENDS:  # in this order, as the official code: "A.," loses both, "A,." one
+        text = text.strip(mark)
+    text = f" {text} "
     lower = text.lower()
     places = {letter: text.rfind(f"({letter})") for letter in options}
     if max(places.values(), default=-1) < 0:
@@ -55,8 +59,12 @@ def _parts(response: str) -> list[str]:
     keys = []
     for number, line in enumerate(lines):
         leads = (*_LEADS, "=") if number == len(lines) - 1 else _LEADS
-        ends = [end for lead in leads if lead in line and (end := line.split(lead)[-1].strip())]
-        if ends and (shortest := min(ends, key=len)) not in _TRIVIAL:
+        shortest = ""
+        for lead in leads:
+            end = line.split(lead)[-1].strip()
+            if lead in line and (not shortest or len(end) < len(shortest)):
+                shortest = end  # an empty one wins over those before it and gives way to those after: official too
+        if shortest and shortest not in _TRIVIAL:
             keys.append(shortest)
     keys = keys or [whole]
     return keys + [number for key in keys for pattern in _NUMBERS for number in pattern.findall(key)]
