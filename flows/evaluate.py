@@ -16,7 +16,7 @@ from model.directory import check_model
 from pipelines.store import FileDigests, fingerprint
 from pipelines.templates import ROOT as TEMPLATES
 
-TEXTS = (".json", ".jsonl", ".tsv", ".txt")  # of the benchmarks' official files
+TEXTS = (".json", ".jsonl", ".tsv", ".txt", ".parquet")  # of the benchmarks' official files
 EVALUATION_VERSION = 1  # raise it when the code behind it changes an answer or a score
 
 

@@ -1,6 +1,6 @@
 """Evaluation: one file per benchmark reads its official files and scores answers; ask.py asks a model."""
 
-from model.evaluation import mmbench, mme, pope, scienceqa, seed_bench
+from model.evaluation import llava_bench, mm_vet, mmbench, mme, mmmu, owleval, pope, scienceqa, seed_bench
 from model.evaluation.base import Benchmark, EvaluationError
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -11,6 +11,10 @@ BENCHMARKS: dict[str, Benchmark] = {
         mme,
         scienceqa,
         seed_bench,
+        llava_bench,
+        mm_vet,
+        mmmu,
+        owleval,
     )
 }
 

@@ -1,8 +1,10 @@
 """The evaluation job: `python -m model.evaluation JOB.json`.
 
 JOB = {"model": directory, "benchmarks": {name: {"path", "images"}}, "batch_size", "shuffled_control", "seed",
-"output": directory} and, optional, "device" and "precision". Writes `output/<benchmark>[.shuffled].predictions.jsonl`
-and, when all is answered, `output/scores.json`. Run again after a kill, it goes on where it stopped.
+"output": directory} and, optional, "device", "precision" and "judge" (see judge.py; its key stays in the environment),
+whose replies are kept in `output/judge`, or in "judge_cache". Writes `output/<benchmark>[.shuffled].predictions.jsonl`
+and, when all is answered, `output/scores.json`. Run again after a kill, it goes on where it stopped. Under torchrun, or
+with its environment, the ranks share the questions.
 """
 
 import json
@@ -21,7 +23,10 @@ from model.evaluation.base import EvaluationError, Place, Question, load_prompt
 from model.evaluation.control import shuffle_images
 from model.evaluation.generator import Generator
 from model.evaluation.images import ImageCache
-from model.evaluation.predictions import load
+from model.evaluation.judge import EndpointJudge, JudgeSettings
+from model.evaluation.judging import judged
+from model.evaluation.predictions import load, merge_parts
+from model.training import ranks as process
 from pipelines.store import write_atomic
 from pipelines.templates import TemplateError
 
@@ -38,10 +43,13 @@ class Job(BaseModel):
     output: Path
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    judge: JudgeSettings | None = None
+    judge_cache: Path | None = None
+    choose_by: Literal["generation", "likelihood"] = "generation"  # answers to questions with options, or yes and no
 
 
-def evaluate(job: Job) -> dict[str, Any]:
-    """Asks and scores every benchmark of a job; returns what scores.json holds.
+def evaluate(job: Job) -> dict[str, Any] | None:
+    """Asks and scores every benchmark of a job; returns what scores.json holds, on all ranks but the first None.
 
     Raises EvaluationError for questions that cannot be read, before the first one is asked, and TemplateError for a
     benchmark's prompt.
@@ -50,7 +58,12 @@ def evaluate(job: Job) -> dict[str, Any]:
     for name, place in job.benchmarks.items():
         benchmark = evaluation.get(name)
         work.append((benchmark, load_prompt(name), benchmark.read(place.path, place.root)))
-    generator = Generator(job.model, job.device, job.precision)
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    ranks = process.join(job.device) if together else process.alone(job.device)
+    judge = None
+    if job.judge is not None and ranks.first:
+        judge = EndpointJudge(job.judge, job.judge_cache or job.output / "judge")
+    generator = Generator(job.model, ranks.device.type, job.precision)
     job.output.mkdir(parents=True, exist_ok=True)
     scores: dict[str, Any] = {}
     shuffled: dict[str, Any] = {}
@@ -65,20 +78,33 @@ def evaluate(job: Job) -> dict[str, Any]:
         for result, suffix, control, asked in runs:
             path = job.output / f"{benchmark.name}{suffix}.predictions.jsonl"
             header = {"benchmark": benchmark.name, "control": control}
-            ask(Asked(generator, images, asked, prompt), job.batch_size, path, header)
-            predictions = load(benchmark, path)
+            choices = [benchmark.choices_of(question) for question in asked] if job.choose_by == "likelihood" else ()
+            whole = Asked(generator, images, asked, prompt, choices)
+            ask(whole, job.batch_size, path, header, ranks.rank, ranks.world)
+            ranks.barrier()
+            if not ranks.first:
+                continue
+            merge_parts(path, ranks.world)
+            # The control is not judged: it would cost as much again.
+            predictions = judged(benchmark, load(benchmark, path), judge if control is None else None)
             result[benchmark.name] = benchmark.score(predictions)
             settings[benchmark.name] = predictions.settings
-            log.info("%s: accuracy %s %%", path.name, result[benchmark.name].get("accuracy"))
-    whole = scores | ({"shuffled": shuffled} if job.shuffled_control else {}) | {"settings": settings}
-    write_atomic(job.output / "scores.json", json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    return whole
+            numbers = {key: value for key, value in result[benchmark.name].items() if isinstance(value, float)}
+            shown = "  ".join(f"{key} {value:.1f}" for key, value in numbers.items())
+            log.info("%s: %s", path.name, shown or "no score without a judge")
+    process.leave()
+    if not ranks.first:
+        return None
+    found = scores | ({"shuffled": shuffled} if job.shuffled_control else {}) | {"settings": settings}
+    write_atomic(job.output / "scores.json", json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return found
 
 
 def main(arguments: list[str]) -> None:
     if len(arguments) != 1:
         raise SystemExit("usage: python -m model.evaluation JOB.json")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every request; the judge tells how far it is
     transformers.utils.logging.disable_progress_bar()
     try:
         evaluate(Job.model_validate_json(Path(arguments[0]).read_bytes()))

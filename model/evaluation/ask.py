@@ -77,6 +77,7 @@ def ask(asked: Asked, batch_size: int, path: Path, header: Mapping[str, Any], ra
     settings = {
         **asked.generator.settings,
         "prompt": prompt.text,
+        **({} if prompt.without_options is None else {"prompt_without_options": prompt.without_options}),
         "max_new_tokens": prompt.max_new_tokens,
         "batch_size": batch_size,
         **({"choices": "likeliest"} if any(asked.choices) else {}),

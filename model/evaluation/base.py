@@ -9,7 +9,7 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 from pydantic import BaseModel, ConfigDict
@@ -71,17 +71,30 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Judging:
+    """What a judge said of answers.
+
+    by: who judged and how, for the scores. verdicts: by question id, in the form that the benchmark's file describes.
+    unjudged: of each question that should have been judged and has no verdict, why.
+    """
+
+    by: Mapping[str, Any]
+    verdicts: Mapping[str, Any]
+    unjudged: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Predictions:
     """Answers with the questions they belong to.
 
-    settings: how they were made, as far as their file tells. verdicts: what a judge said of an answer, by question id,
-    in the form that the benchmark's file describes; an official file that holds verdicts gives them too.
+    settings: how they were made, as far as their file tells. judging: what a judge said of them, None where none was
+    asked; an official file that holds verdicts gives them here too.
     """
 
     questions: Sequence[Question]
     answers: Mapping[str, Answer]
     settings: Mapping[str, Any] = field(default_factory=dict)
-    verdicts: Mapping[str, Any] = field(default_factory=dict)
+    judging: Judging | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,18 @@ class Mark:
     credit: float
 
 
-Asker = Callable[[Mapping[str, Sequence[Mapping[str, str]]]], dict[str, str]]
+Messages = Sequence[Mapping[str, str]]  # of a chat: role, content
+
+
+class Judge(Protocol):
+    """Who can be asked for verdicts: judge.py has the one that asks an endpoint."""
+
+    @property
+    def by(self) -> Mapping[str, Any]:
+        """Who it is and how it is asked, for the scores."""
+
+    def ask(self, conversations: Mapping[str, Messages], max_tokens: int) -> dict[str, Answer]:
+        """The reply to each conversation, of at most max_tokens, or why there is none; keys are the caller's own."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +129,7 @@ class Benchmark:
     `questions` are is said by its file.
     mark(predictions): a mark for each question that can be scored, in the order of the questions.
     score(predictions): its scores, in the benchmark's own units.
-    judge(predictions, ask), where answers need a judge: verdicts by question id. `ask` takes chat messages (role,
-    content) under keys of the benchmark's own, and returns the replies that came: some may be missing.
+    judge(predictions, judge), where answers need a judge: what it says of them, for Predictions.judging.
     """
 
     name: str
@@ -114,8 +137,8 @@ class Benchmark:
     read_predictions: Callable[[Path, Path | None, Path | None], Predictions]
     mark: Callable[[Predictions], dict[str, Mark]]
     score: Callable[[Predictions], dict[str, Any]]
-    choices: tuple[str, ...] = ()  # what an answer may be, where all questions are of one kind, as Yes and No
-    judge: Callable[[Predictions, Asker], dict[str, Any]] | None = None
+    judge: Callable[[Predictions, Judge], Judging] | None = None
+    choices: tuple[str, ...] = ()  # what an answer may be where questions have no options, as Yes and No
 
     def choices_of(self, question: Question) -> Sequence[str]:
         """What the answer may be: the letters of the question's options, or the benchmark's own; () if it is free."""
@@ -124,16 +147,18 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Prompt:
-    """How a benchmark is asked: a text with `{field}` places, and how long an answer may become, in tokens."""
+    """How a benchmark is asked: a text with `{field}` places, and how long an answer may become, in tokens.
+    `without_options`: the text for questions without choices, where the benchmark has both kinds."""
 
     text: str
     max_new_tokens: int
+    without_options: str | None = None
 
     def render(self, question: Question) -> str:
         """The user's text; `{options}` are the choices, one lettered line each, as in training."""
-        options = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, question.options, strict=False))
+        text = self.text if question.options or self.without_options is None else self.without_options
         try:
-            return self.text.format_map({"options": options, **question.fields})
+            return text.format_map({"options": lettered(question.options), **question.fields})
         except KeyError as error:
             known = ", ".join(["options", *question.fields])
             raise TemplateError(f"the prompt names {{{error.args[0]}}}; question {question.id} has {known}") from None
@@ -142,27 +167,47 @@ class Prompt:
 def load_prompt(benchmark: str) -> Prompt:
     """Reads templates/eval/<benchmark>.yaml. Raises TemplateError naming file and key."""
     path = ROOT / "eval" / f"{benchmark}.yaml"
+    second = "prompt_without_options"
+    content = load_texts(path, ("prompt", second), "max_new_tokens", optional=second)
+    return Prompt(content["prompt"], content["max_new_tokens"], content.get(second))
+
+
+def load_texts(path: Path, texts: Sequence[str], length: str, optional: str | None = None) -> dict[str, Any]:
+    """A YAML file of texts with plain `{field}` places and one length in tokens; `optional` may be absent. Raises
+    TemplateError naming file and key."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise TemplateError(f"{path} is missing: write the benchmark's prompt there") from None
     except yaml.YAMLError as error:
         raise TemplateError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(content, dict) or set(content) != {"prompt", "max_new_tokens"}:
-        raise TemplateError(f"{path}: must have exactly the keys prompt, max_new_tokens")
-    text, max_new_tokens = content["prompt"], content["max_new_tokens"]
+    needed = [key for key in (*texts, length) if key != optional]
+    if not isinstance(content, dict) or not set(needed) <= set(content) <= {*texts, length}:
+        allowed = f" (and may have {optional})" if optional else ""
+        raise TemplateError(f"{path}: must have exactly the keys {', '.join(needed)}{allowed}")
+    for key in texts:
+        if key in content:
+            _check_text(path, key, content[key])
+    if type(content[length]) is not int or content[length] < 1:
+        raise TemplateError(f"{path}: `{length}` must be a whole number above zero")
+    return content
+
+
+def _check_text(path: Path, key: str, text: Any) -> None:
     if not isinstance(text, str) or not text.strip():
-        raise TemplateError(f"{path}: `prompt` must be a text that is not empty")
-    if type(max_new_tokens) is not int or max_new_tokens < 1:
-        raise TemplateError(f"{path}: `max_new_tokens` must be a whole number above zero")
+        raise TemplateError(f"{path}: `{key}` must be a text that is not empty")
     try:
         places = [(name, spec, conversion) for _, name, spec, conversion in string.Formatter().parse(text)]
     except ValueError as error:
-        raise TemplateError(f"{path}: `prompt`: {error}; write a brace that is text as {{{{ or }}}}") from None
+        raise TemplateError(f"{path}: `{key}`: {error}; write a brace that is text as {{{{ or }}}}") from None
     for name, spec, conversion in places:
         if name is not None and (not name.isidentifier() or spec or conversion):
-            raise TemplateError(f"{path}: `prompt`: {{{name}}} is not a plain field name")
-    return Prompt(text, max_new_tokens)
+            raise TemplateError(f"{path}: `{key}`: {{{name}}} is not a plain field name")
+
+
+def lettered(options: Sequence[str]) -> str:
+    """One line for each choice: "A. a dog"."""
+    return "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False))
 
 
 def named(ids: Sequence[str]) -> dict[str, Any]:
@@ -186,10 +231,11 @@ def percent(part: float, whole: float) -> float | None:
     return 100 * part / whole if whole else None
 
 
-def answered(predictions: Predictions) -> tuple[list[tuple[Question, str]], dict[str, Any]]:
+def answered(predictions: Predictions, needs_truth: bool = True) -> tuple[list[tuple[Question, str]], dict[str, Any]]:
     """(the questions that can be scored, with their answers; what the scores say of the others).
 
-    A question without an answer is left out of the scores and named in them: it is neither right nor wrong.
+    A question without an answer is left out of the scores and named in them: it is neither right nor wrong. So is
+    one without truth, if the score needs_truth.
     Raises EvaluationError for answers to questions that are not there, or if nothing can be scored.
     """
     questions, answers = predictions.questions, predictions.answers
@@ -210,7 +256,7 @@ def answered(predictions: Predictions) -> tuple[list[tuple[Question, str]], dict
             missing.append(question.id)
         elif answer.text is None:
             errors[question.id] = answer.error or "no answer"
-        elif question.truth is None:
+        elif question.truth is None and needs_truth:
             without_truth.append(question.id)
         else:
             scored.append((question, answer.text))

@@ -2,12 +2,14 @@
 
 Official file: a TSV with index, question, hint, A, B, …, answer, category, l2-category, image (base64), split.
 A rotated copy has the index of its question plus k · 1,000,000; an image field that is a number says "the image of
-that index". Official predictions: an .xlsx with index, question, options, prediction (and answer).
+that index". Official predictions: an .xlsx with index, question, options, prediction (and answer). A judge is asked
+only of answers that the rule matches to no option; its verdict is a letter, or NONE.
 """
 
 import base64
 import binascii
 import csv
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,21 +20,29 @@ from model.evaluation.base import (
     Answer,
     Benchmark,
     EvaluationError,
+    Judge,
+    Judging,
     Mark,
     Predictions,
     Question,
     QuestionImage,
     answered,
+    lettered,
     named,
     percent,
     unique,
 )
+from model.evaluation.judging import judge_each, judge_report
 from model.evaluation.multiple_choice import match_option
 from model.evaluation.xlsx import read_xlsx
 from pipelines.images import ImageRefError
 
 ROTATION = 1_000_000
 _GROUPS = {"category": "category", "l2_category": "l2-category", "split": "split"}  # ours: the column
+NONE = "NONE"  # a judge's verdict: the answer means no option, or more than one
+_VERDICT = re.compile(
+    r"\W*(?:(?:letter|answer|option)\W+)?(NONE|[A-Za-z])(?:\s*|[^\w\s'’].*|\s*\n.*)", re.IGNORECASE | re.DOTALL
+)
 _MAX_FIELD = 1 << 28  # characters: an image in base64
 
 
@@ -152,20 +162,45 @@ def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> 
     return Predictions(unique(asked if official is None else list(official.values()), path), answers)
 
 
-def mark(predictions: Predictions) -> dict[str, Mark]:
-    """Read as an option's letter; each row by itself."""
+def judge(predictions: Predictions, judge: Judge) -> Judging:
+    """Verdicts on the answers that the rule does not match; an empty answer means nothing, so nobody is asked."""
     scored, _ = answered(predictions)
-    chosen = {question.id: match_option(text, question.options) for question, text in scored}
-    return {
-        question.id: Mark(chosen[question.id], float(chosen[question.id] == question.truth)) for question, _ in scored
+    unmatched = {
+        question.id: (question, text)
+        for question, text in scored
+        if text.strip() and match_option(text, question.options) is None
     }
+    asked = {
+        key: {"question": question.fields["question"], "options": lettered(question.options), "answer": text.strip()}
+        for key, (question, text) in unmatched.items()
+    }
+    return judge_each(judge, "mmbench", asked, lambda key, reply: parse(reply, len(unmatched[key][0].options)))
+
+
+def parse(reply: str, num_options: int) -> str | None:
+    """The letter that a judge's reply begins with, or NONE; None if it is neither."""
+    match = _VERDICT.fullmatch(reply.strip())
+    said = "" if match is None else match[1].upper()
+    return said if said == NONE or (said and said in LETTERS[:num_options]) else None
+
+
+def mark(predictions: Predictions) -> dict[str, Mark]:
+    """Read as an option's letter, by the rule or else by the judge; each row by itself."""
+    scored, _ = answered(predictions)
+    verdicts = {} if predictions.judging is None else predictions.judging.verdicts
+    marks = {}
+    for question, text in scored:
+        letter = match_option(text, question.options) or verdicts.get(question.id)
+        marks[question.id] = Mark(None if letter == NONE else letter, float(letter == question.truth))
+    return marks
 
 
 def score(predictions: Predictions) -> dict[str, Any]:
     """Accuracies in percent, over all and by category and coarser l2_category.
 
     accuracy ("vanilla"): over the questions as they stand. circular: a question is right only if all its rotated
-    copies are; None if there are none. An answer that the rule matches to no option is wrong, counted and named.
+    copies are; None if there are none. An answer that neither the rule nor a judge matches to an option is wrong,
+    counted and named.
     """
     questions = predictions.questions
     _, report = answered(predictions)
@@ -193,13 +228,19 @@ def score(predictions: Predictions) -> dict[str, Any]:
             if kind in question.groups and question.id in copies:
                 members.setdefault(question.groups[kind], []).append(question.id)
         result[plural] = {name: accuracies(bases) for name, bases in sorted(members.items())}
-    result["unmatched_answers"] = named([key for key, mark in marks.items() if mark.read is None])
+    unmatched = [key for key, mark in marks.items() if mark.read is None]
+    verdicts = {} if predictions.judging is None else predictions.judging.verdicts
+    by_judge = sum(marks[key].read is not None for key in verdicts if key in marks)
+    result["matched"] = {"rule": len(marks) - by_judge - len(unmatched), "judge": by_judge, "neither": len(unmatched)}
+    result["unmatched_answers"] = named(unmatched)
     result["parsing"] = "by rule: option letter, or option text; what matches no option is wrong"
-    return result
+    if predictions.judging is not None:
+        result["parsing"] = "by rule: option letter, or option text; else by the judge; what matches no option is wrong"
+    return result | judge_report(predictions)
 
 
 def _share(right: Sequence[bool]) -> float | None:
     return percent(sum(right), len(right))
 
 
-BENCHMARK = Benchmark("mmbench", read, read_predictions, mark, score)
+BENCHMARK = Benchmark("mmbench", read, read_predictions, mark, score, judge)

@@ -280,4 +280,4 @@ def _is_whole(asked: Sequence[Question], marks: Mapping[str, Mark]) -> bool:
     return len(asked) == _PER_IMAGE and all(question.id in marks for question in asked)
 
 
-BENCHMARK = Benchmark("mme", read, read_predictions, mark, score)
+BENCHMARK = Benchmark("mme", read, read_predictions, mark, score, choices=("Yes", "No"))

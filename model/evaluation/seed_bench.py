@@ -29,7 +29,7 @@ from model.evaluation.base import (
     percent,
     unique,
 )
-from model.evaluation.json_file import read_object
+from model.evaluation.files import read_object
 from model.evaluation.jsonl import Fields, check_fields, read_rows
 from model.evaluation.multiple_choice import match_option
 from pipelines.images import ImageRoot

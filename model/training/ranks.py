@@ -20,7 +20,7 @@ class Ranks:
     rank: int
     world: int
     device: torch.device
-    control: dist.ProcessGroup
+    control: dist.ProcessGroup | None  # None: alone
 
     @property
     def first(self) -> bool:
@@ -82,6 +82,11 @@ def join(device: str) -> Ranks:
         dist.init_process_group(backend, timeout=TIMEOUT)
     control = dist.new_group(backend="gloo", timeout=TIMEOUT)
     return Ranks(rank, world, torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu"), control)
+
+
+def alone(device: str) -> Ranks:
+    """This process by itself, without a process group. Raises RuntimeError as choose_device does."""
+    return Ranks(0, 1, torch.device(choose_device(device)), None)
 
 
 def leave() -> None:

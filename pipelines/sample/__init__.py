@@ -14,9 +14,13 @@ from pipelines.sample.aokvqa import write_aokvqa
 from pipelines.sample.captions import write_blip, write_coyo
 from pipelines.sample.gqa import write_gqa
 from pipelines.sample.llava import write_llava
+from pipelines.sample.llava_bench import write_llava_bench
+from pipelines.sample.mm_vet import write_mm_vet
 from pipelines.sample.mmbench import write_mmbench
 from pipelines.sample.mme import write_mme
+from pipelines.sample.mmmu import write_mmmu
 from pipelines.sample.ocrvqa import write_ocrvqa
+from pipelines.sample.owleval import write_owleval
 from pipelines.sample.pope import write_pope
 from pipelines.sample.refcoco import write_refcoco
 from pipelines.sample.scenes import Picture, Scene, distinct_scenes, render
@@ -51,11 +55,16 @@ HELD_OUT: dict[str, Layout] = {
     "mme": write_mme,
     "scienceqa_test": write_scienceqa_test,
     "seed_bench": write_seed_bench,
+    "llava_bench": write_llava_bench,
+    "mm_vet": write_mm_vet,
+    "mmmu": write_mmmu,
+    "owleval": write_owleval,
 }
-VERSION = 5  # raise it when the bytes of the same parameters change
+VERSION = 6  # raise it when the bytes of the same parameters change
 _FOLDERS = (
-    "A-OKVQA", "BLIP", "COYO", "GQA", "MMBench", "MME", "OCR-VQA", "POPE", "SEED-Bench", "ScienceQA", "ScienceQA-test",
-    "VQAv2", "VSR", "Vicuna", "VisualGenome", "coco", "llava_instruct", "refcoco",
+    "A-OKVQA", "BLIP", "COYO", "GQA", "LLaVA-Bench", "MM-Vet", "MMBench", "MME", "MMMU", "OCR-VQA", "OwlEval", "POPE",
+    "SEED-Bench", "ScienceQA", "ScienceQA-test", "VQAv2", "VSR", "Vicuna", "VisualGenome", "coco", "llava_instruct",
+    "refcoco",
 )  # fmt: skip
 _UNFINISHED = ".sample-unfinished"  # says that what lies in a directory without manifest is ours
 

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.sample.facts import full_caption, open_questions, relations
-from pipelines.sample.scenes import POSITIONS, Picture
+from pipelines.sample.facts import Question, full_caption, open_questions, relations
+from pipelines.sample.scenes import POSITIONS, Picture, Scene
 from pipelines.sample.writing import Account, coco_2017, write_image, write_json
 
 _FOLDER = Path("llava_instruct")
+DESCRIBE, SAY_WHY = "Describe the picture.", "Say why."
 _IMAGES = Path("coco") / "images" / "train2017"
 
 
@@ -19,18 +20,11 @@ def write_llava(directory: Path, pictures: Sequence[Picture], rng: random.Random
     for picture in pictures[::2]:
         scene = picture.scene
         write_image(directory / _IMAGES / coco_2017(picture.id), picture.jpeg)
-        description = f"The picture shows {full_caption(scene)}."
         turns = [(question.text, question.answer) for question in open_questions(scene, rng)]
-        descriptions.append(_row(picture, [("Describe the picture.", description)], rng))
-        conversations.append(_row(picture, [("What do you see?", description), *turns], rng))
+        descriptions.append(_row(picture, [(DESCRIBE, description(scene))], rng))
+        conversations.append(_row(picture, [("What do you see?", description(scene)), *turns], rng))
         for question in relations(scene, rng)[:1]:
-            places = " and ".join(
-                f"the {thing.kind} is at the {POSITIONS[cell]}"
-                for cell, thing in scene.things.items()
-                if thing.kind in question.text
-            )
-            answer = f"{places[0].upper()}{places[1:]}, so the answer is {question.answer}."
-            reasoned.append(_row(picture, [(f"{question.text} Say why.", answer)], rng))
+            reasoned.append(_row(picture, [(f"{question.text} {SAY_WHY}", reason(scene, question))], rng))
 
     account = Account()
     first = pictures[0]
@@ -38,7 +32,7 @@ def write_llava(directory: Path, pictures: Sequence[Picture], rng: random.Random
     for what, row in {
         "missing image": {**conversations[0], "image": coco_2017(0)},
         "image outside its root": {**conversations[0], "image": "../../outside.jpg"},
-        "empty answer": _row(first, [("Describe the picture.", "")], rng),
+        "empty answer": _row(first, [(DESCRIBE, "")], rng),
         "assistant speaks first": {**conversations[0], "conversations": conversations[0]["conversations"][1:]},
     }.items():
         account.broke(file, len(conversations), what)
@@ -51,6 +45,20 @@ def write_llava(directory: Path, pictures: Sequence[Picture], rng: random.Random
         write_json(directory / _FOLDER / f"{name}.json", rows)
         account.rows[str(_FOLDER / f"{name}.json")] = len(rows)
     return account
+
+
+def description(scene: Scene) -> str:
+    return f"The picture shows {full_caption(scene)}."
+
+
+def reason(scene: Scene, question: Question) -> str:
+    """The answer to a question of facts.relations, after the places of the two things."""
+    places = " and ".join(
+        f"the {thing.kind} is at the {POSITIONS[cell]}"
+        for cell, thing in scene.things.items()
+        if thing.kind in question.text
+    )
+    return f"{places[0].upper()}{places[1:]}, so the answer is {question.answer}."
 
 
 def _row(picture: Picture, turns: list[tuple[str, str]], rng: random.Random) -> dict[str, Any]:

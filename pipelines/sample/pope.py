@@ -28,7 +28,7 @@ def write_pope(directory: Path, pictures: Sequence[Picture], rng: random.Random)
         "random": _existence(pictures, rng, lambda kind, without: True),
         "popular": _existence(pictures, rng, lambda kind, without: kind in popular),
         "adversarial": _existence(pictures, rng, adversarial),
-        "relation": _relation(pictures, rng),
+        "relation": mirrored_relations(pictures, rng),
     }
     for picture in pictures:
         write_image(directory / _FOLDER / "images" / coco_val2014(picture.id), picture.jpeg)
@@ -68,7 +68,7 @@ def _existence(pictures: Sequence[Picture], rng: random.Random, allowed: Callabl
     return asked
 
 
-def _relation(pictures: Sequence[Picture], rng: random.Random) -> Asked:
+def mirrored_relations(pictures: Sequence[Picture], rng: random.Random) -> Asked:
     """One question for each scene with things on both sides; its mirror image, also held out, answers the opposite."""
     by_scene = {picture.scene: picture for picture in pictures}
     asked: dict[tuple[int, str], tuple[Picture, Question]] = {}

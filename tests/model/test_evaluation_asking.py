@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from judge_server import KEY, serving
 
+from flows.launch import launch
 from model import HoneybeeForConditionalGeneration, HoneybeeProcessor
 from model.evaluation import mmbench, pope
 from model.evaluation.__main__ import Job, evaluate, main
 from model.evaluation.ask import Asked, ask
-from model.evaluation.base import EvaluationError, Prompt, Question, QuestionImage
+from model.evaluation.base import EvaluationError, Prompt, Question, QuestionImage, load_prompt
 from model.evaluation.control import shuffle_images
 from model.evaluation.generator import Generator
 from model.evaluation.images import ImageCache
-from model.evaluation.predictions import load
+from model.evaluation.predictions import load, merge_parts, read_header
 from pipelines.images import decode
 from pipelines.sample import write_sample
 
@@ -260,6 +262,22 @@ def test_a_control_that_cannot_be_is_an_error():
         shuffle_images([*half, _with_image(5, "a")], {name: name for name in "abc"}, 0)
 
 
+def test_the_control_gives_as_many_images_as_a_question_had(caplog):
+    asked = [_with_image(i, name) for i, name in enumerate("abcabc")]
+    pairs = [
+        dataclasses.replace(_with_image(10 + i, "a"), images=_images(names)) for i, names in enumerate(("ab", "ba"))
+    ]
+    lone = dataclasses.replace(_with_image(20, "a"), images=_images("abc"))
+    mixed = shuffle_images([*asked, *pairs, lone], {name: name for name in "abc"}, 0)
+    assert [len(q.images) for q in mixed] == [1] * 6 + [2, 2, 3]
+    assert [q.images for q in mixed[6:8]] == [_images("ba"), _images("ab")]
+    assert mixed[8] == lone and "1 questions with 3 images keep theirs" in caplog.text
+
+
+def _images(names: str) -> tuple[QuestionImage, ...]:
+    return tuple(_with_image(0, name).images[0] for name in names)
+
+
 def test_pixels_come_back_after_they_were_dropped(generator, questions, monkeypatch):
     monkeypatch.setattr("model.evaluation.images.CACHE_BYTES", 3 * 32 * 32 * 4 * 2)
     cache = _inspected(generator, questions)
@@ -311,12 +329,44 @@ def test_the_job_asks_scores_and_controls(model, corpus, tmp_path):
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
+def test_the_job_has_its_answers_judged(model, corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("HONEYBEE_JUDGE_KEY", KEY)
+    places = {
+        "llava_bench": "LLaVA-Bench/images",
+        "mm_vet": "MM-Vet/images",
+        "mmmu": "MMMU",
+        "owleval": "OwlEval/cases",
+    }
+    benchmarks = {}
+    for name, place in places.items():
+        benchmarks[name] = {"path": str(corpus / place.partition("/")[0]), "images": str(corpus / place)}
+    job = _job(model, corpus, tmp_path / "out") | {"benchmarks": benchmarks}
+
+    def short(name: str) -> Prompt:
+        return dataclasses.replace(load_prompt(name), max_new_tokens=4)
+
+    monkeypatch.setattr("model.evaluation.__main__.load_prompt", short)
+    plain = evaluate(Job.model_validate(job))
+    assert "score" not in plain["mm_vet"] and plain["llava_bench"]["judge"].startswith("none")
+    assert plain["mmmu"]["accuracy"] is not None and plain["owleval"]["num_answered"] > 10
+    with serving(lambda body: "8 4" if "Assistant 1" in str(body) else "0.5") as server:
+        judge = {"url": server.url, "model": "judge"}
+        scores = evaluate(Job.model_validate(job | {"judge": judge}))
+        asked = len(server.requests)
+        assert evaluate(Job.model_validate(job | {"judge": judge})) == scores
+        assert len(server.requests) == asked, "replies are kept beside the answers"
+    assert (scores["mm_vet"]["score"], scores["llava_bench"]["score"]) == (50, 50)
+    assert scores["mm_vet"]["judge"] | judge == scores["mm_vet"]["judge"]
+    assert "score" not in scores["shuffled"]["mm_vet"]
+    assert not any(KEY in path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"batch_size": 0}, "batch_size"),
         ({"temperature": 1}, "temperature"),
-        ({"benchmarks": {"mme9": {"path": "x"}}}, "no benchmark 'mme9'; known: mmbench, mme, "),
+        ({"benchmarks": {"mme9": {"path": "x"}}}, "no benchmark 'mme9'; known: llava_bench, mm_vet, mmbench, mme, "),
         ({"benchmarks": {"pope": {"path": "/nowhere/coco_pope_random.json"}}}, "no directory"),
         ({"benchmarks": {"mmbench": {"path": "/nowhere/dev.tsv"}}}, "there is no such file"),
         ({"model": "/nowhere"}, "/nowhere: there is no such model"),
@@ -328,3 +378,62 @@ def test_bad_jobs_end_with_a_clear_message(model, corpus, tmp_path, changes, mes
     with pytest.raises(SystemExit, match=message):
         main([str(path)])
     assert not (tmp_path / "out" / "scores.json").exists()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_answer_as_one_does(put, generator, questions, tmp_path, world):
+    put(tmp_path / "one.jsonl")
+    path = tmp_path / "together.jsonl"
+    asked = Asked(generator, _inspected(generator, questions), questions, PROMPT)
+    for rank in range(world):
+        ask(asked, 16, path, {"benchmark": "pope"}, rank, world)
+    merge_parts(path, world)
+    assert path.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["one.jsonl", "together.jsonl"]
+    counting = Counting(generator.directory, "cpu")
+    for rank in range(world):  # again: it is whole
+        ask(Asked(counting, asked.images, questions, PROMPT), 16, path, {"benchmark": "pope"}, rank, world)
+    merge_parts(path, world)
+    assert counting.asked == 0 and path.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+
+
+def test_the_likeliest_choice_is_that_of_the_plain_model(model, generator, questions, tmp_path):
+    few = questions[:24]
+    choices = [("Yes", "No", "a dog")[: 2 + i % 2] for i in range(len(few))]
+    for batch_size in (1, 7):
+        path = tmp_path / f"{batch_size}.jsonl"
+        asked = Asked(generator, _inspected(generator, few), few, PROMPT, choices)
+        ask(asked, batch_size, path, {"benchmark": "pope"})
+    texts = _texts(tmp_path / "7.jsonl")
+    assert texts == _texts(tmp_path / "1.jsonl")
+    assert read_header(path)["settings"]["choices"] == "likeliest"
+    processor = HoneybeeProcessor.from_pretrained(model)
+    plain = HoneybeeForConditionalGeneration.from_pretrained(model).eval()
+    for question, own in zip(few, choices, strict=True):
+        losses = []
+        for choice in own:
+            content = [{"type": "image"}, {"type": "text", "text": PROMPT.render(question)}]
+            said = [{"role": "user", "content": content}, {"role": "assistant", "content": choice}]
+            text = processor.apply_chat_template(said)
+            prompt = processor.apply_chat_template(said[:1], add_generation_prompt=True)
+            inputs = processor(text=text, images=decode(question.images[0].read()), return_tensors="pt")
+            short = processor(text=prompt, images=decode(question.images[0].read()), return_tensors="pt")
+            labels = inputs["input_ids"].clone()
+            labels[:, : short["input_ids"].shape[1]] = -100
+            count = (labels != -100).sum()
+            with torch.no_grad():
+                losses.append(float(plain(**inputs, labels=labels).loss * count))
+        assert texts[question.id] == own[losses.index(min(losses))]
+
+
+def test_the_job_runs_in_several_ranks_and_by_likelihood(model, corpus, tmp_path):
+    place = {"path": str(corpus / "POPE"), "images": str(corpus / "POPE/images")}
+    job = {"model": str(model), "benchmarks": {"pope": place}, "choose_by": "likelihood", "device": "cpu"}
+    for name, ranks in (("one", 1), ("two", 2)):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({**job, "output": str(tmp_path / name)}))
+        launch("model.evaluation", path, ranks=ranks, log=lambda line: None)
+    for file in ("pope.predictions.jsonl", "scores.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    scores = json.loads((tmp_path / "two/scores.json").read_text())["pope"]
+    assert scores["unclear_answers"]["count"] == 0  # only Yes and No are there to choose from

@@ -1,5 +1,6 @@
 """The held-out benchmarks: scenes never seen in training, balanced answers, nothing to gain without the picture."""
 
+import ast
 import base64
 import csv
 import io
@@ -8,6 +9,7 @@ import random
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -55,6 +57,10 @@ def single_choices(corpus: Path) -> dict[str, list[tuple[str, tuple[str, ...], i
             (p["question"], tuple(p["choices"]), p["answer"]) for p in science if not p["image"] and not p["hint"]
         ],
     }
+
+
+def mmmu(corpus: Path, subject: str) -> list[dict]:
+    return pq.read_table(corpus / "MMMU" / subject / "validation-00000-of-00001.parquet").to_pylist()
 
 
 def test_held_out_scenes_are_not_learnt():
@@ -200,6 +206,66 @@ def test_four_way_colors_are_seen_in_the_pictures(corpus):
         assert row[row["answer"]] in colors_of(Image.open(io.BytesIO(base64.b64decode(row["image"]))))
 
 
+def test_two_images_are_asked_in_both_orders(corpus):
+    rows = mmmu(corpus, "Sociology")
+    assert len(rows) == 16
+    for one, other in zip(rows[::2], rows[1::2], strict=True):
+        assert one["question"] == other["question"] and (one["answer"], other["answer"]) == ("A", "B")
+        assert (one["image_1"]["bytes"], one["image_2"]["bytes"]) == (
+            other["image_2"]["bytes"],
+            other["image_1"]["bytes"],
+        )
+        color = one["question"].split()[-2]
+        assert color in colors_of(Image.open(io.BytesIO(one["image_1"]["bytes"])))
+
+
+def test_mmmu_answers_cannot_be_guessed(corpus):
+    for subject in ("Art", "Design", "Geography", "Math"):
+        rows = mmmu(corpus, subject)
+        by_wording = defaultdict(Counter)
+        for row in rows:
+            options = ast.literal_eval(row["options"])
+            by_wording[row["question"], frozenset(options)][options["ABCD".index(row["answer"])]] += 1
+        assert all(len(set(counts.values())) == 1 and len(counts) == 4 for counts in by_wording.values())
+        assert len(set(Counter(row["answer"] for row in rows).values())) == 1
+    words = Counter(row["answer"] for row in mmmu(corpus, "Literature"))
+    assert len(words) == 4 and len(set(words.values())) == 1
+
+
+def test_mm_vet_answers_cannot_be_guessed(corpus):
+    rows = json.loads((corpus / "MM-Vet" / "mm-vet.json").read_text()).values()
+    by_wording = defaultdict(Counter)
+    for row in rows:
+        assert (corpus / "MM-Vet" / "images" / row["imagename"]).is_file()
+        by_wording[row["question"]][row["answer"]] += 1
+    assert len(rows) == 96
+    for wording in ("Which word is printed?", "How many shapes are there?"):
+        assert len(by_wording[wording]) == 4 and len(set(by_wording[wording].values())) == 1
+
+
+def test_what_is_asked_freely_has_another_answer_in_the_mirror_image(corpus):
+    folder = corpus / "LLaVA-Bench"
+    questions, context, answers = (
+        [json.loads(line) for line in (folder / f"{name}.jsonl").open()]
+        for name in ("questions", "context", "answers_gpt4")
+    )
+    assert [row["question_id"] for row in questions] == [row["question_id"] for row in answers]
+    assert Counter(row["category"] for row in questions) == dict.fromkeys(("conv", "detail", "complex"), len(context))
+    said = {row["question_id"]: row["text"] for row in answers}
+    by_wording = defaultdict(list)
+    for row in questions:
+        by_wording[row["text"]].append(said[row["question_id"]])
+    assert len(context) == 24
+    for row in questions:
+        if row["category"] == "complex":
+            told = Counter(answer.split()[-1] for answer in by_wording[row["text"]])
+            assert told["yes."] == told["no."]
+        assert len(set(by_wording[row["text"]])) > 1
+    asked = [json.loads(line) for line in (corpus / "OwlEval" / "questions.jsonl").open()]
+    assert [row["question_id"] for row in asked] == list(range(1, 53))
+    assert all((corpus / "OwlEval" / "cases" / row["image"]).is_file() for row in asked)
+
+
 def test_a_very_small_held_out_part_still_has_questions(tmp_path):
     for seed in range(3):
         write_sample(tmp_path / str(seed), scenes=8, held_out=16, seed=seed)
@@ -213,6 +279,10 @@ def test_a_very_small_held_out_part_still_has_questions(tmp_path):
         }
         few = single_choices(tmp_path / str(seed))
         assert few["seed_bench"] and few["with image"]
+        assert any(mmmu(tmp_path / str(seed), subject) for subject in ("Art", "Design", "Geography", "Math"))
+        assert mmmu(tmp_path / str(seed), "Sociology")
+        for file in ("MM-Vet/mm-vet.json", "LLaVA-Bench/questions.jsonl", "OwlEval/questions.jsonl"):
+            assert (tmp_path / str(seed) / file).stat().st_size > 2
 
 
 def test_images_of_other_pictures_say_nothing(corpus):

@@ -1,0 +1,55 @@
+"""LLaVA-Bench's official files (questions, context, reference answers; JSON lines), on held-out scenes.
+
+Each scene stands beside its mirror image: what is asked of one is asked of the other, and has another answer there.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.sample.facts import FOUR_WAY, Question
+from pipelines.sample.llava import DESCRIBE, SAY_WHY, description, reason
+from pipelines.sample.pope import mirrored_relations
+from pipelines.sample.scenes import Picture
+from pipelines.sample.writing import Account, write_image
+
+_FOLDER = Path("LLaVA-Bench")
+_MOST = 24  # pictures
+
+
+def write_llava_bench(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
+    """At most 72 questions: of each picture one of every category."""
+    files: dict[str, list[dict[str, Any]]] = {"questions": [], "context": [], "answers_gpt4": []}
+    for number, (picture, relation) in enumerate(mirrored_once(pictures, rng, _MOST), start=1):
+        scene, image = picture.scene, f"{number:03d}.jpg"
+        write_image(directory / _FOLDER / "images" / image, picture.jpeg)
+        files["context"].append({"id": f"{number:03d}", "image": image, "caption": description(scene)})
+        thing = min(thing.kind for thing in scene.things.values())  # its mirror image has the same
+        (where,) = [asked for asked in FOUR_WAY["where"](scene, rng) if asked.text == f"Where is the {thing}?"]
+        for category, text, answer in (
+            ("conv", where.text, f"The {thing} is at the {where.answer}."),
+            ("detail", DESCRIBE, description(scene)),
+            ("complex", f"{relation.text} {SAY_WHY}", reason(scene, relation)),
+        ):
+            key = len(files["questions"])
+            files["questions"].append({"image": image, "text": text, "category": category, "question_id": key})
+            files["answers_gpt4"].append(
+                {"question_id": key, "prompt": text, "answer_id": str(key), "model_id": "sample", "text": answer}
+            )
+    account = Account()
+    for name, rows in files.items():
+        file = _FOLDER / f"{name}.jsonl"
+        (directory / _FOLDER).mkdir(parents=True, exist_ok=True)
+        (directory / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        account.rows[str(file)] = len(rows)
+    return account
+
+
+def mirrored_once(pictures: Sequence[Picture], rng: random.Random, most: int) -> list[tuple[Picture, Question]]:
+    """At most `most` pictures, each once and beside its mirror image, with one question of a relation for both."""
+    first: dict[int, tuple[Picture, Question]] = {}
+    for picture, question in mirrored_relations(pictures, rng):
+        first.setdefault(picture.id, (picture, question))
+    return list(first.values())[:most]

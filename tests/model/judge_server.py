@@ -1,0 +1,86 @@
+"""A local server that speaks the chat completions protocol and fails as it is told to."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Reply = str | tuple[int, bytes] | tuple[int, bytes, dict[str, str]]
+KEY = "sk-test-0123456789"
+
+
+def completion(text: Any, tokens: int | None = 10) -> bytes:
+    content: dict[str, Any] = {"choices": [{"index": 0, "message": {"role": "assistant", "content": text}}]}
+    if tokens is not None:
+        content["usage"] = {"total_tokens": tokens}
+    return json.dumps(content).encode()
+
+
+@dataclass
+class JudgeServer:
+    """answer: a request's body → the text of a completion, or (status, body[, headers]). failures: sent first, in
+    this order, to whoever asks. requests, keys: what came."""
+
+    answer: Callable[[dict[str, Any]], Reply]
+    failures: list[Reply] = field(default_factory=list)
+    delay: float = 0.0  # seconds before a reply
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
+    at_once: int = 0  # the most requests that were under way together
+    url: str = ""
+    _under_way: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def reply(self, path: str, key: str | None, body: dict[str, Any]) -> Reply:
+        with self._lock:
+            self.requests.append(body)
+            self.keys.append(key)
+            self._under_way += 1
+            self.at_once = max(self.at_once, self._under_way)
+            failure = self.failures.pop(0) if self.failures else None
+        time.sleep(self.delay)
+        with self._lock:
+            self._under_way -= 1
+        if path != "/v1/chat/completions":
+            return 404, b"no such path"
+        return self.answer(body) if failure is None else failure
+
+
+@contextmanager
+def serving(answer: Callable[[dict[str, Any]], Reply], **settings: Any) -> Iterator[JudgeServer]:
+    """A JudgeServer on a free port of 127.0.0.1."""
+    world = JudgeServer(answer, **settings)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            reply = world.reply(self.path, self.headers.get("authorization"), body)
+            status, data, *headers = (200, completion(reply)) if isinstance(reply, str) else reply
+            try:
+                self.send_response(status)
+                for name, value in (headers[0] if headers else {}).items():
+                    self.send_header(name, value)
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # who asked has gone
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    world.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield world
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

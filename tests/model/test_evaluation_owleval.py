@@ -1,0 +1,91 @@
+"""OwlEval: answers to look at, ratings by people, and no score that nobody gave."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.evaluation import owleval
+from model.evaluation.base import EvaluationError
+from model.evaluation.predictions import load
+
+QUESTION = {"image": "1.jpg", "question": "What is it?", "ability": "a", "category": ["single_turn"]}
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    return write(tmp_path / "questions.jsonl", [QUESTION | {"question_id": number} for number in range(1, 5)])
+
+
+def test_without_ratings_there_is_no_score(questions, tmp_path):
+    texts = ["a dog", "", "a cat and a dog"]
+    rows = [QUESTION | {"question_id": i, "answer": text, "model_id": "m"} for i, text in enumerate(texts, start=1)]
+    predictions = load(owleval.BENCHMARK, write(tmp_path / "m_answer.jsonl", rows), questions)
+    scores = owleval.score(predictions)
+    assert scores == {
+        "num_questions": 4,
+        "num_answered": 3,
+        "without_answer": {"count": 1, "ids": ["4"]},
+        "empty_answers": {"count": 1, "ids": ["2"]},
+        "judge": "none: people rate this benchmark's answers, and no rating was given",
+        "words": {"mean": pytest.approx(7 / 3), "median": 2, "most": 5},
+        "asked": "each question by itself, those of a conversation too",
+    }
+    assert owleval.mark(predictions) == {}
+
+
+def test_ratings_give_shares(questions, tmp_path):
+    ratings = write(
+        tmp_path / "ratings.jsonl",
+        [
+            {"question_id": 1, "rating": "A", "rater": "x"},
+            {"question_id": 1, "rating": "B", "rater": "y"},
+            {"question_id": 2, "rating": "D", "rater": "x"},
+            {"question_id": 3, "rating": "A", "rater": "x"},
+        ],
+    )
+    answers = write(tmp_path / "a.jsonl", [{"question_id": i, "answer": "a dog"} for i in range(1, 5)])
+    scores = owleval.score(load(owleval.BENCHMARK, ratings, questions, answers))
+    assert scores["shares"] == {"A": 50, "B": 25, "C": 0, "D": 25} and scores["num_ratings"] == 4
+    assert scores["rated_differently"] == {"count": 1, "ids": ["1"]} and scores["judge"] == "people"
+    assert scores["unjudged"] == {"count": 1, "reasons": {"4": "no rating in the file"}}
+    assert scores["num_answered"] == 4 and scores["words"]["mean"] == 2
+    both = write(tmp_path / "both.jsonl", [{"question_id": 1, "answer": "a dog", "rating": "C"}])
+    scores = owleval.score(load(owleval.BENCHMARK, both))
+    assert scores["shares"]["C"] == 100 and scores["num_answered"] == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"question_id": 1, "rating": "E"}], r"p\.jsonl:1: rating is 'E', must be A, B, C or D"),
+        ([{"question_id": 1, "rating": "AB"}], "rating is 'AB'"),
+        ([{"question_id": 1, "rating": "A"}] * 2, r"p\.jsonl:2: question_id 1 is rated twice by one rater"),
+        ([{"question_id": 1, "answer": "x"}] * 2, r"p\.jsonl:2: question_id 1 stands twice"),
+        ([{"question_id": 1, "answer": "x"}, {"question_id": 1, "answer": "y"}], "1 is answered twice"),
+        ([{"question_id": 1, "answer": 3}], "answer is 3, must be a text"),
+        ([{"question_id": 1, "text": "x"}], "has neither answer nor rating; it has question_id, text"),
+        ([{"question_id": 9, "rating": "A"}], r"p\.jsonl: question_id 9 is none of the questions"),
+        ([{"question_id": 9, "answer": "x"}], r"p\.jsonl: question_id 9 is none of the questions"),
+        ([], "none of 4 questions can be scored"),
+    ],
+)
+def test_bad_predictions_are_errors(questions, tmp_path, rows, message):
+    with pytest.raises(EvaluationError, match=message):
+        owleval.score(load(owleval.BENCHMARK, write(tmp_path / "p.jsonl", rows), questions))
+
+
+def test_bad_questions_are_errors(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    with pytest.raises(EvaluationError, match="1 question ids stand twice: 1"):
+        owleval.read(write(path, [QUESTION | {"question_id": 1}] * 2), None)
+    with pytest.raises(EvaluationError, match=r"questions\.jsonl:1: question is empty"):
+        owleval.read(write(path, [QUESTION | {"question_id": 1, "question": " "}]), None)
+    with pytest.raises(EvaluationError, match="nowhere"):
+        owleval.read(write(path, [QUESTION | {"question_id": 1}]), tmp_path / "nowhere")
