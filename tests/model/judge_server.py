@@ -7,7 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+from model.evaluation import judging
+from model.evaluation.base import Benchmark, Predictions
+from model.evaluation.judge import EndpointJudge, JudgeSettings
 
 Reply = str | tuple[int, bytes] | tuple[int, bytes, dict[str, str]]
 KEY = "sk-test-0123456789"
@@ -84,3 +89,23 @@ def serving(answer: Callable[[dict[str, Any]], Reply], **settings: Any) -> Itera
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def ask_judge(
+    benchmark: Benchmark, predictions: Predictions, server: JudgeServer, cache: Path, **settings: Any
+) -> Predictions:
+    """The predictions with the verdicts of a judge at the server."""
+    judge = EndpointJudge(JudgeSettings(url=server.url, model="gpt-test", **settings), cache)
+    return judging.judged(benchmark, predictions, judge)
+
+
+def last(body: dict[str, Any]) -> str:
+    """The last message of a request."""
+    return body["messages"][-1]["content"]
+
+
+def write_rows(path: Path, content: Any) -> Path:
+    """JSON lines of a list, JSON of all else."""
+    lines = content if isinstance(content, list) else [content]
+    path.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    return path
