@@ -137,7 +137,7 @@ class _Node:
             raise LaunchError(f"launch.connect: {self._command[0]} cannot be run: {error.strerror}") from None
         self._readers = [
             threading.Thread(target=work, name=f"{host.name} {work.__name__}", daemon=True)
-            for work in (self._read, self._read_errors)
+            for work in (self._read_errors, self._read)
         ]
         for thread in self._readers:
             thread.start()
@@ -186,8 +186,8 @@ class _Node:
             for line in output:
                 self._heard = time.monotonic()
                 self._take(line)
+        self._readers[0].join(1)  # what the command says of its own end
         self._answers.put(None)
-        self._readers[1].join(1)  # what the command says of its own end
         self._lose(self._end())
 
     def _take(self, line: str) -> None:
