@@ -25,13 +25,15 @@ from flows.processes import BEAT, Closed, Ended, Event, PortInUse, Processes, li
 
 APPEAR = 10.0  # seconds for a file written on another machine to be seen here: shared disks may remember old listings
 REACH = 5.0  # seconds to reach the first host
+HERE = b"honeybee"
 
 
 class Agent:
     """Does what it is ordered, until it is told to end or nobody is left to tell it."""
 
     def __init__(self) -> None:
-        self._inbox: queue.Queue[Event | dict[str, Any] | None] = queue.Queue()
+        self._inbox: queue.Queue[Event | dict[str, Any]] = queue.Queue()
+        self._cut = threading.Event()  # standard input has ended
         self._outbox: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._processes = Processes(self._inbox.put)
         self._running: set[int] = set()
@@ -50,22 +52,20 @@ class Agent:
                 if time.monotonic() - said > min(BEAT, self._silence / 4):
                     said = time.monotonic()
                     self._outbox.put({"kind": "beat"})
+                if not alone and (self._cut.is_set() or time.monotonic() - heard > self._silence):
+                    alone, deadline = True, time.monotonic() + self._grace
+                    self._processes.stop()
                 try:
                     item = self._inbox.get(timeout=0.5)
                 except queue.Empty:
-                    if time.monotonic() - heard <= self._silence:
-                        continue
-                    item = None
-                if isinstance(item, dict):
-                    heard = time.monotonic()
-                    if item["order"] == "kill":
-                        return
-                    self._obey(item)
-                elif item is not None:
+                    continue
+                if not isinstance(item, dict):
                     self._report(item)
-                elif not alone:
-                    alone, deadline = True, time.monotonic() + self._grace
-                    self._processes.stop()
+                elif item["order"] == "kill":
+                    return
+                else:
+                    self._obey(item)
+                    heard = time.monotonic()
         finally:
             self._processes.kill()
             self._outbox.put(None)
@@ -115,12 +115,15 @@ class Agent:
             with other, contextlib.suppress(OSError):
                 self._interface = _interface(other)
                 other.settimeout(REACH)
+                other.sendall(HERE)
                 other.recv(1)  # the other side closes first, so that this port is free at once
 
     def _reach(self, address: str, port: int) -> None:
         try:
             with socket.create_connection((address, port), timeout=REACH) as first:
                 self._interface = _interface(first)
+                if first.recv(len(HERE)) != HERE:  # sent once the other side knows its interface too
+                    raise ConnectionError("another program answers")
         except OSError as error:
             raise OSError(
                 f"cannot reach the first host at {address}:{port} ({error}): set launch.rendezvous.host to its address "
@@ -164,7 +167,7 @@ class Agent:
     def _read(self) -> None:
         for line in sys.stdin:
             self._inbox.put(json.loads(line))
-        self._inbox.put(None)
+        self._cut.set()
 
     def _write(self) -> None:
         """A thread of its own: if nobody reads any more, only this one waits."""
