@@ -65,6 +65,14 @@ def test_ranks_know_who_they_are(job: Path, env: dict[str, str], cluster: Cluste
     assert agents() == []
 
 
+def test_this_machine_needs_no_command(job: Path, env: dict[str, str], cluster: Cluster) -> None:
+    job.write_text("settings")
+    lines = NodeLines()
+    here = replace(cluster, hosts=(Host("localhost", 2),), connect=("no-such-command", "{host}"))
+    launch("launched_rank", job, log=lines, env=env | {"EXTRA": "more"}, cluster=here)
+    assert f"settings 1 1 2 2 127.0.0.1 {cluster.port} more" in lines
+
+
 @pytest.mark.parametrize(
     ("what", "message"),
     [
