@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flows.recipe import Launch
+    from flows.recipe_launch import Launch
 
 _LINE = re.compile(r"(?P<name>\S+)\s+slots=(?P<slots>\d+)")
 _NAME = re.compile(r"(\w[\w.-]*@)?\w[\w.:-]*")  # never an option of the command that connects

@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from flows.recipe_launch import Launch
+from flows.recipe_part import Part, PositiveInt
 from model.image_fit import Fit
-from model.training.job import Loading, PeakTflops, Train
+from model.training.job import Loading, Train
 from pipelines import sources
 from pipelines.balance import Balance
 from pipelines.beam import BEAM_OPTIONS
@@ -16,16 +18,11 @@ from pipelines.sources import Source, SourceOptions
 from pipelines.sources.options import Columns
 
 RECIPES = Path(__file__).parent / "recipes"
-PositiveInt = Annotated[int, Field(gt=0, le=10**12)]
 Share = Annotated[float, Field(gt=0)]
 
 
 class RecipeError(ValueError):
     """A recipe that cannot run; the message names the file, the key and what to do."""
-
-
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Paths(Part):
@@ -200,49 +197,6 @@ class Stage(Part):
             raise ValueError(
                 f"{train.steps or 1} steps of {train.global_batch} need {fewest} samples: raise data.samples"
             )
-        return self
-
-
-class Rendezvous(Part):
-    """Where the ranks find each other: an address of the first host, at which its rank 0 listens."""
-
-    host: Annotated[str, Field(pattern=r"^\w[\w.:-]*$")] | None = None  # the first host's name where absent
-    port: Annotated[int, Field(gt=0, lt=65536)] | None = None  # 29500 with a hostfile, else any that is free
-
-
-# What the launcher itself tells a rank.
-_TOLD = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "HONEYBEE_LIFELINE"}
-
-
-class Launch(Part):
-    """Processes of a training or evaluation job. With a hostfile the stages train on all its hosts; all else runs on
-    the machine that launches. Working directory, store, data and python have the same paths on all of them."""
-
-    ranks: PositiveInt | None = None  # on this machine, 1 where absent; with a hostfile its slots say it
-    threads: PositiveInt | None = None  # CPU threads of a rank; cores / ranks where absent
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    peak_tflops: PeakTflops | None = None  # of a GPU that model/training/flops.py does not know, for MFU
-    env: dict[
-        Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], Annotated[str, Field(coerce_numbers_to_str=True)]
-    ] = {}  # of every rank, e.g. NCCL_SOCKET_IFNAME
-    hostfile: Path | None = None  # lines `host slots=N`, as DeepSpeed reads them
-    rendezvous: Rendezvous = Rendezvous()
-    connect: tuple[str, ...] = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "{host}")  # starts a program
-    python: str | None = None  # the interpreter on the hosts; this one's path where absent
-
-    @model_validator(mode="after")
-    def _agrees(self) -> "Launch":
-        told = sorted(_TOLD & set(self.env))
-        if told:
-            raise ValueError(f"env: {', '.join(told)} follow from ranks, hostfile and rendezvous: leave them out")
-        if self.hostfile is None:
-            for key, value in (("rendezvous.host", self.rendezvous.host), ("python", self.python)):
-                if value is not None:
-                    raise ValueError(f"`{key}` is for other machines: give `hostfile`, or leave it out")
-        elif self.ranks is not None:
-            raise ValueError("the slots of `hostfile` say how many ranks there are: leave out `ranks`")
-        if not any("{host}" in word for word in self.connect):
-            raise ValueError("connect: no word says {host}, the place of the host's name")
         return self
 
 

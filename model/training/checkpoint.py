@@ -91,8 +91,8 @@ class Checkpoints:
         seen = self.engine.ranks.gather(found and found[1]["step"])
         if len({str(step) for step in seen}) > 1:
             raise CheckpointError(
-                f"the ranks see different checkpoints in {self.directory}, of steps {seen}: it must be a directory that "
-                "all hosts share; if it is, run again once it shows the same on all"
+                f"the ranks see different checkpoints in {self.directory}, of steps {seen}: it must be a directory "
+                "that all hosts share; if it is, run again once it shows the same on all"
             )
         if found is None:
             return None

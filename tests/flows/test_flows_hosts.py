@@ -11,7 +11,8 @@ import yaml
 from flows.check import check_settings
 from flows.hosts import Host, HostfileError, count_ranks, find_cluster, read_hostfile
 from flows.plan import plan
-from flows.recipe import Launch, Recipe, RecipeError, load_recipe
+from flows.recipe import Recipe, RecipeError, load_recipe
+from flows.recipe_launch import Launch
 
 
 def test_hostfiles_are_read_as_deepspeed_reads_them(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def test_recipes_that_come_with_the_project_are_valid(path: Path):
         ({"launch/rendezvous": {"host": "10.0.0.1"}}, "launch: `rendezvous.host` is for other machines"),
         ({"launch/rendezvous": {"port": 70000}}, "launch.rendezvous.port"),
         ({"launch/rendezvous": {"host": "-v", "port": 1}}, "launch.rendezvous.host"),
+        ({"launch/connect": ["sh", "{host}"]}, "launch: `connect` is for other machines"),
         ({"launch/python": "/usr/bin/python3"}, "launch: `python` is for other machines"),
         ({"launch/env": {"RANK": 1}}, "launch: env: RANK follow from ranks, hostfile and rendezvous"),
         ({"launch/env": {"A B": "1"}}, "launch.env.A B"),
