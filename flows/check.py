@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flows.decontamination import listed_benchmarks, read_items
+from flows.hosts import HostfileError, count_ranks, find_cluster
+from flows.launch import check_rendezvous
 from flows.recipe import Recipe, RecipeError, Stage
 from flows.workspace import STAGES, Workspace
 from model import evaluation
@@ -43,15 +45,21 @@ def check_benchmarks(workspace: Workspace) -> None:
     _raise(workspace.recipe, _benchmarks(workspace))
 
 
-def check_device(recipe: Recipe) -> None:
-    """Whether this machine can train what the recipe asks it to. Raises RecipeError."""
+def check_machines(recipe: Recipe, log: Callable[[str], None] = print) -> None:
+    """Whether this machine and the hosts can train what the recipe asks them to. Raises RecipeError, or LaunchError for
+    a host that cannot be reached, or a port in use."""
     import torch
 
-    if recipe.launch.device == "cuda" and torch.cuda.device_count() < recipe.launch.ranks:
+    cluster = find_cluster(recipe.launch)
+    here = recipe.launch.ranks or 1
+    if cluster is not None:  # evaluation and sample backbones need one here in any case
+        here = max(1, sum(host.slots for host in cluster.hosts if host.is_here))
+    if recipe.launch.device == "cuda" and torch.cuda.device_count() < here:
         raise RecipeError(
-            f"launch: {recipe.launch.ranks} ranks on cuda need as many GPUs, this machine has "
-            f"{torch.cuda.device_count()}: lower launch.ranks, set launch.device, or run it elsewhere"
+            f"launch: {here} ranks on cuda need as many GPUs, this machine has {torch.cuda.device_count()}: lower "
+            f"{'launch.ranks' if cluster is None else 'its slots'}, set launch.device, or run it elsewhere"
         )
+    check_rendezvous(cluster, recipe.launch.rendezvous.port, recipe.paths.store.resolve(), log)
 
 
 def _writable(path: Path) -> str | None:
@@ -74,6 +82,7 @@ def _settings(recipe: Recipe) -> Iterator[str]:
         yield from _problems(f"datasets.{name}", recipe.source, name)
         if "semantic" in dataset.dedup.rule and dataset.max_turns > 1:
             yield from _problems("embedder", check_embedder, recipe.embedder.model, recipe.embedder.device)
+    yield from _problems("launch", find_cluster, recipe.launch)
     for name in STAGES:
         yield from _stage_settings(recipe, name)
     for name in recipe.evaluation.benchmarks:
@@ -98,7 +107,8 @@ def _stage_settings(recipe: Recipe, name: str) -> Iterator[str]:
     if len(tasks) == len(stage.data.names) and not stage.data.balance.needs_sizes:
         key = "weights" if stage.data.weights else "balance"
         yield from _problems(f"{name}.data.{key}", _mixture, stage, tasks)
-    yield from _problems(f"{name}.train", _accumulation, recipe, stage)
+    with contextlib.suppress(HostfileError):  # told once, of launch
+        yield from _problems(f"{name}.train", stage.train.accumulation, count_ranks(recipe.launch))
     if stage.train.wandb is not None:
         yield from _problems(f"{name}.train.wandb", check_installed)
 
@@ -106,10 +116,6 @@ def _stage_settings(recipe: Recipe, name: str) -> Iterator[str]:
 def _mixture(stage: Stage, tasks: dict[str, str]) -> None:
     shares = wanted_shares(stage.data.balance, stage.data.names, stage.data.weights, tasks, None)
     make_mixture(shares, dict.fromkeys(shares, 1), 0)
-
-
-def _accumulation(recipe: Recipe, stage: Stage) -> int:
-    return stage.train.accumulation(recipe.launch.ranks)
 
 
 def _inputs(workspace: Workspace) -> Iterator[str]:

@@ -100,10 +100,10 @@ def train(
     if dry_run:
         _plan(recipe, training=True)
         return
-    from flows.check import check_device
+    from flows.check import check_machines
 
     parsed = _check(recipe)
-    check_device(parsed)
+    check_machines(parsed, typer.echo)
     _own_server()
     from flows.train_honeybee import train_honeybee
 

@@ -6,7 +6,7 @@ from typing import Any
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.check import check_benchmarks, check_device
+from flows.check import check_benchmarks, check_machines
 from flows.recipe import Recipe, RecipeError, load_recipe
 from flows.results import Results, new_run_id
 from flows.score_report import write_scores
@@ -59,7 +59,7 @@ def evaluate_honeybee(
     """
     log = get_run_logger().info
     parsed = only(load_recipe(recipe), benchmarks)
-    check_device(parsed)
+    check_machines(parsed, log)
     workspace = open_workspace(parsed, log)
     check_benchmarks(workspace)
     directory = Path(model).resolve()

@@ -8,6 +8,7 @@ from typing import Any
 from flows import tables
 from flows.check import check_inputs, check_settings
 from flows.forecast import Forecaster, Known, StageForecast, stage_forecast
+from flows.hosts import count_ranks, find_cluster
 from flows.recipe import Recipe, RecipeError, Stage
 from flows.workspace import STAGES, Workspace, locate_workspace
 from model.training.job import describe_trained
@@ -25,6 +26,9 @@ def plan(recipe: Recipe, training: bool = True) -> Iterator[str]:
     yield f"Recipe {recipe.name}: names, templates, chat styles, schedules and projector are in order."
     if not generated:
         yield f"The sample corpus will be generated first, in {workspace.data}."
+    cluster = find_cluster(recipe.launch)
+    if training and cluster is not None:
+        yield f"Trains on {cluster.describe()}."
     model = _model_sizes(recipe) if training else None
     if isinstance(model, str):
         yield model
@@ -58,7 +62,7 @@ def plan(recipe: Recipe, training: bool = True) -> Iterator[str]:
 
 
 def _stage(workspace: Workspace, name: str, known: Mapping[str, Known], forecast: StageForecast) -> Iterator[str]:
-    stage, ranks = workspace.stage(name), workspace.recipe.launch.ranks
+    stage, ranks = workspace.stage(name), count_ranks(workspace.recipe.launch)
     train, balance = stage.train, stage.data.balance
     yield (
         f"{name}: {_amount(stage)}; trains "
@@ -152,7 +156,7 @@ def _memory(workspace: Workspace, name: str, model: Any) -> str:
     from flows.memory import rank_bytes
 
     stage = workspace.stage(name)
-    need = rank_bytes(model, stage.data, stage.train, workspace.recipe.launch.ranks)
+    need = rank_bytes(model, stage.data, stage.train, count_ranks(workspace.recipe.launch))
     kinds = ", ".join(f"{kind} {value / 2**30:.2f}" for kind, value in need.items())
     total = sum(need.values()) / 2**30
     return f"Memory of a GPU: about {total:.1f} GiB ({kinds}); the formula is in flows/memory.py."

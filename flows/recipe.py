@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from flows.recipe_launch import Launch
+from flows.recipe_part import Part, PositiveInt
 from model.image_fit import Fit
-from model.training.job import Loading, PeakTflops, Train
+from model.training.job import Loading, Train
 from pipelines import sources
 from pipelines.balance import Balance
 from pipelines.beam import BEAM_OPTIONS
@@ -16,16 +18,11 @@ from pipelines.sources import Source, SourceOptions
 from pipelines.sources.options import Columns
 
 RECIPES = Path(__file__).parent / "recipes"
-PositiveInt = Annotated[int, Field(gt=0, le=10**12)]
 Share = Annotated[float, Field(gt=0)]
 
 
 class RecipeError(ValueError):
     """A recipe that cannot run; the message names the file, the key and what to do."""
-
-
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Paths(Part):
@@ -201,15 +198,6 @@ class Stage(Part):
                 f"{train.steps or 1} steps of {train.global_batch} need {fewest} samples: raise data.samples"
             )
         return self
-
-
-class Launch(Part):
-    """Processes of a training or evaluation job."""
-
-    ranks: PositiveInt = 1
-    threads: PositiveInt | None = None  # CPU threads of a rank; cores / ranks where absent
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    peak_tflops: PeakTflops | None = None  # of a GPU that model/training/flops.py does not know, for MFU
 
 
 class Benchmark(Part):

@@ -6,7 +6,7 @@ from prefect import flow, get_run_logger
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.build_dataset import build_stage_data
-from flows.check import check_device, check_inputs, check_settings
+from flows.check import check_inputs, check_machines, check_settings
 from flows.evaluate import evaluate
 from flows.recipe import load_recipe
 from flows.report import write_report
@@ -29,7 +29,7 @@ def train_honeybee(recipe: str = "sample", run_id: str | None = None) -> dict[st
     log = get_run_logger().info
     parsed = load_recipe(recipe)
     check_settings(parsed)
-    check_device(parsed)
+    check_machines(parsed, log)
     workspace = open_workspace(parsed, log)
     check_inputs(workspace)
     results = Results(parsed, run_id)

@@ -16,6 +16,7 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from flows import progress
+from flows.hosts import count_ranks, find_cluster
 from flows.launch import launch
 from flows.workspace import Log, Workspace
 from model.training.job import Job
@@ -68,13 +69,13 @@ def train_stage(workspace: Workspace, stage: str, shards: Path, init: Mapping[st
         "shards": shards.name,
         "init": {name: identity(workspace.store, value) if name in _PLACES else value for name, value in init.items()},
     }
-    log, ranks = get_run_logger().info, recipe.launch.ranks
+    log = get_run_logger().info
 
     def watched(directory: Path) -> AbstractContextManager[None]:
         return progress.shown(recipe.name, stage, directory / "work" / "metrics.jsonl", log)
 
     places = ("output", "work")
-    return run_job(workspace, "models", key, "model.training", job, log, ranks, places, watched)
+    return run_job(workspace, "models", key, "model.training", job, log, True, places, watched)
 
 
 def _benchmarks(workspace: Workspace, stage: str) -> dict[str, dict[str, str]]:
@@ -91,23 +92,31 @@ def run_job(
     module: str,
     job: Mapping[str, Any],
     log: Log,
-    ranks: int = 1,
+    everywhere: bool = False,
     places_of_job: Sequence[str] = ("output",),
     watched: Callable[[Path], AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> Path:
     """The store's directory of (kind, key); runs `python -m module job.json` first if it is not whole.
 
+    everywhere: on all ranks and machines that the recipe asks for, else in one process here.
     places_of_job: the keys under which the job is told directories inside that one. watched: what is entered with that
     directory while the processes run. Raises what flows.launch raises if a process fails.
     """
     options = workspace.recipe.launch
+    ranks: dict[str, Any] = {}
+    if everywhere:
+        ranks = {
+            "ranks": count_ranks(options),
+            "port": options.rendezvous.port,
+            "cluster": find_cluster(options),
+        }
 
     def make(directory: Path) -> dict[str, Any]:
         job_path = directory / "job.json"
         places = {name: str(directory / name) for name in places_of_job}
         write_atomic(job_path, json.dumps({**job, **places}, indent=1) + "\n")
         with watched(directory):
-            launch(module, job_path, ranks=ranks, threads=options.threads, log=log)
+            launch(module, job_path, threads=options.threads, log=log, env=options.env, **ranks)
         return {"job": {**job, **places}}
 
     directory = workspace.store.produce(kind, key, make)

@@ -1,9 +1,11 @@
 """Fixtures that every test may use."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from namespaces import NotPermitted, TwoHosts, two_hosts
 
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -22,3 +24,13 @@ def realdata() -> Path:
     if not root.is_dir():
         pytest.skip(f"real data not found at {root}: set HONEYBEE_REALDATA")
     return root
+
+
+@pytest.fixture(scope="module")
+def two_namespaces() -> Iterator[TwoHosts]:
+    """Two hosts of one machine, for tests of training on several. Making them takes root on Linux."""
+    try:
+        with two_hosts() as hosts:
+            yield hosts
+    except NotPermitted as error:
+        pytest.skip(f"no network namespaces here: {error}")

@@ -59,10 +59,10 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
         ranks.barrier()
-        self._write_tensors(partial)
-        ranks.barrier()
+        # Gathered, which is a barrier too: a listing of a disk that machines share may be an old one.
+        written = ranks.gather(self._write_tensors(partial))
         if ranks.first:
-            files = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+            files = {name: size for own in written for name, size in sorted(own.items())}
             manifest = {"version": VERSION, "step": step, "identity": self.identity, "files": files, **facts}
             write_atomic(partial / MANIFEST, json.dumps(manifest, indent=1))
             _sync(partial)
@@ -84,8 +84,26 @@ class Checkpoints:
         """Puts the newest whole checkpoint into the engine and returns its manifest; None where there is none.
 
         All ranks must call it. A damaged checkpoint is reported, and the one before it taken. Raises CheckpointError
-        where the newest is of another job, or where there are checkpoints but every one of them is damaged.
+        where the newest is of another job, where there are checkpoints but every one of them is damaged, or where the
+        ranks do not see the same ones.
         """
+        found = self._newest()
+        seen = self.engine.ranks.gather(found and found[1]["step"])
+        if len({str(step) for step in seen}) > 1:
+            raise CheckpointError(
+                f"the ranks see different checkpoints in {self.directory}, of steps {seen}: it must be a directory "
+                "that all hosts share; if it is, run again once it shows the same on all"
+            )
+        if found is None:
+            return None
+        directory, manifest, index = found
+        self._check_identity(directory, manifest)
+        # AdamW counts the steps that it took; checkpoints of before any could be left out do not say so.
+        self._read_tensors(directory, index, manifest["step"] - manifest.get("skipped_steps", 0))
+        return manifest
+
+    def _newest(self) -> tuple[Path, dict[str, Any], dict[str, Path]] | None:
+        """The newest whole checkpoint, its manifest, and which file holds which tensor."""
         damages = []
         for step in reversed(self.steps()):
             directory = self.directory / f"step-{step:08d}"
@@ -96,10 +114,7 @@ class Checkpoints:
                 damages.append(str(error))
                 log.warning("%s; the checkpoint before it is taken", error)
                 continue
-            self._check_identity(directory, manifest)
-            # AdamW counts the steps that it took; checkpoints of before any could be left out do not say so.
-            self._read_tensors(directory, index, manifest["step"] - manifest.get("skipped_steps", 0))
-            return manifest
+            return directory, manifest, index
         if damages:
             raise CheckpointError(f"every checkpoint is damaged ({'; '.join(damages)}): remove {self.directory}")
         return None
@@ -116,9 +131,10 @@ class Checkpoints:
             f"{directory} is of another job ({changes}): give another work directory, or remove {self.directory}"
         )
 
-    def _write_tensors(self, directory: Path) -> None:
-        """Each rank writes its share of the parameters, dealt out by size."""
+    def _write_tensors(self, directory: Path) -> dict[str, int]:
+        """Each rank writes its share of the parameters, dealt out by size; returns its files and their sizes."""
         ranks = self.engine.ranks
+        files: dict[str, int] = {}
         loads = [0] * ranks.world
         held: dict[str, Tensor] = {}
         held_bytes = written = 0
@@ -129,6 +145,7 @@ class Checkpoints:
                 path = directory / f"rank-{ranks.rank:05d}-{written:03d}.safetensors"
                 save_file(held, path)
                 _sync(path)
+                files[path.name] = path.stat().st_size
                 held, held_bytes, written = {}, 0, written + 1
 
         for name, parameter in self.engine.trained:
@@ -142,6 +159,7 @@ class Checkpoints:
                 if held_bytes >= FILE_BYTES:
                     flush()
         flush()
+        return files
 
     def _read_tensors(self, directory: Path, index: dict[str, Path], steps_taken: int) -> None:
         expected = {f"{name}:{key}" for name, _ in self.engine.trained for key in STATE}

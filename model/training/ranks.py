@@ -74,6 +74,11 @@ def join(device: str) -> Ranks:
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     rank, world = int(os.environ.setdefault("RANK", "0")), int(os.environ.setdefault("WORLD_SIZE", "1"))
     if device == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise RuntimeError(
+                f"rank {rank} is number {local_rank + 1} of this machine, which has {torch.cuda.device_count()} GPUs: "
+                "lower launch.ranks, or its slots in launch.hostfile"
+            )
         torch.cuda.set_device(local_rank)
     backend = "nccl" if device == "cuda" else "gloo"
     if world == 1:  # alone: no port is needed

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from flows.check import check_device, check_inputs, check_settings
+from flows.check import check_inputs, check_machines, check_settings
 from flows.recipe import RecipeError, load_recipe
 from flows.workspace import locate_workspace, open_workspace
 from model.backbones import train_backbones
@@ -179,7 +179,7 @@ def test_a_benchmark_without_a_question(write_recipe, tmp_path):
 def test_gpus_that_are_not_there(write_recipe):
     recipe = load_recipe(write_recipe({"launch": {"ranks": 1 + torch.cuda.device_count(), "device": "cuda"}}))
     with pytest.raises(RecipeError, match="need as many GPUs"):
-        check_device(recipe)
+        check_machines(recipe)
 
 
 def test_places_that_cannot_be_written(write_recipe, tmp_path):

@@ -2,107 +2,27 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from launched import Lines, gone, write_rank
 
 from flows.launch import LaunchError, launch
-
-ROOT = Path(__file__).resolve().parents[2]
-
-# What each rank does, by the name in the job file. It prints its process id first.
-RANK = """
-import importlib.util, os, signal, sys, time
-from pathlib import Path
-RANK = int(os.environ.get("RANK", "0"))
-
-def save(number, frame):
-    print(f"rank {RANK} saves", flush=True)
-    sys.exit(143)
-
-def main():
-    print(f"pid {os.getpid()} rank {RANK} threads {os.environ['OMP_NUM_THREADS']}", flush=True)
-    what = Path(sys.argv[1]).read_text()
-    if what == "finish":
-        print("grüße", os.environ.get("EXTRA"))
-    if what == "fail" and RANK == 0:
-        raise ValueError("the sky is green")
-    if what == "fail last":
-        if RANK == 1:
-            time.sleep(0.5)
-            raise ValueError("rank one is unwell")
-        time.sleep(600)
-    if what == "die" and RANK == int(os.environ.get("WORLD_SIZE", "1")) - 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if what in ("save", "die"):
-        signal.signal(signal.SIGTERM, save)
-        print("ready", flush=True)
-        time.sleep(600)
-    if what == "stubborn":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        print("ready", flush=True)
-        time.sleep(600)
-    if what == "held":
-        spec = importlib.util.spec_from_file_location("lifeline", os.environ["LIFELINE"])  # without all of model
-        lifeline = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(lifeline)
-        lifeline.hold()
-        signal.signal(signal.SIGTERM, save)
-        print("ready", flush=True)
-        time.sleep(600)
-
-main()
-"""
-
-
-class Lines(list):
-    """Collects lines; raises an error when so many ranks have said `ready`."""
-
-    def __init__(self, error: BaseException | None = None, ranks: int = 1):
-        super().__init__()
-        self.error, self.ranks = error, ranks
-
-    def __call__(self, line: str) -> None:
-        self.append(line.removeprefix("[rank 1] "))
-        if self.count("ready") == self.ranks and self.error is not None:
-            error, self.error = self.error, None
-            raise error
-
-    @property
-    def pids(self) -> list[int]:
-        return [int(line.split()[1]) for line in self if line.startswith("pid ")]
 
 
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
-    (tmp_path / "launched_rank.py").write_text(textwrap.dedent(RANK))
-    lifeline = ROOT / "model" / "training" / "lifeline.py"
-    return {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "LIFELINE": str(lifeline)}
+    return write_rank(tmp_path)
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
     return tmp_path / "job.json"
-
-
-def gone(pids: list[int], within: float = 0.0) -> bool:
-    deadline = time.monotonic() + within
-    while True:
-        alive = []
-        for pid in pids:
-            stat = Path(f"/proc/{pid}/stat")
-            if stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
-                alive.append(pid)
-        if not alive:
-            return True
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -194,3 +114,15 @@ def test_it_works_from_a_thread(job: Path, env: dict[str, str]) -> None:
     thread.start()
     thread.join(60)
     assert "grüße None" in lines
+
+
+def test_a_port_in_use_is_told_before_any_rank_starts(job: Path, env: dict[str, str]) -> None:
+    job.write_text("finish")
+    lines = Lines()
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(LaunchError, match=rf"port {port}, .* cannot be had .*launch\.rendezvous\.port"):
+            launch("launched_rank", job, 2, log=lines, env=env, port=port)
+    assert lines == []
+    launch("launched_rank", job, 2, log=lines, env=env, port=port)
+    assert len(lines.pids) == 2
