@@ -17,18 +17,30 @@ from typing import Any
 
 from measure import markdown
 from memory_world import write_backbones, write_shards
+from transformers import AutoConfig
+
+from flows.memory import Content, pass_peak, pass_shape, rank_bytes, sizes_of
+from flows.recipe import Data
+from model import HoneybeeConfig
+from model.training.job import Train
 
 GIB = 2**30
-LLM = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 12, "vocab_size": 32_000}
-WIDE = {**LLM, "num_hidden_layers": 2, "vocab_size": 128_000}
-DEEP = {**LLM, "num_hidden_layers": 16, "vocab_size": 1_000}
+LLM = {
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "vocab_size": 32_000,
+}
+WIDE = {**LLM, "num_hidden_layers": 2, "vocab_size": 100_000}
+DEEP = {**LLM, "num_hidden_layers": 12, "vocab_size": 1_000}
 VISION = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 6, "patch_size": 14}
 PROJECTOR = {"type": "c-abstractor", "num_tokens": 64, "settings": {"hidden_size": 384, "depth": 2}}
 STEPS = 2
 BASE: dict[str, Any] = {
     "llm": LLM,
     "ranks": 1,
-    "text_tokens": 448,
+    "text_tokens": 320,
     "supervised": 0.5,
     "train": {
         "trains": ["projector", "llm"],
@@ -42,28 +54,27 @@ BASE: dict[str, Any] = {
         "log_every": 1,
     },
 }
-PACKED = {"packing": {"max_tokens": 1024}, "global_batch": 1, "micro_batch": 1}
-SETTINGS: dict[str, dict[str, Any]] = {
+ZERO_2 = {"zero_stage": 2, "precision": "bf16"}
+SETTINGS: dict[str, dict[str, Any]] = {  # what differs from BASE, or from its `train`
     "projector only": {"trains": ["projector"]},
-    "projector only, bf16": {"trains": ["projector"], "precision": "bf16"},
-    "projector only, checkpointing": {"trains": ["projector"], "gradient_checkpointing": True},
-    "all, fp32, ZeRO-0": {},
-    "all, fp32, ZeRO-2": {"zero_stage": 2},
-    "all, fp32, ZeRO-2, accumulated": {"zero_stage": 2, "global_batch": 4},
-    "all, fp32, ZeRO-2, 2 ranks": {"ranks": 2, "zero_stage": 2, "global_batch": 4},
-    "all, fp32, ZeRO-0, 2 ranks": {"ranks": 2, "global_batch": 4},
-    "all, bf16, ZeRO-0": {"precision": "bf16"},
-    "all, bf16, ZeRO-2": {"precision": "bf16", "zero_stage": 2},
-    "all, bf16, ZeRO-2, 2 ranks": {"precision": "bf16", "ranks": 2, "zero_stage": 2, "global_batch": 4},
-    "all, bf16, ZeRO-3, 2 ranks": {"precision": "bf16", "ranks": 2, "zero_stage": 3, "global_batch": 4},
-    "all, checkpointing": {"gradient_checkpointing": True},
-    "deep, checkpointing": {"llm": DEEP, "gradient_checkpointing": True, "global_batch": 4, "micro_batch": 4},
-    "deep": {"llm": DEEP, "global_batch": 4, "micro_batch": 4},
-    "large vocabulary": {"llm": WIDE},
-    "packs, sdpa": PACKED,
-    "packs, packed attention": {**PACKED, "attention": "packed"},
+    "projector only, bf16, checkpointing": {"trains": ["projector"], "precision": "bf16", "gradient_checkpointing": True},
+    "all": {},
+    "all, ZeRO-2, accumulated, 2 ranks": {"ranks": 2, "zero_stage": 2, "global_batch": 8},
+    "all, bf16": {"precision": "bf16"},
+    "all, bf16, ZeRO-2": ZERO_2,
+    "all, bf16, ZeRO-2, accumulated, 2 ranks": {**ZERO_2, "ranks": 2, "global_batch": 8},
+    "all, bf16, ZeRO-3, 2 ranks": {**ZERO_2, "zero_stage": 3, "ranks": 2, "global_batch": 4},
+    "12 layers": {"llm": DEEP, "global_batch": 4, "micro_batch": 4},
+    "12 layers, checkpointing": {"llm": DEEP, "gradient_checkpointing": True, "global_batch": 4, "micro_batch": 4},
+    "vocabulary of 100,000": {"llm": WIDE},
+    "packs of 1,536": {"packing": {"max_tokens": 1536}, "global_batch": 1, "micro_batch": 1},
+    "packs of 1,536, attention packed": {
+        "packing": {"max_tokens": 1536},
+        "attention": "packed",
+        "global_batch": 1,
+        "micro_batch": 1,
+    },
     "LoRA, ZeRO-2": {"lora": {}, "zero_stage": 2},
-    "LoRA, ZeRO-0, checkpointing": {"lora": {}, "gradient_checkpointing": True},
 }
 
 
@@ -123,7 +134,6 @@ def run(job: Path, ranks: int) -> dict[str, int]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared |= {"MALLOC_MMAP_THRESHOLD_": "1048576"}
     shared |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, str(Path(__file__).with_name("memory_rank.py")), str(job)]
     processes = [
@@ -143,7 +153,15 @@ def run(job: Path, ranks: int) -> dict[str, int]:
 
 
 def estimated(setting: dict[str, Any], place: Path, device: str) -> dict[str, float]:
-    return {"x": 1.0}
+    config = HoneybeeConfig(
+        vision_config=AutoConfig.from_pretrained(place / "vision"),
+        text_config=AutoConfig.from_pretrained(place / "llm"),
+        projector=PROJECTOR,
+    )
+    model, train = sizes_of(config), Train.model_validate(setting["train"])
+    data = Data.model_validate({"weights": {"made": 1}, "max_text_tokens": setting["text_tokens"]})
+    shape = pass_shape(model, data, train, Content(setting["supervised"]))
+    return rank_bytes(model, train, setting["ranks"], shape, pass_peak(model, train, shape), device)[1]
 
 
 def row(name: str, parts: dict[str, float], peaks: dict[str, int]) -> dict[str, str]:
