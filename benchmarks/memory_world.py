@@ -44,9 +44,9 @@ def write_backbones(directory: Path, llm: dict[str, Any], vision: dict[str, Any]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, extra_special_tokens=["<image>"], **special
-    ).save_pretrained(directory / "llm")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, extra_special_tokens=["<image>"], **special).save_pretrained(
+        directory / "llm"
+    )
 
 
 def write_shards(directory: Path, tokenizer: Path, count: int, text_tokens: int, supervised: float) -> None:

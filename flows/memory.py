@@ -7,18 +7,19 @@ fp32), on N ranks. In bytes, with what DeepSpeed 0.19 does beyond Rajbhandari et
     optimiser    8 · T of moments, and 4 · T of an fp32 copy of the weights, which only ZeRO-0 in fp32 does without;
                  ÷ N with ZeRO-2 and 3; with offload in the CPU's memory
     passes       activations, logits and what operations need for a moment: found by running the model on tensors
-                 without data (model/training/passes.py), since it depends on what is frozen, on checkpointing, attention
-                 and precision
+                 without data (model/training/passes.py), since it depends on what is frozen, on checkpointing,
+                 attention and precision
 
 Gradients come and go, so the estimate is that of the moment that takes most. G = w · T, b = w · min(T, 5 · 10⁸):
 
     a pass       the passes with gradients that grow as activations shrink; where several passes make a step the sum so
                  far is there too: G with ZeRO-0, 4 · T ÷ N with ZeRO-2. On a GPU ZeRO-2 keeps none, but has two buckets
-                 of b; ZeRO-3 has one, and 4 · T ÷ N
+                 of b; ZeRO-3 has one at all times, and 4 · T ÷ N
     reduction    G, and a flat copy of b; in bf16 with ZeRO-2 4 · T ÷ N, into which they are summed
     step         G, and in bf16 with ZeRO-0 its copy in fp32; 4 · T ÷ N with ZeRO-2 and 3, twice where it is first made
                  flat (ZeRO-3, and ZeRO-2 in fp32)
-    checkpoint   on the CPU with ZeRO-2 and 3: 12 · T ÷ N, as files of at most 2 GiB, are put together in memory
+    checkpoint   on the CPU with ZeRO-2 and 3: 12 · T ÷ N, as files of at most 2 GiB, are put together in memory, and
+                 beside them the largest parameter, which is gathered from the ranks
     loading      on the CPU: weights, and in fp32 the files that they come from (2 bytes a parameter, as published)
 
 On the CPU there are the pictures of steps that are made ready, and Python with its libraries. A pass is one of micro-
@@ -60,6 +61,7 @@ class Sizes:
     image_tokens: int
     image_size: int  # S, pixels
     targets: dict[str, int]  # of the names of linear layers: model/training/lora.py
+    largest: int  # parameter
     config: HoneybeeConfig = field(repr=False)
 
 
@@ -111,6 +113,7 @@ def sizes_of(config: HoneybeeConfig) -> Sizes:
         image_tokens=config.num_image_tokens,
         image_size=config.vision_config.image_size,
         targets=target_sizes(model.llm),
+        largest=max(p.numel() for p in model.parameters()),
         config=config,
     )
 
@@ -159,9 +162,7 @@ def rank_bytes(
     return worst, found[worst]
 
 
-def moments(
-    model: Sizes, train: Train, ranks: int, passes: Peak, device: str
-) -> Mapping[str, dict[str, float]]:
+def moments(model: Sizes, train: Train, ranks: int, passes: Peak, device: str) -> Mapping[str, dict[str, float]]:
     """Bytes of each kind at each moment that may take most."""
     bf16, zero, cpu = train.precision == "bf16", train.zero_stage, device == "cpu"
     value = 2 if bf16 else 4
@@ -170,13 +171,12 @@ def moments(
     trained = sum(model.parameters[part] for part in train.trains if part != "llm" or not train.lora) + adapters
     share = trained / ranks if zero else trained  # of the optimiser's states, and of the gradients that it is given
     states = (8 if zero == 0 and not bf16 else 12) * share
-    if zero == 3:
-        weights = value * (total / ranks + min(total, GATHERED))
-    else:
-        weights = value * total
     away = train.offload and not cpu
-    held = {"weights": weights, "optimiser": 0 if away else states}
     gradients, bucket, summed = value * trained, value * min(trained, BUCKET), 0 if away else 4 * share
+    held = {"weights": value * total, "optimiser": 0 if away else states}
+    if zero == 3:
+        held["weights"] = value * (total / ranks + min(total, GATHERED))
+        held |= {"gradients": summed, "buckets": bucket}
     several = train.accumulation(ranks) > 1
     if zero == 0:
         a_pass = {"passes": passes.handed_on, "gradients": gradients} if several else {"passes": passes.growing}
@@ -187,13 +187,16 @@ def moments(
         a_pass = {"passes": passes.growing, **so_far}
         reduction = {"gradients": gradients + (summed if bf16 or several else 0), "buckets": bucket}
         step = {"gradients": summed if bf16 else 2 * summed}
+    elif zero == 2:
+        a_pass = reduction = {"passes": passes.handed_on, "gradients": summed, "buckets": 2 * bucket}
+        step = {"gradients": summed if bf16 else 2 * summed}
     else:
-        buckets = (2 if zero == 2 else 1) * bucket
-        a_pass = reduction = {"passes": passes.handed_on, "gradients": summed, "buckets": buckets}
-        step = {"gradients": summed if bf16 and zero == 2 else 2 * summed}
+        a_pass = reduction = {"passes": passes.handed_on}
+        step = {"gradients": 2 * summed}
     found = {"in a pass": a_pass, "as gradients are reduced": reduction, "in the optimiser's step": step}
     if cpu and zero:
-        found["as a checkpoint is written"] = {"files": min(12 * share, FILE_BYTES)}
+        whole = 12 * model.largest * (1 - 1 / ranks)
+        found["as a checkpoint is written"] = {"files": min(12 * share, FILE_BYTES) + whole}
     result = {name: {**held, **kinds} for name, kinds in found.items()}
     if cpu:
         result["as weights are loaded"] = {"weights": value * total, "files": 0 if bf16 else 2 * total}
