@@ -37,7 +37,7 @@ def write_backbones(directory: Path, llm: dict[str, Any], vision: dict[str, Any]
     encoder = CLIPVisionModel(CLIPVisionConfig(**vision, image_size=SIDE)).to(kind)
     encoder.save_pretrained(directory / "vision")
     CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=SIDE).save_pretrained(directory / "vision")
-    ids = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
+    ids: dict[str, Any] = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
     LlamaForCausalLM(LlamaConfig(**llm, **ids, max_position_embeddings=4096)).to(kind).save_pretrained(
         directory / "llm"
     )

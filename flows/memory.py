@@ -141,7 +141,7 @@ def pass_peak(model: Sizes, train: Train, shape: Shape) -> Peak:
         bare = HoneybeeForConditionalGeneration(model.config)
         if train.lora is not None:
             add_adapters(bare.llm, train.lora, 0)
-    bare = bare.to(torch.float32 if train.precision == "fp32" else torch.bfloat16).train()
+    bare.train().to(dtype=torch.float32 if train.precision == "fp32" else torch.bfloat16)
     freeze(bare, train.trains)
     if train.gradient_checkpointing:
         bare.gradient_checkpointing_enable({"use_reentrant": False})
@@ -173,11 +173,14 @@ def moments(model: Sizes, train: Train, ranks: int, passes: Peak, device: str) -
     states = (8 if zero == 0 and not bf16 else 12) * share
     away = train.offload and not cpu
     gradients, bucket, summed = value * trained, value * min(trained, BUCKET), 0 if away else 4 * share
-    held = {"weights": value * total, "optimiser": 0 if away else states}
+    held: dict[str, float] = {"weights": value * total, "optimiser": 0 if away else states}
     if zero == 3:
         held["weights"] = value * (total / ranks + min(total, GATHERED))
         held |= {"gradients": summed, "buckets": bucket}
     several = train.accumulation(ranks) > 1
+    a_pass: dict[str, float]
+    reduction: dict[str, float]
+    step: dict[str, float]
     if zero == 0:
         a_pass = {"passes": passes.handed_on, "gradients": gradients} if several else {"passes": passes.growing}
         reduction = {"gradients": gradients, "buckets": bucket}

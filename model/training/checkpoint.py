@@ -186,8 +186,8 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
     except (FileNotFoundError, ValueError) as error:  # ValueError: no JSON, or no text
         raise CheckpointError(f"{path} is damaged: {error}") from None
-    found = manifest if isinstance(manifest, dict) else {}
-    lacking = [key for key, kind in _FACTS.items() if not isinstance(found.get(key), kind)]
+    facts = manifest if isinstance(manifest, dict) else {}
+    lacking = [key for key, kind in _FACTS.items() if not isinstance(facts.get(key), kind)]
     if lacking:
         raise CheckpointError(f"{path} is damaged: it does not say its {', '.join(lacking)}")
     if manifest["version"] != VERSION:

@@ -25,7 +25,7 @@ def model() -> Sizes:
     )
 
 
-DATA = Data(weights={"a": 1.0}, max_text_tokens=100)
+DATA = Data.model_validate({"weights": {"a": 1.0}, "max_text_tokens": 100})
 
 
 def train_of(**changes: Any) -> Train:
@@ -60,7 +60,7 @@ def test_passes_know_what_is_frozen_computed_again_and_supervised(model: Sizes) 
     assert passes(micro_batch=4) == pytest.approx(2 * passes(), rel=0.1)
     assert passes(precision="fp32") > 1.3 * passes()
     assert passes(Content(supervised=0.1)) < passes()
-    pack = {"packing": Packing(max_tokens=464), "micro_batch": 1}  # four examples
+    pack: dict[str, Any] = {"packing": Packing(max_tokens=464), "micro_batch": 1}  # four examples
     assert passes(**pack) > passes(**pack, attention="packed")
 
 

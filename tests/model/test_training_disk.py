@@ -9,16 +9,18 @@ import pytest
 from training_data import rows, write_shards
 from training_jobs import make_job
 from training_ranks import Ranks, in_a_rank
-from transformers import AutoTokenizer
 
+from transformers import PreTrainedTokenizerFast
+
+from model.pretrained import image_token_id
 from model.training.allocator import give_back_large
 from model.training.disk import DiskFullError, says_if_full
 
 
 @pytest.fixture
 def job(tiny_backbones: Path, tmp_path: Path) -> dict[str, Any]:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_backbones / "llm")
-    image = tokenizer.convert_tokens_to_ids("<image>")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_backbones / "llm")
+    image = image_token_id(tokenizer)
     shards = write_shards(tmp_path / "shards", rows(tokenizer, 80), tiny_backbones / "llm", image)
     return make_job(tiny_backbones, shards, tmp_path, save_every=2)
 
