@@ -9,7 +9,6 @@ import pytest
 from training_data import rows, write_shards
 from training_jobs import make_job
 from training_ranks import Ranks, in_a_rank
-
 from transformers import PreTrainedTokenizerFast
 
 from model.pretrained import image_token_id
