@@ -22,6 +22,7 @@ from pipelines.embed import check_embedder
 from pipelines.mixture import make_mixture
 from pipelines.remote import check_url
 from pipelines.templates import load_templates
+from pipelines.tokenizer import check_tokenizer
 
 
 def check_settings(recipe: Recipe) -> None:
@@ -136,6 +137,8 @@ def _inputs(workspace: Workspace) -> Iterator[str]:
         if model and not _may_be_there(model):
             yield f"backbones.{key}: there is no model (no config.json) in {model}"
     vision, llm = recipe.backbones.vision, recipe.backbones.llm
+    if llm and _may_be_there(llm):
+        yield from _problems("backbones.llm", check_tokenizer, llm)
     if vision and llm and _may_be_there(vision) and _may_be_there(llm):
         yield from _problems("model", _parts_fit, recipe, vision, llm)
 

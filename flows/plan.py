@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows import tables
 from flows.check import check_inputs, check_settings
@@ -13,6 +13,9 @@ from flows.recipe import Recipe, RecipeError, Stage
 from flows.workspace import STAGES, Workspace, locate_workspace
 from model.training.job import describe_trained
 from pipelines.store import MANIFEST
+
+if TYPE_CHECKING:
+    from flows.memory import Content
 
 OPEN = "?"  # stands for what is known once it is built
 
@@ -52,7 +55,7 @@ def plan(recipe: Recipe, training: bool = True) -> Iterator[str]:
                 if all(entry.is_built for entry in known.values()):
                     problems.append(f"{name}.data.balance: {forecast.problem}")
             if model:
-                yield _memory(workspace, name, model)
+                yield from _memory(workspace, name, model, known, forecast.samples)
     if generated:
         check_inputs(workspace)
         yield f"\nAll annotation files, image roots and benchmarks are there, under {workspace.data}."
@@ -152,14 +155,46 @@ def _pictures(recipe: Recipe, name: str, model: Any) -> Iterator[str]:
         )
 
 
-def _memory(workspace: Workspace, name: str, model: Any) -> str:
-    from flows.memory import rank_bytes
+def _memory(
+    workspace: Workspace, name: str, model: Any, known: Mapping[str, Known], samples: Mapping[str, int] | None
+) -> Iterator[str]:
+    """Of a rank on the device that the recipe names; where it is left open and no GPU is here, on both kinds."""
+    import torch
 
-    stage = workspace.stage(name)
-    need = rank_bytes(model, stage.data, stage.train, count_ranks(workspace.recipe.launch))
-    kinds = ", ".join(f"{kind} {value / 2**30:.2f}" for kind, value in need.items())
-    total = sum(need.values()) / 2**30
-    return f"Memory of a GPU: about {total:.1f} GiB ({kinds}); the formula is in flows/memory.py."
+    from flows.memory import pass_peak, pass_shape, rank_bytes
+
+    stage, launch = workspace.stage(name), workspace.recipe.launch
+    shape = pass_shape(model, stage.data, stage.train, _content(workspace, known, samples))
+    passes = pass_peak(model, stage.train, shape)
+    if launch.device == "auto":
+        devices = ["cuda"] if torch.cuda.is_available() else ["cuda", "cpu"]
+    else:
+        devices = [launch.device]
+    for device in devices:
+        moment, need = rank_bytes(
+            model, stage.train, count_ranks(launch), shape, passes, device, workspace.recipe.loading
+        )
+        kinds = ", ".join(f"{kind} {value / 2**30:.2f}" for kind, value in need.items())
+        what = "Memory of a GPU" if device == "cuda" else "Memory of a rank on the CPU"
+        yield f"{what}: about {sum(need.values()) / 2**30:.1f} GiB {moment} ({kinds}); see flows/memory.py."
+
+
+def _content(workspace: Workspace, known: Mapping[str, Known], samples: Mapping[str, int] | None) -> "Content":
+    """What the samples of a stage are like, as far as is known."""
+    from flows.memory import Content
+
+    text = visual = images = supervised = 0.0
+    for dataset, seen in (samples or {}).items():
+        entry = known[dataset]
+        each = [entry.each(value) for value in (entry.tokens, entry.images, entry.supervised)]
+        if None in each:
+            return Content()
+        tokens, pictures, counted = (float(value or 0) for value in each)
+        text, images, supervised = text + seen * tokens, images + seen * pictures, supervised + seen * counted
+        visual += seen * pictures * workspace.recipe.model.projector.num_tokens
+    if not text:
+        return Content()
+    return Content(supervised / text, (text + visual) / images if images else None)
 
 
 def _model_sizes(recipe: Recipe):

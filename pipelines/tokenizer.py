@@ -32,7 +32,7 @@ def prepare_tokenizer(store: Store, llm: str, local_files_only: bool = False) ->
     """Returns the store's directory of the tokenizer of `llm` (a directory or hub name) with the image token added.
 
     A missing pad token becomes the end token (its labels never count). local_files_only: do not ask the hub.
-    Raises TokenizerError without bos or eos, OSError for a model that is not there.
+    Raises TokenizerError without bos or eos and for files that are no tokenizer, OSError for a model that is not there.
     """
     local = Path(llm)
     digests = FileDigests(store)
@@ -43,12 +43,7 @@ def prepare_tokenizer(store: Store, llm: str, local_files_only: bool = False) ->
     }
 
     def make(out: Path) -> dict:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(
-            llm, use_fast=True, local_files_only=local_files_only, trust_remote_code=False
-        )
-        add_image_token(tokenizer, llm)
+        tokenizer = _load(llm, local_files_only)
         tokenizer.save_pretrained(out)
         specials = sorted({token.content for token in tokenizer.added_tokens_decoder.values() if token.special})
         digest = digests.digest(out / "tokenizer.json")[:16]
@@ -61,6 +56,34 @@ def prepare_tokenizer(store: Store, llm: str, local_files_only: bool = False) ->
         }
 
     return store.produce("tokenizers", key, make)
+
+
+def check_tokenizer(llm: str) -> None:
+    """Raises TokenizerError for one that prepare_tokenizer would refuse; nothing where it is not on this machine."""
+    try:
+        _load(llm, local_files_only=True)
+    except OSError:
+        if Path(llm).is_dir():
+            raise TokenizerError(_unreadable(llm)) from None
+
+
+def _load(llm: str, local_files_only: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            llm, use_fast=True, local_files_only=local_files_only, trust_remote_code=False
+        )
+    except OSError:
+        raise
+    except Exception as error:  # parsers of damaged files raise anything
+        raise TokenizerError(f"{_unreadable(llm)} ({type(error).__name__}: {str(error).strip()[:200]})") from None
+    add_image_token(tokenizer, llm)
+    return tokenizer
+
+
+def _unreadable(llm: str) -> str:
+    return f"the tokenizer of {llm} cannot be read: it needs a whole tokenizer.json and tokenizer_config.json"
 
 
 def add_image_token(tokenizer: Any, name: str) -> None:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from model.training.disk import says_if_full
 from model.training.engine import STATE, Engine
 from pipelines.store import MANIFEST, write_atomic
 
@@ -26,6 +27,7 @@ log = logging.getLogger("honeybee.training")
 VERSION = 1
 FILE_BYTES = 2 << 30  # a rank holds about this much in memory before it writes
 _NAME = re.compile(r"step-(\d{8})")
+_FACTS = {"version": int, "step": int, "identity": dict, "files": dict, "loader": dict, "metrics": dict}
 
 
 class CheckpointError(RuntimeError):
@@ -50,7 +52,8 @@ class Checkpoints:
     def save(self, step: int, facts: dict[str, Any]) -> None:
         """Writes the state after `step` steps, with `facts` (JSON). All ranks must call it.
 
-        Raises CheckpointError, before writing, where the disk is too full for it.
+        Raises CheckpointError, before writing, where the disk is too full for it, and DiskFullError where it fills up
+        meanwhile.
         """
         ranks = self.engine.ranks
         self.check_space()
@@ -143,8 +146,9 @@ class Checkpoints:
             nonlocal held, held_bytes, written
             if held:
                 path = directory / f"rank-{ranks.rank:05d}-{written:03d}.safetensors"
-                save_file(held, path)
-                _sync(path)
+                with says_if_full(path):
+                    save_file(held, path)
+                    _sync(path)
                 files[path.name] = path.stat().st_size
                 held, held_bytes, written = {}, 0, written + 1
 
@@ -198,8 +202,12 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST
     try:
         manifest = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError) as error:
+    except (FileNotFoundError, ValueError) as error:  # ValueError: no JSON, or no text
         raise CheckpointError(f"{path} is damaged: {error}") from None
+    facts = manifest if isinstance(manifest, dict) else {}
+    lacking = [key for key, kind in _FACTS.items() if not isinstance(facts.get(key), kind)]
+    if lacking:
+        raise CheckpointError(f"{path} is damaged: it does not say its {', '.join(lacking)}")
     if manifest["version"] != VERSION:
         raise CheckpointError(f"{path} is of version {manifest['version']}, this program writes version {VERSION}")
     for name, size in manifest["files"].items():

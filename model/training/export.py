@@ -26,8 +26,8 @@ def save_model(
     """All ranks must call it. tokenizer: the directory that the run's tokenizer came from; its tokenizer.json is kept
     as it is, since its sum says which shards fit. facts: what the manifest shall say, and the model card.
 
-    The directory loads with `from_pretrained`; adapters are merged, and lie in `adapter/` as well. Raises OSError where
-    the disk is full; there is no manifest then.
+    The directory loads with `from_pretrained`; adapters are merged, and lie in `adapter/` as well. Raises OSError or
+    SafetensorError where the disk is full; there is no manifest then.
     """
     lora = engine.train.lora
     adapters = merge_adapters(model.llm, engine.gathered) if lora else {}

@@ -20,6 +20,7 @@ from model.training.checkpoint import Checkpoints
 from model.training.collate import IGNORED, Batch, Collator
 from model.training.deal import Deal
 from model.training.decode import Decoder
+from model.training.disk import says_if_full
 from model.training.engine import Engine
 from model.training.evaluation import Evaluation
 from model.training.export import save_model
@@ -45,7 +46,7 @@ log = logging.getLogger("honeybee.training")
 def run(job: Job) -> int:
     """Trains the stage from its last checkpoint, or from the start, and writes the model. Returns the exit code.
 
-    Raises JobError, DataError, CheckpointError or NonFiniteError, each with a message that says what to do.
+    Raises JobError, DataError, CheckpointError, DiskFullError or NonFiniteError, whose messages say what to do.
     """
     if (job.output / MANIFEST).is_file():
         log.info("%s is whole already: nothing to train", job.output)
@@ -57,7 +58,7 @@ def run(job: Job) -> int:
     limit = None if job.loading.cache_gib is None else round(job.loading.cache_gib * 2**30)
     shards = Shards(job.shards, job.image_roots, job.loading.cache, limit)
     ranks = process.join(job.device)
-    with alone_in(job.work, ranks):
+    with says_if_full(job.work), alone_in(job.work, ranks):
         code = _run(job, shards, ranks)
     process.leave()  # not after an error: the other ranks would fail before this one has said what it was
     return code
@@ -133,7 +134,8 @@ def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
     }
     before = origin(job.init)
     facts = {**before, "stages": [*before["stages"], stage]}
-    save_model(engine, model, processor, job.init.tokenizer_directory, job.output, facts)
+    with says_if_full(job.output):
+        save_model(engine, model, processor, job.init.tokenizer_directory, job.output, facts)
     log.info("the model is in %s", job.output)
     return 0
 

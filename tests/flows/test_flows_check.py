@@ -1,9 +1,12 @@
 """What a recipe names must be there, before anything is started."""
 
 import importlib.util
+import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -165,6 +168,31 @@ def test_targets_of_lora_are_looked_for_in_the_configuration(write_recipe, tmp_p
         check_settings(load_recipe(write_recipe({**changes, "finetune/train/lora": {"targets": ["Wqkv"]}})))
     with pytest.raises(RecipeError, match=r"pretrain\.train: lora adapts the language model: add llm to `trains`"):
         load_recipe(write_recipe({"pretrain/train/lora": {}}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda llm: _without(llm, "eos_token"), "has no eos_token: set it in its tokenizer_config.json"),
+        (lambda llm: _without(llm, "bos_token"), "has no bos_token: set it in its tokenizer_config.json"),
+        (lambda llm: (llm / "tokenizer.json").write_text("{"), "cannot be read: it needs a whole tokenizer.json"),
+    ],
+)
+def test_a_tokenizer_that_cannot_serve_is_told_before_data_is_built(recipe_of, corpus, tmp_path, damage, message):
+    llm = tmp_path / "llm"
+    shutil.copytree(corpus / "backbones/llm", llm)
+    backbones = {"vision": str(corpus / "backbones/vision"), "llm": str(llm)}
+    check_inputs(locate_workspace(recipe_of({"backbones": backbones})))
+    damage(llm)
+    with pytest.raises(RecipeError, match=f"backbones.llm: the tokenizer of {llm} {message}"):
+        check_inputs(locate_workspace(recipe_of({"backbones": backbones})))
+
+
+def _without(llm: Path, token: str) -> None:
+    path = llm / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    del settings[token]
+    path.write_text(json.dumps(settings))
 
 
 def test_a_benchmark_without_a_question(write_recipe, tmp_path):

@@ -248,7 +248,14 @@ def _halve(checkpoint: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("damage", [_halve, lambda checkpoint: (checkpoint / "manifest.json").unlink()])
+def _edit(checkpoint: Path) -> None:
+    path = checkpoint / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["loader"]
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("damage", [_halve, _edit, lambda checkpoint: (checkpoint / "manifest.json").unlink()])
 def test_a_damaged_checkpoint_is_never_loaded(
     uninterrupted: dict[str, Any], tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
