@@ -26,16 +26,26 @@ def score(
     """Scores answers that are there already, without a model. A judge's key is read from HONEYBEE_JUDGE_KEY."""
     from flows import tables
     from model import evaluation
+    from model.evaluation.judge import EndpointJudge, JudgeSettings
+    from model.evaluation.judging import judged
     from model.evaluation.predictions import load
+    from pipelines.store import write_atomic
 
     if (judge is None) != (judge_model is None):
         raise typer.BadParameter("--judge and --judge-model go together")
-    found = load(evaluation.get(benchmark), predictions, truth, questions)
-    scores = evaluation.get(benchmark).score(found)
+    known = evaluation.get(benchmark)
+    judge_of = None
+    if judge is not None and judge_model is not None:
+        judge_of = EndpointJudge(JudgeSettings(url=judge, model=judge_model), judge_cache)
+    found = judged(known, load(known, predictions, truth, questions), judge_of)
+    scores = known.score(found)
+    if marks is not None:
+        rows = [{"id": key, **vars(mark)} for key, mark in known.mark(found).items()]
+        write_atomic(marks, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     if as_json:
         typer.echo(json.dumps({benchmark: scores, "settings": dict(found.settings)}, indent=1, ensure_ascii=False))
         return
-    for line in tables.plain(tables.scores({benchmark: scores})):
+    for line in tables.plain(tables.scores({benchmark: scores}, every=True, decimals=2)):
         typer.echo(line)
     for line in remarks(scores):
         typer.echo(line)
@@ -68,6 +78,8 @@ def remarks(scores: Mapping[str, Any]) -> list[str]:
         what = name.replace("_", " ")
         if isinstance(value, Mapping) and value.get("count"):
             lines.append(f"{what}: {value['count']:,}: {_some(next(v for k, v in value.items() if k != 'count'))}")
+        elif isinstance(value, Mapping) and name == "judge":
+            lines.append(f"judge: {', '.join(f'{key} {each}' for key, each in value.items())}")
         elif isinstance(value, str):
             lines.append(f"{what}: {value}")
     return lines

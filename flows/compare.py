@@ -53,7 +53,7 @@ def details(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Row]:
         name: {
             (benchmark, *key): value
             for benchmark, entry in scores.items()
-            for key, value in measures(benchmark, entry).items()
+            for key, value in measures(benchmark, entry, every=True).items()
         }
         for name, scores in runs
     }

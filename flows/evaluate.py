@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, task
+from prefect.blocks.system import Secret
 from prefect.cache_policies import NO_CACHE
 
 from flows.check import check_benchmarks, check_machines
@@ -16,8 +17,11 @@ from model.directory import check_model
 from pipelines.store import FileDigests, fingerprint
 from pipelines.templates import ROOT as TEMPLATES
 
+PROMPTS = TEMPLATES / "eval"
+HOW_JUDGED = {"key_variable", "concurrency", "timeout", "tries"}  # settings that no verdict depends on
+
 TEXTS = (".json", ".jsonl", ".tsv", ".txt", ".parquet")  # of the benchmarks' official files
-EVALUATION_VERSION = 1  # raise it when the code behind it changes an answer or a score
+EVALUATION_VERSION = 2  # raise it when the code behind it changes an answer or a score
 
 
 @task(name="evaluate", task_run_name="evaluate", cache_policy=NO_CACHE)
@@ -34,19 +38,51 @@ def evaluate(workspace: Workspace, model: Path) -> Path:
         contents[name] = {
             "files": dict(zip(files, digests.digests(list(files.values())), strict=True)),
             "images": fingerprint(_listing(images)),
-            "prompt": digests.digest(TEMPLATES / "eval" / f"{name}.yaml"),
+            "prompts": {
+                prompt.relative_to(PROMPTS).as_posix(): digests.digest(prompt)
+                for prompt in (PROMPTS / f"{name}.yaml", PROMPTS / "judge" / f"{name}.yaml")
+                if prompt.is_file()
+            },
         }
-    asked = {"shuffled_control": recipe.evaluation.shuffled_control, "seed": recipe.seed}
-    key = {"version": EVALUATION_VERSION, "model": identity(store, model), "benchmarks": contents, **asked}
+    asked = {
+        "shuffled_control": recipe.evaluation.shuffled_control,
+        "seed": recipe.seed,
+        "choose_by": recipe.evaluation.choose_by,
+    }
+    judge, env = recipe.evaluation.judge, {}
+    settings = None if judge is None else judge.model_dump(mode="json", exclude={"secret"})
+    if judge is not None and judge.secret is not None:
+        env = {judge.key_variable: secret(judge.secret)}
+    key = {
+        "version": EVALUATION_VERSION,
+        "model": identity(store, model),
+        "benchmarks": contents,
+        "judge": {name: value for name, value in (settings or {}).items() if name not in HOW_JUDGED},
+        **asked,
+    }
     job = {
         "model": str(model),
         "benchmarks": benchmarks,
         "batch_size": recipe.evaluation.batch_size,
         "device": recipe.launch.device,
+        "judge": settings,
+        "judge_cache": str(recipe.paths.store.resolve() / "judge-replies"),
         **asked,
     }
-    directory = run_job(workspace, "scores", key, "model.evaluation", job, get_run_logger().info)
+    log = get_run_logger().info
+    directory = run_job(workspace, "scores", key, "model.evaluation", job, log, everywhere=True, env=env)
     return directory / "output"
+
+
+def secret(name: str) -> str:
+    """The value of a Prefect secret block. Raises RecipeError where there is none of that name."""
+    try:
+        return str(Secret.load(name).get())  # type: ignore[union-attr]  # async only inside a loop
+    except ValueError:
+        raise RecipeError(
+            f"evaluation.judge.secret: Prefect has no secret block {name!r}: make it in the UI (Blocks), or put the "
+            "key into the environment and leave `secret` out"
+        ) from None
 
 
 @flow(name="evaluate-honeybee", flow_run_name="{recipe} {model}")

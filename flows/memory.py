@@ -15,7 +15,8 @@ Gradients come and go, so the estimate is that of the moment that takes most. G 
     a pass       the passes with gradients that grow as activations shrink; where several passes make a step the sum so
                  far is there too: G with ZeRO-0, 4 · T ÷ N with ZeRO-2. On a GPU ZeRO-2 keeps none, but has two buckets
                  of b; ZeRO-3 has one at all times, and 4 · T ÷ N
-    reduction    G, and a flat copy of b (none with ZeRO-0 on one rank); in bf16 with ZeRO-2 4 · T ÷ N, into which they are summed
+    reduction    G, and a flat copy of b, which one rank with ZeRO-0 does without; in bf16 with ZeRO-2 4 · T ÷ N, into
+                 which they are summed
     step         G, and in bf16 with ZeRO-0 its copy in fp32; 4 · T ÷ N with ZeRO-2 and 3, twice where it is first made
                  flat (ZeRO-3, and ZeRO-2 in fp32)
     checkpoint   on the CPU with ZeRO-2 and 3: 12 · T ÷ N, as files of at most 2 GiB, are put together in memory, and

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from flows.recipe_launch import Launch
 from flows.recipe_part import Part, PositiveInt
+from model.evaluation.judge import JudgeSettings
 from model.image_fit import Fit
 from model.training.job import Loading, Train
 from pipelines import sources
@@ -207,10 +208,19 @@ class Benchmark(Part):
     images: Path | None = None
 
 
+class Judge(JudgeSettings):
+    """Who judges free answers (model/evaluation/judge.py). secret: the name of a Prefect secret block with its key;
+    else the key is in the environment, under the name `key_variable`."""
+
+    secret: str | None = None
+
+
 class Evaluation(Part):
     benchmarks: dict[str, Benchmark] = {}
     batch_size: PositiveInt = 64
     shuffled_control: bool = False  # ask again with the images shuffled among the questions
+    choose_by: Literal["generation", "likelihood"] = "generation"  # answers with options, or yes and no
+    judge: Judge | None = None  # none: scores that need one are left out
 
 
 class ListedBenchmark(Part):

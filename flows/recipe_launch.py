@@ -22,8 +22,9 @@ _TOLD = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", 
 
 
 class Launch(Part):
-    """Processes of a training or evaluation job. With a hostfile the stages train on all its hosts; all else runs on
-    the machine that launches. Working directory, store, data and python have the same paths on all of them."""
+    """Processes of a training or evaluation job. With a hostfile the stages train, and models are evaluated, on all its
+    hosts; all else runs on the machine that launches. Working directory, store, data and python have the same paths on
+    all of them."""
 
     ranks: PositiveInt | None = None  # on this machine, 1 where absent; with a hostfile its slots say it
     threads: PositiveInt | None = None  # CPU threads of a rank; cores / ranks where absent

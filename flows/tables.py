@@ -61,31 +61,34 @@ def losses(examples: Mapping[str, Path]) -> list[Row]:
     return rows
 
 
-def scores(summary: Mapping[str, Any]) -> list[Row]:
-    """scores.json as rows: each benchmark's numbers, over all and by group, beside those of the control."""
+def scores(summary: Mapping[str, Any], every: bool = False, decimals: int = 1) -> list[Row]:
+    """scores.json as rows: each benchmark's numbers, over all and by group, beside those of the control. every: all
+    measures of a group instead of its main one."""
     control = summary.get("shuffled", {})
     rows: list[Row] = []
     for benchmark, entry in summary.items():
-        shuffled = measures(benchmark, control.get(benchmark, {}))
-        for (part, measure), value in measures(benchmark, entry).items():
-            row = {"benchmark": benchmark, "part": part, "measure": measure, "score": f"{value:.1f}"}
+        shuffled = measures(benchmark, control.get(benchmark, {}), every)
+        for (part, measure), value in measures(benchmark, entry, every).items():
+            row = {"benchmark": benchmark, "part": part, "measure": measure, "score": f"{value:.{decimals}f}"}
             if control:
-                row["images shuffled"] = f"{shuffled[part, measure]:.1f}" if (part, measure) in shuffled else ""
+                row["images shuffled"] = (
+                    f"{shuffled[part, measure]:.{decimals}f}" if (part, measure) in shuffled else ""
+                )
             rows.append(row)
     return rows
 
 
-def measures(benchmark: str, entry: Mapping[str, Any]) -> dict[tuple[str, str], float]:
+def measures(benchmark: str, entry: Mapping[str, Any], every: bool = False) -> dict[tuple[str, str], float]:
     """(part, measure) → value, of one benchmark in scores.json: of the whole every measure, of its groups their main
-    one."""
+    one, or all."""
     if benchmark in NO_BENCHMARKS:
         return {}
     found = {("all", measure): value for measure, value in entry.items() if isinstance(value, float)}
     for groups in entry.values():
         for part, values in groups.items() if isinstance(groups, dict) else ():
-            main = next((key for key in MAIN if isinstance(values, dict) and isinstance(values.get(key), float)), None)
-            if main is not None:
-                found[part, main] = values[main]
+            known = {k: v for k, v in values.items() if isinstance(v, float)} if isinstance(values, dict) else {}
+            main = [key for key in MAIN if key in known][:1]
+            found |= {(part, key): known[key] for key in (known if every and main else main)}
     return found
 
 

@@ -74,8 +74,8 @@ def train_stage(workspace: Workspace, stage: str, shards: Path, init: Mapping[st
     def watched(directory: Path) -> AbstractContextManager[None]:
         return progress.shown(recipe.name, stage, directory / "work" / "metrics.jsonl", log)
 
-    places = ("output", "work")
-    return run_job(workspace, "models", key, "model.training", job, log, True, places, watched)
+    more: Any = {"everywhere": True, "places_of_job": ("output", "work"), "watched": watched}
+    return run_job(workspace, "models", key, "model.training", job, log, **more)
 
 
 def _benchmarks(workspace: Workspace, stage: str) -> dict[str, dict[str, str]]:
@@ -93,12 +93,14 @@ def run_job(
     job: Mapping[str, Any],
     log: Log,
     everywhere: bool = False,
+    env: Mapping[str, str] | None = None,
     places_of_job: Sequence[str] = ("output",),
     watched: Callable[[Path], AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> Path:
     """The store's directory of (kind, key); runs `python -m module job.json` first if it is not whole.
 
-    everywhere: on all ranks and machines that the recipe asks for, else in one process here.
+    everywhere: on all ranks and machines that the recipe asks for, else in one process here. env: what these get
+    besides the recipe's, and no file does.
     places_of_job: the keys under which the job is told directories inside that one. watched: what is entered with that
     directory while the processes run. Raises what flows.launch raises if a process fails.
     """
@@ -116,7 +118,7 @@ def run_job(
         places = {name: str(directory / name) for name in places_of_job}
         write_atomic(job_path, json.dumps({**job, **places}, indent=1) + "\n")
         with watched(directory):
-            launch(module, job_path, threads=options.threads, log=log, env=options.env, **ranks)
+            launch(module, job_path, threads=options.threads, log=log, env={**options.env, **(env or {})}, **ranks)
         return {"job": {**job, **places}}
 
     directory = workspace.store.produce(kind, key, make)

@@ -36,9 +36,9 @@ COLUMNS = (
     Column("MME", "mme", ("total",), ("total_of",), 2800.0),
     Column("MME^P", "mme", ("perception",), ("perception_of",), 2000.0),
     Column("SEED^I", "seed_bench", ("accuracy",)),
-    Column("LLaVA^W", "llava_bench", ("overall",)),
+    Column("LLaVA^W", "llava_bench", ("score",)),
     Column("SQA", "scienceqa", ("accuracy_image",)),
-    Column("MM-Vet", "mm_vet", ("total",)),
+    Column("MM-Vet", "mm_vet", ("score",)),
     Column("MMMU", "mmmu", ("accuracy",)),
     Column("POPE", "pope", ("f1",)),
 )

@@ -25,7 +25,7 @@ WHOLE = {
         "accuracy": 65.0,
         "dimensions": {"spatial_relation": {"accuracy": 45.0}, "instance_location": {"accuracy": 55.0}},
     },
-    "llava_bench": {"overall": 68.0},
+    "llava_bench": {"score": 68.0},
 }
 
 
