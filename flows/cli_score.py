@@ -76,8 +76,10 @@ def remarks(scores: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, value in scores.items():
         what = name.replace("_", " ")
-        if isinstance(value, Mapping) and value.get("count"):
-            lines.append(f"{what}: {value['count']:,}: {_some(next(v for k, v in value.items() if k != 'count'))}")
+        if isinstance(value, Mapping) and isinstance(value.get("count"), int):  # MME has a task named count
+            if value["count"]:
+                shown = _some(next(v for k, v in value.items() if k != "count"))
+                lines.append(f"{what}: {value['count']:,} ({shown})")
         elif isinstance(value, Mapping) and name == "judge":
             lines.append(f"judge: {', '.join(f'{key} {each}' for key, each in value.items())}")
         elif isinstance(value, str):

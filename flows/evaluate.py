@@ -21,7 +21,7 @@ PROMPTS = TEMPLATES / "eval"
 HOW_JUDGED = {"key_variable", "concurrency", "timeout", "tries"}  # settings that no verdict depends on
 
 TEXTS = (".json", ".jsonl", ".tsv", ".txt", ".parquet")  # of the benchmarks' official files
-EVALUATION_VERSION = 2  # raise it when the code behind it changes an answer or a score
+EVALUATION_VERSION = 3  # raise it when the code behind it changes an answer or a score
 
 
 @task(name="evaluate", task_run_name="evaluate", cache_policy=NO_CACHE)

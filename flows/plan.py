@@ -69,8 +69,8 @@ def _stage(workspace: Workspace, name: str, known: Mapping[str, Known], forecast
     train, balance = stage.train, stage.data.balance
     yield (
         f"{name}: {_amount(stage)}; trains "
-        f"{describe_trained(train.trains, train.lora)}; {ranks} ranks × micro-batch {train.micro_batch} × "
-        f"{train.global_batch // (ranks * train.micro_batch)} accumulated"
+        f"{describe_trained(train.trains, train.lora)}; {ranks} {'rank' if ranks == 1 else 'ranks'} × "
+        f"micro-batch {train.micro_batch} × {train.global_batch // (ranks * train.micro_batch)} accumulated"
     )
     yield tables.balance(balance.model_dump())
     yield from tables.plain([_row(workspace, dataset, known[dataset], forecast) for dataset in sorted(known)])

@@ -11,6 +11,7 @@ from pipelines.store import read_manifest
 Row = dict[str, Any]
 NO_BENCHMARKS = ("shuffled", "settings")  # what scores.json holds besides
 MAIN = ("score", "accuracy")  # the measure that a part of a benchmark is known by
+BARE = "capabilities"  # groups of MM-Vet, whose values are scores
 AT_LIMIT = " (limit)"  # beside the epochs of a dataset that max_epochs holds back
 
 
@@ -84,8 +85,10 @@ def measures(benchmark: str, entry: Mapping[str, Any], every: bool = False) -> d
     if benchmark in NO_BENCHMARKS:
         return {}
     found = {("all", measure): value for measure, value in entry.items() if isinstance(value, float)}
-    for groups in entry.values():
+    for name, groups in entry.items():
         for part, values in groups.items() if isinstance(groups, dict) else ():
+            if name == BARE:
+                values = {"score": values}
             known = {k: v for k, v in values.items() if isinstance(v, float)} if isinstance(values, dict) else {}
             main = [key for key in MAIN if key in known][:1]
             found |= {(part, key): known[key] for key in (known if every and main else main)}
@@ -119,7 +122,9 @@ def _first_details(directory: Path) -> dict[str, str]:
 
 def plain(rows: Sequence[Row]) -> list[str]:
     """Lines of aligned columns, for a terminal."""
-    columns = list(rows[0]) if rows else []
+    if not rows:
+        return []
+    columns = list(rows[0])
     lines = [columns, *([f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]

@@ -89,8 +89,9 @@ def ask(asked: Asked, batch_size: int, path: Path, header: Mapping[str, Any], ra
             dict(question.groups),
             tokens,
             [asked.images.digests.get(image.name) for image in question.images],
+            *([asked.choices[i]] if asked.choices else []),
         ]
-        for question, tokens in zip(questions, prompts, strict=True)
+        for i, (question, tokens) in enumerate(zip(questions, prompts, strict=True))
     ]
     whole = {**header, "num_questions": len(questions), "settings": settings, "questions": fingerprint(contents)}
     batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]

@@ -145,6 +145,11 @@ class Benchmark:
         return LETTERS[: len(question.options)] or self.choices
 
 
+# Yes or no as models may have learned to write it: VQAv2 has small letters, and a form that training never showed is
+# unlikely whatever the picture shows.
+YES_NO = ("Yes", "No", "yes", "no")
+
+
 @dataclass(frozen=True)
 class Prompt:
     """How a benchmark is asked: a text with `{field}` places, and how long an answer may become, in tokens.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from model.evaluation.base import (
+    YES_NO,
     Answer,
     Benchmark,
     EvaluationError,
@@ -280,4 +281,4 @@ def _is_whole(asked: Sequence[Question], marks: Mapping[str, Mark]) -> bool:
     return len(asked) == _PER_IMAGE and all(question.id in marks for question in asked)
 
 
-BENCHMARK = Benchmark("mme", read, read_predictions, mark, score, choices=("Yes", "No"))
+BENCHMARK = Benchmark("mme", read, read_predictions, mark, score, choices=YES_NO)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from model.evaluation.base import (
+    YES_NO,
     Answer,
     Benchmark,
     EvaluationError,
@@ -173,4 +174,4 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-BENCHMARK = Benchmark("pope", read, read_predictions, mark, score, choices=("Yes", "No"))
+BENCHMARK = Benchmark("pope", read, read_predictions, mark, score, choices=YES_NO)

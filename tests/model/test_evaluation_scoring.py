@@ -272,3 +272,11 @@ def test_settings_and_scores_are_json(tmp_path):
     questions = _yes_no("yn")
     scores = pope.score(Predictions(questions, {q.id: Answer("Yes") for q in questions}))
     assert json.loads(json.dumps(scores, allow_nan=False)) == scores
+
+
+@pytest.mark.parametrize("name", ["pope", "mme"])
+def test_yes_and_no_may_be_chosen_as_the_training_data_write_them(name):
+    benchmark = evaluation.get(name)
+    question = Question("count/1/Is it?", {"question": "Is it?"}, "yes")
+    choices = benchmark.choices_of(question)
+    assert {"yes", "no", "Yes", "No"} == set(choices)  # VQAv2's answers have small letters, LLaVA's have capitals
