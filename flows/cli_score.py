@@ -76,7 +76,7 @@ def remarks(scores: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, value in scores.items():
         what = name.replace("_", " ")
-        if isinstance(value, Mapping) and value.get("count"):
+        if isinstance(value, Mapping) and isinstance(value.get("count"), int) and value["count"]:
             lines.append(f"{what}: {value['count']:,}: {_some(next(v for k, v in value.items() if k != 'count'))}")
         elif isinstance(value, Mapping) and name == "judge":
             lines.append(f"judge: {', '.join(f'{key} {each}' for key, each in value.items())}")
