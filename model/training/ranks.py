@@ -9,8 +9,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from model.training.allocator import give_back_large
-
 # A rank waits this long for the others, e.g. while one writes a large checkpoint or decodes its first images.
 TIMEOUT = timedelta(minutes=30)
 
@@ -82,8 +80,6 @@ def join(device: str) -> Ranks:
                 "lower launch.ranks, or its slots in launch.hostfile"
             )
         torch.cuda.set_device(local_rank)
-    else:
-        give_back_large()
     backend = "nccl" if device == "cuda" else "gloo"
     if world == 1:  # alone: no port is needed
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
+from judge_server import KEY, serving
 from tiny import write_tiny
 
 from flows.recipe import RecipeError
@@ -171,11 +172,39 @@ def test_a_model_is_evaluated_on_some_benchmarks(root):
     scores = evaluate_honeybee(model, recipe, ["pope"], "pope-only")
     whole = json.loads((root / "runs/tiny/first/scores.json").read_text())
     assert scores["pope"] == whole["pope"] and "mmbench" not in scores
-    with pytest.raises(RecipeError, match=r"tiny has no benchmark gqa; evaluation\.benchmarks has pope, mmbench"):
+    with pytest.raises(RecipeError, match=r"tiny has no benchmark gqa; evaluation\.benchmarks has mmbench, pope"):
         evaluate_honeybee(model, recipe, ["gqa"], "none")
     with pytest.raises(ModelError, match=r"no config\.json"):
         evaluate_honeybee(str(root), recipe, run_id="no-model")
     assert not (root / "runs/tiny/no-model").exists()
+
+
+def test_answers_are_judged_with_the_key_of_a_prefect_secret(root):
+    from prefect.blocks.system import Secret
+
+    from flows.evaluate import evaluate_honeybee
+
+    Secret(value=KEY).save("judge-key", overwrite=True)
+    model = str(root / "runs/tiny/first/model")
+    with serving(lambda body: "0.4") as server:
+        changes = {
+            "name": "judged",
+            "evaluation/benchmarks": {"mm_vet": {"path": "MM-Vet", "images": "MM-Vet/images"}},
+            "evaluation/shuffled_control": False,
+            "evaluation/judge": {"url": server.url, "model": "any", "secret": "judge-key"},
+        }
+        recipe = str(write_tiny(root, changes))
+        scores = evaluate_honeybee(model, recipe, run_id="one")["mm_vet"]
+        asked = len(server.requests)
+    assert scores["score"] == pytest.approx(40) and asked == scores["num_answered"] > 0
+    assert set(server.keys) == {f"Bearer {KEY}"}
+    places = [root / "store/scores", root / "store/judge-replies", root / "runs/judged"]
+    files = [path for place in places for path in place.rglob("*") if path.is_file()]
+    assert files and not any(KEY.encode() in path.read_bytes() for path in files)
+    changes["evaluation/judge"]["secret"] = "no-such-key"
+    changes["name"] = "unjudged"
+    with pytest.raises(RecipeError, match="Prefect has no secret block 'no-such-key'"):
+        evaluate_honeybee(model, str(write_tiny(root, changes)), run_id="one")
 
 
 def test_runs_are_compared_and_have_a_history(root):

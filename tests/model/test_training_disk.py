@@ -12,7 +12,6 @@ from training_ranks import Ranks, in_a_rank
 from transformers import PreTrainedTokenizerFast
 
 from model.pretrained import image_token_id
-from model.training.allocator import give_back_large
 from model.training.disk import DiskFullError, says_if_full
 
 
@@ -51,25 +50,3 @@ def test_what_cannot_be_written_is_named_and_training_goes_on_once_there_is_room
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), says_if_full(tmp_path):
         (tmp_path / "nothing").read_bytes()
-
-
-def _large_tensors_leave_nothing() -> None:
-    import torch
-
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-    give_back_large()
-    torch.ones(1)
-    before = resident()
-    kept = []
-    for megabytes in range(2, 20):
-        large = [torch.ones(megabytes << 18) for _ in range(4)]
-        kept.append(torch.ones(1 << 10))  # as what lives on lies between what is freed
-        del large
-    assert resident() - before < 8 << 20
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
-def test_memory_of_large_tensors_is_given_back() -> None:
-    in_a_rank(_large_tensors_leave_nothing)
