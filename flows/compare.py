@@ -21,7 +21,17 @@ def read_scores(run: str) -> tuple[str, dict[str, Any]]:
     name = f"{directory.parent.name}/{directory.name}"
     if not path.is_file():
         raise RunError(f"{name} has no scores: it is not finished, or its recipe names no benchmark")
-    return name, json.loads(path.read_text())
+    try:
+        scores = json.loads(path.read_bytes(), parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:  # also: not UTF-8
+        raise RunError(f"{path}: not a whole JSON file ({error}): evaluate the model again") from None
+    if not isinstance(scores, dict) or not all(isinstance(entry, dict) for entry in scores.values()):
+        raise RunError(f"{path}: must hold an object, benchmark → scores: evaluate the model again")
+    return name, scores
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no score")
 
 
 def columns(runs: Sequence[tuple[str, Mapping[str, Any]]], paper: bool = True) -> list[Row]:
