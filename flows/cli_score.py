@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 SHOWN = 5  # ids
+COUNTED = {"num_questions": "questions", "num_answered": "answered", "num_scored": "answers scored"}
 
 
 def score(
@@ -24,8 +25,11 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="Print all that is known, for programs.")] = False,
 ) -> None:
     """Scores answers that are there already, without a model. A judge's key is read from HONEYBEE_JUDGE_KEY."""
+    from pydantic import ValidationError
+
     from flows import tables
     from model import evaluation
+    from model.evaluation.base import EvaluationError
     from model.evaluation.judge import EndpointJudge, JudgeSettings
     from model.evaluation.judging import judged
     from model.evaluation.predictions import load
@@ -36,9 +40,18 @@ def score(
     known = evaluation.get(benchmark)
     judge_of = None
     if judge is not None and judge_model is not None:
-        judge_of = EndpointJudge(JudgeSettings(url=judge, model=judge_model), judge_cache)
+        try:
+            settings = JudgeSettings(url=judge, model=judge_model)
+        except ValidationError as error:  # its own text would repeat the address, and a password in it
+            first = error.errors()[0]
+            option = "--judge" if first["loc"] == ("url",) else "--judge-model"
+            raise EvaluationError(f"{option}: {first['msg']}") from None
+        judge_of = EndpointJudge(settings, judge_cache)
     found = judged(known, load(known, predictions, truth, questions), judge_of)
-    scores = known.score(found)
+    try:
+        scores = known.score(found)
+    except EvaluationError as error:
+        raise EvaluationError(f"{predictions}: {error}") from None
     if marks is not None:
         rows = [{"id": key, **vars(mark)} for key, mark in known.mark(found).items()]
         write_atomic(marks, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -48,7 +61,7 @@ def score(
     for line in tables.plain(tables.scores({benchmark: scores}, every=True, decimals=2)):
         typer.echo(line)
     for line in remarks(scores):
-        typer.echo(line)
+        typer.echo(printable(line))
 
 
 def compare(
@@ -62,7 +75,7 @@ def compare(
     from flows import tables
     from model.evaluation.summary import summary
 
-    found = [comparison.read_scores(run) for run in runs]
+    found = comparison.read_runs(runs)
     if as_json:
         whole = {name: {"summary": summary(scores), "scores": scores} for name, scores in found}
         typer.echo(json.dumps(whole, indent=1, ensure_ascii=False))
@@ -73,7 +86,8 @@ def compare(
 
 def remarks(scores: Mapping[str, Any]) -> list[str]:
     """What stands beside the numbers: counts of what went wrong, with ids, and how answers were read."""
-    lines = []
+    counted = [f"{scores[key]:,} {what}" for key, what in COUNTED.items() if key in scores]
+    lines = [", ".join(counted)] if counted else []
     for name, value in scores.items():
         what = name.replace("_", " ")
         if isinstance(value, Mapping) and isinstance(value.get("count"), int):  # MME has a task named count
@@ -84,7 +98,14 @@ def remarks(scores: Mapping[str, Any]) -> list[str]:
             lines.append(f"judge: {', '.join(f'{key} {each}' for key, each in value.items())}")
         elif isinstance(value, str):
             lines.append(f"{what}: {value}")
+        elif value and isinstance(value, list) and all(isinstance(each, str) for each in value):
+            lines.append(f"{what}: {', '.join(value)}")
     return lines
+
+
+def printable(text: str) -> str:
+    """With escapes for what would steer a terminal or has no UTF-8: ids and replies are other people's."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def _some(named: Any) -> str:

@@ -21,7 +21,26 @@ def read_scores(run: str) -> tuple[str, dict[str, Any]]:
     name = f"{directory.parent.name}/{directory.name}"
     if not path.is_file():
         raise RunError(f"{name} has no scores: it is not finished, or its recipe names no benchmark")
-    return name, json.loads(path.read_text())
+    try:
+        scores = json.loads(path.read_bytes(), parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:  # also: not UTF-8
+        raise RunError(f"{path}: not a whole JSON file ({error}): evaluate the model again") from None
+    if not isinstance(scores, dict) or not all(isinstance(entry, dict) for entry in scores.values()):
+        raise RunError(f"{path}: must hold an object, benchmark → scores: evaluate the model again")
+    return name, scores
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no score")
+
+
+def read_runs(runs: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """read_scores of each. Raises RunError where two are the same run, or have one name."""
+    found = [read_scores(run) for run in runs]
+    names = [name for name, _ in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise RunError(f"{', '.join(twice)} was given twice")
+    return found
 
 
 def columns(runs: Sequence[tuple[str, Mapping[str, Any]]], paper: bool = True) -> list[Row]:
@@ -37,13 +56,16 @@ def columns(runs: Sequence[tuple[str, Mapping[str, Any]]], paper: bool = True) -
         row: Row = {"model": name, **{column.name: "" for column in shown}}
         row |= {column.name: column.show(**read[column.name]) for column in shown if column.name in read}
         average, spatial = each["average"], each["spatial"]["average"]
-        row["Avg^N"] = "" if average["value"] is None else f"{average['value']:.1f} ({', '.join(average['over'])})"
-        row["spatial"] = "" if spatial is None else f"{spatial:.1f}"
+        if len(average["over"]) > 1:  # of one it says nothing new
+            row["Avg^N"] = f"{average['value']:.1f} ({', '.join(average['over'])})"
+        if spatial is not None:
+            row["spatial"] = f"{spatial:.1f}"
         rows.append(row)
     for name, scores in PAPER.items() if paper else ():
         own = {c.name: f"{scores[c.name]:.1f}" if c.name in scores else "" for c in shown}
-        rows.append({"model": f"paper, {name}", **own, "Avg^N": "", "spatial": ""})
-    return rows
+        rows.append({"model": f"paper, {name}", **own})
+    filled = [key for key in ("Avg^N", "spatial") if any(key in row for row in rows)]
+    return [{**row, **{key: row.get(key, "") for key in filled}} for row in rows]
 
 
 def details(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Row]:

@@ -139,6 +139,7 @@ class Benchmark:
     score: Callable[[Predictions], dict[str, Any]]
     judge: Callable[[Predictions, Judge], Judging] | None = None
     choices: tuple[str, ...] = ()  # what an answer may be where questions have no options, as Yes and No
+    needs: tuple[str, ...] = ()  # the groups that every question must have to be scored
 
     def choices_of(self, question: Question) -> Sequence[str]:
         """What the answer may be: the letters of the question's options, or the benchmark's own; () if it is free."""

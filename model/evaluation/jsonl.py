@@ -1,6 +1,7 @@
 """JSON lines, read strictly: every error names file and line."""
 
 import json
+import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,6 @@ def check_fields(where: str, row: Mapping[str, Any], fields: Fields) -> None:
     """Raises EvaluationError for a field that is missing or of another type than `fields` says."""
     for name, kind in fields.items():
         if name not in row:
-            raise EvaluationError(f"{where}: has no field {name!r}; it has {', '.join(row)}")
+            raise EvaluationError(f"{where}: has no field {name!r}; it has {', '.join(list(row)[:10])}")
         if not isinstance(row[name], kind) or isinstance(row[name], bool):
-            raise EvaluationError(f"{where}: field {name!r} is {row[name]!r}, of the wrong type")
+            raise EvaluationError(f"{where}: field {name!r} is {reprlib.repr(row[name])}, of the wrong type")

@@ -36,7 +36,7 @@ class JudgeSettings(BaseModel):
     tokens of the requests among it; what was kept of earlier runs is free.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)  # an address may hold a password
     url: str
     model: str = Field(min_length=1)
     key_variable: str = Field(default="HONEYBEE_JUDGE_KEY", pattern=r"[A-Za-z_][A-Za-z0-9_]*")
@@ -51,8 +51,10 @@ class JudgeSettings(BaseModel):
     @classmethod
     def _is_plain(cls, url: str) -> str:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or " " in url or not url.isprintable():
             raise ValueError("must be an address like http://127.0.0.1:8000/v1")
+        if parts.port == 0:  # one above 65535 raises ValueError itself
+            raise ValueError("has port 0")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError("must hold no user, password or query: it is written into the scores")
         return url.rstrip("/")

@@ -43,6 +43,7 @@ NONE = "NONE"  # a judge's verdict: the answer means no option, or more than one
 _VERDICT = re.compile(
     r"\W*(?:(?:letter|answer|option)\W+)?(NONE|[A-Za-z])(?:\s*|[^\w\s'’].*|\s*\n.*)", re.IGNORECASE | re.DOTALL
 )
+_MAX_DIGITS = 18
 _MAX_FIELD = 1 << 28  # characters: an image in base64
 
 
@@ -74,6 +75,8 @@ def _tsv_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter="\t", strict=True)
             header = next(reader, [])
+            if twice := {name for name in header if header.count(name) > 1}:
+                raise EvaluationError(f"{path}: two columns are called {min(twice)!r}")
             for cells in reader:
                 where = f"{path}:{reader.line_num}"
                 if len(cells) != len(header):
@@ -89,8 +92,8 @@ def _tsv_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 def _index(where: str, row: Mapping[str, str]) -> int:
     text = row.get("index", "").removesuffix(".0")
-    if not text.isdecimal():
-        raise EvaluationError(f"{where}: index is {row.get('index')!r}, must be a whole number")
+    if not text.isdecimal() or len(text) > _MAX_DIGITS:
+        raise EvaluationError(f"{where}: index is {row.get('index', '')[:40]!r}, must be a whole number")
     return int(text)
 
 
@@ -152,7 +155,10 @@ def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> 
                 raise EvaluationError(f"{where}: index {question.id} is not in {truth}: of another split?")
             if official[question.id].options != question.options:
                 raise EvaluationError(f"{where}: the options are not those of {truth}: of another version?")
-            question = official[question.id]
+            match = official[question.id]
+            if None not in (question.truth, match.truth) and question.truth != match.truth:
+                raise EvaluationError(f"{where}: answer is {question.truth}, but {match.truth} in {truth}")
+            question = match
         asked.append(question)
         if question.id in answers:
             raise EvaluationError(f"{where}: index {question.id} is answered twice")

@@ -110,6 +110,8 @@ def _lines(file: Path, number: int, names: str) -> Iterator[tuple[str, list[str]
     """(`file:line`, tab-separated fields) of each line that is not blank."""
     try:
         text = file.read_text(encoding="utf-8-sig")
+    except IsADirectoryError:
+        raise EvaluationError(f"{file}: must be a file, not a folder") from None
     except UnicodeDecodeError as error:
         raise EvaluationError(f"{file}: not UTF-8 text: {error}") from None
     for line_number, line in enumerate(text.split("\n"), start=1):
@@ -281,4 +283,4 @@ def _is_whole(asked: Sequence[Question], marks: Mapping[str, Mark]) -> bool:
     return len(asked) == _PER_IMAGE and all(question.id in marks for question in asked)
 
 
-BENCHMARK = Benchmark("mme", read, read_predictions, mark, score, choices=YES_NO)
+BENCHMARK = Benchmark("mme", read, read_predictions, mark, score, choices=YES_NO, needs=("task", "image"))

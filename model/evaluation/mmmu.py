@@ -128,16 +128,18 @@ def _listed(where: str, name: str, text: str) -> list[str]:
     """A Python list of texts or numbers, written as text."""
     try:
         values = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # TypeError: {[]}
         values = None
     if not isinstance(values, list) or not all(isinstance(value, str | int | float) for value in values):
         raise EvaluationError(f"{where}: {name} is {text[:100]!r}, must be a Python list of texts")
+    if name == "answer" and not values:
+        raise EvaluationError(f"{where}: answer is an empty list")
     return [str(value) for value in values]
 
 
 def _truth(right: Sequence[str]) -> str:
     """One right answer as it is, several as a JSON list."""
-    return right[0] if len(right) == 1 else json.dumps(right, ensure_ascii=False)
+    return right[0] if len(right) == 1 and not right[0].startswith('["') else json.dumps(right, ensure_ascii=False)
 
 
 def _truths(question: Question) -> list[str]:
@@ -215,6 +217,8 @@ def _outputs(path: Path) -> list[tuple[str, str, str, Question | None]]:
                 raise EvaluationError(f"{where}: must be an object")
             check_fields(where, row, {"id": str, "question_type": str, "answer": (str, list), "response": str})
             right = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
+            if not right or not all(isinstance(each, str) for each in right):
+                raise EvaluationError(f"{where}: answer is {row['answer']!r}, must be a text or texts")
             choices = row.get("index2ans") or {}
             options: tuple[str, ...] = ()
             kind = CHOICE if row["question_type"] == CHOICE else OPEN
@@ -222,6 +226,8 @@ def _outputs(path: Path) -> list[tuple[str, str, str, Question | None]]:
                 if not isinstance(choices, dict) or list(choices) != list(LETTERS[: len(choices)]) or not choices:
                     raise EvaluationError(f"{where}: index2ans is {choices!r}, must give letters from A on their texts")
                 options = tuple(str(text) for text in choices.values())
+                if not set(right) <= set(choices):
+                    raise EvaluationError(f"{where}: answer is {row['answer']!r}, must be one of {', '.join(choices)}")
             question = Question(row["id"], {}, _truth(right), options, _groups(where, row["id"], kind))
             found.append((where, row["id"], row["response"], question))
     return found

@@ -13,8 +13,9 @@ _LEADS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ",
 _TRIVIAL = {":", ",", ".", "!", "?", ";", "'"}
 _NUMBERS = (
     re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b"),  # 1,200
-    re.compile(r"-?\d+(?:\.\d+)?[eE][+-]?\d+"),  # 1.2e3
-    re.compile(r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])"),  # 1.2
+    # From the beginning of their digits and without going back: else a reply of digits alone takes minutes.
+    re.compile(r"-?(?<!\d)\d++(?:\.\d++)?[eE][+-]?\d++"),  # 1.2e3
+    re.compile(r"-?(?:(?<!\d)\d++\.\d++|\.\d++|(?<!\d)\d++\b)(?![eE][+-]?\d+)(?![,\d])"),  # 1.2
 )
 
 

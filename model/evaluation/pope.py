@@ -174,4 +174,4 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-BENCHMARK = Benchmark("pope", read, read_predictions, mark, score, choices=YES_NO)
+BENCHMARK = Benchmark("pope", read, read_predictions, mark, score, choices=YES_NO, needs=("split",))

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from model.evaluation.base import Answer, Benchmark, EvaluationError, Predictions, Question
+from model.evaluation.base import LETTERS, Answer, Benchmark, EvaluationError, Predictions, Question
 from model.evaluation.jsonl import Fields, check_fields, parse_row, read_rows
 from pipelines.store import write_atomic
 
@@ -44,7 +44,7 @@ def load(benchmark: Benchmark, path: Path, truth: Path | None = None, questions:
     check_fields(f"{path}:1", header, {"benchmark": str, "num_questions": int, "settings": dict})
     if header["benchmark"] != benchmark.name:
         raise EvaluationError(f"{path}: holds predictions for {header['benchmark']}, not for {benchmark.name}")
-    asked, answers = _read(path, header["num_questions"])
+    asked, answers = _read(benchmark, path, header["num_questions"])
     return Predictions(asked if truth is None else benchmark.read(truth, None), answers, header["settings"])
 
 
@@ -62,7 +62,7 @@ def read_header(path: Path) -> dict[str, Any] | None:
     return header if header.get("format") == FORMAT else None
 
 
-def _read(path: Path, num_questions: int) -> tuple[list[Question], dict[str, Answer]]:
+def _read(benchmark: Benchmark, path: Path, num_questions: int) -> tuple[list[Question], dict[str, Answer]]:
     asked: list[Question] = []
     answers: dict[str, Answer] = {}
     rows = read_rows(path, {})
@@ -72,13 +72,28 @@ def _read(path: Path, num_questions: int) -> tuple[list[Question], dict[str, Ans
         if row["id"] in answers:
             raise EvaluationError(f"{where}: question {row['id']} is answered twice")
         answers[row["id"]] = Answer(row["answer"], row["error"])
-        asked.append(Question(row["id"], row["fields"], row["truth"], tuple(row["options"]), row["groups"]))
+        asked.append(_asked(where, benchmark, row))
     if len(asked) != num_questions:
         raise EvaluationError(
             f"{path}: holds {len(asked)} of {num_questions} answers: the evaluation was not finished; run it again, "
             "it goes on where it stopped"
         )
     return asked, answers
+
+
+def _asked(where: str, benchmark: Benchmark, row: Mapping[str, Any]) -> Question:
+    """The question of a line. Raises EvaluationError for values that the benchmark cannot score."""
+    for name, values in (("options", row["options"]), *((key, row[key].values()) for key in ("fields", "groups"))):
+        if not all(isinstance(value, str) for value in values):
+            raise EvaluationError(f"{where}: field {name!r} must hold texts only")
+    if len(row["options"]) > len(LETTERS):
+        raise EvaluationError(f"{where}: has {len(row['options'])} options, may have {len(LETTERS)}")
+    if missing := [name for name in benchmark.needs if name not in row["groups"]]:
+        raise EvaluationError(f"{where}: groups has no {', '.join(missing)}, which {benchmark.name} is scored by")
+    truth = row["truth"]
+    if truth is not None and benchmark.choices and truth not in [choice.lower() for choice in benchmark.choices]:
+        raise EvaluationError(f"{where}: truth is {truth!r}, must be one of {', '.join(benchmark.choices).lower()}")
+    return Question(row["id"], row["fields"], truth, tuple(row["options"]), row["groups"])
 
 
 def _good_lines(path: Path, ids: Sequence[str]) -> list[int]:

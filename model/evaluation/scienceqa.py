@@ -85,8 +85,8 @@ def _question(file: Path, problems: Mapping[str, Any], pid: str, root: ImageRoot
         raise EvaluationError(f"{where}: is not there, though pid_splits.json names it")
     check_fields(where, problem, _PROBLEM)
     choices, right = problem["choices"], problem["answer"]
-    if len(choices) < 2 or not all(isinstance(choice, str) for choice in choices):
-        raise EvaluationError(f"{where}: choices are {choices!r}, must be two texts or more")
+    if not 2 <= len(choices) <= len(LETTERS) or not all(isinstance(choice, str) for choice in choices):
+        raise EvaluationError(f"{where}: choices are {choices!r}, must be two texts or more, up to {len(LETTERS)}")
     if not 0 <= right < len(choices):
         raise EvaluationError(
             f"{where}: answer is {right}, must be the number of one of {len(choices)} choices, from 0"
@@ -157,6 +157,8 @@ Answered = tuple[str, Question, str | None]  # place, question as far as known, 
 
 def _from_output(path: Path, output: Mapping[str, Any]) -> Iterator[Answered]:
     for name in ("correct", "incorrect"):
+        if not isinstance(output[name], list):
+            raise EvaluationError(f"{path}: {name} must be a list, not {type(output[name]).__name__}")
         for number, row in enumerate(output[name]):
             where = f"{path}: {name}[{number}]"
             if not isinstance(row, dict):

@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
@@ -10,6 +11,11 @@ from model.evaluation.base import EvaluationError
 
 _MAIN = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 _RELATION = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}id"
+# RuntimeError: an encrypted part; NotImplementedError: a compression method that zipfile lacks.
+_UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError),
+    *(ElementTree.ParseError, KeyError, ValueError, IndexError, AttributeError),
+)
 _MAX_BYTES = 1 << 30  # of one unpacked part: a zip may claim to be far larger than it is
 
 
@@ -22,13 +28,15 @@ def read_xlsx(path: Path) -> Iterator[dict[str, str]]:
         with zipfile.ZipFile(path) as archive:
             shared = _shared_texts(archive)
             rows = _rows(_part(archive, _first_sheet(archive)), shared)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise EvaluationError(f"{path}: there is no such file") from None
-    except (zipfile.BadZipFile, ElementTree.ParseError, KeyError, ValueError, IndexError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise EvaluationError(f"{path}: not a readable .xlsx workbook: {error}") from None
     if not rows:
         raise EvaluationError(f"{path}: the first sheet is empty")
     header = rows[0]
+    if len(set(header.values())) < len(header):
+        raise EvaluationError(f"{path}: two columns have the same header: {', '.join(header.values())}")
     for number, row in enumerate(rows[1:], start=2):
         if stray := set(row) - set(header):
             raise EvaluationError(f"{path}: row {number} has a cell in column {min(stray)}, which has no header")
@@ -38,10 +46,14 @@ def read_xlsx(path: Path) -> Iterator[dict[str, str]]:
 def _part(archive: zipfile.ZipFile, name: str) -> ElementTree.Element:
     if archive.getinfo(name).file_size > _MAX_BYTES:
         raise ValueError(f"{name} is larger than {_MAX_BYTES} bytes")
-    data = archive.read(name)
-    if b"<!DOCTYPE" in data[:1000]:
-        raise ValueError(f"{name} declares a document type")  # entities could expand without end
-    return ElementTree.fromstring(data)
+    return ElementTree.fromstring(archive.read(name), ElementTree.XMLParser(target=_Builder()))
+
+
+class _Builder(ElementTree.TreeBuilder):
+    """Refuses a document type, wherever it stands and however it is encoded: entities could expand without end."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise ValueError(f"declares the document type {name!r}")
 
 
 def _first_sheet(archive: zipfile.ZipFile) -> str:
@@ -75,7 +87,9 @@ def _rows(sheet: ElementTree.Element, shared: list[str]) -> list[dict[str, str]]
 def _cell(cell: ElementTree.Element, shared: list[str]) -> str:
     value = cell.findtext(f"{_MAIN}v", "")
     if cell.get("t") == "s":
-        return shared[int(value)]
+        if (place := int(value)) < 0:
+            raise ValueError(f"a cell names shared text {place}")
+        return shared[place]
     return _text(cell) if cell.get("t") == "inlineStr" else value
 
 

@@ -6,9 +6,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flows import tables
+from flows import cli_score, tables
 from flows.cli import app
 from flows.cli_score import remarks, score
+from flows.compare import columns, read_runs, read_scores
+from flows.runs import RunError
+from model.evaluation import EvaluationError
+from model.evaluation.mmmu_parse import matches
 
 LINES = [
     {"question_id": i, "image": "a.jpg", "text": f"Is there a dog {i}?", "label": "yes" if i % 2 else "no"}
@@ -133,7 +137,7 @@ def test_without_a_judge_only_the_reason_is_shown(tmp_path, capsys):
     answers = tmp_path / "answers.json"
     answers.write_text(json.dumps({"v1_0": "a cat"}))
     score("mm_vet", answers, truth=truth)
-    assert capsys.readouterr().out.startswith("judge: none")
+    assert capsys.readouterr().out.startswith("1 questions, 1 answered\njudge: none")
 
 
 def test_faults_are_counted_with_some_of_their_ids():
@@ -153,3 +157,49 @@ def test_every_capability_of_published_grades_is_shown(realdata, capsys):
     score("mm_vet", folder / "llava-v1.5-7b_gpt-4-grade-3runs.json", truth=folder / "mm-vet.json")
     shown = capsys.readouterr().out
     assert all(f"  mm_vet     {name}" in shown for name in ("all", "gen", "know", "math", "ocr", "rec", "spat"))
+
+
+def test_remarks_show_lists_and_take_no_task_for_a_count() -> None:
+    scores = {
+        "tasks": {"count": {"score": 1.0}, "OCR": {"score": 2.0}},
+        "missing_tasks": ["color"],
+        "unclear_answers": {"count": 0, "ids": []},
+        "other_answers": {"count": 1, "ids": ["a"]},
+    }
+    assert cli_score.remarks(scores) == ["missing tasks: color", "other answers: 1 (a)"]
+
+
+def test_runs_given_twice_are_refused_and_empty_columns_left_out(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.yaml").write_text("")
+        (tmp_path / name / "scores.json").write_text(json.dumps({"pope": {"f1": 50.0}}))
+    with pytest.raises(RunError, match=r"/a was given twice"):
+        read_runs([str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "a")])
+    runs = read_runs([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert {tuple(row) for row in columns(runs)} == {("model", "POPE")}
+
+
+def test_a_reply_of_digits_alone_is_read_at_once() -> None:
+    assert not matches("1" * 300_000, ["2"])  # took minutes
+
+
+def test_what_would_steer_a_terminal_is_escaped() -> None:
+    assert cli_score.printable("é\x1b[2J\ud800") == "é\\x1b[2J\\ud800"
+
+
+@pytest.mark.parametrize("url", ["foo", "http://me:hunter2@host/v1", "http://host:99999/v1", "http://a b/v1"])
+def test_a_bad_judge_is_an_error_that_repeats_no_password(url: str, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match=r"^--judge: ") as error:
+        cli_score.score("pope", tmp_path / "a", judge=url, judge_model="m", judge_cache=tmp_path / "cache")
+    assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"pope":', b"[]", b'{"pope": 5}', b"\xff", b'{"pope": {"f1": NaN}}', b"[" * 99999]
+)
+def test_malformed_scores_are_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "recipe.yaml").write_text("")
+    (tmp_path / "scores.json").write_bytes(content)
+    with pytest.raises(RunError, match=r"scores\.json"):
+        read_scores(str(tmp_path))
