@@ -57,7 +57,7 @@ def score_bars(columns: Mapping[str, Mapping[str, float]], control: Mapping[str,
     axes.set_xlabel("% of the most it could be")
     axes.grid(axis="x", alpha=0.3)
     if control:
-        axes.legend(fontsize="x-small", loc="lower right")
+        figure.legend(fontsize="x-small", loc="outside upper right", ncols=2)
     return _png(figure)
 
 
