@@ -91,8 +91,9 @@ def _asked(where: str, benchmark: Benchmark, row: Mapping[str, Any]) -> Question
     if missing := [name for name in benchmark.needs if name not in row["groups"]]:
         raise EvaluationError(f"{where}: groups has no {', '.join(missing)}, which {benchmark.name} is scored by")
     truth = row["truth"]
-    if truth is not None and benchmark.choices and truth not in [choice.lower() for choice in benchmark.choices]:
-        raise EvaluationError(f"{where}: truth is {truth!r}, must be one of {', '.join(benchmark.choices).lower()}")
+    known = list(dict.fromkeys(choice.lower() for choice in benchmark.choices))
+    if truth is not None and known and truth not in known:
+        raise EvaluationError(f"{where}: truth is {truth!r}, must be one of {', '.join(known)}")
     return Question(row["id"], row["fields"], truth, tuple(row["options"]), row["groups"])
 
 

@@ -162,8 +162,10 @@ def test_predictions_of_other_settings_are_not_reused(put, model, questions, tmp
     assert json.loads(path.read_text().splitlines()[0])["settings"]["prompt"] == "{question} At length."
 
     put(path)
-    put(path, asked=[dataclasses.replace(questions[0], truth="maybe"), *questions[1:]])
-    assert "maybe" in {question.truth for question in load(pope.BENCHMARK, path).questions}
+    turned = dataclasses.replace(questions[0], truth="no" if questions[0].truth == "yes" else "yes")
+    put(path, asked=[turned, *questions[1:]])
+    truths = {question.id: question.truth for question in load(pope.BENCHMARK, path).questions}
+    assert truths[turned.id] == turned.truth
 
     other = tmp_path / "other"
     trained = HoneybeeForConditionalGeneration.from_pretrained(model)
