@@ -25,7 +25,8 @@ Gradients come and go, so the estimate is that of the moment that takes most. G 
 
 On the CPU there are the pictures of steps that are made ready, and Python with its libraries. A pass is one of micro-
 batch sequences of `packing.max_tokens`, without packing examples with a picture at their limit, `max_text_tokens` + M;
-one with more pictures takes M for each of them. What the allocator loses and CUDA itself takes (1–2 GiB) comes on top.
+one with more pictures takes M for each of them. What the allocator loses (on the CPU 2 to 20 %) and CUDA itself takes
+(1–2 GiB) comes on top.
 benchmarks/README.md has the estimate beside what was measured.
 """
 
