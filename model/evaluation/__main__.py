@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,17 +20,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model import evaluation
 from model.evaluation.ask import Asked, ask
-from model.evaluation.base import EvaluationError, Place, Question, load_prompt
+from model.evaluation.base import Benchmark, EvaluationError, Place, Question, load_prompt
 from model.evaluation.control import shuffle_images
 from model.evaluation.generator import Generator
 from model.evaluation.images import ImageCache
 from model.evaluation.judge import EndpointJudge, JudgeSettings
 from model.evaluation.judging import judged
-from model.evaluation.predictions import load, merge_parts
+from model.evaluation.predictions import load
 from model.training import ranks as process
 from pipelines.store import write_atomic
 from pipelines.templates import TemplateError
 
+SHUFFLED = ".shuffled"  # in the names of the control's files
 log = logging.getLogger("evaluation")
 
 
@@ -58,46 +60,52 @@ def evaluate(job: Job) -> dict[str, Any] | None:
     for name, place in job.benchmarks.items():
         benchmark = evaluation.get(name)
         work.append((benchmark, load_prompt(name), benchmark.read(place.path, place.root)))
-    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    ranks = process.join(job.device) if together else process.alone(job.device)
-    judge = None
-    if job.judge is not None and ranks.first:
-        judge = EndpointJudge(job.judge, job.judge_cache or job.output / "judge")
+    ranks = process.join(job.device) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else process.alone(job.device)
     generator = Generator(job.model, ranks.device.type, job.precision)
     job.output.mkdir(parents=True, exist_ok=True)
-    scores: dict[str, Any] = {}
-    shuffled: dict[str, Any] = {}
-    settings: dict[str, Any] = {"seed": job.seed}
     for benchmark, prompt, questions in work:
         images = ImageCache(lambda image: generator.processor.preprocess([image])[0], threads=os.cpu_count() or 1)
         images.inspect(questions)
-        runs: list[tuple[dict[str, Any], str, Any, list[Question]]] = [(scores, "", None, questions)]
+        runs: list[tuple[Path, Any, list[Question]]] = [(_file(job, benchmark), None, questions)]
         if job.shuffled_control:
             mixed = shuffle_images(questions, images.digests, job.seed)
-            runs.append((shuffled, ".shuffled", {"images": "shuffled", "seed": job.seed}, mixed))
-        for result, suffix, control, asked in runs:
-            path = job.output / f"{benchmark.name}{suffix}.predictions.jsonl"
+            runs.append((_file(job, benchmark, SHUFFLED), {"images": "shuffled", "seed": job.seed}, mixed))
+        for path, control, asked in runs:
             header = {"benchmark": benchmark.name, "control": control}
             choices = [benchmark.choices_of(question) for question in asked] if job.choose_by == "likelihood" else ()
-            whole = Asked(generator, images, asked, prompt, choices)
-            ask(whole, job.batch_size, path, header, ranks.rank, ranks.world)
+            whole = ask(
+                Asked(generator, images, asked, prompt, choices), job.batch_size, path, header, ranks.rank, ranks.world
+            )
             ranks.barrier()
-            if not ranks.first:
-                continue
-            merge_parts(path, ranks.world)
+            if ranks.first:
+                whole.merge(ranks.world)
+    process.leave()  # a judge may take longer than ranks wait for one another
+    return _score(job, [benchmark for benchmark, _, _ in work]) if ranks.first else None
+
+
+def _score(job: Job, benchmarks: Sequence[Benchmark]) -> dict[str, Any]:
+    """Scores the answers of all benchmarks, with a judge if there is one, and writes scores.json."""
+    judge = None if job.judge is None else EndpointJudge(job.judge, job.judge_cache or job.output / "judge")
+    scores: dict[str, Any] = {}
+    shuffled: dict[str, Any] = {}
+    settings: dict[str, Any] = {"seed": job.seed}
+    for benchmark in benchmarks:
+        for suffix, result in (("", scores), *([(SHUFFLED, shuffled)] if job.shuffled_control else [])):
+            path = _file(job, benchmark, suffix)
             # The control is not judged: it would cost as much again.
-            predictions = judged(benchmark, load(benchmark, path), judge if control is None else None)
+            predictions = judged(benchmark, load(benchmark, path), None if suffix else judge)
             result[benchmark.name] = benchmark.score(predictions)
             settings[benchmark.name] = predictions.settings
             numbers = {key: value for key, value in result[benchmark.name].items() if isinstance(value, float)}
             shown = "  ".join(f"{key} {value:.1f}" for key, value in numbers.items())
             log.info("%s: %s", path.name, shown or "no score without a judge")
-    process.leave()
-    if not ranks.first:
-        return None
     found = scores | ({"shuffled": shuffled} if job.shuffled_control else {}) | {"settings": settings}
     write_atomic(job.output / "scores.json", json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return found
+
+
+def _file(job: Job, benchmark: Benchmark, suffix: str = "") -> Path:
+    return job.output / f"{benchmark.name}{suffix}.predictions.jsonl"
 
 
 def main(arguments: list[str]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from model.evaluation.base import Answer, Prompt, Question
 from model.evaluation.generator import Generator
 from model.evaluation.images import ImageCache
-from model.evaluation.predictions import PredictionsFile, is_whole, part_of
+from model.evaluation.predictions import PredictionsFile, WholeFile
 from pipelines.store import fingerprint
 
 LOG_EVERY = 5.0  # seconds
@@ -60,12 +60,14 @@ class Asked:
         return [answers[i] for i in batch]
 
 
-def ask(asked: Asked, batch_size: int, path: Path, header: Mapping[str, Any], rank: int = 0, world: int = 1) -> None:
+def ask(
+    asked: Asked, batch_size: int, path: Path, header: Mapping[str, Any], rank: int = 0, world: int = 1
+) -> WholeFile:
     """Writes the answers to all questions to the predictions file `path`, going on with what it already holds.
 
     header: what the file's first line tells besides the settings below (the benchmark, the control's seed). Rank r of
-    `world` answers each world-th batch, from the r-th on, into a part of its own, which predictions.merge_parts puts
-    together; a `path` that is whole is left as it is.
+    `world` answers each world-th batch, from the r-th on, into a part of its own; once all have, `merge` of what this
+    returns puts them together. A `path` that is whole is left as it is.
     """
     questions, prompt = asked.questions, asked.prompt
     prompts = asked.generator.encode([asked.text(i) for i in range(len(questions))])
@@ -93,14 +95,15 @@ def ask(asked: Asked, batch_size: int, path: Path, header: Mapping[str, Any], ra
         ]
         for i, (question, tokens) in enumerate(zip(questions, prompts, strict=True))
     ]
-    whole = {**header, "num_questions": len(questions), "settings": settings, "questions": fingerprint(contents)}
-    batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+    first = {**header, "num_questions": len(questions), "settings": settings, "questions": fingerprint(contents)}
+    whole = WholeFile(path, first, [questions[i].id for i in order])
+    if world > 1 and whole.is_there():
+        return whole
+    batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)][rank::world]
     if world > 1:
-        if is_whole(path, whole, [questions[i].id for i in order]):
-            return
-        path, whole, batches = part_of(path, rank), {**whole, "part": [rank, world]}, batches[rank::world]
+        path, first = whole.part(rank, world)
     ids = [questions[i].id for batch in batches for i in batch]
-    file = PredictionsFile(path, whole, ids, batch_size)
+    file = PredictionsFile(path, first, ids, batch_size)
     if file.done:
         log.info("%s: %d of %d answers are already there", path.name, file.done, len(ids))
     done, started = file.done, time.monotonic()
@@ -113,3 +116,4 @@ def ask(asked: Asked, batch_size: int, path: Path, header: Mapping[str, Any], ra
             speed = (done - file.done) / (now - started)
             log.info("%s: %d of %d questions, %.1f a second", path.name, done, len(ids), speed)
             last_log = now
+    return whole

@@ -8,7 +8,8 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,35 +116,45 @@ def _good_lines(path: Path, ids: Sequence[str]) -> list[int]:
     return ends
 
 
-def is_whole(path: Path, header: Mapping[str, Any], ids: Sequence[str]) -> bool:
-    """Whether a file has this header and answers all of `ids`, in this order."""
-    if not path.is_file() or read_header(path) != {"format": FORMAT, **header}:
-        return False
-    return len(_good_lines(path, ids)) == len(ids) + 1
+@dataclass(frozen=True)
+class WholeFile:
+    """A predictions file as it is once every rank has answered its batches: header, and ids in their order."""
 
+    path: Path
+    header: Mapping[str, Any]
+    ids: Sequence[str]
 
-def part_of(path: Path, rank: int) -> Path:
-    """Where a rank writes its part of a predictions file."""
-    return path.with_suffix(f".rank-{rank:05d}{path.suffix}")
+    def is_there(self) -> bool:
+        if not self.path.is_file() or read_header(self.path) != {"format": FORMAT, **self.header}:
+            return False
+        return len(_good_lines(self.path, self.ids)) == len(self.ids) + 1
 
+    def part(self, rank: int, world: int) -> tuple[Path, dict[str, Any]]:
+        """Where a rank writes its batches, and the header there."""
+        path = self.path.with_suffix(f".rank-{rank:05d}{self.path.suffix}")
+        return path, {**self.header, "part": [rank, world]}
 
-def merge_parts(path: Path, world: int) -> None:
-    """Writes `path` from the finished parts of all ranks, batch by batch in their order, and removes them. Parts that
-    are not there mean that it is whole already."""
-    parts = [part_of(path, rank) for rank in range(world)]
-    if not any(part.is_file() for part in parts):
-        return
-    header = read_header(parts[0])
-    assert header is not None, "written by PredictionsFile"
-    del header["part"]
-    size = header["settings"]["batch_size"]
-    lines = [iter(part.read_bytes().splitlines(keepends=True)[1:]) for part in parts]
-    merged = [_line(header).encode()]
-    for batch in range(-(-header["num_questions"] // size)):
-        merged += itertools.islice(lines[batch % world], size)
-    write_atomic(path, b"".join(merged))
-    for part in parts:
-        part.unlink()
+    def merge(self, world: int) -> None:
+        """Puts the finished parts of all ranks together, batch by batch, unless that was done before; then removes all
+        parts, those too that a run with other ranks left. Raises EvaluationError for a part that is not whole."""
+        if world > 1 and not self.is_there():
+            size = self.header["settings"]["batch_size"]
+            batches = [self.ids[at : at + size] for at in range(0, len(self.ids), size)]
+            lines = [self._lines(rank, world, sum(batches[rank::world], [])) for rank in range(world)]
+            merged = [_line({"format": FORMAT, **self.header}).encode()]
+            for number, batch in enumerate(batches):
+                merged += itertools.islice(lines[number % world], len(batch))
+            write_atomic(self.path, b"".join(merged))
+        for part in self.path.parent.glob(f"{self.path.stem}.rank-*{self.path.suffix}"):
+            part.unlink(missing_ok=True)
+
+    def _lines(self, rank: int, world: int, ids: Sequence[str]) -> Iterator[bytes]:
+        path, header = self.part(rank, world)
+        if not WholeFile(path, header, ids).is_there():
+            raise EvaluationError(
+                f"{path}: rank {rank} has not answered all of its questions: run the evaluation again"
+            )
+        return iter(path.read_bytes().splitlines(keepends=True)[1:])
 
 
 class PredictionsFile:

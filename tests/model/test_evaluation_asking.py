@@ -18,7 +18,7 @@ from model.evaluation.base import EvaluationError, Prompt, Question, QuestionIma
 from model.evaluation.control import shuffle_images
 from model.evaluation.generator import Generator
 from model.evaluation.images import ImageCache
-from model.evaluation.predictions import load, merge_parts, read_header
+from model.evaluation.predictions import load, read_header
 from pipelines.images import decode
 from pipelines.sample import write_sample
 
@@ -388,15 +388,38 @@ def test_ranks_answer_as_one_does(put, generator, questions, tmp_path, world):
     path = tmp_path / "together.jsonl"
     asked = Asked(generator, _inspected(generator, questions), questions, PROMPT)
     for rank in range(world):
-        ask(asked, 16, path, {"benchmark": "pope"}, rank, world)
-    merge_parts(path, world)
+        whole = ask(asked, 16, path, {"benchmark": "pope"}, rank, world)
+    whole.merge(world)
     assert path.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
     assert sorted(each.name for each in tmp_path.iterdir()) == ["one.jsonl", "together.jsonl"]
     counting = Counting(generator.directory, "cpu")
     for rank in range(world):  # again: it is whole
-        ask(Asked(counting, asked.images, questions, PROMPT), 16, path, {"benchmark": "pope"}, rank, world)
-    merge_parts(path, world)
+        again = ask(Asked(counting, asked.images, questions, PROMPT), 16, path, {"benchmark": "pope"}, rank, world)
+    again.merge(world)
     assert counting.asked == 0 and path.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+
+
+def test_parts_that_a_killed_run_left_are_never_taken_for_whole(put, generator, questions, tmp_path):
+    put(tmp_path / "one.jsonl")
+    expected = (tmp_path / "one.jsonl").read_bytes()
+    path = tmp_path / "together.jsonl"
+    asked = Asked(generator, _inspected(generator, questions), questions, PROMPT)
+    header = {"benchmark": "pope"}
+    whole = ask(asked, 16, path, header, 0, 2)
+    with pytest.raises(EvaluationError, match="rank 1 has not answered all of its questions"):
+        whole.merge(2)  # rank 1 never began
+    ask(asked, 16, path, header, 1, 2)
+    parts = sorted(tmp_path.glob("together.rank-*"))
+    whole.merge(2)
+    assert path.read_bytes() == expected
+    parts[1].write_text("left when the merging process was killed after it had removed the first part")
+    ask(asked, 16, path, header, 1, 2).merge(2)
+    assert path.read_bytes() == expected and not list(tmp_path.glob("together.rank-*"))
+
+    path.unlink()
+    ask(asked, 16, path, header, 0, 2)  # killed; then one rank does it all
+    ask(asked, 16, path, header).merge(1)
+    assert path.read_bytes() == expected and not list(tmp_path.glob("together.rank-*"))
 
 
 def test_the_likeliest_choice_is_that_of_the_plain_model(model, generator, questions, tmp_path):
