@@ -140,7 +140,10 @@ class WholeFile:
         if world > 1 and not self.is_there():
             size = self.header["settings"]["batch_size"]
             batches = [self.ids[at : at + size] for at in range(0, len(self.ids), size)]
-            lines = [self._lines(rank, world, sum(batches[rank::world], [])) for rank in range(world)]
+            lines = [
+                self._lines(rank, world, [key for batch in batches[rank::world] for key in batch])
+                for rank in range(world)
+            ]
             merged = [_line({"format": FORMAT, **self.header}).encode()]
             for number, batch in enumerate(batches):
                 merged += itertools.islice(lines[number % world], len(batch))
