@@ -237,6 +237,20 @@ def percent(part: float, whole: float) -> float | None:
     return 100 * part / whole if whole else None
 
 
+def accuracy(marks: Sequence[Mark]) -> dict[str, Any]:
+    """{"accuracy": percent, "num_scored": how many}."""
+    return {"accuracy": percent(sum(mark.credit for mark in marks), len(marks)), "num_scored": len(marks)}
+
+
+def accuracy_by(group: str, questions: Sequence[Question], marks: Mapping[str, Mark]) -> dict[str, dict[str, Any]]:
+    """`accuracy` of each part of a group, by name, of the marked questions that are in one."""
+    parts: dict[str, list[Mark]] = {}
+    for question in questions:
+        if question.id in marks and group in question.groups:
+            parts.setdefault(question.groups[group], []).append(marks[question.id])
+    return {name: accuracy(own) for name, own in sorted(parts.items())}
+
+
 def answered(predictions: Predictions, needs_truth: bool = True) -> tuple[list[tuple[Question, str]], dict[str, Any]]:
     """(the questions that can be scored, with their answers; what the scores say of the others).
 

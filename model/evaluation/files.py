@@ -1,6 +1,7 @@
 """What the readers of official files share: a JSON object as a whole, and the root of the image files."""
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,18 @@ def read_object(path: Path, keys: tuple[str, ...] = ()) -> dict[str, Any]:
         if key not in content:
             raise EvaluationError(f"{path}: has no key {key!r}; it has {', '.join(list(content)[:10])}")
     return content
+
+
+def begins(path: Path, key: str) -> bool:
+    """Whether a file begins as a JSON object with this first key, a pattern, does: large files are not read for it.
+    Raises EvaluationError for one that is missing or no text."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            return re.match(r"\s*\{\s*" + key, file.read(1000)) is not None
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise EvaluationError(f"{path}: there is no such file") from None
+    except UnicodeDecodeError as error:
+        raise EvaluationError(f"{path}: not UTF-8 text: {error}") from None
 
 
 def image_root(images: Path | None) -> ImageRoot | None:

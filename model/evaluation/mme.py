@@ -9,7 +9,6 @@ lines image<TAB>question<TAB>answer. Official results: the same with the model's
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,8 @@ from model.evaluation.base import (
     percent,
     unique,
 )
+from model.evaluation.files import image_of, image_root
 from model.evaluation.jsonl import read_rows
-from pipelines.images import ImageRoot
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
@@ -50,15 +49,12 @@ def read(path: Path, images: Path | None) -> list[Question]:
     rows = list(_release_rows(path) if _task_folders(path) else _table_rows(path, fields=3))
     if images is None:
         return unique([_question(*row) for row in rows], path)
-    try:
-        root = ImageRoot(images)
-    except FileNotFoundError as error:
-        raise EvaluationError(str(error)) from None
+    root = image_root(images)
     files = {task: _images(images, task) for task in {task for _, task, _, _ in rows}}
     questions = []
     for where, task, image, texts in rows:
         name = files[task].get(Path(image).stem, f"{task}/{image}")
-        questions.append(_question(where, task, image, texts, (QuestionImage(name, partial(root.read, name)),)))
+        questions.append(_question(where, task, image, texts, image_of(root, name)))
     return unique(questions, path)
 
 

@@ -26,9 +26,10 @@ from model.evaluation.base import (
     Predictions,
     Question,
     QuestionImage,
+    accuracy,
+    accuracy_by,
     answered,
     named,
-    percent,
     unique,
 )
 from model.evaluation.files import image_root, read_json, read_object
@@ -260,18 +261,11 @@ def _mark(question: Question, text: str) -> Mark:
 def score(predictions: Predictions) -> dict[str, Any]:
     """Accuracy in percent: over all questions, by discipline, subject and type of question. A response in which no
     letter can be read is wrong, counted and named."""
-    scored, report = answered(predictions)
-    marks = {question.id: _mark(question, text) for question, text in scored}
-    result: dict[str, Any] = {"accuracy": percent(sum(mark.credit for mark in marks.values()), len(marks))}
+    _, report = answered(predictions)
+    marks = mark(predictions)
+    result: dict[str, Any] = {"accuracy": accuracy(list(marks.values()))["accuracy"]}
     for kind, plural in (("discipline", "disciplines"), ("subject", "subjects"), ("question_type", "question_types")):
-        members: dict[str, list[float]] = {}
-        for question, _ in scored:
-            if kind in question.groups:
-                members.setdefault(question.groups[kind], []).append(marks[question.id].credit)
-        result[plural] = {
-            name: {"accuracy": percent(sum(credits), len(credits)), "num_scored": len(credits)}
-            for name, credits in sorted(members.items())
-        }
+        result[plural] = accuracy_by(kind, predictions.questions, marks)
     unmatched = [key for key, mark in marks.items() if mark.read is None]
     return {
         **result,

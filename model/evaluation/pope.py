@@ -7,7 +7,6 @@ random, popular and adversarial; any other is scored on its own, outside the ave
 import re
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,12 @@ from model.evaluation.base import (
     Mark,
     Predictions,
     Question,
-    QuestionImage,
     answered,
     named,
     percent,
     unique,
 )
+from model.evaluation.files import image_of, image_root
 from model.evaluation.jsonl import read_rows
 from pipelines.images import ImageRoot
 
@@ -42,10 +41,7 @@ def read(path: Path, images: Path | None) -> list[Question]:
     files = sorted(path.glob("*_pope_*.json")) if path.is_dir() else [path]
     if not files:
         raise EvaluationError(f"{path}: has no file named like coco_pope_random.json")
-    try:
-        root = None if images is None else ImageRoot(images)
-    except FileNotFoundError as error:
-        raise EvaluationError(str(error)) from None
+    root = image_root(images)
     return unique([question for file in files for question in _read_split(file, root)], path)
 
 
@@ -57,14 +53,13 @@ def _read_split(file: Path, root: ImageRoot | None) -> list[Question]:
     for where, row in read_rows(file, {"question_id": (int, str), "image": str, "text": str, "label": str}):
         if row["label"] not in ("yes", "no"):
             raise EvaluationError(f"{where}: label is {row['label']!r}, must be 'yes' or 'no'")
-        shown = [] if root is None else [QuestionImage(row["image"], partial(root.read, row["image"]))]
         questions.append(
             Question(
                 id=f"{match['split']}/{row['question_id']}",
                 fields={"question": row["text"].strip(), "image": row["image"]},
                 truth=row["label"],
                 groups={"split": match["split"]},
-                images=tuple(shown),
+                images=image_of(root, row["image"]),
             )
         )
     return questions

@@ -7,8 +7,7 @@ JSON object with the lists `correct` and `incorrect`.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,12 @@ from model.evaluation.base import (
     Mark,
     Predictions,
     Question,
-    QuestionImage,
+    accuracy,
     answered,
     named,
-    percent,
     unique,
 )
-from model.evaluation.files import read_object
+from model.evaluation.files import begins, image_of, image_root, read_object
 from model.evaluation.jsonl import Fields, check_fields, read_rows
 from pipelines.images import ImageRoot
 
@@ -70,10 +68,7 @@ def read(path: Path, images: Path | None) -> list[Question]:
     if not isinstance(ids, list) or not all(isinstance(pid, str) for pid in ids):
         raise EvaluationError(f"{folder / 'pid_splits.json'}: {SPLIT!r} must be a list of problem ids, as texts")
     below = "images/test" if images is not None and (images / "images").is_dir() else "test"
-    try:
-        root = None if images is None else ImageRoot(images)
-    except FileNotFoundError as error:
-        raise EvaluationError(str(error)) from None
+    root = image_root(images)
     return unique(
         [_question(folder / "problems.json", problems, pid, root, below) for pid in ids], folder / "pid_splits.json"
     )
@@ -94,10 +89,6 @@ def _question(file: Path, problems: Mapping[str, Any], pid: str, root: ImageRoot
     hint, question = (problem["hint"] or "").strip(), problem["question"].strip()
     if not question:
         raise EvaluationError(f"{where}: has no question")
-    shown: tuple[QuestionImage, ...] = ()
-    if problem["image"] and root is not None:
-        name = f"{below}/{pid}/{problem['image']}"
-        shown = (QuestionImage(name, partial(root.read, name)),)
     return Question(
         id=pid,
         fields={"question": question, "context": f"{hint}\n" if hint else ""},
@@ -109,7 +100,7 @@ def _question(file: Path, problems: Mapping[str, Any], pid: str, root: ImageRoot
             "text": "yes" if hint else "no",
             "image": "yes" if problem["image"] else "no",
         },
-        images=shown,
+        images=image_of(root, f"{below}/{pid}/{problem['image']}") if problem["image"] else (),
     )
 
 
@@ -117,7 +108,7 @@ def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> 
     """LLaVA's answers, which need the folder with problems.json (`truth`); or the output of its evaluation, which tells
     the right answers itself, but subjects, grades and hints only with `truth`. `questions` is not used."""
     official = None if truth is None else {question.id: question for question in read(truth, None)}
-    output = _output(path)
+    output = read_object(path, ("correct", "incorrect")) if begins(path, r'"(in)?correct"\s*:') else None
     if output is None and official is None:
         raise EvaluationError(f"{path}: ScienceQA answers in JSON lines need the folder with problems.json (truth)")
     asked: list[Question] = []
@@ -137,19 +128,6 @@ def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> 
         if text is not None:
             answers[question.id] = Answer(text)
     return Predictions(unique(asked if official is None else list(official.values()), path), answers)
-
-
-def _output(path: Path) -> dict[str, Any] | None:
-    """The object of LLaVA's output; None for a file of JSON lines."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            start = file.read(1000)
-    except (FileNotFoundError, IsADirectoryError):
-        raise EvaluationError(f"{path}: there is no such file") from None
-    except UnicodeDecodeError as error:
-        raise EvaluationError(f"{path}: not UTF-8 text: {error}") from None
-    begun = re.match(r'\s*\{\s*"(in)?correct"\s*:', start)
-    return read_object(path, ("correct", "incorrect")) if begun else None
 
 
 Answered = tuple[str, Question, str | None]  # place, question as far as known, answer or None for none
@@ -213,15 +191,14 @@ def score(predictions: Predictions) -> dict[str, Any]:
     marks = mark(predictions)
     scored = [question for question in predictions.questions if question.id in marks]
 
-    def accuracy(members: Sequence[Question]) -> dict[str, Any]:
-        right = sum(marks[question.id].credit == 1 for question in members)
-        return {"accuracy": percent(right, len(members)), "num_scored": len(members)}
+    def of(belongs: Callable[[Groups], bool]) -> dict[str, Any]:
+        return accuracy([marks[question.id] for question in scored if belongs(question.groups)])
 
-    result: dict[str, Any] = {"accuracy": accuracy(scored)["accuracy"]}
-    result["accuracy_image"] = accuracy([q for q in scored if CONTEXTS["IMG"](q.groups)])["accuracy"]
+    result: dict[str, Any] = {"accuracy": accuracy(list(marks.values()))["accuracy"]}
+    result["accuracy_image"] = of(CONTEXTS["IMG"])["accuracy"]
     known = all("subject" in question.groups for question in scored)
     for name, classes in (("subjects", SUBJECTS), ("contexts", CONTEXTS), ("grades", GRADES)) if known else ():
-        result[name] = {key: accuracy([q for q in scored if belongs(q.groups)]) for key, belongs in classes.items()}
+        result[name] = {key: of(belongs) for key, belongs in classes.items()}
     result |= report
     result["unread_answers"] = named([key for key, mark in marks.items() if mark.read is None])
     result["split"] = SPLIT

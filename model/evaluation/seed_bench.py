@@ -11,7 +11,6 @@ Published predictions have one id twice: both rows count, and the scores name it
 import re
 from collections import Counter
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +22,19 @@ from model.evaluation.base import (
     Mark,
     Predictions,
     Question,
-    QuestionImage,
+    accuracy,
+    accuracy_by,
     answered,
     named,
-    percent,
     unique,
 )
-from model.evaluation.files import read_object
+from model.evaluation.files import begins, image_of, image_root, read_object
 from model.evaluation.jsonl import Fields, check_fields, read_rows
 from model.evaluation.multiple_choice import match_option
 from pipelines.images import ImageRoot
 
 CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
+OFFICIAL = r'"(questions|question_type)"'  # the first key of the official file
 _VIDEO = "v"  # begins the id of a question about a video
 _TEXT = (str, int, float)  # of a choice
 _ROW: Fields = {"question_id": (int, str), "data_type": str, "question_type_id": int}
@@ -59,10 +59,7 @@ def read(path: Path, images: Path | None) -> list[Question]:
     if not isinstance(rows, list) or not isinstance(types, dict) or not all(type(n) is int for n in types.values()):
         raise EvaluationError(f"{path}: `questions` must be a list and `question_type` an object, dimension → id")
     dimensions = {number: dimension_key(name) for name, number in types.items()}
-    try:
-        root = None if images is None else ImageRoot(images)
-    except FileNotFoundError as error:
-        raise EvaluationError(str(error)) from None
+    root = image_root(images)
     times: Counter[str] = Counter()
     questions = []
     for number, row in enumerate(rows):
@@ -95,14 +92,13 @@ def _question(
         raise EvaluationError(f"{where}: question_type_id {row['question_type_id']} is not among `question_type`")
     if not question:
         raise EvaluationError(f"{where}: has no question")
-    shown = [] if root is None else [QuestionImage(row["data_id"], partial(root.read, row["data_id"]))]
     return Question(
         id=_numbered(str(row["question_id"]), times),
         fields={"question": question},
         truth=truth,
         options=tuple(str(row[choice]).strip() for choice in CHOICES),
         groups={"dimension": dimensions[row["question_type_id"]]},
-        images=tuple(shown),
+        images=image_of(root, row["data_id"]),
     )
 
 
@@ -124,7 +120,7 @@ def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> 
         )
     source = questions or truth
     assert source is not None
-    official = {q.id: q for q in (read(source, None) if _is_official(source) else _read_truth(source))}
+    official = {q.id: q for q in (read(source, None) if begins(source, OFFICIAL) else _read_truth(source))}
     times: Counter[str] = Counter()
     answers: dict[str, Answer] = {}
     videos = 0
@@ -152,17 +148,6 @@ def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> 
     return Predictions(list(official.values()), answers, settings)
 
 
-def _is_official(path: Path) -> bool:
-    """Whether a file is one JSON object with questions, by its beginning: the official one is large."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            return bool(re.match(r'\s*\{\s*"(questions|question_type)"', file.read(1000)))
-    except (FileNotFoundError, IsADirectoryError):
-        raise EvaluationError(f"{path}: there is no such file") from None
-    except UnicodeDecodeError as error:
-        raise EvaluationError(f"{path}: not UTF-8 text: {error}") from None
-
-
 def _read_truth(path: Path) -> list[Question]:
     questions = []
     for where, row in read_rows(path, {"question_id": (int, str), "answer": str}):
@@ -188,17 +173,9 @@ def score(predictions: Predictions) -> dict[str, Any]:
     the rule matches to no option is wrong, counted and named."""
     _, report = answered(predictions)
     marks = mark(predictions)
-    right: dict[str, list[bool]] = {}
-    for question in predictions.questions:
-        if question.id in marks and "dimension" in question.groups:
-            right.setdefault(question.groups["dimension"], []).append(marks[question.id].credit == 1)
-    credits = [mark.credit == 1 for mark in marks.values()]
     return {
-        "accuracy": percent(sum(credits), len(credits)),
-        "dimensions": {
-            name: {"accuracy": percent(sum(values), len(values)), "num_scored": len(values)}
-            for name, values in sorted(right.items())
-        },
+        "accuracy": accuracy(list(marks.values()))["accuracy"],
+        "dimensions": accuracy_by("dimension", predictions.questions, marks),
         **report,
         **predictions.settings.get("left_out", {}),
         "duplicate_ids": named([question.id for question in predictions.questions if "#" in question.id]),
