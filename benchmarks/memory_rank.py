@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
+from model.ranks import choose_device
 from model.training import stage
 from model.training.checkpoint import Checkpoints
 from model.training.engine import Engine
 from model.training.job import load_job
-from model.training.ranks import choose_device
 
 
 def resident(key: str) -> int:

@@ -18,7 +18,7 @@ import torch
 from measure import markdown
 from torch.nn import functional as F
 
-from model.training import ranks as process
+from model import ranks as process
 from model.training import stage
 from model.training.collate import IGNORED, Batch
 from model.training.job import load_job

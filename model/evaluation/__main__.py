@@ -19,6 +19,7 @@ import transformers
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model import evaluation
+from model import ranks as process
 from model.evaluation.ask import Asked, ask
 from model.evaluation.base import Benchmark, EvaluationError, Place, Question, load_prompt
 from model.evaluation.control import shuffle_images
@@ -27,7 +28,6 @@ from model.evaluation.images import ImageCache
 from model.evaluation.judge import EndpointJudge, JudgeSettings
 from model.evaluation.judging import judged
 from model.evaluation.predictions import load
-from model.training import ranks as process
 from pipelines.store import write_atomic
 from pipelines.templates import TemplateError
 

@@ -6,9 +6,9 @@ import sys
 import warnings
 from pathlib import Path
 
+from model.ranks import choose_device
 from model.training import lifeline
 from model.training.job import JobError, load_job
-from model.training.ranks import choose_device
 
 
 def main() -> int:

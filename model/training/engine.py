@@ -17,9 +17,9 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from model.ranks import Ranks
 from model.training.job import Train
 from model.training.optimizer import adamw
-from model.training.ranks import Ranks
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STATE = ("weight", *MOMENTS)  # what AdamW knows of a trained parameter, each in fp32

@@ -23,8 +23,8 @@ from model.evaluation.generator import LiveGenerator
 from model.evaluation.images import ImageCache
 from model.evaluation.predictions import load
 from model.processing import HoneybeeProcessor
+from model.ranks import Ranks
 from model.training.job import Evaluate, JobError
-from model.training.ranks import Ranks
 from pipelines.store import fingerprint, write_atomic
 
 log = logging.getLogger("honeybee.training")

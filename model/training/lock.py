@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from model.ranks import Ranks
 from model.training.checkpoint import CheckpointError
-from model.training.ranks import Ranks
 
 PATIENCE = 20.0  # seconds for an earlier run in the same work directory, that was told to stop, to end
 

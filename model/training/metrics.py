@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from model.ranks import Ranks
 from model.training.job import PartName
-from model.training.ranks import Ranks
 from model.training.wandb_run import WandbRun
 from pipelines.store import whole_lines, write_atomic
 

@@ -19,9 +19,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from model.ranks import Ranks
 from model.training.collate import Batch
 from model.training.job import Train
-from model.training.ranks import Ranks
 from pipelines.store import whole_lines, write_atomic
 
 log = logging.getLogger("honeybee.training")

@@ -13,7 +13,8 @@ import transformers
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.training import ranks as process
+from model import ranks as process
+from model.ranks import Ranks
 from model.training.attention import NAME as PACKED
 from model.training.attention import Examples
 from model.training.checkpoint import Checkpoints
@@ -31,7 +32,6 @@ from model.training.lock import alone_in
 from model.training.lora import add_adapters
 from model.training.metrics import Metrics
 from model.training.optimizer import freeze
-from model.training.ranks import Ranks
 from model.training.schedule import learning_rate
 from model.training.setup import check_fit, load, origin, plan_steps
 from model.training.shards import DataError, Shards

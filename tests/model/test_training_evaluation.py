@@ -14,8 +14,8 @@ from training_ranks import Ranks, curve, fails, losses, train
 
 from model import HoneybeeProcessor
 from model.evaluation.__main__ import Job, evaluate
+from model.ranks import Ranks as AllRanks
 from model.training.metrics import Metrics
-from model.training.ranks import Ranks as AllRanks
 from pipelines.sample import write_sample
 
 pytestmark = pytest.mark.slow

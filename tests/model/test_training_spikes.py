@@ -142,7 +142,7 @@ def test_a_run_that_stops_reports_too(job: dict[str, Any]) -> None:
 
 def left_out(zero_stage: int, precision: str, offload: bool, nan: bool) -> None:
     """A step that is left out, by our choice or since its gradient is no number, changes nothing of those after it."""
-    from model.training import ranks as process
+    from model import ranks as process
     from model.training.engine import Engine
 
     settings: dict[str, Any] = {"zero_stage": zero_stage, "precision": precision, "offload": offload}
