@@ -183,14 +183,18 @@ def evaluate(
     ] = None,
 ) -> None:
     """Asks a model the benchmarks of a recipe, and scores its answers."""
+    from flows.recipe import load_recipe
+    from model.directory import check_model
+
+    parsed = load_recipe(recipe).with_benchmarks(benchmark)
+    check_model(model)
     _own_server()
     from flows.evaluate import evaluate_honeybee
-    from flows.recipe import load_recipe
     from flows.results import new_run_id
 
     run_id = run_id or new_run_id("evaluation-")
     evaluate_honeybee(str(model), recipe, benchmark, run_id)
-    _show(load_recipe(recipe), run_id)
+    _show(parsed, run_id)
 
 
 app.command()(cli_score.score)

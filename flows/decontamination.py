@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from flows.recipe import ListedBenchmark, Recipe, RecipeError
+from flows.recipe import Recipe, RecipeError
+from flows.recipe_evaluation import ListedBenchmark
 from flows.workspace import Log, Workspace
 from model import evaluation
 from model.evaluation.base import Question, QuestionImage

@@ -8,7 +8,7 @@ from prefect.blocks.system import Secret
 from prefect.cache_policies import NO_CACHE
 
 from flows.check import check_benchmarks, check_machines
-from flows.recipe import Recipe, RecipeError, load_recipe
+from flows.recipe import RecipeError, load_recipe
 from flows.results import Results, new_run_id
 from flows.score_report import write_scores
 from flows.train_stage import identity, run_job
@@ -19,7 +19,6 @@ from pipelines.templates import ROOT as TEMPLATES
 
 PROMPTS = TEMPLATES / "eval"
 HOW_JUDGED = {"key_variable", "concurrency", "timeout", "tries"}  # settings that no verdict depends on
-
 TEXTS = (".json", ".jsonl", ".tsv", ".txt", ".parquet")  # of the benchmarks' official files
 EVALUATION_VERSION = 3  # raise it when the code behind it changes an answer or a score
 
@@ -94,7 +93,7 @@ def evaluate_honeybee(
     run_id: of the results, under runs/RECIPE/ like those of a training; evaluation-TIME where absent.
     """
     log = get_run_logger().info
-    parsed = only(load_recipe(recipe), benchmarks)
+    parsed = load_recipe(recipe).with_benchmarks(benchmarks)
     check_machines(parsed, log)
     workspace = open_workspace(parsed, log)
     check_benchmarks(workspace)
@@ -107,20 +106,6 @@ def evaluate_honeybee(
     head = f"# {parsed.name}, run {results.run_id}, evaluation only\n\nThe model: [model](model).\n"
     results.write("report.md", f"{head}\n{section}")
     return found
-
-
-def only(recipe: Recipe, benchmarks: list[str] | None) -> Recipe:
-    """The recipe with these of its benchmarks. Raises RecipeError for one that it lacks, and where it has none."""
-    own = recipe.evaluation.benchmarks
-    if not own:
-        raise RecipeError(f"{recipe.name}: evaluation.benchmarks names none to ask")
-    if unknown := [name for name in benchmarks or () if name not in own]:
-        raise RecipeError(
-            f"{recipe.name} has no benchmark {', '.join(unknown)}; evaluation.benchmarks has {', '.join(own)}"
-        )
-    chosen = {name: own[name] for name in benchmarks or own}
-    evaluation = recipe.evaluation.model_copy(update={"benchmarks": chosen})
-    return recipe.model_copy(update={"evaluation": evaluation})
 
 
 def official_files(path: Path) -> dict[str, Path]:

@@ -7,7 +7,7 @@ from flows.gallery import Card
 from flows.results import Results
 from flows.workspace import Workspace
 from model import evaluation
-from model.evaluation.base import LETTERS, Mark, Question, load_prompt
+from model.evaluation.base import LETTERS, Mark, Prompt, Question, load_prompt
 from model.evaluation.predictions import load
 from pipelines.images import ImageRefError
 
@@ -38,7 +38,8 @@ def _page(workspace: Workspace, name: str, path: Path, results: Results) -> str 
     official = {question.id: question for question in benchmark.read(*workspace.benchmark(name))}
     wrong = [key for key, mark in marks.items() if mark.credit < HALF]
     shown = [wrong[i * len(wrong) // SHOWN] for i in range(SHOWN)] if len(wrong) > SHOWN else wrong
-    cards = [_card(name, official[key], predictions.answers[key].text or "", marks[key]) for key in shown]
+    prompt = load_prompt(name)
+    cards = [_card(name, prompt, official[key], predictions.answers[key].text or "", marks[key]) for key in shown]
 
     def address(number: int, png: bytes) -> str:
         place = f"report/mistakes-{name}-{number:03d}.png"
@@ -50,12 +51,12 @@ def _page(workspace: Workspace, name: str, path: Path, results: Results) -> str 
     return f"{head}{some}.\n\n{gallery.markdown(cards, address)}"
 
 
-def _card(benchmark: str, question: Question, answer: str, mark: Mark) -> Card:
+def _card(benchmark: str, prompt: Prompt, question: Question, answer: str, mark: Mark) -> Card:
     right = question.truth
     if right and right in LETTERS[: len(question.options)]:
         right = f"{right}. {question.options[LETTERS.index(right)]}"
     lines = [
-        load_prompt(benchmark).render(question),
+        prompt.render(question),
         "",
         f"answer: {answer}",
         f"read as: {mark.read if mark.read is not None else 'nothing'}; credit {mark.credit:g}",

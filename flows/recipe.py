@@ -1,14 +1,15 @@
 """The recipe: everything a run can choose, as one YAML file, validated before anything runs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from flows.recipe_evaluation import Decontamination, Evaluation
 from flows.recipe_launch import Launch
 from flows.recipe_part import Part, PositiveInt
-from model.evaluation.judge import JudgeSettings
 from model.image_fit import Fit
 from model.training.job import Loading, Train
 from pipelines import sources
@@ -201,73 +202,6 @@ class Stage(Part):
         return self
 
 
-class Benchmark(Part):
-    """`path`: the official file or directory, `images`: the root of its images, both relative to paths.data."""
-
-    path: Path
-    images: Path | None = None
-
-
-class Judge(JudgeSettings):
-    """Who judges free answers (model/evaluation/judge.py). secret: the name of a Prefect secret block with its key;
-    else the key is in the environment, under the name `key_variable`."""
-
-    secret: str | None = None
-
-
-class Evaluation(Part):
-    benchmarks: dict[str, Benchmark] = {}
-    batch_size: PositiveInt = 64
-    shuffled_control: bool = False  # ask again with the images shuffled among the questions
-    choose_by: Literal["generation", "likelihood"] = "generation"  # answers with options, or yes and no
-    judge: Judge | None = None  # none: scores that need one are left out
-
-
-class ListedBenchmark(Part):
-    """What training data must not hold: a benchmark in its official files (`path`, with `images` the root of its
-    pictures), or plain ones: `images`, a directory of pictures; `questions`, a file with one a line, as text or, in
-    .jsonl, as objects with `question` or `text`. All relative to paths.data."""
-
-    reader: str | None = None  # of official files: a name in model/evaluation; the benchmark's own name where absent
-    path: Path | None = None
-    images: Path | None = None
-    questions: Path | None = None
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> "ListedBenchmark":
-        if self.path is None and self.images is None and self.questions is None:
-            raise ValueError("give `path` for official files, or `images` or `questions` for plain ones")
-        if self.path is not None and self.questions is not None:
-            raise ValueError("`path` and `questions` do not go together: official files hold their questions")
-        if self.path is None and self.reader is not None:
-            raise ValueError("`reader` reads the official files: give their `path`")
-        return self
-
-
-class Decontamination(Part):
-    """Examples that stand in a benchmark are left out, or only listed (pipelines/decontaminate.py)."""
-
-    benchmarks: dict[str, ListedBenchmark] = {}
-    evaluation: bool = False  # those of `evaluation` too
-    images: Literal["exact", "perceptual", "skip"] = "perceptual"
-    distance: Annotated[int, Field(ge=0, le=16)] = 8  # bits of 64; chosen by benchmarks/decontamination.py
-    questions: Annotated[int, Field(ge=0)] = 13  # words in a row that two questions must share; 0: not compared
-    action: Literal["drop", "report"] = "drop"
-
-    @model_validator(mode="after")
-    def _finds_something(self) -> "Decontamination":
-        if not self.benchmarks and not self.evaluation:
-            raise ValueError("list `benchmarks`, or say `evaluation: true`")
-        if 0 < self.questions < 4:
-            raise ValueError("questions: fewer than four words stand in every question; 0 compares none")
-        for name, benchmark in self.benchmarks.items():
-            asks = benchmark.path is not None or benchmark.questions is not None
-            shows = benchmark.path is not None or benchmark.images is not None
-            if not (shows and self.images != "skip") and not (asks and self.questions):
-                raise ValueError(f"nothing of {name} is looked for: change `images` or `questions`, or do not list it")
-        return self
-
-
 class Recipe(Part):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=100)]
     seed: int = 0
@@ -288,6 +222,20 @@ class Recipe(Part):
 
     def stage(self, name: str) -> Stage:
         return {"pretrain": self.pretrain, "finetune": self.finetune}[name]
+
+    def with_benchmarks(self, names: Sequence[str] | None) -> "Recipe":
+        """Only these of its benchmarks, all where none is named. Raises RecipeError for one that it lacks, and where it
+        has none."""
+        own = self.evaluation.benchmarks
+        if not own:
+            raise RecipeError(f"{self.name}: evaluation.benchmarks names none to ask")
+        if unknown := [name for name in names or () if name not in own]:
+            raise RecipeError(
+                f"{self.name} has no benchmark {', '.join(unknown)}; evaluation.benchmarks has {', '.join(own)}"
+            )
+        chosen = {name: own[name] for name in names or own}
+        evaluation = self.evaluation.model_copy(update={"benchmarks": chosen})
+        return self.model_copy(update={"evaluation": evaluation})
 
     def source(self, dataset: str) -> Source:
         """What reads a dataset's files. Raises SourceError for a name or options that it does not know."""

@@ -1,6 +1,7 @@
 """The part of a report that tells how good a model is: scores, their bars, mistakes, and the runs before."""
 
 import json
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,12 @@ from typing import Any
 from flows import charts, compare, mistakes, tables
 from flows.artifacts import publish_scores
 from flows.results import LATEST, Results
+from flows.runs import RunError
 from flows.workspace import Workspace
 from model.evaluation.summary import summary
 
 HISTORY = 20  # runs
+log = logging.getLogger(__name__)
 
 
 def write_scores(workspace: Workspace, results: Results, scores: Path) -> tuple[dict[str, Any], str]:
@@ -45,8 +48,14 @@ def history(runs: Path) -> list[tables.Row]:
     """The scores of a recipe's runs that have any, the newest first."""
     found = []
     for path in runs.glob("*/scores.json"):
-        scores = json.loads(path.read_text())
-        if path.parent.name not in LATEST and summary(scores)["columns"]:
+        if path.parent.name in LATEST:
+            continue
+        try:
+            _, scores = compare.read_scores(str(path.parent))
+        except RunError as error:  # an old run that was damaged is no reason for this one to fail
+            log.warning("not in the history: %s", error)
+            continue
+        if summary(scores)["columns"]:
             found.append((path.stat().st_mtime, path.parent.name, scores))
     newest = sorted(found, reverse=True, key=lambda each: each[:2])[:HISTORY]
     rows = compare.columns([(name, scores) for _, name, scores in newest], paper=False)
