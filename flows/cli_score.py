@@ -32,8 +32,8 @@ def score(
     from model.evaluation.base import EvaluationError
     from model.evaluation.judge import EndpointJudge, JudgeSettings
     from model.evaluation.judging import judged
+    from model.evaluation.marks import write_marks
     from model.evaluation.predictions import load
-    from pipelines.store import write_atomic
 
     if (judge is None) != (judge_model is None):
         raise typer.BadParameter("--judge and --judge-model go together")
@@ -53,8 +53,7 @@ def score(
     except EvaluationError as error:
         raise EvaluationError(f"{predictions}: {error}") from None
     if marks is not None:
-        rows = [{"id": key, **vars(mark)} for key, mark in known.mark(found).items()]
-        write_atomic(marks, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_marks(marks, known.mark(found))
     if as_json:
         typer.echo(json.dumps({benchmark: scores, "settings": dict(found.settings)}, indent=1, ensure_ascii=False))
         return

@@ -8,6 +8,7 @@ from flows.results import Results
 from flows.workspace import Workspace
 from model import evaluation
 from model.evaluation.base import LETTERS, Mark, Prompt, Question, load_prompt
+from model.evaluation.marks import marks_of, read_marks
 from model.evaluation.predictions import load
 from pipelines.images import ImageRefError
 
@@ -32,7 +33,8 @@ def write_pages(workspace: Workspace, scores: Path, results: Results) -> dict[st
 def _page(workspace: Workspace, name: str, path: Path, results: Results) -> str | None:
     benchmark = evaluation.get(name)
     predictions = load(benchmark, path)
-    marks = benchmark.mark(predictions)
+    kept = marks_of(path)  # of a judge's verdicts
+    marks = read_marks(kept) if kept.is_file() else benchmark.mark(predictions)
     if not marks:
         return None
     official = {question.id: question for question in benchmark.read(*workspace.benchmark(name))}

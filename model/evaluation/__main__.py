@@ -3,8 +3,8 @@
 JOB = {"model": directory, "benchmarks": {name: {"path", "images"}}, "batch_size", "shuffled_control", "seed",
 "output": directory} and, optional, "device", "precision" and "judge" (see judge.py; its key stays in the environment),
 whose replies are kept in `output/judge`, or in "judge_cache". Writes `output/<benchmark>[.shuffled].predictions.jsonl`
-and, when all is answered, `output/scores.json`. Run again after a kill, it goes on where it stopped. Under torchrun, or
-with its environment, the ranks share the questions.
+and, when all is answered, `output/scores.json`, with `<benchmark>.marks.jsonl` where a judge was asked. Run again after
+a kill, it goes on where it stopped. Under torchrun, or with its environment, the ranks share the questions.
 """
 
 import json
@@ -27,6 +27,7 @@ from model.evaluation.generator import Generator
 from model.evaluation.images import ImageCache
 from model.evaluation.judge import EndpointJudge, JudgeSettings
 from model.evaluation.judging import judged
+from model.evaluation.marks import marks_of, write_marks
 from model.evaluation.predictions import load
 from pipelines.store import write_atomic
 from pipelines.templates import TemplateError
@@ -94,6 +95,8 @@ def _score(job: Job, benchmarks: Sequence[Benchmark]) -> dict[str, Any]:
             path = _file(job, benchmark, suffix)
             # The control is not judged: it would cost as much again.
             predictions = judged(benchmark, load(benchmark, path), None if suffix else judge)
+            if predictions.judging is not None:  # else they follow from the answers
+                write_marks(marks_of(path), benchmark.mark(predictions))
             result[benchmark.name] = benchmark.score(predictions)
             settings[benchmark.name] = predictions.settings
             numbers = {key: value for key, value in result[benchmark.name].items() if isinstance(value, float)}

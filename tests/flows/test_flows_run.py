@@ -198,6 +198,8 @@ def test_answers_are_judged_with_the_key_of_a_prefect_secret(root):
         asked = len(server.requests)
     assert scores["score"] == pytest.approx(40) and asked == scores["num_answered"] > 0
     assert set(server.keys) == {f"Bearer {KEY}"}
+    text = (root / "runs/judged/one/mistakes-mm_vet.md").read_text()
+    assert f"{asked} of {asked} answers" in text and "read as: 0.4; credit 0.4" in text
     places = [root / "store/scores", root / "store/judge-replies", root / "runs/judged"]
     files = [path for place in places for path in place.rglob("*") if path.is_file()]
     assert files and not any(KEY.encode() in path.read_bytes() for path in files)
