@@ -1,4 +1,4 @@
-"""Datasets by name: official annotation files → Arrow batches of annotations. A new dataset is one new file here."""
+"""The sources by name. A source reads a dataset's annotation files into Arrow batches; each has its own file here."""
 
 from collections.abc import Callable
 
@@ -42,16 +42,17 @@ SOURCES: dict[str, Source] = {
     )
 }
 
-# Sources that a recipe describes: options → source.
+# Sources that a recipe configures: options → source.
 CONFIGURED: dict[str, Callable[[SourceOptions], Source]] = {"llava": llava.source, "datasets": datasets.source}
 
 
 def get(name: str, options: SourceOptions = NO_OPTIONS) -> Source:
-    """The source of that name. Raises SourceError listing the known names, or for options that it does not have."""
+    """Returns the source `name`. Raises SourceError for an unknown name or for options that the source lacks."""
     if name in CONFIGURED:
         return CONFIGURED[name](options)
     if name not in SOURCES:
-        raise SourceError(f"no source named {name!r}; known are: {', '.join(sorted([*SOURCES, *CONFIGURED]))}")
+        names = ", ".join(sorted([*SOURCES, *CONFIGURED]))
+        raise SourceError(f"no source named {name!r} exists: choose one of {names}")
     if options != NO_OPTIONS:
-        raise SourceError(f"the source {name} reads its official files alone: leave out `columns` and `files`")
+        raise SourceError(f"the source {name} reads only its official files: remove `columns` and `files`")
     return SOURCES[name]

@@ -1,4 +1,4 @@
-"""A-OKVQA training set: `aokvqa_v1p0_train.json`, one list of multiple-choice questions."""
+"""The A-OKVQA training set, `aokvqa_v1p0_train.json`: one list of multiple-choice questions."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ _files = named_files("aokvqa_v1p0_train.json")
 
 
 def read(root: Path) -> Iterator[pa.RecordBatch]:
-    """Questions in file order. Images are `train2017/<12 digits>.jpg`."""
+    """Yields one row per question, in file order. Images are `train2017/<12-digit id>.jpg`."""
     unique = Unique("question_id")
 
     def row(record: Any) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
-"""What every source shares: the Source itself, field checks with named rejects, and rows → Arrow batches.
+"""The parts that all sources share: the Source class, field checks that reject bad rows, and rows → Arrow batches.
 
-A reader ends in one of three ways and no other: a row, a reject (one bad row: `Reject`), or one `SourceError`
-(a file that cannot be read on). `reason` of a reject is a short stable name, `detail` names the field and its value.
+A reader turns every record into a row or a reject (`Reject`, for one bad row). It raises a `SourceError`, and no other
+exception, if a file cannot be read to its end. In docstrings, `Rejects:` lists the reasons of the rejects raised.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,51 +16,51 @@ import pyarrow as pa
 from pipelines.schema import ANNOTATIONS
 
 BATCH_ROWS = 8192
-CONVERSATION_ROWS = 1024  # a conversation may hold tens of kilobytes
-FILE = b"file"  # the key of a batch's file in the metadata of its schema
-_SHOWN = 80  # characters of a bad value that a detail quotes
+CONVERSATION_ROWS = 1024  # fewer, because one conversation may take tens of kilobytes
+FILE = b"file"  # the schema metadata key under which a batch names its file
+_SHOWN = 80  # characters of a bad value that a reject's detail quotes
 _COMMON_FIELDS = 4  # row, image, reject, detail
 
 T = TypeVar("T")
 
 
-COCO_IMAGES = "images of COCO: terms of Flickr and of their photographers"
+COCO_IMAGES = "images from COCO: the terms of Flickr and of the photographers apply"
 
 
 class SourceError(ValueError):
-    """An annotation file that is missing or cannot be read on; the message names file, position and remedy."""
+    """Raised for an annotation file that is missing or unreadable; the message names file, position and remedy."""
 
 
 class Reject(Exception):
-    """A row that cannot be used, and why."""
+    """Raised for a row that cannot be used. reason: a short stable name; detail: the field and its value."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
-        self.detail = detail.encode("utf-8", "backslashreplace").decode()  # a column of Arrow strings holds it
+        self.detail = detail.encode("utf-8", "backslashreplace").decode()  # an Arrow string must be valid UTF-8
 
 
 @dataclass(frozen=True)
 class Source:
-    """One dataset's official files.
+    """The reader of one dataset's official files.
 
-    licence: what is known for certain, for the dataset cards of what is built from it.
-    files: annotations root → the files that must be there (raises SourceError naming what is missing).
+    licence: what is known for certain about the dataset's licence; dataset cards show it.
+    files: annotations root → the required files; raises SourceError that names a missing one.
     read: annotations root → batches of at most 8,192 rows, schema `ANNOTATIONS[task]`, one row per official row.
-        Batches of a source with several files name theirs in the metadata of their schema (see `file_batches`).
+        If a source has several files, each batch names its file in its schema metadata (see `file_batches`).
     """
 
     name: str
     task: str
     files: Callable[[Path], list[Path]]
     read: Callable[[Path], Iterator[pa.RecordBatch]]
-    version: int = 1  # part of the fingerprint: raise it when the reader's rows change
-    options: Mapping[str, Any] = field_of(default_factory=dict)  # what the recipe chose, as JSON; part of it too
+    version: int = 1  # part of the fingerprint: increment it when the reader's rows change
+    options: Mapping[str, Any] = field_of(default_factory=dict)  # the recipe's, as JSON; part of the fingerprint too
     licence: str = "see the dataset's own page"
 
 
 def named_files(*names: str) -> Callable[[Path], list[Path]]:
-    """A `files` function for a dataset whose official file names are fixed."""
+    """Returns a `files` function for a dataset whose official file names are fixed."""
 
     def files(root: Path) -> list[Path]:
         paths = [root / name for name in names]
@@ -73,21 +73,22 @@ def named_files(*names: str) -> Callable[[Path], list[Path]]:
 
 
 def matching_files(root: Path, *patterns: str) -> list[Path]:
-    """All files below `root` that match one, sorted by path. Raises SourceError if there are none, or a name is
-    not UTF-8."""
+    """Returns all files below `root` that match a pattern, sorted by path. Raises SourceError if there are none, a
+    pattern is invalid, or a file name is not UTF-8."""
     try:
         paths = sorted({path for pattern in patterns for path in root.glob(pattern) if path.is_file()})
     except (ValueError, NotImplementedError) as error:
-        raise SourceError(f"files: {' or '.join(patterns)} is no pattern below a directory: {error}") from None
+        raise SourceError(f"files: {' or '.join(patterns)} is not a valid glob pattern: {error}") from None
     if not paths:
         raise SourceError(
-            f"no {' or '.join(patterns)} in {root}: put the dataset's files there, or correct the recipe's path"
+            f"no file matches {' or '.join(patterns)} in {root}: put the dataset's files there, or correct the path in "
+            "the recipe"
         )
     for path in paths:
         try:
             str(path).encode()
         except UnicodeEncodeError:
-            raise SourceError(f"{str(path)!r}: a name that is not UTF-8: rename it") from None
+            raise SourceError(f"{str(path)!r}: the file name is not valid UTF-8: rename it") from None
     return paths
 
 
@@ -98,10 +99,10 @@ def file_batches(
     records: Callable[[Path], Iterable[T | Reject]],
     parse: Callable[[T], tuple[Any, ...]],
 ) -> Iterator[pa.RecordBatch]:
-    """`batches` of file after file, with rows counted on over the files.
+    """Yields the `batches` of one file after the other; row indices continue across files.
 
-    No batch holds rows of two files, and each names its own, relative to `root`, in the metadata of its schema: so that
-    a row leads back to its place in a file.
+    No batch holds rows of two files, and each names its file, relative to `root`, in its schema metadata, so that every
+    row can be traced back to its position in a file.
     """
     first = 0
     for path in files:
@@ -113,9 +114,9 @@ def file_batches(
 def batches(
     task: str, records: Iterable[T | Reject], parse: Callable[[T], tuple[Any, ...]], first: int = 0
 ) -> Iterator[pa.RecordBatch]:
-    """Numbers the records `first`, `first` + 1, … and turns each into one row.
+    """Yields one row per record, in batches, with row indices `first`, `first` + 1, …
 
-    records: a Reject among them is a row that was found bad before it could be parsed.
+    records: may contain Rejects, for rows that were found to be bad before they could be parsed.
     parse: record → (image, *fields of the task), in the schema's order; raises Reject for a bad record.
     """
     schema = ANNOTATIONS[task]
@@ -142,7 +143,7 @@ def batches(
 def _record_batches(
     schema: pa.Schema, rows: list[tuple[Any, ...]], rejects: dict[int, Reject], first: int
 ) -> Iterator[pa.RecordBatch]:
-    """One batch; more where a column of strings would hold over 2 GiB. rejects: place in `rows` → why."""
+    """Yields one batch, or several if a string column would exceed 2 GiB. rejects: index in `rows` → reject."""
     image, *fields = zip(*rows, strict=True)
     reason: list[str | None] = [None] * len(rows)
     detail: list[str | None] = [None] * len(rows)
@@ -165,34 +166,34 @@ def _record_batches(
 
 
 def show(value: Any) -> str:
-    """`value` for a detail: printable, valid UTF-8, short."""
+    """Returns `value` for a reject's detail: printable, valid UTF-8 and short."""
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def field(record: Any, name: str, kind: type[T], where: str = "") -> T:
-    """record[name], exactly of type `kind` (a bool is no int). Rejects: missing_field, wrong_type.
+    """Returns record[name] if its type is exactly `kind` (a bool is not an int). Rejects: missing_field, wrong_type.
 
-    where: what stands before the name in a reject's detail, for an object inside the row (`conversations[3].`).
+    where: the prefix of the name in a reject's detail, for an object inside the row (`conversations[3].`).
     """
     if type(record) is dict and type(value := record.get(name)) is kind:
         return value
     if type(record) is not dict:
         raise Reject("wrong_type", f"{where.rstrip('.') or 'the row'} is {show(record)}, not an object")
     if name not in record:
-        raise Reject("missing_field", f"{where}{name} is missing; there are {show(list(record))}")
+        raise Reject("missing_field", f"{where}{name} is missing; the fields are {show(list(record))}")
     raise Reject("wrong_type", f"{where}{name} is {show(record[name])}, not {kind.__name__}")
 
 
 def optional_text(record: Any, name: str) -> str | None:
-    """As `text`, but None where the field is absent or null."""
+    """Like `text`, but returns None if the field is absent or null."""
     if type(record) is dict and record.get(name) is None:
         return None
     return text(record, name)
 
 
 def number(record: Any, name: str) -> float:
-    """A finite int or float of ordinary size. Rejects: missing_field, wrong_type, bad_number."""
+    """Returns an int or float between -1e9 and 1e9 as a float. Rejects: missing_field, wrong_type, bad_number."""
     kind = float if type(record) is dict and type(record.get(name)) is float else int
     return finite(name, field(record, name, kind))
 
@@ -206,15 +207,15 @@ def finite(name: str, value: Any) -> float:
 
 
 def text(record: Any, name: str, empty: str = "empty_field", where: str = "") -> str:
-    """A stripped string that is not empty. Rejects: missing_field, wrong_type, not_utf8, and `empty`."""
+    """Returns record[name] as a stripped, non-empty string. Rejects: missing_field, wrong_type, not_utf8, `empty`."""
     value = field(record, name, str, where)
-    if value.isascii() and (stripped := value.strip()):  # nearly all are: the rest takes twice as long
+    if value.isascii() and (stripped := value.strip()):  # fast path for nearly all values, in half the time
         return stripped
     return clean(f"{where}{name}", value, empty)
 
 
 def clean(name: str, value: Any, empty: str = "empty_field") -> str:
-    """What `text` does, for a value that is not a field of an object."""
+    """Does what `text` does, for a value that is not a field of an object."""
     if type(value) is not str:
         raise Reject("wrong_type", f"{name} is {show(value)}, not str")
     stripped = utf8(name, value).strip()
@@ -224,7 +225,7 @@ def clean(name: str, value: Any, empty: str = "empty_field") -> str:
 
 
 def utf8(name: str, value: str) -> str:
-    """`value`, if it holds no lone surrogate (an undecodable byte of the file, or a broken escape in it)."""
+    """Returns `value`. Rejects: not_utf8 for a lone surrogate (an undecodable byte or a broken escape in the file)."""
     if not value.isascii():
         try:
             value.encode()
@@ -234,9 +235,9 @@ def utf8(name: str, value: str) -> str:
 
 
 def normalised_box(x1: float, y1: float, x2: float, y2: float, width: float, height: float) -> list[float]:
-    """Corners in pixels → [x1, y1, x2, y2] over width and height, clipped to the image.
+    """Converts pixel corners to [x1, y1, x2, y2] relative to width and height, clipped to the image.
 
-    Rejects: bad_image_size, box_empty (no area), box_outside_image (no area of it is in the image).
+    Rejects: bad_image_size, box_empty (no area), box_outside_image (no overlap with the image).
     """
     if width <= 0 or height <= 0:
         raise Reject("bad_image_size", f"width {width:g}, height {height:g}")
@@ -251,7 +252,7 @@ def normalised_box(x1: float, y1: float, x2: float, y2: float, width: float, hei
 
 
 class Unique:
-    """Refuses an id that came before. Memory: the ids."""
+    """Rejects repeated ids. Holds all ids in memory."""
 
     def __init__(self, name: str):
         self._name = name
@@ -260,25 +261,25 @@ class Unique:
     def check(self, value: Any) -> None:
         """Rejects: duplicate_id."""
         if value in self._seen:
-            raise Reject("duplicate_id", f"{self._name} {show(value)} came before")
+            raise Reject("duplicate_id", f"{self._name} {show(value)} occurs more than once")
         self._seen.add(value)
 
 
 def choices(record: Any, name: str, index: str) -> tuple[list[str], int]:
-    """The options (at least two, none empty) and the index of the right one, from the two named fields.
+    """Returns the options (at least two, none empty) and the index of the correct one, from the two named fields.
 
     Rejects: missing_field, wrong_type, too_few_choices, empty_choice, not_utf8, answer_index_out_of_range.
     """
     found = options(record, name)
     answer = field(record, index, int)
     if not 0 <= answer < len(found):
-        raise Reject("answer_index_out_of_range", f"{index} is {show(answer)}, of {len(found)} {name}")
+        raise Reject("answer_index_out_of_range", f"{index} is {show(answer)}, but there are {len(found)} {name}")
     return found, answer
 
 
 def options(record: Any, name: str) -> list[str]:
-    """A list of at least two texts, none empty. Rejects: those of `choices`, without the last."""
+    """Returns a list of at least two texts, none empty. Rejects: those of `choices`, except the last."""
     found = [clean(f"{name}[{i}]", option, "empty_choice") for i, option in enumerate(field(record, name, list))]
     if len(found) < 2:
-        raise Reject("too_few_choices", f"{name} is {show(found)}")
+        raise Reject("too_few_choices", f"{name} is {show(found)}, but at least two are needed")
     return found

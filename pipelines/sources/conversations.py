@@ -1,7 +1,7 @@
-"""Conversations in the layouts of LLaVA, ShareGPT and other trainers, and where their pictures stand.
+"""Parses conversations in the layouts of LLaVA, ShareGPT and other trainers, and finds the positions of their images.
 
 A message is `{from: human, value: …}` or `{role: user, content: …}`, where content is a text or a list of parts
-(`{type: text, text: …}`, `{type: image}`); or question and answer stand in one object, `{user: …, assistant: …}`.
+(`{type: text, text: …}`, `{type: image}`). One object may also hold question and answer: `{user: …, assistant: …}`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ Turns = list[tuple[str, str]]
 
 
 def turns(record: Any, name: str = "conversations") -> Turns:
-    """(user, assistant) texts of the messages in record[name], in order, at least one pair.
+    """Returns the (user, assistant) texts of the messages in record[name], in order, at least one pair.
 
     Rejects: empty_conversation, odd_turns, wrong_role, system_message, empty_question, empty_answer, missing_field,
     wrong_type, not_utf8.
@@ -27,20 +27,20 @@ def turns(record: Any, name: str = "conversations") -> Turns:
     texts: list[str] = []
     for i, message in enumerate(messages):
         where = f"{name}[{i}]."
-        for role, key in _said(message, where):
-            if role == "system":  # a chat style has a system sentence of its own
-                raise Reject("system_message", f"{where}{key} is said by 'system'")
+        for role, key in _texts_of(message, where):
+            if role == "system":  # the chat style brings its own system message
+                raise Reject("system_message", f"{where}{key} has the role 'system'")
             expected = ROLES[len(texts) % 2]
             if role not in expected:
-                raise Reject("wrong_role", f"{where}{key} is said by {show(role)}, not {expected[0]!r}")
+                raise Reject("wrong_role", f"{where}{key} has the role {show(role)}, not {expected[0]!r}")
             texts.append(_text(message, key, "empty_answer" if len(texts) % 2 else "empty_question", where))
     if len(texts) % 2:
-        raise Reject("odd_turns", f"{name} holds {len(texts)} messages: the last question has no answer")
+        raise Reject("odd_turns", f"{name} has {len(texts)} messages: the last question has no answer")
     return list(zip(texts[::2], texts[1::2], strict=True))
 
 
-def _said(message: Any, where: str) -> Iterator[tuple[str, str]]:
-    """(role, field of the text) of what a message says."""
+def _texts_of(message: Any, where: str) -> Iterator[tuple[str, str]]:
+    """Yields (role, name of the text field) for each text of a message."""
     if type(message) is dict and {"user", "assistant"} <= set(message):
         yield from (("user", "user"), ("assistant", "assistant"))
     elif type(message) is dict and "role" in message:
@@ -53,36 +53,37 @@ def _text(message: dict[str, Any], key: str, empty: str, where: str) -> str:
     parts = message.get(key)
     if type(parts) is not list:
         return text(message, key, empty, where)
-    said = []
+    pieces = []
     for i, part in enumerate(parts):
         inside = f"{where}{key}[{i}]."
         kind = field(part, "type", str, inside)
         if kind not in ("text", "image"):
             raise Reject("wrong_type", f"{inside}type is {show(kind)}, neither 'text' nor 'image'")
-        said.append(IMAGE if kind == "image" else field(part, "text", str, inside))
-    return clean(f"{where}{key}", "".join(said), empty)
+        pieces.append(IMAGE if kind == "image" else field(part, "text", str, inside))
+    return clean(f"{where}{key}", "".join(pieces), empty)
 
 
 def place(images: Sequence[str], talk: Turns) -> tuple[str | None, Turns, list[str] | None]:
-    """A row of the conversation task: its first picture, its turns, its other pictures.
+    """Returns a row of the conversation task: its first image, its turns, and its other images or None.
 
-    Pictures stand at the head unless the questions hold as many `<image>`, which then say where. A single one at the
-    beginning or end of the first question is no more than the head, and is taken out.
-    Rejects: missing_field, image_count_mismatch, empty_question.
+    The images precede the conversation unless the questions contain one `<image>` placeholder per image, which then
+    marks its position. A single placeholder at the beginning or end of the first question counts as the default
+    position and is removed. Rejects: missing_field, image_count_mismatch, empty_question.
     """
-    places = sum(question.count(IMAGE) for question, _ in talk)
-    if places and not images:
-        raise Reject("missing_field", f"image is missing, but the questions hold {places} {IMAGE}")
-    if places not in (0, len(images)):
-        raise Reject("image_count_mismatch", f"{places} {IMAGE} in the questions, {len(images)} pictures")
-    if places == 1:
+    placeholders = sum(question.count(IMAGE) for question, _ in talk)
+    if placeholders and not images:
+        raise Reject("missing_field", f"image is missing, but the questions contain {placeholders} {IMAGE}")
+    if placeholders not in (0, len(images)):
+        raise Reject("image_count_mismatch", f"the questions contain {placeholders} {IMAGE} for {len(images)} images")
+    if placeholders == 1:
         (question, answer), *rest = talk
         talk = [(without_placeholder(question)[0], answer), *rest]
     return (images[0] if images else None), talk, (list(images[1:]) or None)
 
 
 def without_placeholder(question: str) -> tuple[str, bool]:
-    """A first question without the `<image>` before or after it, and whether there was one. Rejects: empty_question."""
+    """Returns a first question without the `<image>` at its beginning or end, and whether there was one.
+    Rejects: empty_question."""
     rest = question.removeprefix(IMAGE)
     if rest == question:
         rest = question.removesuffix(IMAGE)

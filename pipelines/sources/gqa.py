@@ -1,4 +1,4 @@
-"""GQA's balanced training questions, `train_balanced_questions.json`: an object of question id → question."""
+"""GQA's balanced training questions: `train_balanced_questions.json` maps question id → question."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ _files = named_files("train_balanced_questions.json")
 
 
 def read(root: Path) -> Iterator[pa.RecordBatch]:
-    """Questions in file order, with the short answer. Images are `<imageId>.jpg`."""
+    """Yields one row per question, in file order, with the short answer. Images are `<imageId>.jpg`."""
     unique = Unique("question id")
 
     def row(member: tuple[str, Any]) -> tuple[str, str, str]:
@@ -30,5 +30,5 @@ SOURCE = Source(
     "open_question",
     _files,
     read,
-    licence="annotations: CC BY 4.0; images: of COCO and Flickr, terms of Flickr and of their photographers",
+    licence="annotations: CC BY 4.0; images from COCO and Flickr: the terms of Flickr and of the photographers apply",
 )

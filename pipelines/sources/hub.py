@@ -1,5 +1,5 @@
-"""A dataset on the Hugging Face hub: fetched once into the hub's own cache. The only file here that uses the network,
-and only for a recipe that names a dataset there."""
+"""Fetches a dataset from the Hugging Face hub once, into the hub's own cache. Only this file uses the network, and only
+for a recipe that names a hub dataset."""
 
 import functools
 from pathlib import Path
@@ -11,24 +11,24 @@ PARQUET = "**/*.parquet"
 
 @functools.lru_cache(maxsize=64)
 def snapshot(name: str, revision: str | None, files: str | None) -> tuple[Path, str]:
-    """The directory that holds a dataset `owner/name`, and the pattern of its files below it.
+    """Returns the directory that holds the dataset `owner/name`, and the glob pattern of its files below it.
 
-    files: which files of the dataset; all Parquet files where absent. A snapshot holds links into the directory `blobs`
-    beside it, so that the directory returned is the one above both: no reference leads out of it. Raises SourceError
-    without network where it was never fetched, or for a name that is not there.
+    files: a glob of the dataset's files; default: all Parquet files. A snapshot holds links into the directory `blobs`
+    next to it, so the parent of both is returned and no reference leads out of it. Raises SourceError if the dataset
+    does not exist, or is not cached and cannot be reached.
     """
     from huggingface_hub import snapshot_download
 
     pattern = files or PARQUET
-    wanted = [pattern, pattern.removeprefix("**/")]  # the hub's `*` matches over directories, but wants the slash
+    wanted = [pattern, pattern.removeprefix("**/")]  # the hub's `*` matches across directories but requires the slash
     try:
-        place = Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=wanted))
-    except Exception as error:  # its own, and those of whatever HTTP library its version uses
+        directory = Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=wanted))
+    except Exception as error:  # the hub's errors, and those of the HTTP library that its version uses
         what = f"{name} at {revision}" if revision else name
         reason = str(error).strip().partition("\n")[0]
         raise SourceError(
-            f"hub: the dataset {what} cannot be fetched ({type(error).__name__}: {reason}). Is the name right, and is "
-            "there network? Else fetch its files elsewhere and name their directory as `annotations`"
+            f"hub: the dataset {what} cannot be fetched ({type(error).__name__}: {reason}). Check its name and the "
+            "network, or fetch its files elsewhere and set `annotations` to their directory"
         ) from None
-    root = place.parent.parent
-    return root, f"{place.relative_to(root).as_posix()}/{pattern}"
+    root = directory.parent.parent
+    return root, f"{directory.relative_to(root).as_posix()}/{pattern}"

@@ -1,4 +1,4 @@
-"""Pairs two streams of records by id, without holding either."""
+"""Joins two streams of records by id without holding either stream in memory."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -18,29 +18,29 @@ def join(
     value: Callable[[R], V],
     names: tuple[str, str],
 ) -> Iterator[tuple[L, V] | Reject]:
-    """One item per left record, in order; then one Reject per right record that no left record asked for.
+    """Yields one item per left record, in order, then one Reject per right record without a left record.
 
-    left_id, right_id: record → its id; value: what to keep of a right record; all three may raise Reject.
-    names: what a left and a right record are called in rejects.
-    Memory: the ids, and the values of those right records that came before the left one of their id: none where both
-    streams have one order, as the official files do; at worst the values of the whole right stream.
+    left_id, right_id: record → its id; value: right record → the part to keep; all three may raise Reject.
+    names: what rejects call a left and a right record.
+    Memory: the ids, and the values of right records that precede the left record with their id: none if both streams
+    have the same order, as in the official files; in the worst case the values of the entire right stream.
     Rejects: duplicate_id, unmatched_<left name>, unmatched_<right name>, and those of the three functions.
     """
     left_name, right_name = names
-    asked: set[Any] = set()
+    taken: set[Any] = set()
     waiting: dict[Any, V | Reject] = {}
     extra: list[Reject] = []
 
     def arrivals() -> Iterator[tuple[Any, V | Reject]]:
-        """Right records that are the first of their id."""
+        """Yields (id, value) for the first right record of each id."""
         for record in right:
             try:
                 key = right_id(record)
             except Reject as reject:
                 extra.append(Reject(reject.reason, f"{right_name}: {reject.detail}"))
                 continue
-            if key in asked or key in waiting:
-                extra.append(Reject("duplicate_id", f"{right_name}: id {show(key)} came before"))
+            if key in taken or key in waiting:
+                extra.append(Reject("duplicate_id", f"{right_name}: id {show(key)} occurs more than once"))
                 continue
             try:
                 yield key, value(record)
@@ -64,11 +64,11 @@ def join(
         except Reject as reject:
             yield reject
             continue
-        if key in asked:
-            yield Reject("duplicate_id", f"{left_name}: id {show(key)} came before")
+        if key in taken:
+            yield Reject("duplicate_id", f"{left_name}: id {show(key)} occurs more than once")
             continue
         found = take(key)
-        asked.add(key)
+        taken.add(key)
         yield found if isinstance(found, Reject) else (record, found)
 
     waiting.update(arriving)

@@ -1,8 +1,8 @@
-"""Reads large monolithic JSON files piece by piece, with memory bounded by the largest element.
+"""Reads large monolithic JSON files incrementally, with memory bounded by the largest element.
 
-The C scanner of the standard library parses one element at a time out of a sliding window of text. An element that
-the window cuts off is parsed again from a longer window. Bytes that are not UTF-8 become lone surrogates, so that
-only the row that holds them is lost (`base.utf8`).
+The C scanner of the standard library parses one element at a time from a sliding window of text. If the window ends
+inside an element, the element is parsed again from a longer window. Bytes that are not UTF-8 become lone surrogates,
+so that only the row that contains them is lost (`base.utf8`).
 """
 
 import codecs
@@ -17,36 +17,37 @@ from pipelines.sources.base import SourceError
 
 WINDOW = 1 << 20  # bytes read at a time
 MAX_ELEMENT = 16 << 20  # characters of one array element or member value
-_NUMBER_END = 4  # a number this close to the window's end may go on after it
+_NUMBER_END = 4  # a number that ends this close to the window's end may continue after it
 _SPACE = re.compile(r"[ \t\n\r]*")
 _COMMA = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
 
 
 def array(path: Path, *keys: str) -> Iterator[Any]:
-    """Elements of the array at `keys` (a path of object keys; none: the file is the array). Raises SourceError."""
+    """Yields the elements of the array at `keys`, a path of object keys (none: the file is the array).
+    Raises SourceError."""
     with JsonStream(path) as stream:
         yield from stream.at(keys, stream.elements())
 
 
 def members(path: Path, *keys: str) -> Iterator[tuple[str, Any]]:
-    """(key, value) of the object at `keys`, in file order, repeated keys included. Raises SourceError."""
+    """Yields (key, value) of the object at `keys`, in file order, including repeated keys. Raises SourceError."""
     with JsonStream(path) as stream:
         yield from stream.at(keys, stream.members())
 
 
 def lines(path: Path) -> Iterator[Any]:
-    """Values of a JSON-lines file; blank lines are passed over. Raises SourceError."""
+    """Yields the values of a JSON Lines file; blank lines are skipped. Raises SourceError."""
     with JsonStream(path) as stream:
         yield from stream.values()
 
 
 def records(path: Path) -> Iterator[Any]:
-    """Elements of the array that the file is, or else the values that stand in it one after the other (JSON lines).
+    """Yields the elements of a file that is one array, or the values of any other file as JSON Lines.
     Raises SourceError."""
     with JsonStream(path) as stream:
         first = stream.peek()
         if not first:
-            raise SourceError(f"{path} is empty: fetch the file again, or take it away")
+            raise SourceError(f"{path} is empty: fetch the file again, or remove it")
         if first == "[":
             yield from stream.at((), stream.elements())
         else:
@@ -54,7 +55,7 @@ def records(path: Path) -> Iterator[Any]:
 
 
 class JsonStream:
-    """A cursor over one JSON file. All errors of content are SourceErrors with line, column and character."""
+    """A cursor over one JSON file. Raises SourceError with line, column and character for any error in its content."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -66,7 +67,7 @@ class JsonStream:
         self._scan = json.JSONDecoder().raw_decode
         self._text, self._pos = "", 0  # the window, and the cursor in it
         self._ended = False
-        # what was dropped before the window: characters, lines, and characters of the line that the window begins in
+        # Counts of the dropped text before the window: characters, lines, and characters of the window's first line.
         self._chars, self._lines, self._column = 0, 0, 0
 
     def __enter__(self) -> Self:
@@ -76,7 +77,7 @@ class JsonStream:
         self._file.close()
 
     def peek(self) -> str:
-        """The next character that is not white space; "" at the end of the file."""
+        """Returns the next character that is not white space, or "" at the end of the file."""
         while True:
             match = _SPACE.match(self._text, self._pos)
             assert match  # the pattern matches the empty string
@@ -87,7 +88,7 @@ class JsonStream:
                 return ""
 
     def value(self) -> Any:
-        """The next value, whole."""
+        """Returns the next complete value."""
         self.peek()
         while True:
             try:
@@ -96,7 +97,7 @@ class JsonStream:
                 if self._more():
                     continue
                 self._fail(error.msg, error.pos)
-            except (ValueError, RecursionError) as error:  # an integer of thousands of digits; nesting
+            except (ValueError, RecursionError) as error:  # an integer of thousands of digits, or deep nesting
                 self._fail(str(error))
             if len(self._text) - end < _NUMBER_END and self._more():
                 continue
@@ -104,18 +105,18 @@ class JsonStream:
             return value
 
     def values(self) -> Iterator[Any]:
-        """All values from here to the end of the file."""
+        """Yields all values from here to the end of the file."""
         while self.peek():
             yield self.value()
 
     def elements(self) -> Iterator[Any]:
-        """Elements of the array that begins here."""
+        """Yields the elements of the array that begins here."""
         self._expect("[")
         if self._skip_if("]"):
             return
         scan, comma = self._scan, _COMMA.match
         while True:
-            # The same as `yield self.value()` and a comma, for the common case that all of it is in the window.
+            # Fast path, equivalent to `yield self.value()` and a comma, if the window contains both.
             text = self._text
             try:
                 value, end = scan(text, self._pos)
@@ -133,12 +134,12 @@ class JsonStream:
             self.peek()
 
     def members(self) -> Iterator[tuple[str, Any]]:
-        """(key, value) of the object that begins here."""
+        """Yields (key, value) of the object that begins here."""
         for key in self.keys():
             yield key, self.value()
 
     def keys(self) -> Iterator[str]:
-        """Keys of the object that begins here; the caller consumes the value of each before the next."""
+        """Yields the keys of the object that begins here; the caller must consume each value before the next key."""
         self._expect("{")
         if self._skip_if("}"):
             return
@@ -153,7 +154,7 @@ class JsonStream:
             self._expect(",")
 
     def skip(self) -> None:
-        """Passes over the next value; a large array or object element by element."""
+        """Skips the next value; an array or object element by element, to bound memory."""
         if self.peek() == "[":
             for _ in self.elements():
                 pass
@@ -164,7 +165,7 @@ class JsonStream:
             self.value()
 
     def at(self, keys: tuple[str, ...], content: Iterator[Any]) -> Iterator[Any]:
-        """Goes to the value at `keys`, yields `content`, and reads on to the end of the file: it must be whole."""
+        """Moves to the value at `keys`, yields `content`, and reads on to check that the rest of the file is valid."""
         yield from self._below(keys, content)
         if self.peek():
             self._fail("Extra data after the end of the JSON value")
@@ -177,13 +178,13 @@ class JsonStream:
         for key in self.keys():
             if key == keys[0]:
                 if found:
-                    self._fail(f"{key!r} stands here a second time")
+                    self._fail(f"Duplicate key {key!r}")
                 found = True
                 yield from self._below(keys[1:], content)
             else:
                 self.skip()
         if not found:
-            raise SourceError(f"{self._path} has no {keys[0]!r} where it should be: is it the official file?")
+            raise SourceError(f"{self._path} has no {keys[0]!r} at the expected position: is it the official file?")
 
     def _skip_if(self, character: str) -> bool:
         found = self.peek() == character
@@ -197,11 +198,11 @@ class JsonStream:
         self._pos += 1
 
     def _more(self) -> bool:
-        """Drops what was consumed and lengthens the window. False: the file has ended, or the window is too long."""
+        """Drops consumed text and extends the window. Returns False at the end of the file or if the window is full."""
         rest = len(self._text) - self._pos
         if self._ended or rest > MAX_ELEMENT:
             return False
-        # At least doubled, so that an element of n characters costs O(n) however often it is tried.
+        # The window at least doubles, so that parsing an element of n characters costs O(n) including retries.
         data = self._file.read(max(WINDOW, rest))
         self._ended = not data
         piece = self._utf8.decode(data, final=self._ended)
@@ -219,7 +220,7 @@ class JsonStream:
         column = pos - self._text.rfind("\n", 0, pos) if newlines else self._column + pos + 1
         where = f"line {self._lines + newlines + 1} column {column} (character {self._chars + pos})"
         if self._ended and (pos >= len(self._text.rstrip()) or message.startswith("Unterminated string")):
-            message = f"{message}: the file ends here, it is cut off"
+            message = f"{message}: the file ends here, so it is truncated"
         elif len(self._text) - self._pos > MAX_ELEMENT:
             message = f"{message} (in an element of more than {MAX_ELEMENT} characters)"
-        raise SourceError(f"{self._path}: {where}: {message}. Fetch the file again, or repair it there.")
+        raise SourceError(f"{self._path}: {where}: {message}. Fetch the file again, or repair it at that position.")

@@ -1,7 +1,7 @@
-"""Any conversations in LLaVA's layout or that of other trainers, as JSON or JSON lines, anywhere below the directory.
+"""Reads conversations in the layout of LLaVA or other trainers from all JSON and JSON Lines files below a directory.
 
-A row is an object with `conversations` or `messages` (see conversations.py). Its pictures are `image` or `images`, a
-file name or a list of them; none: text only. Rows are counted on over the files, sorted by path.
+A row is an object with `conversations` or `messages` (see conversations.py). Its images are in `image` or `images`, a
+file name or a list of them; without either, it is text only. Row indices continue across files, sorted by path.
 """
 
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ def _records(path: Path) -> Iterator[Any]:
     return json_stream.lines(path) if path.suffix == ".jsonl" else json_stream.records(path)
 
 
-def _pictures(record: dict[str, Any]) -> list[str]:
-    """Rejects: wrong_type, empty_field, not_utf8, two_picture_fields."""
+def _images(record: dict[str, Any]) -> list[str]:
+    """Returns the image file names. Rejects: wrong_type, empty_field, not_utf8, two_picture_fields."""
     found: list[str] = []
     for name in ("image", "images"):
         value = record.get(name)
@@ -39,14 +39,14 @@ def _row(record: Any) -> tuple[Any, ...]:
         raise Reject("wrong_type", f"the row is {show(record)}, not an object")
     for name in ("conversations", "messages"):
         if name in record:
-            return place(_pictures(record), turns(record, name))
-    raise Reject("missing_field", f"conversations or messages is missing; there are {show(list(record))}")
+            return place(_images(record), turns(record, name))
+    raise Reject("missing_field", f"conversations or messages is missing; the fields are {show(list(record))}")
 
 
 def source(options: SourceOptions) -> Source:
-    """options.files: which files below the root; all `*.json` and `*.jsonl` where absent."""
+    """Returns the source. options.files: a glob of the files below the root; default: all `*.json` and `*.jsonl`."""
     if options.columns is not None:
-        raise SourceError("the source llava has no `columns`: leave them out")
+        raise SourceError("the source llava takes no `columns`: remove them from the recipe")
     patterns = (options.files,) if options.files else _PATTERNS
 
     def files(root: Path) -> list[Path]:

@@ -1,7 +1,7 @@
-"""LLaVA-Instruct-150K: every `*.json` of the annotations directory.
+"""LLaVA-Instruct-150K: every `*.json` file in the annotations directory.
 
-A row is an entry of a file's list; rows are counted on over the files, sorted by name. Ids are not unique in the
-official files (one image has several conversations), so they are not checked. A row without `image` is text only.
+A row is an entry of a file's list; row indices continue across files, sorted by name. Ids are not checked, because they
+are not unique in the official files (one image has several conversations). A row without `image` is text only.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def files(root: Path) -> list[Path]:
     names = {path.name for path in paths}
     if _MERGED in names and names & _PARTS:
         parts = ", ".join(sorted(names & _PARTS))
-        raise SourceError(f"{root} holds {_MERGED} and parts of it ({parts}): keep the one or the others")
+        raise SourceError(f"{root} contains {_MERGED} and parts of it ({parts}): keep either the former or the latter")
     return paths
 
 
@@ -32,9 +32,9 @@ def _row(record: Any) -> tuple[Any, ...]:
     (question, answer), *rest = turns(record)
     question, has_placeholder = without_placeholder(question)
     if has_placeholder and image is None:
-        raise Reject("missing_field", f"image is missing, but conversations[0].value has {IMAGE}")
+        raise Reject("missing_field", f"image is missing, but conversations[0].value contains {IMAGE}")
     talk = [(question, answer), *rest]
-    if any(IMAGE in question for question, _ in talk):  # these files have one place, at the first question
+    if any(IMAGE in question for question, _ in talk):  # these files have one placeholder, at the first question
         raise Reject("special_token_in_text", f"the text contains {IMAGE!r}")
     return image, talk, None
 
@@ -48,5 +48,5 @@ SOURCE = Source(
     "conversation",
     files,
     read,
-    licence=f"conversations: CC BY-NC 4.0, and OpenAI's terms of use; {COCO_IMAGES}",
+    licence=f"conversations: CC BY-NC 4.0, and OpenAI's terms of use apply; {COCO_IMAGES}",
 )

@@ -1,6 +1,6 @@
-"""OCR-VQA's `dataset.json`: an object of book id → image address, questions, answers, split (1: training).
+"""OCR-VQA's `dataset.json`, which maps book id → image URL, questions, answers and split (1: training).
 
-A row is one question with its answer. Books of the other splits are one reject each (`other_split`).
+A row is one question with its answer. Each book of another split becomes one reject (`other_split`).
 """
 
 from collections.abc import Iterator
@@ -20,11 +20,11 @@ Row = tuple[str, str, str]
 
 
 def _image(key: str, record: Any) -> str:
-    """`<id><extension of the address>`, as the official download script names them."""
+    """Returns `<id><extension of the URL>`, the file name that the official download script uses."""
     address = text(record, "imageURL")
     try:
         extension = PurePosixPath(urlsplit(address).path).suffix
-    except ValueError:  # brackets that are no address of a host
+    except ValueError:  # brackets around an invalid host address
         extension = ""
     if not extension:
         raise Reject("bad_address", f"imageURL {show(address)} has no extension")
@@ -32,7 +32,7 @@ def _image(key: str, record: Any) -> str:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any, Any] | Reject]:
-    """(image, question, answer), or a Reject for a whole book."""
+    """Yields (image, question, answer), or one Reject for an entire book."""
     unique = Unique("book id")
     for key, record in json_stream.members(path):
         try:

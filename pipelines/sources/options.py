@@ -1,4 +1,4 @@
-"""What a recipe says to a generic source: which files, and which columns hold what."""
+"""The recipe options of a generic source: which files to read, and which column holds which field."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -12,14 +12,14 @@ class _Part(BaseModel):
 
 
 class _Columns(_Part):
-    """The columns of one task. `image`: a picture (bytes, a Hugging Face `Image`, or a file name below the images
+    """The columns of one task. `image` holds an image (bytes, a Hugging Face `Image`, or a file name below the images
     directory), or a list of them."""
 
-    holds: ClassVar[tuple[str, ...]]  # the fields that name a column, but for the image
+    holds: ClassVar[tuple[str, ...]]  # the fields that name a column, except the image
 
     @property
     def named(self) -> dict[str, str]:
-        """Field → column, of those that are chosen."""
+        """Field → column, for the fields that are set."""
         return {field: getattr(self, field) for field in self.holds if getattr(self, field) is not None}
 
 
@@ -34,10 +34,10 @@ class OpenQuestionColumns(_Columns):
     holds = ("question", "answer")
     task: Literal["open_question"]
     image: Name | None = None
-    text_only: bool = False  # rows whose image is null are questions without one; else they are rejects
+    text_only: bool = False  # accept rows whose image is null, as text only; otherwise they are rejects
     question: Name
     answer: Name
-    answer_names: tuple[Name, ...] | None = None  # the texts of numbered answers, for files that do not name them
+    answer_names: tuple[Name, ...] | None = None  # texts of integer answers, for files that do not name them
 
 
 class MultipleChoiceColumns(_Columns):
@@ -47,7 +47,7 @@ class MultipleChoiceColumns(_Columns):
     text_only: bool = False
     question: Name
     choices: Name  # a list of texts
-    answer: Name  # the number (from 0), the letter or the text of the right choice
+    answer: Name  # the index (from 0), the letter or the text of the correct choice
     context: Name | None = None
 
 
@@ -59,14 +59,16 @@ class ReferringColumns(_Columns):
     box: Name  # a list of four numbers
     box_format: Literal["xyxy", "xywh"]
     box_unit: Literal["pixels", "normalised"]
-    width: Name | None = None  # of the image, where boxes are in pixels
+    width: Name | None = None  # of the image; required if boxes are in pixels
     height: Name | None = None
 
     @model_validator(mode="after")
     def _size(self) -> "ReferringColumns":
         given = [name is not None for name in (self.width, self.height)]
         if given != [self.box_unit == "pixels"] * 2:
-            raise ValueError("boxes in pixels need the columns `width` and `height` of the image; no others have them")
+            raise ValueError(
+                "boxes in pixels need the columns `width` and `height` of the image; normalised boxes must omit them"
+            )
         return self
 
 
@@ -74,7 +76,7 @@ class ConversationColumns(_Columns):
     holds = ("conversations",)
     task: Literal["conversation"]
     image: Name | None = None  # null: text only
-    conversations: Name  # a list of messages, see conversations.py
+    conversations: Name  # a list of messages (see conversations.py)
 
 
 Columns = Annotated[
@@ -91,7 +93,7 @@ class SourceOptions(_Part):
     @classmethod
     def _below(cls, files: str | None) -> str | None:
         if files and (files.startswith("/") or ".." in files.split("/")):
-            raise ValueError("`files` must be a pattern below `annotations`: neither absolute nor with '..'")
+            raise ValueError("`files` must be a glob pattern below `annotations`, not absolute and without '..'")
         return files
 
     def as_json(self) -> dict[str, Any]:

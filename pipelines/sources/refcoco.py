@@ -1,7 +1,7 @@
 """RefCOCO, RefCOCO+ and RefCOCOg in MDETR's layout: `finetune_<name>_train.json`.
 
 A row is an entry of `images`: one expression (`caption`) with its image. Its box (`bbox`: x, y, width, height in
-pixels) is the entry of `annotations` whose `image_id` is the expression's `id`.
+pixels) is in the entry of `annotations` whose `image_id` equals the expression's `id`.
 """
 
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ def _source(name: str) -> Source:
     files = named_files(f"finetune_{name}_train.json")
 
     def read(root: Path) -> Iterator[pa.RecordBatch]:
-        """Expressions in file order; then a reject for each annotation that has no expression."""
+        """Yields one row per expression, in file order, then a reject per annotation without an expression."""
         (path,) = files(root)
         pairs = join(
             json_stream.array(path, "images"),

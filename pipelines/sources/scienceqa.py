@@ -1,6 +1,6 @@
-"""ScienceQA's `problems.json`: an object of problem id → question, choices, answer, hint, image or none, split.
+"""ScienceQA's `problems.json`, which maps problem id → question, choices, answer, hint, optional image and split.
 
-Only the training split is used; rows of the others are rejects (`other_split`), so that they stand in the ledger.
+Only the training split is used; rows of other splits are rejects (`other_split`), so that the ledger counts them.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ _files = named_files("problems.json")
 
 
 def read(root: Path) -> Iterator[pa.RecordBatch]:
-    """Problems in file order. Images are `train/<id>/<file>`; a problem without one is text only."""
+    """Yields one row per problem, in file order. Images are `train/<id>/<file>`; problems without one are text only."""
     unique = Unique("problem id")
 
     def row(member: tuple[str, Any]) -> tuple[Any, ...]:

@@ -1,6 +1,6 @@
 """ShareGPT: text-only conversations, `[{id, conversations: [{from, value}, …]}, …]` in every `*.json` of the directory.
 
-Rows are counted on over the files, sorted by name.
+Row indices continue across files, which are sorted by name.
 """
 
 from collections.abc import Iterator
@@ -31,5 +31,5 @@ SOURCE = Source(
     "conversation",
     _files,
     read,
-    licence="unclear: conversations that users of ChatGPT shared, and OpenAI's terms of use",
+    licence="unclear: the conversations were shared by users of ChatGPT, and OpenAI's terms of use apply",
 )

@@ -1,4 +1,4 @@
-"""A record of columns → a row of each task, for the source `datasets`."""
+"""Converts a record of column values into a row of each task, for the source `datasets`."""
 
 import string
 from collections.abc import Callable
@@ -17,12 +17,12 @@ from pipelines.sources.options import (
 
 
 class Record(NamedTuple):
-    values: dict[str, Any]  # by column
-    images: list[Any] | None  # references; None: null
-    label_names: list[str] | None  # the texts of the numbers in the answer's column
+    values: dict[str, Any]  # column → value
+    images: list[Any] | None  # image references; None if the value is null
+    label_names: list[str] | None  # the texts of the integers in the answer column
 
     def value(self, column: str) -> Any:
-        """Rejects: null_value."""
+        """Returns the value of a column. Rejects: null_value."""
         if self.values[column] is None:
             raise Reject("null_value", f"{column} is null")
         return self.values[column]
@@ -31,18 +31,18 @@ class Record(NamedTuple):
         return clean(column, self.value(column), empty)
 
     def image(self, column: str | None, may_be_null: bool = False) -> str | None:
-        """The picture of a row that has one. Rejects: null_value, several_images, and those of `clean`."""
+        """Returns the row's only image, None if it has none. Rejects: null_value, several_images, those of `clean`."""
         if column is None or (self.images is None and may_be_null):
             return None
         if not self.images:
             raise Reject("null_value", f"{column} is {'null' if self.images is None else 'an empty list'}")
         if len(self.images) > 1:
-            raise Reject("several_images", f"{column} holds {len(self.images)} pictures, the task shows one")
+            raise Reject("several_images", f"{column} has {len(self.images)} images, but the task takes one")
         return _name(column, self.images[0])
 
 
 def row_of(columns: Columns) -> Callable[[Record], tuple[Any, ...]]:
-    """A `parse` for `batches`."""
+    """Returns the `parse` function for `batches`."""
     make: Any = _ROWS[type(columns)]
     return lambda record: make(record, columns)
 
@@ -59,50 +59,51 @@ def _open_question(record: Record, columns: OpenQuestionColumns) -> tuple[Any, .
 
 
 def _answer(column: str, value: Any, names: Any) -> str:
-    """An answer as text. Rejects: ambiguous_answer for a number or truth value that can be said in several ways."""
+    """Returns an answer as text. Rejects: ambiguous_answer for a float or bool, which can be worded in several ways."""
     if names is not None and type(value) in (int, bool):
         return _label(column, value, names)
     if type(value) is int:
         return str(value)
     if type(value) in (float, bool):
-        raise Reject("ambiguous_answer", f"{column} is {value}: make it a text, or give `answer_names`")
+        raise Reject("ambiguous_answer", f"{column} is {value}: convert it to text, or set `answer_names`")
     return clean(column, value, "empty_answer")
 
 
 def _label(column: str, value: int, names: Any) -> str:
     if not 0 <= value < len(names):
-        raise Reject("label_out_of_range", f"{column} is {value}, of {len(names)} names")
+        raise Reject("label_out_of_range", f"{column} is {value}, but there are {len(names)} names")
     return clean(f"the name of {column} {value}", names[value], "empty_answer")
 
 
 def _multiple_choice(record: Record, columns: MultipleChoiceColumns) -> tuple[Any, ...]:
     record.value(columns.choices)
     choices = options(record.values, columns.choices)
-    right = _right_choice(columns.answer, record.value(columns.answer), choices, record.label_names)
+    right = _correct_choice(columns.answer, record.value(columns.answer), choices, record.label_names)
     context = None
     if columns.context is not None and record.values[columns.context] is not None:
-        said = record.values[columns.context]
-        context = None if said == "" else clean(columns.context, said)
+        value = record.values[columns.context]
+        context = None if value == "" else clean(columns.context, value)
     image = record.image(columns.image, columns.text_only)
     return image, record.text(columns.question, "empty_question"), choices, right, context
 
 
-def _right_choice(column: str, answer: Any, choices: list[str], names: list[str] | None) -> int:
-    """Rejects: answer_index_out_of_range, answer_not_among_choices, ambiguous_answer."""
+def _correct_choice(column: str, answer: Any, choices: list[str], names: list[str] | None) -> int:
+    """Returns the index of the correct choice. Rejects: answer_index_out_of_range, answer_not_among_choices,
+    ambiguous_answer."""
     if type(answer) is int and names is not None:
         answer = _label(column, answer, names)
     if type(answer) is int:
         if not 0 <= answer < len(choices):
-            raise Reject("answer_index_out_of_range", f"{column} is {answer}, of {len(choices)} choices")
+            raise Reject("answer_index_out_of_range", f"{column} is {answer}, but there are {len(choices)} choices")
         return answer
-    said = clean(column, answer, "empty_answer")
-    found = {i for i, choice in enumerate(choices) if choice == said}
-    if len(said) == 1 and said in string.ascii_uppercase[: len(choices)]:
-        found.add(string.ascii_uppercase.index(said))
+    text = clean(column, answer, "empty_answer")
+    found = {i for i, choice in enumerate(choices) if choice == text}
+    if len(text) == 1 and text in string.ascii_uppercase[: len(choices)]:
+        found.add(string.ascii_uppercase.index(text))
     if not found:
-        raise Reject("answer_not_among_choices", f"{column} is {show(said)}: no choice, and no choice's letter")
+        raise Reject("answer_not_among_choices", f"{column} is {show(text)}: neither a choice nor a choice's letter")
     if len(found) > 1:
-        raise Reject("ambiguous_answer", f"{column} is {show(said)}: that may be any of the choices {sorted(found)}")
+        raise Reject("ambiguous_answer", f"{column} is {show(text)}, which matches the choices {sorted(found)}")
     return found.pop()
 
 
@@ -122,10 +123,11 @@ def _referring(record: Record, columns: ReferringColumns) -> tuple[Any, ...]:
 
 def _conversation(record: Record, columns: ConversationColumns) -> tuple[Any, ...]:
     messages = record.value(columns.conversations)
-    if type(messages) is dict and all(type(said) is list for said in messages.values()):  # an older `Sequence`
-        if len({len(said) for said in messages.values()}) > 1:
+    # The older `Sequence` feature stores a list of messages as an object of lists.
+    if type(messages) is dict and all(type(values) is list for values in messages.values()):
+        if len({len(values) for values in messages.values()}) > 1:
             raise Reject("odd_turns", f"{columns.conversations} has lists of different lengths: {show(messages)}")
-        messages = [dict(zip(messages, said, strict=True)) for said in zip(*messages.values(), strict=True)]
+        messages = [dict(zip(messages, values, strict=True)) for values in zip(*messages.values(), strict=True)]
     images = [_name(columns.image or "image", image) for image in record.images or ()]
     return place(images, turns({columns.conversations: messages}, columns.conversations))
 
@@ -134,7 +136,7 @@ def _name(column: str, image: Any) -> str:
     if isinstance(image, Reject):
         raise image
     if image is None:
-        raise Reject("null_value", f"a picture in {column} is null")
+        raise Reject("null_value", f"an image in {column} is null")
     return clean(column, image)
 
 

@@ -1,6 +1,6 @@
-"""Walks the headers of an uncompressed tar, some five times faster than `tarfile`: ustar, pax and GNU long names.
+"""Walks the headers of an uncompressed tar, about five times faster than `tarfile`: ustar, pax and GNU long names.
 
-Only what a dataset needs: where each member's bytes lie. Nothing is unpacked.
+It finds only what a dataset needs, the offset and size of each member's data. Nothing is unpacked.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import NamedTuple, NoReturn, Self
 from pipelines.sources.base import SourceError
 
 BLOCK = 512
-WINDOW = 16 * 1024  # bytes read at once: a header, and the small members and headers after it
+WINDOW = 16 * 1024  # bytes read at once: a header and the small members and headers that follow it
 _MAX_EXTENSION = 1 << 20  # bytes of a pax or long-name header
 _ZERO = bytes(BLOCK)
 _ADLER = 65521
@@ -21,13 +21,13 @@ _ADLER = 65521
 
 class Member(NamedTuple):
     name: str  # undecodable bytes are lone surrogates
-    offset: int  # of its data, bytes from the tar's beginning
+    offset: int  # of its data, in bytes from the beginning of the tar
     size: int  # bytes
-    is_file: bool  # a plain file: no link, device or sparse file
+    is_file: bool  # a regular file, not a link, device or sparse file
 
 
 class Tar:
-    """An open tar. Raises SourceError naming file and byte for whatever is not a whole tar."""
+    """An open tar. Raises SourceError, with file and byte offset, if it is damaged or incomplete."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -45,34 +45,34 @@ class Tar:
         self._file.close()
 
     def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes at `offset`. Raises SourceError if the file ends before."""
+        """Returns `size` bytes at `offset`. Raises SourceError if the file ends before them."""
         begin = offset - self._start
         if begin < 0 or begin + size > len(self._window):
             self._start, self._window = offset, os.pread(self._file.fileno(), max(size, WINDOW), offset)
             begin = 0
         data = self._window[begin : begin + size]
         if len(data) < size:
-            self._fail(offset, "the file ends inside a member: it is cut off")
+            self._fail(offset, "the file ends inside a member, so it is truncated")
         return data
 
     def members(self) -> Iterator[Member]:
-        """All members in order, but no directories."""
+        """Yields all members in order, except directories."""
         position = 0
         long_name: str | None = None
         long_size: int | None = None
         sparse = False
         while True:
             if position + BLOCK > self._size:
-                self._fail(position, "the file ends without the end-of-archive block: it is cut off, or no tar")
+                self._fail(position, "the file ends without the end-of-archive block: it is truncated or not a tar")
             header = self.read(position, BLOCK)
             if header == _ZERO:
                 return
             if _checksum(header) != (self._octal(position, header[148:156]) + 1) % _ADLER:
-                self._fail(position, "no tar header here (wrong checksum): is it an uncompressed tar?")
+                self._fail(position, "this is not a tar header (wrong checksum): is the file an uncompressed tar?")
             kind, offset = header[156:157], position + BLOCK
             size = self._octal(position, header[124:136])
             if kind in b"xL" and not 0 <= size <= _MAX_EXTENSION:
-                self._fail(position, f"an extended header of {size} bytes")
+                self._fail(position, f"an extended header has {size} bytes, more than {_MAX_EXTENSION}")
             if kind == b"x":
                 records = self._pax(offset, self.read(offset, size))
                 long_name = records.get("path", long_name)
@@ -81,12 +81,12 @@ class Tar:
             elif kind == b"L":
                 long_name = _decode(self.read(offset, size))
             elif kind == b"S":
-                self._fail(position, "a sparse member: write the tar again without them")
+                self._fail(position, "sparse members are not supported: rewrite the tar without them")
             elif kind not in b"gK":
                 size = size if long_size is None else long_size
                 size = 0 if kind in b"123456" else size  # links, devices and directories have no data
                 if offset + size > self._size:
-                    self._fail(position, f"a member of {size} bytes goes past the end: the file is cut off")
+                    self._fail(position, f"a member of {size} bytes extends past the end: the file is truncated")
                 name = long_name or _name(header)
                 if kind != b"5" and not name.endswith("/"):
                     yield Member(name, offset, size, kind in b"0\x007" and not sparse)
@@ -100,7 +100,7 @@ class Tar:
             length = int(data[at:space]) if space > at and data[at:space].isdigit() else 0
             key, equals, value = data[space + 1 : at + length - 1].partition(b"=")
             if not length or not equals or data[at + length - 1 : at + length] != b"\n":
-                self._fail(offset + at, "a broken pax header")
+                self._fail(offset + at, "the pax header is malformed")
             records[_decode(key)] = _decode(value)
             at += length
         return records
@@ -110,12 +110,12 @@ class Tar:
             return int.from_bytes(digits[1:], "big")
         number = digits.split(b"\0", 1)[0].strip(b" ")
         if number.strip(b"01234567"):
-            self._fail(position, f"a tar header with the number {digits!r}")
+            self._fail(position, f"the tar header has the invalid number {digits!r}")
         return int(number or b"0", 8)
 
     def _decimal(self, position: int, digits: str) -> int:
         if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
-            self._fail(position, f"a pax header with the size {digits!r}")
+            self._fail(position, f"the pax header has the invalid size {digits!r}")
         return int(digits)
 
     def _fail(self, position: int, message: str) -> NoReturn:
@@ -123,7 +123,7 @@ class Tar:
 
 
 def _checksum(header: bytes) -> int:
-    """1 + the sum of all bytes, the checksum's own taken as spaces, modulo 65521: the low half of an Adler-32."""
+    """Returns 1 + the sum of all bytes modulo 65521, the low half of an Adler-32. Checksum bytes count as spaces."""
     return zlib.adler32(header[:148] + b" " * 8 + header[156:]) & 0xFFFF
 
 

@@ -1,7 +1,7 @@
 """Visual Genome's region descriptions: `region_descriptions.json`, with image sizes and names from `image_data.json`.
 
-A row is a region: a phrase and its box (x, y, width, height in pixels). Images are `<folder>/<file>` as in their
-official address, e.g. `VG_100K_2/1.jpg`.
+A row is a region: a phrase and its box (x, y, width, height in pixels). Images are `<folder>/<file>`, as in their
+official URLs, e.g. `VG_100K_2/1.jpg`.
 """
 
 from collections.abc import Iterator
@@ -19,16 +19,16 @@ Image = tuple[str, float, float]  # reference, width, height in pixels
 
 
 def _images(path: Path) -> dict[int, Image | Reject]:
-    """image_id → its image, or what is wrong with its entry, for the regions that need it."""
+    """Returns image_id → its image, or the Reject of a bad entry, which its regions report."""
     images: dict[int, Image | Reject] = {}
     for record in json_stream.array(path):
         try:
             identity = field(record, "image_id", int)
         except Reject:
-            continue  # no region can name it
+            continue  # no region can refer to it
         try:
             if identity in images:
-                raise Reject("duplicate_id", f"image_id {identity} stands twice")
+                raise Reject("duplicate_id", f"image_id {identity} occurs more than once")
             address = text(record, "url")
             images[identity] = (
                 "/".join(address.split("/")[-2:]),
@@ -41,7 +41,7 @@ def _images(path: Path) -> dict[int, Image | Reject]:
 
 
 def _regions(path: Path) -> Iterator[Any]:
-    """Every region; a Reject for an entry of the file that has no list of regions."""
+    """Yields every region, and a Reject for each entry of the file without a list of regions."""
     for record in json_stream.array(path):
         try:
             yield from field(record, "regions", list)
@@ -74,5 +74,5 @@ SOURCE = Source(
     _files,
     read,
     version=2,
-    licence="annotations: CC BY 4.0; images: of COCO and Flickr, terms of Flickr and of their photographers",
+    licence="annotations: CC BY 4.0; images from COCO and Flickr: the terms of Flickr and of the photographers apply",
 )

@@ -1,4 +1,4 @@
-"""VQAv2 training set, the two official files. A row is a question; its answer is `multiple_choice_answer`."""
+"""The VQAv2 training set, in its two official files. A row is a question with its `multiple_choice_answer`."""
 
 import sys
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ def _question_id(record: Any) -> int:
 
 
 def _answer(annotation: Any) -> str:
-    # A few thousand answers are given again and again: kept once, should they have to wait for their question.
+    # Interned to save memory: a few thousand answers recur, and each may have to wait for its question.
     return sys.intern(field(annotation, "multiple_choice_answer", str))
 
 
@@ -33,7 +33,7 @@ def _row(pair: tuple[Any, str]) -> tuple[str, str, str]:
 
 
 def read(root: Path) -> Iterator[pa.RecordBatch]:
-    """Questions in file order; then a reject for each annotation that has no question."""
+    """Yields one row per question, in file order, then a reject per annotation without a question."""
     questions, annotations = _files(root)
     pairs = join(
         json_stream.array(questions, "questions"),

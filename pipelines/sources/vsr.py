@@ -1,7 +1,7 @@
-"""VSR's `random/train.jsonl`: statements about a relation, true or false, turned into yes/no questions.
+"""VSR's `random/train.jsonl`: true or false statements about a spatial relation, turned into yes/no questions.
 
-The row's own `relation` tells where the predicate stands, so that "The dish is in this island." becomes "Is the dish
-in this island?": the authors' code splits at every "is". Images are `<folder>/<file>` as in `image_link`.
+The row's `relation` shows where the predicate begins, so that "The dish is in this island." becomes "Is the dish in
+this island?"; the authors' code splits at every "is" instead. Images are `<folder>/<file>`, as in `image_link`.
 """
 
 import re
@@ -16,14 +16,14 @@ from pipelines.sources.base import COCO_IMAGES, Reject, Source, batches, field, 
 
 _files = named_files("random/train.jsonl")
 _BE = "is|are|was|were"
-# Relations that are verbs: statement → question. {0} do or does, {1} subject, {2} object.
+# Relations that are verbs → the form of their question. {0}: Do or Does, {1}: subject, {2}: object.
 _VERBS = {
     "contains": "{0} {1} contain {2}?",
     "consists of": "{0} {1} consist of {2}?",
     "has as a part": "{0} {1} have {2} as a part?",
 }
-_PLURALS = ("scissors", "skis")  # the names among COCO's that take "are"; VSR's sentences have "is" for all
-# Words that begin a sentence with a capital letter, and are no names.
+_PLURALS = ("scissors", "skis")  # the COCO class names that take "are"; VSR's sentences always use "is"
+# First words that are not names, so that they lose their capital letter inside a sentence.
 _DETERMINER = re.compile(
     r"(The|An?|This|That|These|Those|There|All|Some|Any|Each|Every|Both|Several|Many|Most|No|Another|One|Two|Three|Four|"
     r"Five|Six|Seven|Eight|Nine|Ten|My|Your|His|Her|Its|Our|Their|It|He|She|They|We|You)\b"
@@ -32,12 +32,12 @@ _ANSWERS = ("no", "yes")
 
 
 def question(statement: str, relation: str) -> str:
-    """A statement as a yes/no question; `relation` is the part of it that the predicate begins with."""
+    """Turns a statement into a yes/no question. relation: the words of the statement that begin its predicate."""
     sentence = " ".join(statement.split()).rstrip(".").rstrip()
     if _DETERMINER.match(sentence):
         sentence = sentence[0].lower() + sentence[1:]
     predicate = re.escape(relation.strip())
-    # The verb of "that is red" is not the sentence's.
+    # The verb of a relative clause ("that is red") is not the verb of the sentence.
     if match := re.fullmatch(
         rf"(.+?)(?<! that)(?<! which)(?<! who)\s+({_BE})\s+({predicate}\b.*)", sentence, re.IGNORECASE
     ):
@@ -63,7 +63,7 @@ def _row(record: Any) -> tuple[str, str, str]:
 
 
 def read(root: Path) -> Iterator[pa.RecordBatch]:
-    """Statements in file order, as questions."""
+    """Yields one row per statement, in file order, as a question."""
     yield from batches("open_question", json_stream.lines(_files(root)[0]), _row)
 
 

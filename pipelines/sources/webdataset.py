@@ -1,7 +1,7 @@
-"""Webdataset tars of image–caption samples, read in place: the tars are never unpacked.
+"""Reads webdataset tars of image–caption samples in place; the tars are never unpacked.
 
-A row is a sample: the members that stand together and share a name up to the first dot of its last part. Its image is
-referred to by tar, offset and size (pipelines/images.py). Rows are counted on over the tars, sorted by path.
+A row is a sample: consecutive members whose names agree up to the first dot of the last path component. An image
+reference gives tar, offset and size (see pipelines/images.py). Row indices continue across tars, sorted by path.
 """
 
 import json
@@ -32,7 +32,7 @@ Row = tuple[str, str]
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Member name → (key of its sample, extension in lower case); a name without extension is a key of its own."""
+    """Splits a member name into sample key and lower-case extension; a name without an extension is its own key."""
     stem, _, extension = name.rpartition("/")[2].partition(".")
     return (name[: -len(extension) - 1], extension.lower()) if stem and extension else (name, "")
 
@@ -52,7 +52,7 @@ def _content(tar: Tar, member: Member) -> str:
 
 
 def _caption(tar: Tar, sample: dict[str, Member]) -> str:
-    """The .txt member; where a sample has none, `caption` of its .json."""
+    """Returns the text of the .txt member, or `caption` of the .json if the sample has no .txt."""
     if "txt" in sample:
         return clean(show(sample["txt"].name), _content(tar, sample["txt"]), "empty_caption")
     if "json" not in sample:
@@ -66,16 +66,16 @@ def _caption(tar: Tar, sample: dict[str, Member]) -> str:
 
 
 def _sample(members: list[Member]) -> dict[str, Member]:
-    """Extension → member. Rejects: bad_path, bad_member, repeated_member."""
+    """Returns extension → member. Rejects: bad_path, bad_member, repeated_member."""
     sample: dict[str, Member] = {}
     for member in members:
         if member.name.startswith("/") or ".." in member.name.split("/"):
-            raise Reject("bad_path", f"member {show(member.name)}: absolute, or with '..'")
+            raise Reject("bad_path", f"member {show(member.name)} has an absolute path or one with '..'")
         extension = _split(member.name)[1]
         if not member.is_file or not extension:
-            raise Reject("bad_member", f"{show(member.name)} is no plain file with an extension")
+            raise Reject("bad_member", f"{show(member.name)} is not a regular file with an extension")
         if extension in sample:
-            raise Reject("repeated_member", f"{show(member.name)} after {show(sample[extension].name)}")
+            raise Reject("repeated_member", f"{show(member.name)} has the extension of {show(sample[extension].name)}")
         sample[extension] = member
     return sample
 
@@ -103,7 +103,7 @@ def _rows(path: Path, reference: str) -> Iterator[Row | Reject]:
             except Reject as reject:
                 yield reject
     if empty:
-        raise SourceError(f"{path} has no samples: fetch it again, or take it away")
+        raise SourceError(f"{path} has no samples: fetch the file again, or remove it")
 
 
 def _parsed(row: Any) -> Row:
@@ -114,11 +114,11 @@ def _files(root: Path) -> list[Path]:
     return matching_files(root, "**/*.tar")
 
 
-_LICENCE = "captions: see the dataset's own page; images: from the open web, rights with their owners"
+_LICENCE = "captions: see the dataset's own page; images from the open web: their owners hold the rights"
 
 
 def source(name: str) -> Source:
-    """A dataset of webdataset tars, anywhere below its annotations root, which is its images root as well."""
+    """Returns a source of webdataset tars, anywhere below the annotations root, which is also the images root."""
 
     def read(root: Path) -> Iterator[pa.RecordBatch]:
         def rows(path: Path) -> Iterator[Row | Reject]:

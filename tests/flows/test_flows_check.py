@@ -34,7 +34,7 @@ def test_a_good_recipe_passes(write_recipe):
         ({"datasets/other": {"annotations": "x", "source": "datasets"}}, ["datasets.other: ", "needs `columns`"]),
         (
             {"datasets/vqav2": {"annotations": "x", "files": "*.json"}},
-            ["datasets.vqav2: the source vqav2 reads its official files alone"],
+            ["datasets.vqav2: the source vqav2 reads only its official files"],
         ),
         (
             {"finetune/data/templates": "fein"},

@@ -1,4 +1,4 @@
-"""The two generic sources on drawn pictures, from their files to shards."""
+"""The two generic sources on generated images, from their files to shards."""
 
 import io
 import json
@@ -30,7 +30,7 @@ def talk(*texts):
 
 
 def conversations(count):
-    """Rows with 0 to 3 pictures in turn; what row i shows are the pictures 10 i, 10 i + 1, …"""
+    """Returns rows with 0, 1, 2, 3, 0, … images; row i has the images 10 i, 10 i + 1, …"""
     texts = ["Hi", "<image>\nQ?", "Is <image> as <image>?", "All three?"]
     return Dataset.from_dict(
         {
@@ -75,7 +75,7 @@ def spec(name, root, source="datasets", images=None, **options):
     return DatasetSpec(name, source, root, images or root, options=SourceOptions(**options))
 
 
-def test_pictures_from_parquet_and_arrow_are_embedded_as_they_are(tmp_path, tokenizer_dir):
+def test_images_from_parquet_and_arrow_are_embedded_unchanged(tmp_path, tokenizer_dir):
     (tmp_path / "parquet").mkdir()
     conversations(20).to_parquet(tmp_path / "parquet" / "a.parquet", batch_size=3)
     conversations(20).save_to_disk(tmp_path / "arrow", num_shards=3)
@@ -103,12 +103,12 @@ def test_pictures_from_parquet_and_arrow_are_embedded_as_they_are(tmp_path, toke
         assert row["turns"][0]["assistant"] == f"Answer {i}."
         assert [image["bytes"] for image in row["images"]] == [drawn(10 * i + n) for n in range(i % 4)]
     assert len(seen) > 50
-    # The same rows are the same samples, wherever their pictures lie.
-    told = {(row["dataset"], row["turns"][0]["row"]): row["input_ids"] for row in rows}
-    assert all(ids == told.get(("arrow", i), ids) == told.get(("chats", i), ids) for (_, i), ids in told.items())
+    # The same row gives the same sample regardless of where its images are stored.
+    tokens = {(row["dataset"], row["turns"][0]["row"]): row["input_ids"] for row in rows}
+    assert all(ids == tokens.get(("arrow", i), ids) == tokens.get(("chats", i), ids) for (_, i), ids in tokens.items())
 
 
-def test_a_picture_that_changed_inside_its_file_is_measured_again(tmp_path, tokenizer_dir):
+def test_an_embedded_image_that_changes_is_measured_again(tmp_path, tokenizer_dir):
     (tmp_path / "data").mkdir()
     captions = {"image": [{"bytes": drawn(1), "path": "x.png"}], "text": ["A field."]}
     options = {"columns": {"task": "caption", "image": "image", "caption": "text"}}
@@ -122,7 +122,7 @@ def test_a_picture_that_changed_inside_its_file_is_measured_again(tmp_path, toke
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A hub cache as the hub's client leaves it: snapshots of links into blobs."""
+    """A cache as the hub's client writes it: snapshots that are links into blobs."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -138,7 +138,7 @@ def cache(tmp_path, monkeypatch):
     hub.snapshot.cache_clear()
 
 
-def test_a_dataset_in_the_hubs_cache_needs_no_network(cache, tmp_path, tokenizer_dir):
+def test_a_cached_hub_dataset_needs_no_network(cache, tmp_path, tokenizer_dir):
     root, files = hub.snapshot("owner/name", None, None)
     assert root == cache
     ledgers, rows = shards_of(tmp_path, tokenizer_dir, spec("chats", root, columns=COLUMNS, files=files))

@@ -1,4 +1,4 @@
-"""What can be wrong with official files, for every source: a named reject, or one clear error, and never more."""
+"""Faulty official files of every source lead to a reject with a reason or to one clear error, and to nothing else."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from pipelines.templates import template_file
 FILES = [(name, file) for name, files in OFFICIAL.items() for file in files]
 JSON_FILES = [(name, file) for name, file in FILES if not file.endswith(".tar")]
 TARS = [(name, file) for name, file in FILES if file.endswith(".tar")]
-# source → (file, way to an object of the second row, fields that it cannot do without)
+# source → (file, keys that lead to an object of the second row, its required fields)
 NEEDED: dict[str, list[tuple[str, list[str | int], list[str]]]] = {
     "vqav2": [
         ("v2_OpenEnded_mscoco_train2014_questions.json", ["questions", 1], ["question_id", "image_id", "question"]),
@@ -75,7 +75,7 @@ def read_files(name: str, root: Path, files: dict[str, Any]) -> list[dict[str, A
     return read(name, root)
 
 
-def test_every_source_is_here():
+def test_these_tests_cover_every_source():
     assert set(OFFICIAL) == {*SOURCES, "llava"}
     assert set(NEEDED) == set(OFFICIAL) - {"refcoco+", "refcocog"} - {name for name, _ in TARS}
 
@@ -88,15 +88,15 @@ def test_good_files(tmp_path, name):
 
 
 @pytest.mark.parametrize(("name", "file"), FILES)
-def test_a_file_cut_off_is_an_error_that_names_it(tmp_path, name, file):
-    whole = encoded(file, OFFICIAL[name][file])
-    whole = whole.rstrip(b"\0") if file.endswith(".tar") else whole.rstrip()
-    for length in (0, 1, len(whole) // 3, 2 * len(whole) // 3, len(whole) - 1):
-        write_official(tmp_path, {**official(name), file: whole[:length]})
+def test_a_truncated_file_is_an_error_that_names_it(tmp_path, name, file):
+    complete = encoded(file, OFFICIAL[name][file])
+    complete = complete.rstrip(b"\0") if file.endswith(".tar") else complete.rstrip()
+    for length in (0, 1, len(complete) // 3, 2 * len(complete) // 3, len(complete) - 1):
+        write_official(tmp_path, {**official(name), file: complete[:length]})
         if length == 0 and file.endswith(".jsonl"):
-            assert read(name, tmp_path) == []  # no line: as an empty list, it is the build that refuses it
+            assert read(name, tmp_path) == []  # no lines, like an empty list: the build refuses it
             continue
-        with pytest.raises(SourceError, match=rf"{re.escape(file)}: (line|byte) .*cut off"):
+        with pytest.raises(SourceError, match=rf"{re.escape(file)}: (line|byte) .*truncated"):
             read(name, tmp_path)
 
 
@@ -107,7 +107,7 @@ def emptied(content: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in JSON_FILES}))
-def test_files_without_a_row_are_an_error(tmp_path, name):
+def test_files_without_rows_are_an_error(tmp_path, name):
     write_official(tmp_path / "files", {file: emptied(content) for file, content in official(name).items()})
     spec = DatasetSpec(name, name, tmp_path / "files", tmp_path / "files")
     with pytest.raises(SourceError, match=f"the files of {re.escape(name)} hold no row"):
@@ -116,8 +116,8 @@ def test_files_without_a_row_are_an_error(tmp_path, name):
 
 @pytest.mark.parametrize(("name", "file"), JSON_FILES)
 @pytest.mark.parametrize("content", [7, "rows", None, True, [[7]], {"rows": []}], ids=repr)
-def test_another_type_at_the_top(tmp_path, name, file, content):
-    """An error that names the file; or rejects, where it is the type of the rows that is wrong."""
+def test_wrong_top_level_type(tmp_path, name, file, content):
+    """Raises an error that names the file, or rejects every row if the type of the rows is wrong."""
     write_official(tmp_path, {**official(name), file: json.dumps(content).encode()})
     try:
         rows = read(name, tmp_path)
@@ -129,34 +129,34 @@ def test_another_type_at_the_top(tmp_path, name, file, content):
 
 
 @pytest.mark.parametrize(
-    ("name", "file", "way", "field"),
-    [(name, file, way, field) for name, needed in NEEDED.items() for file, way, fields in needed for field in fields],
+    ("name", "file", "keys", "field"),
+    [(name, file, keys, field) for name, needed in NEEDED.items() for file, keys, fields in needed for field in fields],
 )
-def test_a_missing_field_costs_its_own_row_only(tmp_path, name, file, way, field):
+def test_a_missing_field_rejects_only_its_row(tmp_path, name, file, keys, field):
     files = official(name)
-    place = files[file]
-    for key in way:
-        place = place[key]
-    del place[field]
+    parent = files[file]
+    for key in keys:
+        parent = parent[key]
+    del parent[field]
     rows = read_files(name, tmp_path, files)
     assert [row["row"] for row in rows if not row["reject"]] == [0]
     assert any("missing_field" in row["reject"] + row["detail"] and field in row["detail"] for row in rows[1:])
 
 
 @pytest.mark.parametrize(("name", "file"), FILES)
-def test_undecodable_text_costs_its_own_row_only(tmp_path, name, file):
-    whole = encoded(file, OFFICIAL[name][file])
-    if b"cafe" in whole:
-        rows = read_files(name, tmp_path, {**official(name), file: whole.replace(b"cafe", b"caf\xe9")})
+def test_undecodable_text_rejects_only_its_row(tmp_path, name, file):
+    content = encoded(file, OFFICIAL[name][file])
+    if b"cafe" in content:
+        rows = read_files(name, tmp_path, {**official(name), file: content.replace(b"cafe", b"caf\xe9")})
         assert [row["reject"] for row in rows] == [None, "not_utf8"]
 
 
 @pytest.mark.parametrize(("name", "key"), [("scienceqa", '"1": {'), ("ocrvqa", '"02": {'), ("gqa", '"02": {')])
 def test_an_undecodable_id(tmp_path, name, key):
     (file,) = OFFICIAL[name]
-    whole = encoded(file, OFFICIAL[name][file]).replace(key.encode(), b'"\xe9": {')
-    rows = read_files(name, tmp_path, {file: whole})
-    assert [row["reject"] for row in rows] == [None, None if name == "gqa" else "not_utf8"]  # GQA's names no image
+    content = encoded(file, OFFICIAL[name][file]).replace(key.encode(), b'"\xe9": {')
+    rows = read_files(name, tmp_path, {file: content})
+    assert [row["reject"] for row in rows] == [None, None if name == "gqa" else "not_utf8"]  # GQA's id is not used
 
 
 def test_an_undecodable_hint(tmp_path):
@@ -167,17 +167,17 @@ def test_an_undecodable_hint(tmp_path):
 
 @pytest.mark.parametrize("name", ["aokvqa", "scienceqa"])
 @pytest.mark.parametrize("index", [2, -1, 10**30])
-def test_an_answer_that_is_no_choice(tmp_path, name, index):
+def test_an_answer_index_out_of_range(tmp_path, name, index):
     (file,) = files = official(name)
     row = files[file][1] if name == "aokvqa" else files[file]["1"]
     row["correct_choice_idx" if name == "aokvqa" else "answer"] = index
     assert [row["reject"] for row in read_files(name, tmp_path, files)] == [None, "answer_index_out_of_range"]
 
 
-# Corners, in an image of 100 by 50 px → the box, or the reject.
+# Corners in an image of 100 by 50 px → the box or the reject.
 BOXES = {
     (10, 10, 30, 20): [0.1, 0.2, 0.3, 0.4],
-    (-10, 25, 60, 70): [0.0, 0.5, 0.6, 1.0],  # sticks out on three sides: clipped
+    (-10, 25, 60, 70): [0.0, 0.5, 0.6, 1.0],  # extends beyond the image on two sides: clipped
     (0, 0, 100, 50): [0.0, 0.0, 1.0, 1.0],
     (99.5, 0, 200, 50): [0.995, 0.0, 1.0, 1.0],
     (100, 0, 120, 50): "box_outside_image",
@@ -190,7 +190,7 @@ BOXES = {
 
 @pytest.mark.parametrize("corners", BOXES, ids=str)
 @pytest.mark.parametrize("name", ["refcoco", "refcoco+", "refcocog", "visual_genome"])
-def test_boxes_by_corner_and_size_are_those_by_corners(tmp_path, name, corners):
+def test_boxes_by_corner_and_size_equal_boxes_by_corners(tmp_path, name, corners):
     x1, y1, x2, y2 = corners
     files = official(name)
     if name == "visual_genome":
@@ -208,7 +208,7 @@ def test_boxes_by_corner_and_size_are_those_by_corners(tmp_path, name, corners):
 
 
 def repeated(name: str) -> dict[str, Any]:
-    """Files whose last row has the id of another."""
+    """Returns files whose last row repeats the id of another row."""
     files = official(name)
     for file, content in files.items():
         if file.endswith(".tar"):
@@ -218,26 +218,26 @@ def repeated(name: str) -> dict[str, Any]:
         elif all(isinstance(value, list) or not value for value in content.values()):
             for rows in filter(None, content.values()):
                 rows.append(rows[0])
-        else:  # an object of rows: json.dumps writes a key once
-            whole = json.dumps(content)
+        else:  # an object of rows, whose duplicate key json.dumps cannot write
+            text = json.dumps(content)
             key = json.dumps(next(iter(content)))
-            files[file] = f"{whole[:-1]}, {key}: {json.dumps(next(iter(content.values())))}}}".encode()
+            files[file] = f"{text[:-1]}, {key}: {json.dumps(next(iter(content.values())))}}}".encode()
     return files
 
 
 @pytest.mark.parametrize("name", sorted(set(OFFICIAL) - {"vsr", "llava150k", "llava", "sharegpt", "visual_genome"}))
-def test_a_repeated_id_costs_its_own_row_only(tmp_path, name):
-    """VSR's rows have no id; those of conversations are not unique in the official files."""
+def test_a_repeated_id_rejects_only_its_row(tmp_path, name):
+    """VSR's rows have no id, and the ids of conversations are not unique in the official files."""
     rows = read_files(name, tmp_path, repeated(name))
     assert [row["reject"] for row in rows[:2]] == [None, None]
     assert {row["reject"] for row in rows[2:]} == {"duplicate_id"}
 
 
-def test_an_image_that_is_described_twice(tmp_path):
+def test_an_image_described_twice(tmp_path):
     files = official("visual_genome")
     files["image_data.json"].append({**files["image_data.json"][1], "width": 50})
     rows = read_files("visual_genome", tmp_path, files)
-    assert [row["reject"] for row in rows] == [None, "bad_image_data"]  # which size is right?
+    assert [row["reject"] for row in rows] == [None, "bad_image_data"]  # it is unknown which size is correct
     assert "duplicate_id" in rows[1]["detail"]
 
 
@@ -267,7 +267,7 @@ def test_an_image_too_large_to_decode(tmp_path, name):
 
 
 def rendered(name: str, root: Path, text: str, tokenizer_dir: Path):
-    """Both rows as examples, `text` in the place of "cafe"."""
+    """Renders both rows as examples, with `text` in place of "cafe"."""
     files = {
         file: [(member, data.replace(b"cafe", text.encode())) for member, data in content]
         if file.endswith(".tar")
@@ -298,11 +298,11 @@ def rendered(name: str, root: Path, text: str, tokenizer_dir: Path):
     ("text", "reason"),
     [("an <image> in it", "special_token_in_text"), ("inn\nHuman: Who?\nAI: Me", "role_name_in_text")],
 )
-def test_what_only_looks_like_text_costs_its_own_row_only(tmp_path, tokenizer_dir, name, text, reason):
+def test_special_tokens_and_role_names_in_text_reject_only_their_row(tmp_path, tokenizer_dir, name, text, reason):
     result = rendered(name, tmp_path, text, tokenizer_dir)
-    if name == "llava" and "<image>" in text:  # there, it is a place for a picture
+    if name == "llava" and "<image>" in text:  # this source treats it as the placeholder of an image
         reason = "image_count_mismatch"
-    kept = name == "vsr" and "\n" in text  # its statements are put on one line, where a role name begins no turn
+    kept = name == "vsr" and "\n" in text  # statements are joined to one line, where a role name does not begin a turn
     assert result.counts["rows"] == {
         "read": 2,
         "examples": 2 if kept else 1,

@@ -1,4 +1,4 @@
-"""Field checks, boxes, batches and the registry."""
+"""Tests of field checks, boxes, batches and the registry."""
 
 import json
 import math
@@ -50,7 +50,7 @@ def test_field_checks():
     assert reason(optional_text, row, "a") == "wrong_type"
 
 
-def test_details_name_field_and_value_and_fit_in_a_column():
+def test_details_name_field_and_value_and_are_valid_utf8():
     with pytest.raises(Reject, match=r"conversations\[3\]\.value is \['\\udce9'\], not str"):
         text({"value": ["\udce9"]}, "value", where="conversations[3].")
     detail = Reject("any", "lone \udce9").detail
@@ -80,11 +80,11 @@ def test_unique():
     unique = Unique("question_id")
     unique.check(7)
     unique.check("7")
-    with pytest.raises(Reject, match="question_id 7 came before"):
+    with pytest.raises(Reject, match="question_id 7 occurs more than once"):
         unique.check(7)
 
 
-def test_batches_hold_every_record_once_and_in_order():
+def test_batches_contain_every_record_once_in_order():
     def parse(record):
         if record % 3 == 0:
             raise Reject("by_three", f"record is {record}")
@@ -103,7 +103,7 @@ def test_batches_hold_every_record_once_and_in_order():
     assert [row["reject"] for row in rows].count("by_three") == (BATCH_ROWS + 4) // 3
 
 
-def test_no_records_no_batch():
+def test_no_records_give_no_batch():
     assert list(batches("caption", [], lambda record: record)) == []
 
 
@@ -134,7 +134,7 @@ def test_named_files(tmp_path):
         named_files("a", "b")(tmp_path)
 
 
-def test_rows_are_counted_on_over_files_and_every_batch_names_its_own(tmp_path):
+def test_row_indices_continue_across_files_and_every_batch_names_its_file(tmp_path):
     rows = {"a.txt": BATCH_ROWS + 1, "b/c.txt": 0, "b/ä.txt": 2}
     found = list(
         file_batches(
@@ -153,7 +153,7 @@ def test_rows_are_counted_on_over_files_and_every_batch_names_its_own(tmp_path):
     assert all(batch.schema == ANNOTATIONS["caption"] for batch in found)
 
 
-def test_annotations_say_where_each_file_begins(tmp_path):
+def test_the_annotations_manifest_lists_the_first_row_of_each_file(tmp_path):
     talk = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
     for name, count in (("a.json", 2), ("b.json", 3)):
         path = tmp_path / "chats" / name

@@ -1,4 +1,4 @@
-"""Every source on whole corpora: the generated one with its broken rows, and real official files."""
+"""Every source on complete corpora: the sample corpus with its broken rows, and real official files."""
 
 import re
 from collections import Counter
@@ -11,7 +11,7 @@ from pipelines.sample import write_sample
 from pipelines.schema import ANNOTATIONS
 from pipelines.sources import SOURCES, get
 
-# What the sample corpus breaks → the reject of the row, or of its image.
+# Defect in the sample corpus → the reject of the row or of its image.
 BROKEN = {
     "missing image": "image_missing",
     "truncated JPEG": "image_corrupt",
@@ -55,7 +55,7 @@ SAMPLE = {
     "visual_genome": ("VisualGenome/metadata", "VisualGenome"),
     "sharegpt": ("Vicuna", "Vicuna"),
 }
-LAYOUTS = {"refcoco+": "refcoco", "refcocog": "refcoco", "scienceqa_llava": "scienceqa"}  # written with another
+LAYOUTS = {"refcoco+": "refcoco", "refcocog": "refcoco", "scienceqa_llava": "scienceqa"}  # source → its layout
 
 
 def read(name: str, root: Path) -> list[dict]:
@@ -70,7 +70,7 @@ def read(name: str, root: Path) -> list[dict]:
 
 
 def rejects(name: str, root: Path, images: Path) -> tuple[list[dict], dict[int, str]]:
-    """The rows, and row number → reject, of the row or of its image."""
+    """Returns the rows, and row index → reject of the row or of its image."""
     rows = read(name, root)
     table = images_table(images, [row["image"] for row in rows if row["image"]])
     of_image = dict(zip(table["image"].to_pylist(), table["reject"].to_pylist(), strict=True))
@@ -91,10 +91,10 @@ def test_sample(sample, name):
     layout = manifest["layouts"][LAYOUTS.get(name, name)]
     rows, found = rejects(name, annotations, images)
     files = [str(path.relative_to(directory)) for path in get(name).files(annotations)]
-    # The rows of these are those of the first file: questions, regions.
-    counted_on = files[:1] if name in ("vqav2", "visual_genome") else files
-    first = {file: sum(layout["rows"][before] for before in counted_on[:i]) for i, file in enumerate(counted_on)}
-    assert len(rows) == sum(layout["rows"][file] for file in counted_on)
+    # In these sources, only the first file has rows (questions or regions).
+    counted = files[:1] if name in ("vqav2", "visual_genome") else files
+    first = {file: sum(layout["rows"][before] for before in counted[:i]) for i, file in enumerate(counted)}
+    assert len(rows) == sum(layout["rows"][file] for file in counted)
     assert found == {
         first[broken["file"]] + broken["row"]: BROKEN[broken["what"]]
         for broken in layout["broken"]
@@ -102,7 +102,7 @@ def test_sample(sample, name):
     }
 
 
-def test_the_sample_corpus_has_every_source():
+def test_the_sample_corpus_covers_every_source():
     assert set(SAMPLE) == set(SOURCES)
 
 
@@ -154,7 +154,7 @@ def test_real_text(realdata, name, root, count):
 def test_every_real_statement_becomes_a_question(realdata):
     rows = read("vsr", realdata / "text" / "VSR")
     for row in rows:
-        # verb, subject with its article, …: and nothing left of the statement's own verb
+        # verb, subject with its article, …, and no remains of the statement's own verb
         assert re.fullmatch(r"(Is|Are|Does) the [a-z ]+ [a-z ]+ the [a-z ]+\?", row["question"], re.IGNORECASE), row
         assert not re.search(r"\b(is|contains|consists|has)\b", row["question"][2:]), row
         assert row["question"].startswith("Are ") == row["question"].startswith("Are the scissors ")
@@ -163,7 +163,7 @@ def test_every_real_statement_becomes_a_question(realdata):
 
 
 @pytest.mark.realdata
-def test_real_conversations_beside_another_layout(realdata):
+def test_real_conversations_mixed_with_another_layout(realdata):
     rows = read("llava150k", realdata / "text" / "LLaVA")
     bad = [row for row in rows if row["reject"]]
     assert len(rows) - len(bad) == 420 + 90
@@ -177,13 +177,13 @@ def test_real_conversations_of_two_trainers(realdata):
     assert len(rows) == 420 + 90 + 6
     assert not [row for row in rows if row["reject"]]
     many = [row for row in rows if row["more_images"]]
-    assert [row["row"] for row in many] == [510, 513]  # of six rows in the layout of messages, the first and the fourth
+    assert [row["row"] for row in many] == [510, 513]  # the first and fourth of six rows in the layout with `messages`
     assert [many[0]["image"], *many[0]["more_images"]] == ["mllm_demo_data/1.jpg"] * 2
     assert [turn["user"] for turn in many[0]["turns"]] == ["<image>Who are they?", "What are they doing?<image>"]
     assert not any("<image>" in turn["user"] for row in rows if row not in many for turn in row["turns"])
 
 
 @pytest.mark.realdata
-def test_real_boxes_are_inside(realdata):
+def test_real_boxes_are_inside_their_images(realdata):
     boxes = [row["box"] for row in read("refcoco", realdata / "text" / "refcoco" / "annotations")]
     assert all(0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1 for x1, y1, x2, y2 in boxes)

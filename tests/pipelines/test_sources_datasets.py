@@ -1,4 +1,4 @@
-"""Each JSON dataset on a tiny file in its official layout, good rows and bad ones."""
+"""Each JSON dataset on a tiny file in its official layout, with good and bad rows."""
 
 import json
 
@@ -44,7 +44,7 @@ def test_vqav2_pairs_in_any_order(tmp_path):
     assert {row["image"] for row in rows} == {"COCO_train2014_000000000009.jpg"}
 
 
-def test_vqav2_names_what_is_wrong(tmp_path):
+def test_vqav2_rejects(tmp_path):
     rows = vqav2(
         tmp_path,
         [
@@ -77,7 +77,7 @@ def test_vqav2_names_what_is_wrong(tmp_path):
     assert rows[9]["question"] is None
 
 
-def test_vqav2_undecodable_text_costs_its_own_row_only(tmp_path):
+def test_vqav2_undecodable_text_rejects_only_its_row(tmp_path):
     write(tmp_path / ANNOTATIONS, {"annotations": [annotation(0), annotation(1)]})
     content = json.dumps({"questions": [question(0, question="A cafe?"), question(1)]}).encode()
     (tmp_path / QUESTIONS).write_bytes(content.replace(b"cafe", b"caf\xe9"))
@@ -86,11 +86,11 @@ def test_vqav2_undecodable_text_costs_its_own_row_only(tmp_path):
     assert rows[0]["detail"] == r"question is 'A caf\udce9?'"
 
 
-def test_vqav2_cut_off(tmp_path):
+def test_vqav2_truncated(tmp_path):
     vqav2(tmp_path, [question(0), question(1)], [annotation(0), annotation(1)])
     content = (tmp_path / ANNOTATIONS).read_bytes()
     (tmp_path / ANNOTATIONS).write_bytes(content[:-30])
-    with pytest.raises(SourceError, match=rf"{ANNOTATIONS}: line 1 column \d+ \(character \d+\): .*cut off"):
+    with pytest.raises(SourceError, match=rf"{ANNOTATIONS}: line 1 column \d+ \(character \d+\): .*truncated"):
         read("vqav2", tmp_path)
 
 
@@ -117,7 +117,7 @@ def test_aokvqa(tmp_path):
     assert list(rejects(rows).values()) == [
         "answer_index_out_of_range", "wrong_type", "too_few_choices", "wrong_type", "empty_question", "duplicate_id",
     ]  # fmt: skip
-    assert rows[1]["detail"] == "correct_choice_idx is 2, of 2 choices"
+    assert rows[1]["detail"] == "correct_choice_idx is 2, but there are 2 choices"
 
 
 def expression(number, **changed):
@@ -129,7 +129,7 @@ def test_refcoco(tmp_path, annotations_first):
     images = [expression(n) for n in range(6)] + [expression(6, width=0), expression(7, caption=""), expression(8)]
     boxes = [
         [10, 10, 20, 20.5],
-        [90, -10, 20, 20],  # sticks out
+        [90, -10, 20, 20],  # extends beyond the image
         [100, 0, 5, 5],
         [10, 10, 0, 5],
         [10, 10, 5],
@@ -158,12 +158,12 @@ def dialogue(*values, image="1.jpg"):
 
 
 def test_llava_placeholder_and_text_only(tmp_path):
-    write(tmp_path / "b.json", [dialogue("Q?\n<image>", "A."), dialogue("No picture?", "No.", image=None)])
+    write(tmp_path / "b.json", [dialogue("Q?\n<image>", "A."), dialogue("No image?", "No.", image=None)])
     write(tmp_path / "a.json", [dialogue("<image>\nQ?", "A.", "R?", "B."), dialogue("Q?", "A.")])
     rows = read("llava150k", tmp_path)
     first = {"user": "Q?", "assistant": "A."}
     assert [row["turns"] for row in rows] == [
-        [first, {"user": "R?", "assistant": "B."}], [first], [first], [{"user": "No picture?", "assistant": "No."}],
+        [first, {"user": "R?", "assistant": "B."}], [first], [first], [{"user": "No image?", "assistant": "No."}],
     ]  # fmt: skip
     assert [row["image"] for row in rows] == ["1.jpg", "1.jpg", "1.jpg", None]
 
@@ -191,10 +191,10 @@ def test_llava_rejects(tmp_path):
         "odd_turns", "empty_conversation", "empty_answer", "empty_question", "missing_field", "system_message",
         "wrong_type", "wrong_type", "missing_field", "wrong_type",
     ]  # fmt: skip
-    assert rows[5]["detail"] == "conversations[0].value is said by 'system'"
+    assert rows[5]["detail"] == "conversations[0].value has the role 'system'"
 
 
-def test_llava_refuses_the_merged_file_beside_its_parts(tmp_path):
+def test_llava_refuses_the_merged_file_together_with_its_parts(tmp_path):
     for name in ("llava_instruct_150k.json", "detail_23k.json"):
         write(tmp_path / name, [])
     with pytest.raises(SourceError, match=r"llava_instruct_150k\.json and parts of it \(detail_23k\.json\)"):
@@ -217,7 +217,7 @@ def test_gqa(tmp_path):
     assert rejects(rows) == {1: "empty_answer", 2: "missing_field"}
 
 
-def test_ocrvqa_has_a_row_for_each_question_of_a_training_book(tmp_path):
+def test_ocrvqa_yields_a_row_per_question_of_a_training_book(tmp_path):
     book = {"imageURL": "http://x/y/I/1.jpg", "questions": ["Who?", "What?"], "answers": ["She", ""], "split": 1}
     write(
         tmp_path / "dataset.json",
@@ -280,7 +280,7 @@ def test_scienceqa_with_and_without_image_and_hint(tmp_path):
         ("Paris lies on a river.", "beside", "Is it true that Paris lies on a river?"),
     ],
 )
-def test_vsr_asks_what_its_statements_state(tmp_path, statement, relation, expected):
+def test_vsr_statements_become_questions(tmp_path, statement, relation, expected):
     (tmp_path / "random").mkdir()
     link = "http://images.cocodataset.org/val2017/000000000001.jpg"
     row = {"caption": statement, "relation": relation, "image_link": link, "label": 1}
@@ -292,7 +292,7 @@ def test_vsr_asks_what_its_statements_state(tmp_path, statement, relation, expec
     assert rejects(rows) == {2: "bad_label", 3: "wrong_type"}
 
 
-def test_visual_genome_boxes_are_pixels_of_the_image_that_image_data_names(tmp_path):
+def test_visual_genome_boxes_are_normalised_by_the_size_in_image_data(tmp_path):
     region = {"image_id": 1, "x": 80, "y": 60, "width": 160, "height": 600, "phrase": "a clock"}
     write(
         tmp_path / "region_descriptions.json",
@@ -309,7 +309,7 @@ def test_visual_genome_boxes_are_pixels_of_the_image_that_image_data_names(tmp_p
     )
     rows = read("visual_genome", tmp_path)
     assert (rows[0]["image"], rows[0]["phrase"]) == ("VG_100K_2/1.jpg", "a clock")
-    assert rows[0]["box"] == [0.1, 0.1, 0.3, 1.0]  # what sticks out is clipped
+    assert rows[0]["box"] == [0.1, 0.1, 0.3, 1.0]  # clipped to the image
     assert rejects(rows) == {
         1: "box_empty",
         2: "unmatched_region",
@@ -332,7 +332,7 @@ def chat(*contents, **fields):
     return {"messages": [{"role": roles[i % 2], "content": content} for i, content in enumerate(contents)], **fields}
 
 
-def test_conversations_of_any_trainer(tmp_path):
+def test_conversations_in_the_layouts_of_several_trainers(tmp_path):
     (tmp_path / "deep").mkdir()
     lines = [
         chat("<image>\nQ?", "A.", images=["1.jpg"]),
@@ -344,10 +344,10 @@ def test_conversations_of_any_trainer(tmp_path):
     ]
     (tmp_path / "deep" / "b.jsonl").write_text("\n".join(map(json.dumps, lines)))
     write(tmp_path / "a.json", [dialogue("Q?\n<image>", "A.")])
-    (tmp_path / "c.json").write_text("\n".join(map(json.dumps, lines[:1])))  # lines under the name of an array
+    (tmp_path / "c.json").write_text("\n".join(map(json.dumps, lines[:1])))  # JSON Lines in a file called .json
     rows = read("llava", tmp_path)
-    said = [[turn["user"] for turn in row["turns"]] for row in rows]
-    assert said == [
+    questions = [[turn["user"] for turn in row["turns"]] for row in rows]
+    assert questions == [
         ["Q?"], ["Q?"], ["Q?"], ["<image>What differs from <image>?", "And <image>?"], ["Q?"], ["Q?", "R?"], ["Q?"],
         ["R <image>?"],
     ]  # fmt: skip
@@ -356,7 +356,7 @@ def test_conversations_of_any_trainer(tmp_path):
     ]  # fmt: skip
 
 
-def test_conversations_of_any_trainer_that_cannot_be_used(tmp_path):
+def test_conversations_that_cannot_be_used(tmp_path):
     system = {"role": "system", "content": "Be brief."}
     bad = {
         "image_count_mismatch": chat("<image> and <image>", "A.", images=["1.jpg"]),
@@ -373,15 +373,15 @@ def test_conversations_of_any_trainer_that_cannot_be_used(tmp_path):
     assert list(rejects(read("llava", tmp_path)).values()) == list(bad)
 
 
-def test_options_that_a_source_does_not_have(tmp_path):
+def test_options_that_a_source_does_not_take(tmp_path):
     write(tmp_path / "a.json", [dialogue("Q?", "A.")])
     write(tmp_path / "b.json", [dialogue("R?", "A.")])
     only = get("llava", SourceOptions(files="b.*"))
     assert [path.name for path in only.files(tmp_path)] == ["b.json"]
-    with pytest.raises(SourceError, match="gqa reads its official files alone"):
+    with pytest.raises(SourceError, match="gqa reads only its official files"):
         get("gqa", SourceOptions(files="b.*"))
     for files in ("../*.json", "/tmp/*.json", ""):
         with pytest.raises(ValueError, match="files"):
             SourceOptions(files=files)
-    with pytest.raises(SourceError, match=r"files: \*\*x is no pattern"):
+    with pytest.raises(SourceError, match=r"files: \*\*x is not a valid glob pattern"):
         get("llava", SourceOptions(files="**x")).files(tmp_path)

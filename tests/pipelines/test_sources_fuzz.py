@@ -1,4 +1,4 @@
-"""Fuzzed files: a reader ends with rows, rejects or one SourceError, and with no other exception."""
+"""Fuzzed files: a reader yields rows and rejects or raises one SourceError, but no other exception."""
 
 import io
 import json
@@ -22,7 +22,7 @@ JUNK = st.recursive(
 
 
 def mixed(**fields):
-    """Objects whose fields are right, absent or junk; now and then junk altogether."""
+    """Returns a strategy for objects whose fields are valid, absent or junk, and sometimes for plain junk."""
     field = {name: good | JUNK for name, good in fields.items()}
     return st.fixed_dictionaries({}, optional=field) | st.fixed_dictionaries(field) | JUNK
 
@@ -74,7 +74,7 @@ ROWS = {
             mixed(image_id=NUMBER, x=NUMBER, y=NUMBER, width=NUMBER, height=NUMBER, phrase=TEXT), max_size=2
         )
     ),
-    "picture": mixed(image_id=NUMBER, url=TEXT, width=NUMBER, height=NUMBER),
+    "image": mixed(image_id=NUMBER, url=TEXT, width=NUMBER, height=NUMBER),
     "worded problem": mixed(
         id=TEXT,
         image=TEXT,
@@ -122,11 +122,11 @@ FILES = {
     "scienceqa": {"problems.json": keyed("problem")},
     "scienceqa_llava": {"llava_train_QCM-LEPA.json": listed("worded problem")},
     "vsr": {"random/train.jsonl": listed("statement")},
-    "visual_genome": {"region_descriptions.json": listed("described"), "image_data.json": listed("picture")},
+    "visual_genome": {"region_descriptions.json": listed("described"), "image_data.json": listed("image")},
 }
 
 
-JOINED = ("vqav2", "refcoco", "refcoco+", "refcocog")  # two lists, paired
+JOINED = ("vqav2", "refcoco", "refcoco+", "refcocog")  # sources that join two lists
 TARS = ("blipcapfilt", "coyo100m")
 
 
@@ -167,14 +167,14 @@ def test_wrong_content(roots, name, data):
     rows = read(name, root)
     first = next(iter(official.values()))
     left = next(iter(first.values())) if name in JOINED else first
-    if name in JOINED or name == "ocrvqa":  # rejects of the right side, and books of several questions, are rows too
+    if name in JOINED or name == "ocrvqa":  # rejects of the right side and books with several questions add rows
         assert len(rows) >= len(left)
-    elif name != "visual_genome":  # which has as many rows as its entries have regions
+    elif name != "visual_genome":  # its rows are the regions, not the entries
         assert len(rows) == len(left)
 
 
 def damage(data: st.DataObject, content: bytes) -> bytes:
-    """Some bytes replaced, some cut out, the end cut off."""
+    """Replaces some bytes, deletes some, and truncates the content."""
     damaged = bytearray(content)
     for at in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=4)):
         damaged[at] = data.draw(st.integers(0, 255) | st.sampled_from(list(b'{}[]",:\\ 0')))
@@ -187,11 +187,11 @@ def damage(data: st.DataObject, content: bytes) -> bytes:
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_damaged_json(roots, data, name):
-    """Two good rows, or what damage makes of them; or one error that names the place."""
+    """Yields a few rows, or raises one error that names the position."""
     root = roots[name]
     file = data.draw(st.sampled_from(sorted(OFFICIAL[name])))
-    whole = encoded(file, OFFICIAL[name][file]).replace(b"cafe", "Käfer ←".encode())
-    write_official(root, {**official(name), file: damage(data, whole)})
+    content = encoded(file, OFFICIAL[name][file]).replace(b"cafe", "Käfer ←".encode())
+    write_official(root, {**official(name), file: damage(data, content)})
     try:
         assert len(read(name, root)) <= 6
     except SourceError as error:

@@ -1,4 +1,4 @@
-"""Hugging Face's files by a column map: every task, both kinds of files, good rows and bad ones."""
+"""Hugging Face's file formats read by a column map: every task, both formats, good and bad rows."""
 
 import io
 import json
@@ -28,7 +28,7 @@ def encoded(number):
 
 @pytest.fixture(params=["parquet", "arrow"])
 def write(request, tmp_path):
-    """write(columns, features) → a root with the rows as Parquet in two files, or as `save_to_disk` leaves them."""
+    """Returns write(columns, features) → a root with the rows in two Parquet files, or as written by `save_to_disk`."""
 
     def write(columns, features=None):
         dataset = Dataset.from_dict(columns, Features(features) if features else None)
@@ -59,28 +59,28 @@ def rejects(rows):
     return {row["row"]: row["reject"] for row in rows if row["reject"]}
 
 
-def test_captions_with_pictures_inside_the_files(write):
-    columns = {"picture": [encoded(i) for i in range(9)] + [None], "said": [f"Colour {i}." for i in range(9)] + [None]}
-    root = write(columns, {"picture": Image(), "said": Value("string")})
-    rows = read(root, task="caption", image="picture", caption="said")
-    assert [row["caption"] for row in rows[:9]] == columns["said"][:9]
+def test_captions_with_embedded_images(write):
+    columns = {"photo": [encoded(i) for i in range(9)] + [None], "text": [f"Colour {i}." for i in range(9)] + [None]}
+    root = write(columns, {"photo": Image(), "text": Value("string")})
+    rows = read(root, task="caption", image="photo", caption="text")
+    assert [row["caption"] for row in rows[:9]] == columns["text"][:9]
     assert [read_image_bytes(root, row["image"]) for row in rows[:9]] == [drawn(i) for i in range(9)]
     assert rejects(rows) == {9: "null_value"}
     table = images_table(root, [row["image"] for row in rows[:9]])
     assert table["reject"].null_count == 9
 
 
-def test_no_picture_is_read_with_the_rows(write, monkeypatch):
+def test_reading_rows_does_not_read_images(write, monkeypatch):
     root = write(
-        {"picture": [encoded(i) for i in range(6)], "said": ["a"] * 6}, {"picture": Image(), "said": Value("string")}
+        {"photo": [encoded(i) for i in range(6)], "text": ["a"] * 6}, {"photo": Image(), "text": Value("string")}
     )
     read_bytes = []
     table = pq.ParquetFile.iter_batches
     monkeypatch.setattr(
         pq.ParquetFile, "iter_batches", lambda *a, **k: read_bytes.extend(k["columns"]) or table(*a, **k)
     )
-    read(root, task="caption", image="picture", caption="said")
-    assert set(read_bytes) <= {"said", "picture.path"}
+    read(root, task="caption", image="photo", caption="text")
+    assert set(read_bytes) <= {"text", "photo.path"}
 
 
 def test_open_questions(write):
@@ -132,7 +132,7 @@ def test_open_questions(write):
         (["cup", "dog"], None, "null_value"),
     ],
 )
-def test_the_right_choice(tmp_path, choices, answer, expected):
+def test_the_correct_choice(tmp_path, choices, answer, expected):
     kind = pa.string() if isinstance(answer, str) else pa.int64()
     table = pa.table({"o": pa.array([choices], pa.list_(pa.string())), "a": pa.array([answer], kind), "q": ["Q?"]})
     pq.write_table(table, tmp_path / "a.parquet")
@@ -142,7 +142,7 @@ def test_the_right_choice(tmp_path, choices, answer, expected):
         assert row["choices"] == [choice.strip() for choice in choices]
 
 
-def test_choices_by_named_numbers_with_a_context(write):
+def test_choices_by_class_label_with_a_context(write):
     columns = {
         "image": [encoded(0), None],
         "q": ["Which?", "Which?"],
@@ -160,7 +160,7 @@ def test_choices_by_named_numbers_with_a_context(write):
     assert rejects(read(root, **given)) == {1: "null_value"}
 
 
-def test_boxes_of_both_forms_and_units(write):
+def test_boxes_of_both_formats_and_units(write):
     columns = {
         "image": ["a.jpg"] * 4,
         "phrase": ["the cup", "the dog", "", "it"],
@@ -184,7 +184,7 @@ def test_boxes_of_both_forms_and_units(write):
         SourceOptions(columns={**given, "box": "corners", "box_format": "xyxy", "box_unit": "pixels"})
 
 
-def test_conversations_with_many_pictures(write):
+def test_conversations_with_several_images(write):
     part = {"type": Value("string"), "text": Value("string")}
     columns = {
         "images": [[encoded(0), encoded(1)], [], None, [encoded(2)], [encoded(3), None]],
@@ -216,39 +216,39 @@ def test_conversations_of_other_layouts(tmp_path):
     pairs = pa.array(
         [[{"user": "Q?", "assistant": "A.", "source": "x"}, {"user": "R?", "assistant": "B.", "source": "x"}]]
     )
-    said = pa.array([[{"from": "human", "value": "Q?"}, {"from": "gpt", "value": "A."}]])
+    messages = pa.array([[{"from": "human", "value": "Q?"}, {"from": "gpt", "value": "A."}]])
     older = pa.array([{"from": ["human", "gpt"], "value": ["Q?", "A."]}])
-    pq.write_table(pa.table({"texts": pairs, "said": said, "older": older}), tmp_path / "a.parquet")
-    for column, questions in (("texts", ["Q?", "R?"]), ("said", ["Q?"]), ("older", ["Q?"])):
+    pq.write_table(pa.table({"texts": pairs, "messages": messages, "older": older}), tmp_path / "a.parquet")
+    for column, questions in (("texts", ["Q?", "R?"]), ("messages", ["Q?"]), ("older", ["Q?"])):
         [row] = read(tmp_path, task="conversation", conversations=column)
         assert [turn["user"] for turn in row["turns"]] == questions
 
 
-def test_rows_lead_back_to_their_files(write):
-    root = write({"said": [str(i) for i in range(7)], "image": ["a.jpg"] * 7})
-    source = get("datasets", SourceOptions(columns={"task": "caption", "image": "image", "caption": "said"}))
+def test_batches_name_their_files(write):
+    root = write({"text": [str(i) for i in range(7)], "image": ["a.jpg"] * 7})
+    source = get("datasets", SourceOptions(columns={"task": "caption", "image": "image", "caption": "text"}))
     files = [path.relative_to(root).as_posix() for path in source.files(root)]
     assert [batch.schema.metadata[b"file"].decode() for batch in source.read(root)] == files
     assert len(files) == 2
 
 
 def test_files_that_cannot_be_used(tmp_path):
-    columns = {"task": "caption", "image": "image", "caption": "said"}
+    columns = {"task": "caption", "image": "image", "caption": "text"}
     with pytest.raises(SourceError, match="needs `columns`"):
         get("datasets")
-    with pytest.raises(SourceError, match=r"no \*\*/\*\.parquet in"):
+    with pytest.raises(SourceError, match=r"no file matches \*\*/\*\.parquet in"):
         read(tmp_path, **columns)
     path = tmp_path / "a.parquet"
     path.write_bytes(b"no table")
     with pytest.raises(SourceError, match=r"a\.parquet is no whole Parquet or Arrow file"):
         read(tmp_path, **columns)
-    table = {"image": ["a.jpg"], "said": ["x"], "when": pa.array([1], pa.timestamp("s")), "raw": [[b"x"]]}
+    table = {"image": ["a.jpg"], "text": ["x"], "when": pa.array([1], pa.timestamp("s")), "raw": [[b"x"]]}
     pq.write_table(pa.table(table), path)
     for change, message in (
-        ({"caption": "sad"}, r"no one column 'sad' \(caption\): correct `columns`; there are image, said"),
-        ({"caption": "when"}, r"'when' \(caption\) is timestamp"),
-        ({"image": "raw"}, "'raw' is list.*neither bytes, Images"),
-        ({"image": "when"}, "'when' is timestamp"),
+        ({"caption": "title"}, r"one column 'title' \(caption\): correct `columns`; the columns are image, text"),
+        ({"caption": "when"}, r"'when' \(caption\) has type timestamp"),
+        ({"image": "raw"}, r"'raw' \(image\) has type list.*expected bytes, Image"),
+        ({"image": "when"}, r"'when' \(image\) has type timestamp"),
     ):
         with pytest.raises(SourceError, match=message):
             read(tmp_path, **{**columns, **change})
@@ -259,10 +259,10 @@ def test_files_that_cannot_be_used(tmp_path):
 
 
 def test_saved_splits(tmp_path):
-    one = Dataset.from_dict({"said": ["x"], "image": ["a.jpg"]})
+    one = Dataset.from_dict({"text": ["x"], "image": ["a.jpg"]})
     DatasetDict(train=one, test=one).save_to_disk(tmp_path / "saved")
-    columns = {"task": "caption", "image": "image", "caption": "said"}
-    with pytest.raises(SourceError, match=r"several splits \(train, test\): name the directory of one"):
+    columns = {"task": "caption", "image": "image", "caption": "text"}
+    with pytest.raises(SourceError, match=r"several splits \(train, test\): set `annotations` to the directory of one"):
         read(tmp_path / "saved", **columns)
     assert len(read(tmp_path / "saved" / "train", **columns)) == 1
     assert len(read(tmp_path / "saved", files="t*/*.arrow", **columns)) == 2
@@ -273,11 +273,11 @@ def test_saved_splits(tmp_path):
             read(tmp_path / "saved" / "train", **columns)
 
 
-def test_text_that_is_not_utf8_costs_its_own_row_only(tmp_path):
-    said = pa.array([b"a cup", b"caf\xe9", b"a dog"], pa.binary())
-    texts = pa.Array.from_buffers(pa.string(), 3, said.buffers())
-    pq.write_table(pa.table({"said": texts, "image": ["a.jpg"] * 3}), tmp_path / "a.parquet")
-    rows = read(tmp_path, task="caption", image="image", caption="said")
+def test_text_that_is_not_utf8_rejects_only_its_row(tmp_path):
+    text = pa.array([b"a cup", b"caf\xe9", b"a dog"], pa.binary())
+    texts = pa.Array.from_buffers(pa.string(), 3, text.buffers())
+    pq.write_table(pa.table({"text": texts, "image": ["a.jpg"] * 3}), tmp_path / "a.parquet")
+    rows = read(tmp_path, task="caption", image="image", caption="text")
     assert rejects(rows) == {1: "not_utf8"}
 
 
@@ -300,11 +300,11 @@ TABLE = st.lists(
     min_size=1,
     max_size=5,
 )
-PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 SCHEMA = pa.schema(
     {
-        "image": PICTURE,
-        "many": pa.list_(PICTURE),
+        "image": IMAGE,
+        "many": pa.list_(IMAGE),
         "text": pa.string(),
         "number": pa.int64(),
         "texts": pa.list_(pa.string()),

@@ -1,4 +1,4 @@
-"""ScienceQA in LLaVA's words: prompts and answers taken apart again, and the same problems as in the official file."""
+"""ScienceQA in LLaVA's layout: prompts and answers are parsed, and the problems equal those of the official file."""
 
 import json
 from pathlib import Path
@@ -25,11 +25,11 @@ def write(root: Path, entries: list[dict]) -> None:
 
 
 def llava_problem(number, prompt, answer="###\nANSWER: B.", image=None):
-    said = [{"from": "human", "value": prompt}, {"from": "gpt", "value": answer}]
-    return {"id": str(number), "conversations": said} | ({"image": image} if image else {})
+    messages = [{"from": "human", "value": prompt}, {"from": "gpt", "value": answer}]
+    return {"id": str(number), "conversations": messages} | ({"image": image} if image else {})
 
 
-def test_scienceqa_in_llavas_words(tmp_path):
+def test_prompts_and_answers_are_parsed(tmp_path):
     prompts = [
         "Which?\nContext: N/A\nOptions: (A) a (B) b",
         "Which\nof two?\nContext: Read.\nOptions: in brackets (A)\nOptions: (A) a (b) c (B) pathos (emotion)\n<image>",
@@ -43,11 +43,11 @@ def test_scienceqa_in_llavas_words(tmp_path):
     images = [None, "2/image.png", "3/image.png"]
     rows = [llava_problem(i, *row) for i, row in enumerate(zip(prompts, answers, images, strict=True))]
     write(tmp_path, rows)
-    read_back = [
+    parsed = [
         [r["image"], r["question"], r["context"], r["choices"], r["answer_index"]]
         for r in read("scienceqa_llava", tmp_path)
     ]
-    assert read_back == [
+    assert parsed == [
         [None, "Which?", None, ["a", "b"], 1],
         ["2/image.png", "Which\nof two?", "Read.\nOptions: in brackets (A)", ["a (b) c", "pathos (emotion)"], 1],
         ["3/image.png", "Which?", None, ["Dear Ann,\nBye", "Dear ann,", "c"], 2],
@@ -72,12 +72,12 @@ def test_scienceqa_in_llavas_words(tmp_path):
         ("Which?\nContext: N/A\nOptions: (A) a (B) b\n<image>", "###\nANSWER: A.", "missing_field"),
     ],
 )  # fmt: skip
-def test_what_does_not_parse_is_named(tmp_path, prompt, answer, reject):
+def test_malformed_entries_are_rejected(tmp_path, prompt, answer, reject):
     write(tmp_path, [llava_problem(1, prompt, answer)])
     assert rejects(read("scienceqa_llava", tmp_path)) == {0: reject}
 
 
-def test_scienceqa_of_several_turns(tmp_path):
+def test_entries_with_several_turns_are_rejected(tmp_path):
     problem = llava_problem(1, "Which?\nContext: N/A\nOptions: (A) a (B) b")
     write(
         tmp_path,
@@ -86,15 +86,15 @@ def test_scienceqa_of_several_turns(tmp_path):
     assert rejects(read("scienceqa_llava", tmp_path)) == {1: "duplicate_id", 2: "several_turns"}
 
 
-def test_both_layouts_of_the_sample_say_the_same(tmp_path):
+def test_both_layouts_of_the_sample_hold_the_same_problems(tmp_path):
     write_sample(tmp_path, scenes=20, held_out=4, seed=0)
     assert_same_problems(read("scienceqa", tmp_path / "ScienceQA"), read("scienceqa_llava", tmp_path / "ScienceQA"))
 
 
 def assert_same_problems(official: list[dict], llavas: list[dict]) -> None:
-    """Usable rows in the order of the first: question, choices, answer, context; images below another root."""
+    """Compares question, choices, answer and context of the usable rows, and images below their different roots."""
     official, llavas = ([row for row in rows if not row["reject"]] for rows in (official, llavas))
-    official = official[: len(llavas)]  # the sample breaks rows at the ends
+    official = official[: len(llavas)]  # the broken rows of the sample are at the end
     assert len(llavas) > 10
     for row, other in zip(official, llavas, strict=True):
         assert [row[field] for field in ("question", "choices", "answer_index", "context")] == [
@@ -103,8 +103,8 @@ def assert_same_problems(official: list[dict], llavas: list[dict]) -> None:
         assert (row["image"] or "train/").removeprefix("train/") == (other["image"] or "")
 
 
-def in_llavas_words(pid: str, problem: dict) -> dict:
-    """An entry of `llava_train_QCM-LEPA.json` as LLaVA's script builds it: "  " becomes " ", "Question: " goes."""
+def llava_entry(pid: str, problem: dict) -> dict:
+    """Returns an entry as LLaVA's script builds it: "  " becomes " ", and "Question: " is removed."""
     letters = "ABCDE"
     options = " ".join(f"({letter}) {choice}" for letter, choice in zip(letters, problem["choices"], strict=False))
     prompt = f"{problem['question']}\nContext: {problem['hint'].strip() or 'N/A'}\nOptions: {options}\n"
@@ -116,15 +116,15 @@ def in_llavas_words(pid: str, problem: dict) -> dict:
     answer += f"###\nANSWER: {letters[problem['answer']]}."
     prompt, answer = (text.replace("  ", " ").strip() for text in (prompt, answer))
     has_image = problem["image"] is not None
-    said = [("human", f"{prompt}\n<image>" if has_image else prompt), ("gpt", answer)]
-    entry = {"id": pid, "conversations": [{"from": who, "value": text} for who, text in said]}
+    messages = [("human", f"{prompt}\n<image>" if has_image else prompt), ("gpt", answer)]
+    entry = {"id": pid, "conversations": [{"from": role, "value": text} for role, text in messages]}
     return entry | ({"image": f"{pid}/{problem['image']}"} if has_image else {})
 
 
 @pytest.mark.realdata
-def test_real_problems_in_llavas_words(realdata, tmp_path):
+def test_real_problems_in_llavas_layout(realdata, tmp_path):
     problems = json.loads((realdata / "corpus" / "ScienceQA" / "problems.json").read_text())
-    entries = [in_llavas_words(pid, problem) for pid, problem in problems.items()]
+    entries = [llava_entry(pid, problem) for pid, problem in problems.items()]
     write(tmp_path, entries)
     rows = read("scienceqa_llava", tmp_path)
     images = [row["image"] for row in rows if row["image"]]

@@ -1,4 +1,4 @@
-"""Tars by offset: the header walk against `tarfile`, and samples good and bad."""
+"""Tars read by offset: the header walk compared with `tarfile`, and good and bad samples."""
 
 import io
 import json
@@ -36,7 +36,7 @@ NAMES = st.text(st.characters(exclude_characters="\0/", exclude_categories=["Cs"
     names=st.lists(st.lists(NAMES, min_size=1, max_size=4).map("/".join), max_size=5),
     size=st.sampled_from([0, 7, 512, 40_000]),
 )
-def test_members_are_those_of_tarfile(tmp_path_factory, layout, names, size):
+def test_members_equal_those_of_tarfile(tmp_path_factory, layout, names, size):
     path = tmp_path_factory.mktemp("tar") / "a.tar"
     if layout == tarfile.USTAR_FORMAT:
         names = [name.encode("ascii", "replace").decode()[:90] for name in names]
@@ -96,17 +96,17 @@ def test_rejects(tmp_path):
     assert "'c.txt' is ' \\n'" in rows[2]["detail"]
 
 
-def test_bad_tars_are_named_with_the_byte(tmp_path):
+def test_errors_name_the_tar_and_the_byte(tmp_path):
     path = tmp_path / "a.tar"
     write_tar(path, [("0.jpg", b"x" * 2000), ("0.txt", b"a cup")])
-    whole = path.read_bytes()
+    good = path.read_bytes()
     cases = {
-        whole[:1000]: "byte 0: a member of 2000 bytes goes past the end",
-        whole[: 512 + 2048]: "byte 2560: the file ends without the end-of-archive block",
-        whole[:2560] + b"y" * 512 + whole[3072:]: "byte 2560: a tar header with the number",
-        whole[:2560] + b"y" + whole[2561:]: "byte 2560: no tar header here",
+        good[:1000]: "byte 0: a member of 2000 bytes extends past the end",
+        good[: 512 + 2048]: "byte 2560: the file ends without the end-of-archive block",
+        good[:2560] + b"y" * 512 + good[3072:]: "byte 2560: the tar header has the invalid number",
+        good[:2560] + b"y" + good[2561:]: "byte 2560: this is not a tar header",
         b"": "byte 0: the file ends without",
-        b"{}" * 1000: "byte 0: a tar header with the number",
+        b"{}" * 1000: "byte 0: the tar header has the invalid number",
         bytes(10240): "has no samples",
     }
     for content, message in cases.items():
