@@ -1,6 +1,6 @@
 """Writes the sample corpus: small generated scenes in the official layouts of the datasets and benchmarks.
 
-A layout is one function (directory, pictures, rng) → Account; add it to TRAINING or to HELD_OUT.
+Each layout is written by one function, (directory, pictures, rng) → Account, registered in TRAINING or HELD_OUT.
 """
 
 import json
@@ -60,33 +60,35 @@ HELD_OUT: dict[str, Layout] = {
     "mmmu": write_mmmu,
     "owleval": write_owleval,
 }
-VERSION = 6  # raise it when the bytes of the same parameters change
+VERSION = 6  # increment it when the bytes for the same parameters change
 _FOLDERS = (
     "A-OKVQA", "BLIP", "COYO", "GQA", "LLaVA-Bench", "MM-Vet", "MMBench", "MME", "MMMU", "OCR-VQA", "OwlEval", "POPE",
     "SEED-Bench", "ScienceQA", "ScienceQA-test", "VQAv2", "VSR", "Vicuna", "VisualGenome", "coco", "llava_instruct",
     "refcoco",
 )  # fmt: skip
-_UNFINISHED = ".sample-unfinished"  # says that what lies in a directory without manifest is ours
+_UNFINISHED = ".sample-unfinished"  # marks a directory without manifest as an interrupted write that may be cleared
 
 
 def write_sample(directory: Path, scenes: int, held_out: int, seed: int) -> dict[str, Any]:
-    """Writes the sample corpus into `directory`, the same bytes for the same parameters, and returns its manifest.
+    """Writes the sample corpus into `directory` and returns its manifest. The same parameters give the same bytes.
 
-    scenes: pictures to learn from; held_out: pictures of scenes that are not among them. A whole corpus of the same
-    parameters is left as it is; what a killed writer left is written anew. Raises FileExistsError where the directory
-    holds anything else.
+    scenes: number of training images; held_out: number of images of scenes that training never shows. A complete corpus
+    with the same parameters is reused; one that an interrupted write left is rewritten. Raises FileExistsError if the
+    directory contains anything else.
     """
     key = {"scenes": scenes, "held_out": held_out, "seed": seed, "version": VERSION}
     manifest_path = directory / MANIFEST
     if manifest_path.is_file():
         manifest = json.loads(manifest_path.read_text())
         if manifest.get("key") != key:
-            raise FileExistsError(f"{directory} holds {manifest.get('key')}, not {key}: remove it or choose another")
+            raise FileExistsError(
+                f"{directory} holds a sample corpus with {manifest.get('key')}, not {key}: remove it or choose another"
+            )
         return manifest
     _make_room(directory)
 
-    kept_back, learnt = _scenes(scenes, held_out, seed)
-    groups = {"training": _pictures(learnt, 1, seed), "held out": _pictures(kept_back, 1 + scenes, seed)}
+    unseen, training = _scenes(scenes, held_out, seed)
+    groups = {"training": _draw(training, 1, seed), "held out": _draw(unseen, 1 + scenes, seed)}
     layouts = {}
     for group, writers in (("training", TRAINING), ("held out", HELD_OUT)):
         for name, write in writers.items():
@@ -99,26 +101,26 @@ def write_sample(directory: Path, scenes: int, held_out: int, seed: int) -> dict
 
 
 def _make_room(directory: Path) -> None:
-    """Leaves the directory empty but for the mark of unfinished work; clears only what bears that mark."""
+    """Empties the directory except for the marker of unfinished work; clears only a directory with that marker."""
     directory.mkdir(parents=True, exist_ok=True)
-    mark = directory / _UNFINISHED
-    if mark.exists():
+    marker = directory / _UNFINISHED
+    if marker.exists():
         for name in _FOLDERS:
             shutil.rmtree(directory / name, ignore_errors=True)
     elif any(directory.iterdir()):
-        raise FileExistsError(f"{directory} holds files that are no sample corpus: choose an empty directory")
-    mark.touch()
+        raise FileExistsError(f"{directory} contains files that are not a sample corpus: choose an empty directory")
+    marker.touch()
 
 
 def _scenes(scenes: int, held_out: int, seed: int) -> tuple[list[Scene], list[Scene]]:
-    """Held-out scenes, each with its mirror image, and scenes to learn from, which are none of them."""
+    """Returns the held-out scenes, each followed by its mirror image, and the disjoint training scenes."""
     rng = random.Random(f"{seed}/scenes")
-    kept_back: dict[Scene, None] = {}
+    unseen: dict[Scene, None] = {}
     for scene in distinct_scenes(rng, held_out):
-        kept_back.update({scene: None, scene.mirrored(): None})
-    return list(kept_back)[:held_out], distinct_scenes(rng, scenes, without=kept_back)
+        unseen.update({scene: None, scene.mirrored(): None})
+    return list(unseen)[:held_out], distinct_scenes(rng, scenes, without=unseen)
 
 
-def _pictures(scenes: list[Scene], first: int, seed: int) -> list[Picture]:
+def _draw(scenes: list[Scene], first: int, seed: int) -> list[Picture]:
     rng = random.Random(f"{seed}/pictures/{first}")
     return [render(number, scene, rng) for number, scene in enumerate(scenes, start=first)]

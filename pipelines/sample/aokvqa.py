@@ -1,4 +1,4 @@
-"""A-OKVQA's official file: four choices, the index of the right one, ten direct answers, three rationales."""
+"""A-OKVQA's official file: four choices, the index of the correct one, ten direct answers and three rationales."""
 
 import random
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from pipelines.sample.writing import Account, coco_2017, write_image, write_json
 
 _FILE = Path("A-OKVQA") / "aokvqa_v1p0_train.json"
 _IMAGES = Path("coco") / "images" / "train2017"
-_QUESTIONS_PER_PICTURE = 4
+_QUESTIONS_PER_IMAGE = 4
 
 
 def write_aokvqa(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
-    """Up to four questions for each picture; here the sample model learns to answer with a letter."""
+    """Writes up to four questions per image; from them, the sample model learns to answer with a letter."""
     rows: list[dict[str, Any]] = []
 
     def add(picture: Picture, family: str, **changed: Any) -> int:
@@ -42,7 +42,7 @@ def write_aokvqa(directory: Path, pictures: Sequence[Picture], rng: random.Rando
     for picture in pictures:
         write_image(directory / _IMAGES / coco_2017(picture.id), picture.jpeg)
         families = [family for family, ask in FOUR_WAY.items() if ask(picture.scene, rng)]
-        for family in rng.sample(families, min(_QUESTIONS_PER_PICTURE, len(families))):
+        for family in rng.sample(families, min(_QUESTIONS_PER_IMAGE, len(families))):
             add(picture, family)
 
     account = Account()

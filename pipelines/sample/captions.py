@@ -1,4 +1,4 @@
-"""Captions as webdataset tars in the manner of img2dataset: `<key>.jpg`, `<key>.txt`, `<key>.json` for each sample."""
+"""Captions as webdataset tars like those of img2dataset: `<key>.jpg`, `<key>.txt` and `<key>.json` for each sample."""
 
 import io
 import json
@@ -17,7 +17,7 @@ Members = list[tuple[str, bytes]]  # (extension, content)
 
 
 def write_blip(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
-    """BlipCapFilt: captions written by a model, one full sentence each."""
+    """Writes BlipCapFilt: full captions, as a captioning model writes them."""
 
     def members(picture: Picture, key: str, caption: str) -> Members:
         about = {"caption": caption, "key": key, "status": "success"}
@@ -34,7 +34,7 @@ def write_blip(directory: Path, pictures: Sequence[Picture], rng: random.Random)
 
 
 def write_coyo(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
-    """COYO: alt texts from the web, here short, with the fields that img2dataset records."""
+    """Writes COYO: short captions in place of alt texts from the web, with the fields that img2dataset records."""
 
     def members(picture: Picture, key: str, caption: str) -> Members:
         about: dict[str, Any] = {
@@ -69,7 +69,7 @@ def _write_tars(
     members: Callable[[Picture, str, str], Members],
     broken: list[Callable[[str], tuple[str, Members]]],
 ) -> Account:
-    """Spreads the pictures over a few tars; the first tar ends with the broken samples."""
+    """Spreads the images over a few tars; the first tar ends with the broken samples."""
     directory.mkdir(parents=True, exist_ok=True)
     account = Account()
     for number in range(_TARS):
@@ -87,7 +87,7 @@ def _write_tars(
         with tarfile.open(directory.parent / name, "w", format=tarfile.USTAR_FORMAT) as tar:
             for key, content in samples:
                 for extension, data in content:
-                    # TarInfo's own defaults (mode 644, owner 0, time 0) keep the bytes the same on every machine.
+                    # The defaults of TarInfo (mode 644, owner 0, mtime 0) give the same bytes on every machine.
                     info = tarfile.TarInfo(f"{key}.{extension}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))

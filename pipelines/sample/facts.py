@@ -1,6 +1,6 @@
-"""What can be said and asked about a scene: captions, phrases, statements, questions with their answers.
+"""Generates texts about a scene: captions, phrases, statements, and questions with their answers.
 
-Questions and answers are drawn so that the wording of a question says nothing of its answer.
+Questions and answers are drawn so that the wording of a question does not reveal its answer.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ KINDS = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """`options`: all answers that the question could have; four of them make it multiple choice."""
+    """A question with its answer. options: all possible answers; four of them make a multiple-choice question."""
 
     text: str
     answer: str
@@ -24,7 +24,7 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Statement:
-    """Where one thing stands to another; `holds`: whether it is true."""
+    """The position of one thing relative to another. holds: whether the statement is true."""
 
     one: Thing
     relation: str
@@ -33,13 +33,13 @@ class Statement:
 
 
 def listed(parts: list[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
+    """Joins the parts to "a", "a and b" or "a, b and c"."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def full_caption(scene: Scene) -> str:
-    """Every thing with place and size, in reading order. The place comes first: whoever writes the caption then knows
-    which thing is next, which a model learns much sooner than to count those it has named."""
+    """Describes every thing with position and size, in reading order. The position comes first and so determines which
+    thing is next; a model learns this much sooner than to count the things that it has already named."""
     parts = []
     for cell, content in enumerate(scene.cells):
         if isinstance(content, Thing):
@@ -50,21 +50,21 @@ def full_caption(scene: Scene) -> str:
 
 
 def short_caption(scene: Scene) -> str:
-    """Only what is there."""
+    """Lists the things and the word, without positions."""
     parts = [f"a {thing.kind}" for thing in scene.things.values()]
     return listed(parts + [f"the word {scene.word}"] if scene.word else parts)
 
 
 def existence(scene: Scene, rng: random.Random, most: int) -> list[Question]:
-    """At most `most` questions, "yes" or "no" by a fair coin each."""
+    """Returns at most `most` questions; a fair coin decides whether the answer to each is "yes" or "no"."""
     return [ask_existence(kind, scene) for kind in kinds_to_ask(scene, rng, most)]
 
 
 def kinds_to_ask(scene: Scene, rng: random.Random, most: int) -> list[str]:
-    """At most `most` kinds, there or not by a fair coin each, so that no answer follows from those before it.
+    """Returns at most `most` kinds. A fair coin decides whether each is present, so that the answers are independent.
 
-    No more than there are things, so that a "yes" never runs out. Half of the absent things share color and shape
-    with present ones.
+    There are no more kinds than things, so that a "yes" is always possible. Half of the absent kinds share color and
+    shape with present things.
     """
     present, absent = rng.sample(sorted(scene.kinds), len(scene.kinds)), [k for k in KINDS if k not in scene.kinds]
     kinds = []
@@ -79,7 +79,7 @@ def kinds_to_ask(scene: Scene, rng: random.Random, most: int) -> list[str]:
 
 
 def adversarial(kind: str, scene: Scene) -> bool:
-    """Whether both the color and the shape of `kind` are in the scene."""
+    """Returns whether both the color and the shape of `kind` occur in the scene."""
     color, shape = kind.split()
     things = scene.things.values()
     return any(thing.color == color for thing in things) and any(thing.shape == shape for thing in things)
@@ -90,11 +90,11 @@ def ask_existence(kind: str, scene: Scene) -> Question:
 
 
 def relations(scene: Scene, rng: random.Random) -> list[Question]:
-    """For every two things in different columns, in a random order: is the one left (or right) of the other?"""
+    """Asks for every two things in different columns, in random order, whether one is left (or right) of the other."""
     questions = []
     things = list(scene.things.items())
-    for place, first in enumerate(things):
-        for second in things[place + 1 :]:
+    for index, first in enumerate(things):
+        for second in things[index + 1 :]:
             if first[0] % 2 != second[0] % 2:
                 (cell, one), (_, other) = rng.sample([first, second], 2)
                 side = rng.choice(("left", "right"))
@@ -107,7 +107,8 @@ OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "be
 
 
 def statements(scene: Scene, rng: random.Random) -> list[Statement]:
-    """One for every two things, in a random order, about their columns or their rows: true or false by a fair coin."""
+    """Returns one statement for every two things, in random order, about their columns or rows. A fair coin decides
+    whether it is true."""
     found = []
     for pair in itertools.combinations(scene.things.items(), 2):
         (cell, one), (other_cell, other) = rng.sample(pair, 2)
@@ -123,7 +124,7 @@ def statements(scene: Scene, rng: random.Random) -> list[Statement]:
 
 
 def region_phrase(thing: Thing, cell: int, rng: random.Random) -> str:
-    """What people write into a box that they draw: as much or as little as comes to mind."""
+    """Returns a description of a region, with more or less detail, as human annotators write it."""
     return rng.choice(
         (
             f"a {thing.kind}",
@@ -134,7 +135,7 @@ def region_phrase(thing: Thing, cell: int, rng: random.Random) -> str:
 
 
 def about_the_cover(scene: Scene, rng: random.Random) -> list[Question]:
-    """What one may ask of a scene as of a book's cover, its word being the title: nothing where there is none."""
+    """Asks about a scene as about a book cover whose title is the printed word; returns no question without a word."""
     if scene.word is None:
         return []
     named = scene.word if rng.random() < 0.5 else rng.choice([word for word in WORDS if word != scene.word])
@@ -158,7 +159,7 @@ def _color(scene: Scene, rng: random.Random) -> list[Question]:
 
 
 def of_their_own_shape(scene: Scene) -> dict[int, Thing]:
-    """Cell → thing, for those that "the circle" names alone."""
+    """Returns cell → thing for the things that their shape identifies, as in "the circle"."""
     shapes = [thing.shape for thing in scene.things.values()]
     return {cell: thing for cell, thing in scene.things.items() if shapes.count(thing.shape) == 1}
 
@@ -203,7 +204,7 @@ FOUR_WAY: dict[str, Callable[[Scene, random.Random], list[Question]]] = {
 
 
 def open_questions(scene: Scene, rng: random.Random) -> list[Question]:
-    """About nine questions, each on another fact, in random order."""
+    """Returns about nine questions in random order, each about a different fact."""
     questions = existence(scene, rng, 2)
     for ask in [*FOUR_WAY.values(), _what, _size, relations]:
         found = [question for question in ask(scene, rng) if question not in questions]
@@ -212,24 +213,24 @@ def open_questions(scene: Scene, rng: random.Random) -> list[Question]:
 
 
 def four_options(question: Question, rng: random.Random) -> tuple[list[str], int]:
-    """The right answer among three others, in random order, and its index."""
+    """Returns the correct answer and three others, in random order, and the index of the correct one."""
     others = rng.sample([option for option in question.options if option != question.answer], 3)
     options = rng.sample([question.answer, *others], 4)
     return options, options.index(question.answer)
 
 
 def arithmetic(rng: random.Random) -> tuple[str, str]:
-    """A sum and its result, in words that need no picture."""
+    """Returns a text-only question about an addition, and its answer."""
     a, b = rng.randint(0, 9), rng.randint(0, 9)
     return f"What is {a} plus {b}?", f"{a} plus {b} is {a + b}."
 
 
 def geometry(rng: random.Random) -> tuple[str, str]:
-    """What is always true of a shape."""
+    """Returns a text-only question about the corners of a shape, and its answer."""
     shape, corners = rng.choice((("circle", "no"), ("square", "four"), ("triangle", "three"), ("cross", "twelve")))
     return f"How many corners has a {shape}?", f"A {shape} has {corners} corners."
 
 
 def counting(most: int) -> tuple[str, str]:
-    """A long answer: all numbers up to `most`."""
+    """Returns a text-only question with a long answer: all numbers up to `most`."""
     return f"Count to {most}.", ", ".join(str(number) for number in range(1, most + 1)) + "."

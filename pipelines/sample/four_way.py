@@ -1,5 +1,5 @@
-"""Multiple choice that cannot be guessed: groups of four pictures with one wording and the same four options, each
-right for one picture. An answer that does not look at the picture is right once in four."""
+"""Multiple choice that cannot be guessed: groups of four images with the same wording and the same four options, each
+correct for one image. A model that ignores the image is correct in one of four cases."""
 
 import random
 from collections import defaultdict, deque
@@ -13,7 +13,7 @@ SIZE = 4
 
 
 def groups_of_four(family: str, pictures: Sequence[Picture], rng: random.Random) -> Iterator[Group]:
-    """Four pictures with one question and four different answers, as long as there are any."""
+    """Yields groups of four images with the same question and four different answers, until none are left."""
     waiting: dict[str, dict[str, deque[tuple[Picture, Question]]]] = defaultdict(lambda: defaultdict(deque))
     for picture in rng.sample(list(pictures), len(pictures)):
         for question in FOUR_WAY[family](picture.scene, rng):
@@ -29,7 +29,7 @@ def groups_of_four(family: str, pictures: Sequence[Picture], rng: random.Random)
 
 
 def some_groups(most: int, pictures: Sequence[Picture], rng: random.Random) -> list[tuple[str, Group]]:
-    """At most `most` groups, each with its family, the families in turn."""
+    """Returns at most `most` groups, each with its family; the families alternate."""
     left = {family: groups_of_four(family, pictures, rng) for family in FOUR_WAY}
     found: list[tuple[str, Group]] = []
     while left:

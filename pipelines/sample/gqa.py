@@ -1,4 +1,4 @@
-"""GQA's official file: questions by id, each with the program that answers it on the scene."""
+"""GQA's official file: questions by id, each with the program that computes its answer from the scene."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -20,13 +20,13 @@ from pipelines.sample.writing import Account, spread, write_image, write_json
 
 _FOLDER = Path("GQA")
 _FILE = _FOLDER / "annotations" / "train_balanced_questions.json"
-_MOST = 2  # questions of one family about one picture
+_MOST = 2  # questions of one family about one image
 
-Step = tuple[str, str, list[int]]  # operation, argument, steps that it takes the result of
+Step = tuple[str, str, list[int]]  # operation, argument, indices of the steps whose results it uses
 
 
 def write_gqa(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
-    """Up to seven questions for each picture, of four families: is it there, which color, which size, which side."""
+    """Writes up to seven questions per image, of four families: existence, color, size and relative position."""
     rows: dict[str, dict[str, Any]] = {}
     account = Account()
 
@@ -61,7 +61,7 @@ def _asked(picture: Picture, rng: random.Random) -> Iterator[dict[str, Any]]:
     cell_of = {thing.kind: cell for cell, thing in scene.things.items()}
 
     def named(name: str, thing: Thing | None) -> str:
-        """As programs name an object: with its number in the scene, if it is there."""
+        """Returns the name of an object in a program: with its index in the scene, if it is present."""
         return f"{name} ({cell_of[thing.kind] if thing else '-'})"
 
     for kind in kinds_to_ask(scene, rng, _MOST):
@@ -70,8 +70,8 @@ def _asked(picture: Picture, rng: random.Random) -> Iterator[dict[str, Any]]:
         full = f"Yes, there is a {kind}." if thing else f"No, there is no {kind}."
         steps: list[Step] = [("select", named(kind, thing), []), ("exist", "?", [0])]
         yield _row(picture, question, full, steps, ("verify", "obj", "exist"), (None, f"03-{kind}"), thing)
-    alone = list(of_their_own_shape(scene).values())
-    for thing in rng.sample(alone, min(_MOST, len(alone))):
+    unique = list(of_their_own_shape(scene).values())
+    for thing in rng.sample(unique, min(_MOST, len(unique))):
         full = f"The {thing.shape} is {thing.color}."
         steps = [("select", named(thing.shape, thing), []), ("query", "color", [0])]
         groups: tuple[str | None, str] = ("color", f"10q-{thing.shape}_color")
@@ -102,17 +102,17 @@ def _row(
     groups: tuple[str | None, str],
     *things: Thing | None,
 ) -> dict[str, Any]:
-    """One official row. things: those that the question names and that are there."""
+    """Returns one official row. things: the things that the question names and the scene contains."""
     cell_of = {thing: cell for cell, thing in picture.scene.things.items()}
 
     def mentions(text: str) -> dict[str, str]:
-        """Place of a word → the object that it names; of things of one shape the colour before it tells."""
+        """Returns word index → the object that it names; the color before it distinguishes things of one shape."""
         words = [word.strip("?,.") for word in text.split()]
         return {
-            str(place): str(cell_of[thing])
-            for place, word in enumerate(words)
+            str(index): str(cell_of[thing])
+            for index, word in enumerate(words)
             for thing in things
-            if thing and word == thing.shape and (types[1:] == ("attr", "directOf") or words[place - 1] == thing.color)
+            if thing and word == thing.shape and (types[1:] == ("attr", "directOf") or words[index - 1] == thing.color)
         }
 
     return {

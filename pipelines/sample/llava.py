@@ -1,4 +1,4 @@
-"""LLaVA150K's three official files: descriptions, conversations, answers with their reasons."""
+"""LLaVA150K's three official files: descriptions, conversations, and answers with their reasons."""
 
 import random
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _IMAGES = Path("coco") / "images" / "train2017"
 
 
 def write_llava(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
-    """Every second picture: a description, a conversation and, where things stand apart, an answer with its reason."""
+    """Writes for every second image a description, a conversation and, if its things allow it, a reasoned answer."""
     conversations, descriptions, reasoned = [], [], []
     for picture in pictures[::2]:
         scene = picture.scene
@@ -52,17 +52,17 @@ def description(scene: Scene) -> str:
 
 
 def reason(scene: Scene, question: Question) -> str:
-    """The answer to a question of facts.relations, after the places of the two things."""
-    places = " and ".join(
+    """Returns the positions of the two things, followed by the answer to a question of facts.relations."""
+    positions = " and ".join(
         f"the {thing.kind} is at the {POSITIONS[cell]}"
         for cell, thing in scene.things.items()
         if thing.kind in question.text
     )
-    return f"{places[0].upper()}{places[1:]}, so the answer is {question.answer}."
+    return f"{positions[0].upper()}{positions[1:]}, so the answer is {question.answer}."
 
 
 def _row(picture: Picture, turns: list[tuple[str, str]], rng: random.Random) -> dict[str, Any]:
-    """One official row; `<image>` stands before or after the first question."""
+    """Returns one official row; `<image>` precedes or follows the first question."""
     messages = []
     for number, (user, assistant) in enumerate(turns):
         if number == 0:

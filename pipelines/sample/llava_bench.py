@@ -1,6 +1,6 @@
-"""LLaVA-Bench's official files (questions, context, reference answers; JSON lines), on held-out scenes.
+"""LLaVA-Bench's official files (questions, context and reference answers, as JSON Lines), on held-out scenes.
 
-Each scene stands beside its mirror image: what is asked of one is asked of the other, and has another answer there.
+Each scene appears together with its mirror image: both get the same questions, and their answers differ.
 """
 
 import json
@@ -16,17 +16,17 @@ from pipelines.sample.scenes import Picture
 from pipelines.sample.writing import Account, write_image
 
 _FOLDER = Path("LLaVA-Bench")
-_MOST = 24  # pictures
+_MOST = 24  # images
 
 
 def write_llava_bench(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
-    """At most 72 questions: of each picture one of every category."""
+    """Writes at most 72 questions: one of every category per image."""
     files: dict[str, list[dict[str, Any]]] = {"questions": [], "context": [], "answers_gpt4": []}
     for number, (picture, relation) in enumerate(mirrored_once(pictures, rng, _MOST), start=1):
         scene, image = picture.scene, f"{number:03d}.jpg"
         write_image(directory / _FOLDER / "images" / image, picture.jpeg)
         files["context"].append({"id": f"{number:03d}", "image": image, "caption": description(scene)})
-        thing = min(thing.kind for thing in scene.things.values())  # its mirror image has the same
+        thing = min(thing.kind for thing in scene.things.values())  # the same for the mirror image
         (where,) = [asked for asked in FOUR_WAY["where"](scene, rng) if asked.text == f"Where is the {thing}?"]
         for category, text, answer in (
             ("conv", where.text, f"The {thing} is at the {where.answer}."),
@@ -48,7 +48,7 @@ def write_llava_bench(directory: Path, pictures: Sequence[Picture], rng: random.
 
 
 def mirrored_once(pictures: Sequence[Picture], rng: random.Random, most: int) -> list[tuple[Picture, Question]]:
-    """At most `most` pictures, each once and beside its mirror image, with one question of a relation for both."""
+    """Returns at most `most` images, each once and next to its mirror image, with one relation question for both."""
     first: dict[int, tuple[Picture, Question]] = {}
     for picture, question in mirrored_relations(pictures, rng):
         first.setdefault(picture.id, (picture, question))

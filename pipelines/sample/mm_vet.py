@@ -1,7 +1,7 @@
 """MM-Vet's official `mm-vet.json` and its images, on held-out scenes.
 
-Questions of one wording come in groups of four pictures with four different answers, as in mmbench.py; beside them,
-pictures to describe, whose answer has every thing joined by <AND>.
+Questions with the same wording come in groups of four images with four different answers, as in mmbench.py. In
+addition, some images are to be described; the answer to these is every thing, joined by <AND>.
 """
 
 import random
@@ -27,7 +27,7 @@ _CAPABILITIES = {
 
 
 def write_mm_vet(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
-    """At most 96 questions."""
+    """Writes at most 96 questions."""
     asked: list[tuple[Picture, str, str, list[str]]] = []
     for family, needed in _CAPABILITIES.items():
         for group in islice(groups_of_four(family, pictures, rng), _GROUPS):

@@ -1,6 +1,6 @@
-"""MMBench's dev file (tab-separated, images in base64), on held-out scenes, with the circular rows.
+"""MMBench's dev file (tab-separated, images in base64) on held-out scenes, with the rows of the circular evaluation.
 
-Questions come in groups of four pictures (four_way.py); the right letters of a group are A, B, C and D.
+Questions come in groups of four images (see four_way.py); the correct letters of a group are A, B, C and D.
 """
 
 import base64
@@ -16,7 +16,7 @@ from pipelines.sample.writing import Account
 
 _FILE = Path("MMBench") / "mmbench_dev.tsv"
 _LETTERS = "ABCD"
-_CIRCULAR_STEP = 1_000_000  # the official distance between the `index` of a question and of its rotations
+_CIRCULAR_STEP = 1_000_000  # the official difference in `index` between a question and its rotations
 _COLUMNS = ["index", "question", "hint", *_LETTERS, "answer", "category", "l2-category", "image", "split"]
 _SINGLE, _CROSS = "finegrained_perception (instance-level)", "finegrained_perception (cross-instance)"
 _CATEGORIES = {  # family → MMBench's ability and the group it belongs to
@@ -30,7 +30,7 @@ _CATEGORIES = {  # family → MMBench's ability and the group it belongs to
 
 
 def write_mmbench(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
-    """About as many questions as pictures, each asked four times with the options rotated."""
+    """Writes about as many questions as there are images, each four times with rotated options."""
     groups = {family: groups_of_four(family, pictures, rng) for family in FOUR_WAY}
     rows: list[dict[str, str | int]] = []
     index = 0
@@ -57,7 +57,7 @@ def write_mmbench(directory: Path, pictures: Sequence[Picture], rng: random.Rand
 def _circular(
     index: int, family: str, picture: Picture, question: Question, options: list[str]
 ) -> Iterator[dict[str, str | int]]:
-    """The question and its three rotations."""
+    """Yields the question and its three rotations."""
     category, group = _CATEGORIES[family]
     for turn in range(len(_LETTERS)):
         rotated = options[turn:] + options[:turn]

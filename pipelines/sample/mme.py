@@ -1,7 +1,7 @@
-"""MME's official release (a folder for each task, beside each image a .txt of two questions), on held-out scenes.
+"""MME's official release (one folder per task, and next to each image a .txt with two questions), on held-out scenes.
 
-Pictures come in pairs that are asked the same two questions: what is yes for the one is no for the other. So every
-wording has as many yes as no, and an image's two questions say nothing of each other that the picture does not.
+Images come in pairs with the same two questions and opposite answers. Every wording therefore has the answers yes and
+no equally often, and one question of an image does not reveal the answer to the other.
 """
 
 import random
@@ -13,16 +13,16 @@ from pipelines.sample.scenes import SHAPES, Picture
 from pipelines.sample.writing import Account, coco_2017, write_image
 
 _FOLDER = Path("MME")
-_PAIRS = 10  # of pictures, for each task: forty questions
+_PAIRS = 10  # image pairs per task: forty questions
 _ENDING = " Please answer yes or no."
 
-# What of two pictures is true of the first only, and of the second only; None where there is no such pair of questions.
+# Two images → a question that only the first answers with yes and one that only the second does; None if impossible.
 Differ = Callable[[Picture, Picture, random.Random], tuple[str, str] | None]
 
 
 def write_mme(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
-    """existence: any thing; count: of the things; color: of things of one shape; position: left or right, asked of a
-    scene and of its mirror image."""
+    """Writes four tasks. existence: any thing; count: the number of things; color: of things with the same shape;
+    position: left or right, for a scene and its mirror image."""
     tasks: dict[str, Differ] = {"existence": _existence, "count": _count, "position": _position, "color": _color}
     account = Account()
     for task, differ in tasks.items():
@@ -44,7 +44,7 @@ def write_mme(directory: Path, pictures: Sequence[Picture], rng: random.Random) 
 def _asked(
     pictures: Sequence[Picture], differ: Differ, rng: random.Random
 ) -> Iterator[tuple[Picture, tuple[str, str]]]:
-    """Each picture at most once, with the question whose answer is yes, and the one whose answer is no."""
+    """Yields each image at most once, with a question whose answer is yes and one whose answer is no."""
     waiting = rng.sample(list(pictures), len(pictures))
     pairs = 0
     while waiting and pairs < _PAIRS:
@@ -86,7 +86,7 @@ def _count(one: Picture, other: Picture, rng: random.Random) -> tuple[str, str] 
 
 
 def _total(number: int) -> str:
-    """In words that training has, though it asks no number in this way."""
+    """Uses only words of the training data, although training never asks for a number in this form."""
     return f"Is there a picture of {number} {'shape' if number == 1 else 'shapes'} in the image?"
 
 

@@ -1,7 +1,7 @@
 """MMMU's Parquet files, one folder per subject, on held-out scenes.
 
-Four pictures share one wording and its four options, as in mmbench.py. Words are asked openly, and of two pictures,
-which one shows a thing: each pair in both orders, so that either is right as often.
+Four images share one wording and its four options, as in mmbench.py. One subject has open questions about the printed
+word. Another asks which of two images shows a thing, in both orders, so that each answer is equally often correct.
 """
 
 import random
@@ -18,21 +18,21 @@ from pipelines.sample.scenes import Picture
 from pipelines.sample.writing import Account
 
 _FOLDER = Path("MMMU")
-_GROUPS = 4  # of four questions, for each subject
-_SUBJECTS = {"Art": "color", "Design": "shape", "Geography": "where", "Math": "count"}  # of multiple choice: its family
+_GROUPS = 4  # of four questions, per subject
+_SUBJECTS = {"Art": "color", "Design": "shape", "Geography": "where", "Math": "count"}  # multiple choice: family
 _OPEN, _TWO_IMAGES = "Literature", "Sociology"
 _MOST_IMAGES = 7
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("id", "question", "options", "explanation")]
-    + [(f"image_{place}", _IMAGE) for place in range(1, _MOST_IMAGES + 1)]
+    + [(f"image_{index}", _IMAGE) for index in range(1, _MOST_IMAGES + 1)]
     + [(name, pa.string()) for name in ("img_type", "answer", "topic_difficulty", "question_type", "subfield")]
 )
 Row = dict[str, Any]
 
 
 def write_mmmu(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
-    """At most 96 questions of six subjects."""
+    """Writes at most 96 questions of six subjects."""
     subjects: dict[str, list[Row]] = {}
     for subject, family in _SUBJECTS.items():
         subjects[subject] = []
@@ -52,9 +52,9 @@ def write_mmmu(directory: Path, pictures: Sequence[Picture], rng: random.Random)
     for subject, rows in subjects.items():
         for number, row in enumerate(rows, start=1):
             row |= {"id": f"validation_{subject}_{number}", "subfield": subject}
-            for place in range(1, _MOST_IMAGES + 1):
-                if image := row.get(f"image_{place}"):
-                    image["path"] = f"{row['id']}_{place}.jpg"
+            for index in range(1, _MOST_IMAGES + 1):
+                if image := row.get(f"image_{index}"):
+                    image["path"] = f"{row['id']}_{index}.jpg"
         file = _FOLDER / subject / "validation-00000-of-00001.parquet"
         (directory / file).parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), directory / file)
@@ -77,7 +77,7 @@ def _row(pictures: Sequence[Picture], text: str, options: Sequence[str], answer:
         "question": text,
         "options": repr(list(options)),
         "explanation": "",
-        **{f"image_{place}": {"bytes": picture.jpeg} for place, picture in enumerate(pictures, start=1)},
+        **{f"image_{index}": {"bytes": picture.jpeg} for index, picture in enumerate(pictures, start=1)},
         "img_type": "['Drawings']",
         "answer": answer,
         "topic_difficulty": "Easy",

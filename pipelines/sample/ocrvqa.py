@@ -1,4 +1,4 @@
-"""OCR-VQA's official file: books by id, with the address of the cover, questions, answers and the split."""
+"""OCR-VQA's official file: books by id, with the URL of the cover, questions, answers and split."""
 
 import random
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ _TRAINING, _VALIDATION, _TEST = 1, 2, 3
 
 
 def write_ocrvqa(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
-    """The pictures on which a word is printed are the covers. A row is a question, or a whole book that has none."""
+    """Writes the images with a printed word as covers. A row is a question, or an entire book that yields none."""
     books: dict[str, dict[str, Any]] = {}
     account = Account(rows={str(_FILE): 0})
 
     def add(picture: Picture, questions: list[Question], rows: int, key: str = "", **changed: Any) -> int:
-        """Adds a book; returns the number of its first row."""
+        """Adds a book and returns the index of its first row."""
         books[key or f"{picture.id:09d}"] = {
             "imageURL": f"http://example.org/covers/{picture.id}.jpg",
             "questions": [question.text for question in questions],

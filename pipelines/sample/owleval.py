@@ -1,4 +1,4 @@
-"""OwlEval's official `questions.jsonl` and its images (`cases`), on held-out scenes: to be answered and looked at."""
+"""OwlEval's official `questions.jsonl` and images (`cases`), on held-out scenes; people judge the answers."""
 
 import json
 import random
@@ -12,11 +12,11 @@ from pipelines.sample.scenes import Picture
 from pipelines.sample.writing import Account, write_image
 
 _FOLDER = Path("OwlEval")
-_MOST = 26  # pictures
+_MOST = 26  # images
 
 
 def write_owleval(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
-    """At most 52 questions: each picture is described, and then a relation in it asked for with its reason."""
+    """Writes at most 52 questions: for each image a description, then a relation with its reason."""
     lines: list[dict[str, Any]] = []
     for number, (picture, relation) in enumerate(mirrored_once(pictures, rng, _MOST), start=1):
         image = f"{number}.jpg"

@@ -1,7 +1,7 @@
-"""POPE's official files (JSON lines: question_id, image, text, label), on held-out scenes.
+"""POPE's official files (JSON Lines: question_id, image, text, label), on held-out scenes.
 
-Questions come in pairs of pictures: what one picture is asked about, with "yes", the other is asked about, with "no".
-So every wording has as many yes as no, and nothing but the picture tells them apart.
+Questions come in pairs of images: the same question has the answer "yes" for one and "no" for the other. Every wording
+therefore has both answers equally often, and only the image determines which is correct.
 """
 
 import json
@@ -19,8 +19,8 @@ Asked = list[tuple[Picture, Question]]
 
 
 def write_pope(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
-    """random: any thing; popular: the more frequent things; adversarial: the absent thing's color and shape are there;
-    relation: left or right, asked of a scene and of its mirror image."""
+    """Writes four files. random: any thing; popular: the more frequent things; adversarial: the color and the shape of
+    the absent thing occur in the image; relation: left or right, for a scene and its mirror image."""
     counts = Counter(kind for picture in pictures for kind in picture.scene.kinds)
     ranked = sorted(counts, key=lambda kind: (-counts[kind], kind))
     popular = set(ranked[: len(ranked) // 2])
@@ -50,7 +50,10 @@ def write_pope(directory: Path, pictures: Sequence[Picture], rng: random.Random)
 
 
 def _existence(pictures: Sequence[Picture], rng: random.Random, allowed: Callable[[str, Scene], bool]) -> Asked:
-    """Pairs pictures so that each has, if possible, a thing that the other lacks; `allowed(kind, scene without it)`."""
+    """Pairs images so that, if possible, each has a thing that the other lacks.
+
+    allowed: (kind, scene without it) → whether the question may be asked.
+    """
 
     def only_in(one: Picture, other: Picture) -> list[str]:
         return sorted(kind for kind in one.scene.kinds - other.scene.kinds if allowed(kind, other.scene))
@@ -69,7 +72,8 @@ def _existence(pictures: Sequence[Picture], rng: random.Random, allowed: Callabl
 
 
 def mirrored_relations(pictures: Sequence[Picture], rng: random.Random) -> Asked:
-    """One question for each scene with things on both sides; its mirror image, also held out, answers the opposite."""
+    """Asks one question of each scene with things on both sides, and of its held-out mirror image, where the answer is
+    the opposite."""
     by_scene = {picture.scene: picture for picture in pictures}
     asked: dict[tuple[int, str], tuple[Picture, Question]] = {}
     for picture in pictures:

@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg in MDETR's layout: a COCO file whose images carry a phrase each; boxes pair by id."""
+"""RefCOCO, RefCOCO+ and RefCOCOg in MDETR's layout: a COCO file with one phrase per image entry and boxes by id."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ _IMAGES = Path("coco") / "images" / "train2014"
 
 
 def write_refcoco(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
-    """Every second picture; each of its things by place (RefCOCO), by look (RefCOCO+), by a sentence (RefCOCOg)."""
+    """Describes the things in every second image by position (RefCOCO), look (RefCOCO+) or sentence (RefCOCOg)."""
     account = Account()
     pictures = pictures[::2]
     for picture in pictures:

@@ -1,6 +1,6 @@
-"""The small world of the sample corpus: scenes on a 2×2 grid, and how Pillow draws them.
+"""The small world of the sample corpus: scenes on a 2×2 grid, drawn with Pillow.
 
-Small on purpose: two CPU cores must learn it in minutes, so pictures are 32×32 px and the vocabulary is short.
+It is small on purpose: training on two CPU cores must take minutes, so images are 32×32 px and the vocabulary is short.
 """
 
 import dataclasses
@@ -16,12 +16,12 @@ CELL = SIZE // 2
 COLORS = {"red": (214, 40, 40), "green": (24, 150, 62), "blue": (38, 84, 214), "yellow": (238, 196, 22)}
 SHAPES = ("circle", "square", "triangle", "cross")
 RADIUS = {"small": 3, "large": 6}  # px
-POSITIONS = ("top left", "top right", "bottom left", "bottom right")  # of the four cells, in reading order
+POSITIONS = ("top left", "top right", "bottom left", "bottom right")  # the four cells, in reading order
 WORDS = ("GO", "UP", "HI", "BE")
-MAX_SCENES = 200_000  # of the million and more that there are, so that drawing distinct ones stays quick
-_MIRRORED = (1, 0, 3, 2)  # cell → its cell in the picture flipped left to right
+MAX_SCENES = 200_000  # of over a million possible scenes, so that drawing distinct ones stays fast
+_MIRRORED = (1, 0, 3, 2)  # cell → its cell in the mirror image
 _INK = (40, 40, 40)
-# 5×7 px letters, drawn here so that no installed font changes the bytes.
+# 5×7 px letters, defined here so that the bytes do not depend on installed fonts.
 _GLYPHS = {
     "B": "####.#...##...#####.#...##...#####.",
     "E": "######....#....####.#....#....#####",
@@ -44,19 +44,19 @@ class Thing:
 
     @property
     def kind(self) -> str:
-        """What names it: no two things of a scene share it."""
+        """Color and shape, which identify the thing within its scene."""
         return f"{self.color} {self.shape}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What is in each of the four cells: a thing, a printed word, or nothing."""
+    """The contents of the four cells: a thing, a printed word, or None each."""
 
     cells: tuple[Thing | str | None, ...]
 
     @functools.cached_property
     def things(self) -> dict[int, Thing]:
-        """Cell → thing, in reading order."""
+        """Returns cell → thing, in reading order."""
         return {cell: content for cell, content in enumerate(self.cells) if isinstance(content, Thing)}
 
     @functools.cached_property
@@ -68,13 +68,13 @@ class Scene:
         return frozenset(thing.kind for thing in self.things.values())
 
     def mirrored(self) -> "Scene":
-        """The scene with left and right exchanged."""
+        """Returns the scene with left and right exchanged."""
         return Scene(tuple(self.cells[cell] for cell in _MIRRORED))
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A drawn scene; `id` is its number in the COCO manner."""
+    """A drawn scene with a COCO-style image id."""
 
     id: int
     scene: Scene
@@ -83,27 +83,27 @@ class Picture:
 
     @property
     def truncated(self) -> bytes:
-        """A JPEG that ends too early: after its header, before its last pixels."""
+        """The JPEG, truncated after its header and before its last pixels."""
         return self.jpeg[: len(self.jpeg) * 7 // 8]
 
 
 def draw_scene(rng: random.Random) -> Scene:
-    """A random scene: one to four things of distinct kinds and, where there is room, often a word."""
+    """Draws a random scene: one to four things of distinct kinds and, if a cell is free, often a word."""
     count = rng.choice((1, 1, 2, 2, 2, 3, 3, 4))
     cells: list[Thing | str | None] = [None] * 4
     kinds = rng.sample([(color, shape) for color in COLORS for shape in SHAPES], count)
-    places = rng.sample(range(4), count + 1 if count < 4 else count)
-    for (color, shape), cell in zip(kinds, places, strict=False):
+    chosen = rng.sample(range(4), count + 1 if count < 4 else count)
+    for (color, shape), cell in zip(kinds, chosen, strict=False):
         cells[cell] = Thing(color, shape, rng.choice(tuple(RADIUS)))
     if count < 4 and rng.random() < 0.5:
-        cells[places[-1]] = rng.choice(WORDS)
+        cells[chosen[-1]] = rng.choice(WORDS)
     return Scene(tuple(cells))
 
 
 def distinct_scenes(rng: random.Random, count: int, without: Collection[Scene] = ()) -> list[Scene]:
-    """`count` distinct scenes, none of them in `without`. Raises ValueError for more than MAX_SCENES of both."""
+    """Draws `count` distinct scenes, none of them in `without`. Raises ValueError if both sum to over MAX_SCENES."""
     if count + len(without) > MAX_SCENES:
-        raise ValueError(f"the sample world is too small for {count + len(without)} scenes: at most {MAX_SCENES}")
+        raise ValueError(f"the sample corpus cannot have {count + len(without)} scenes: choose at most {MAX_SCENES}")
     taken = set(without)
     scenes: list[Scene] = []
     while len(scenes) < count:
@@ -115,7 +115,7 @@ def distinct_scenes(rng: random.Random, count: int, without: Collection[Scene] =
 
 
 def render(identity: int, scene: Scene, rng: random.Random) -> Picture:
-    """Draws a scene on a light background, everything shifted by up to one pixel."""
+    """Draws a scene on a light background; each thing or word is shifted by up to one pixel."""
     shade = rng.randint(225, 255)
     image = Image.new("RGB", (SIZE, SIZE), (shade, shade, shade))
     canvas = ImageDraw.Draw(image)
@@ -150,8 +150,8 @@ def _draw_shape(canvas: ImageDraw.ImageDraw, thing: Thing, x: int, y: int, radiu
 
 
 def _print_word(image: Image.Image, word: str, left: int, top: int) -> None:
-    """5×7 px letters with one pixel between them; (left, top) is the corner of the first."""
-    for place, letter in enumerate(word):
+    """Prints 5×7 px letters with one pixel between them; (left, top) is the corner of the first letter."""
+    for position, letter in enumerate(word):
         for index, dot in enumerate(_GLYPHS[letter]):
             if dot == "#":
-                image.putpixel((left + 6 * place + index % 5, top + index // 5), _INK)
+                image.putpixel((left + 6 * position + index % 5, top + index // 5), _INK)

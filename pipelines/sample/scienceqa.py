@@ -1,6 +1,6 @@
-"""ScienceQA's official files, problems by id and the ids of each split; and what LLaVA's script makes of them.
+"""ScienceQA's official files (problems by id, and the ids of each split), and their conversion by LLaVA's script.
 
-Every second problem has a picture, a PNG; the others describe one in their hint.
+Every second problem has an image, a PNG; the others describe one in their hint.
 """
 
 import io
@@ -32,11 +32,11 @@ def write_scienceqa(directory: Path, pictures: Sequence[Picture], rng: random.Ra
         return len(problems) - 1
 
     for number, picture in enumerate(spread(pictures, 9)):
-        has_picture = number % 2 == 0
-        row = add(_problem(picture, has_picture, rng))
-        if has_picture:
+        has_image = number % 2 == 0
+        row = add(_problem(picture, has_image, rng))
+        if has_image:
             write_image(directory / _FOLDER / "images" / "train" / str(row + 1) / "image.png", png(picture))
-    llava = [_in_llavas_words(pid, problem) for pid, problem in problems.items()]
+    llava = [_llava_entry(pid, problem) for pid, problem in problems.items()]
 
     account = Account()
     good = problems["1"]
@@ -52,7 +52,7 @@ def write_scienceqa(directory: Path, pictures: Sequence[Picture], rng: random.Ra
         split: [pid for pid, problem in problems.items() if problem["split"] == split]
         for split in ("train", "val", "test")
     }
-    _break_llavas(llava, account)
+    _add_broken_llava_entries(llava, account)
     for file, content in ((_PROBLEMS, problems), (_SPLITS, splits), (_LLAVA, llava)):
         write_json(directory / file, content)
     account.rows = {str(_PROBLEMS): len(problems), str(_LLAVA): len(llava)}
@@ -65,12 +65,12 @@ def png(picture: Picture) -> bytes:
     return buffer.getvalue()
 
 
-def _problem(picture: Picture, has_picture: bool, rng: random.Random) -> Problem:
+def _problem(picture: Picture, has_image: bool, rng: random.Random) -> Problem:
     families = {family: ask(picture.scene, rng) for family, ask in FOUR_WAY.items()}
     family = rng.choice([family for family, questions in families.items() if questions])
     question = rng.choice(families[family])
     choices, right = four_options(question, rng)
-    if not has_picture:
+    if not has_image:
         hint = f"The text below describes a picture.\nThe picture shows {full_caption(picture.scene)}."
     else:
         hint = rng.choice(("", "Look at the picture."))
@@ -79,22 +79,22 @@ def _problem(picture: Picture, has_picture: bool, rng: random.Random) -> Problem
         "choices": choices,
         "answer": right,
         "hint": hint,
-        "image": "image.png" if has_picture else None,
+        "image": "image.png" if has_image else None,
         "task": "closed choice",
         "grade": "grade1",
         "subject": "natural science",
         "topic": "shapes",
         "category": family,
-        "skill": f"Tell the {family} from a {'picture' if has_picture else 'text'}",
+        "skill": f"Tell the {family} from a {'picture' if has_image else 'text'}",
         "lecture": rng.choice(("", _LECTURE)),
         "solution": f"The answer is {question.answer}.",
         "split": "train",
     }
 
 
-def _in_llavas_words(pid: str, problem: Problem) -> dict[str, Any]:
-    """One entry as LLaVA's convert_sqa_to_llava.py writes it in the form QCM-LEPA: question, context, options; then
-    lecture, explanation, answer."""
+def _llava_entry(pid: str, problem: Problem) -> dict[str, Any]:
+    """Returns an entry as LLaVA's convert_sqa_to_llava.py writes it in the form QCM-LEPA: question, context, options;
+    then lecture, explanation, answer."""
     options = " ".join(f"({letter}) {choice}" for letter, choice in zip(_LETTERS, problem["choices"], strict=True))
     asked = f"{problem['question']}\nContext: {problem['hint'] or 'N/A'}\nOptions: {options}"
     lecture = f"LECTURE: {problem['lecture']}\n" if problem["lecture"] else ""
@@ -104,7 +104,7 @@ def _in_llavas_words(pid: str, problem: Problem) -> dict[str, Any]:
     return {"id": pid, **image, "conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]}
 
 
-def _break_llavas(rows: list[dict[str, Any]], account: Account) -> None:
+def _add_broken_llava_entries(rows: list[dict[str, Any]], account: Account) -> None:
     asked, answered = (message["value"] for message in rows[0]["conversations"])
     for what, question, answer in (
         ("no options", asked.split("\nOptions:")[0], answered),

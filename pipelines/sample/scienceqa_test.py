@@ -1,8 +1,8 @@
-"""ScienceQA's official files with a test split, on held-out scenes, in a folder of its own: the training problems stand
-in scienceqa.py's.
+"""ScienceQA's official files with a test split, on held-out scenes, in a separate folder from the training problems of
+scienceqa.py.
 
-Questions come in groups of four pictures (four_way.py), by turns with the picture and with its description as a hint. A
-few sums have neither.
+Questions come in groups of four images (see four_way.py). Groups alternate between the images and their descriptions as
+hints. A few additions have neither.
 """
 
 import random
@@ -58,7 +58,7 @@ def write_scienceqa_test(directory: Path, pictures: Sequence[Picture], rng: rand
                 write_image(directory / _FOLDER / "images" / "test" / pid / "image.png", png(picture))
     for number in range(_SUMS):
         first, second, right = rng.randint(2, 9), rng.randint(2, 9), number % _LETTERS
-        choices = [str(first + second + place - right) for place in range(_LETTERS)]
+        choices = [str(first + second + index - right) for index in range(_LETTERS)]
         add(
             f"What is {first} plus {second}?",
             choices,

@@ -1,7 +1,7 @@
-"""SEED-Bench's official file, on held-out scenes: questions about images, and two about videos, which are no part of
-its image score.
+"""SEED-Bench's official file, on held-out scenes: questions about images, and two about videos, which do not count for
+the image score.
 
-Questions come in groups of four pictures (four_way.py); the right letters of a group are A, B, C and D.
+Questions come in groups of four images (see four_way.py); the correct letters of a group are A, B, C and D.
 """
 
 import random
@@ -42,7 +42,7 @@ _OF_FAMILY = {
 
 
 def write_seed_bench(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
-    """120 questions, if there are enough pictures; the images' names have no suffix, like the official ones."""
+    """Writes 120 questions if there are enough images. Image names have no suffix, like the official ones."""
     rows: list[dict[str, Any]] = []
     for family, group in some_groups(_GROUPS, pictures, rng):
         options = [question.answer for _, question in group]

@@ -1,4 +1,4 @@
-"""ShareGPT's layout: conversations without pictures, some of many turns, some with one long answer."""
+"""ShareGPT's layout: text-only conversations, some with many turns, some with one long answer."""
 
 import random
 from collections.abc import Sequence
@@ -15,7 +15,8 @@ _LONGEST_COUNT = 250
 
 
 def write_sharegpt(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
-    """Sums and shapes; what a text says of a scene; and, in every fourth row, more than fits into a short example."""
+    """Writes questions about additions and shapes, questions about a scene described in text, and, in every fourth row,
+    a conversation that is too long for a short example."""
     rows: list[dict[str, Any]] = []
 
     def add(turns: list[tuple[str, str]]) -> int:
@@ -29,9 +30,9 @@ def write_sharegpt(directory: Path, pictures: Sequence[Picture], rng: random.Ran
             turns = [rng.choice((arithmetic, geometry))(rng) for _ in range(rng.randint(8, _MOST_TURNS))]
             turns.insert(rng.randrange(len(turns)), counting(rng.randint(10, _LONGEST_COUNT)))
         elif number % 2:
-            told = f"A picture shows {full_caption(picture.scene)}. {{}}"
+            prompt = f"A picture shows {full_caption(picture.scene)}. {{}}"
             asked = [(question.text, question.answer) for question in open_questions(picture.scene, rng)]
-            turns = [(told.format(asked[0][0]), asked[0][1]), *asked[1:]]
+            turns = [(prompt.format(asked[0][0]), asked[0][1]), *asked[1:]]
         else:
             turns = [rng.choice((arithmetic, geometry))(rng) for _ in range(rng.randint(1, 4))]
         add(turns)

@@ -1,4 +1,4 @@
-"""Visual Genome's official files: phrases with their regions, and the size and address of every image."""
+"""Visual Genome's official files: phrases with their regions, and the size and URL of every image."""
 
 import random
 from collections.abc import Sequence
@@ -13,19 +13,19 @@ _FOLDER = Path("VisualGenome")
 _REGIONS = _FOLDER / "metadata" / "region_descriptions.json"
 _IMAGES = _FOLDER / "metadata" / "image_data.json"
 _PART = "VG_100K"
-_SLACK = 2  # px that a box may be too wide on each side: people draw them by hand, sometimes over the edge
+_SLACK = 2  # px by which a box may be too large on each side, like boxes drawn by hand, even beyond the image
 
 
 def write_visual_genome(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
-    """One phrase for each thing. The last entry holds the broken regions."""
+    """Writes one phrase for each thing. The last entry holds the broken regions."""
     described: list[dict[str, Any]] = []
     images: list[dict[str, Any]] = []
     account = Account(rows={str(_REGIONS): 0})
 
     def region(image_id: int, phrase: str, box: Sequence[int]) -> dict[str, Any]:
         account.rows[str(_REGIONS)] += 1
-        place = dict(zip(("x", "y", "width", "height"), box, strict=True))
-        return {"region_id": account.rows[str(_REGIONS)], **place, "image_id": image_id, "phrase": phrase}
+        fields = dict(zip(("x", "y", "width", "height"), box, strict=True))
+        return {"region_id": account.rows[str(_REGIONS)], **fields, "image_id": image_id, "phrase": phrase}
 
     pictures = spread(pictures, 5)
     for picture in pictures:

@@ -1,4 +1,4 @@
-"""VQAv2's two official files: questions, and annotations with ten answers each; images named as COCO train2014."""
+"""VQAv2's two official files: questions, and annotations with ten answers each. Images have COCO train2014 names."""
 
 import random
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _ANNOTATIONS = _FOLDER / "v2_mscoco_train2014_annotations.json"
 
 
 def write_vqav2(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
-    """About eight questions for each picture."""
+    """Writes about eight questions per image."""
     questions: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
 
@@ -68,11 +68,11 @@ def _answer_type(answer: str) -> str:
 
 
 def _ten_answers(question: Question, answer: str, rng: random.Random) -> list[dict[str, Any]]:
-    """Ten people's answers; now and then up to two of them err."""
+    """Returns the answers of ten annotators, of whom at most two are sometimes wrong."""
     wrong = rng.choice((0, 0, 0, 1, 2)) if answer else 0
     others = [option for option in question.options if option != answer]
-    said = [rng.choice(others) for _ in range(wrong)] + [answer] * (10 - wrong)
+    answers = [rng.choice(others) for _ in range(wrong)] + [answer] * (10 - wrong)
     return [
         {"answer": text, "answer_confidence": "yes" if text == answer else "maybe", "answer_id": number}
-        for number, text in enumerate(said, start=1)
+        for number, text in enumerate(answers, start=1)
     ]

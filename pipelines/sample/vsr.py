@@ -1,4 +1,4 @@
-"""VSR's official training file: statements about two things, true or false, one JSON object a line."""
+"""VSR's official training file, JSON Lines: true or false statements about two things."""
 
 import json
 import random
@@ -12,11 +12,11 @@ from pipelines.sample.writing import Account, coco_2017, spread, write_image
 
 _FOLDER = Path("VSR")
 _FILE = _FOLDER / "random" / "train.jsonl"
-_MOST = 2  # statements about one picture
+_MOST = 2  # statements about one image
 
 
 def write_vsr(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
-    """Where things stand to each other; a picture of one thing has no statement."""
+    """Writes statements about the relative positions of things; an image with only one thing gets none."""
     rows: list[dict[str, Any]] = []
 
     def add(image_id: int, statement: Statement, **changed: Any) -> int:

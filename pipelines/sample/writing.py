@@ -1,4 +1,4 @@
-"""What all layout writers share: JSON files, image files, and the account of what was written."""
+"""Functions that all layout writers share: for JSON files, image files, and the account of what was written."""
 
 import dataclasses
 import json
@@ -11,14 +11,14 @@ from pipelines.sample.scenes import Picture
 
 @dataclasses.dataclass
 class Account:
-    """What a layout holds, for the corpus manifest: rows by official file, as its reader counts them, and the rows
-    broken on purpose."""
+    """The contents of a layout, for the corpus manifest: the number of rows by official file, as its reader counts
+    them, and the rows that are broken on purpose."""
 
     rows: dict[str, int] = dataclasses.field(default_factory=dict)
     broken: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def broke(self, file: str, row: int, what: str) -> None:
-        """Notes that row `row` (from 0) of the official file `file` was broken on purpose."""
+        """Records that row `row` (from 0) of the official file `file` is broken on purpose."""
         self.broken.append({"file": file, "row": row, "what": what})
 
 
@@ -45,9 +45,9 @@ def coco_2017(identity: int) -> str:
 
 
 def spread(pictures: Sequence[Picture], first: int) -> Sequence[Picture]:
-    """Every tenth picture, so that many layouts stay quick to write; of a small corpus more, sixteen if it has them.
+    """Returns every tenth image, so that many layouts are written fast; of a small corpus at least 16, if available.
 
-    first: another one for each layout, so that they do not all show the same pictures.
+    first: the offset, different for each layout, so that the layouts do not all show the same images.
     """
     step = max(1, min(10, len(pictures) // 16))
     return pictures[first % step :: step]

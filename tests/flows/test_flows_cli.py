@@ -35,7 +35,7 @@ def test_sample_writes_the_corpus_and_refuses_foreign_directories(tmp_path):
     (tmp_path / "mine/thesis.tex").touch()
     done = honeybee("sample", "mine", cwd=tmp_path)
     assert done.returncode == 1
-    assert "holds files that are no sample corpus" in done.stderr
+    assert "contains files that are not a sample corpus" in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 

@@ -1,4 +1,4 @@
-"""The sample corpus as a whole: deterministic, whole or redone, and never over someone else's files."""
+"""The sample corpus is deterministic, either complete or rewritten, and never overwrites other files."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ SMALL = {"scenes": 48, "held_out": 16, "seed": 0}
 
 
 def digest(directory: Path) -> str:
-    """Of all file names and bytes."""
+    """Returns a digest of all file names and bytes."""
     total = hashlib.sha256()
     for path in sorted(path for path in directory.rglob("*") if path.is_file()):
         total.update(f"{path.relative_to(directory)}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
@@ -29,14 +29,14 @@ def corpus(tmp_path_factory) -> Path:
     return directory
 
 
-def test_same_parameters_same_bytes(corpus, tmp_path):
+def test_the_same_parameters_give_the_same_bytes(corpus, tmp_path):
     write_sample(tmp_path / "again", **SMALL)
     write_sample(tmp_path / "other", **{**SMALL, "seed": 1})
     assert digest(tmp_path / "again") == digest(corpus)
     assert digest(tmp_path / "other") != digest(corpus)
 
 
-def test_a_whole_corpus_is_left_as_it_is(corpus):
+def test_a_complete_corpus_is_reused(corpus):
     before = {path: path.stat().st_mtime_ns for path in corpus.rglob("*")}
     manifest = write_sample(corpus, **SMALL)
     assert manifest["key"]["scenes"] == 48
@@ -48,7 +48,7 @@ def test_other_parameters_do_not_overwrite(corpus):
         write_sample(corpus, **{**SMALL, "scenes": 49})
 
 
-def test_foreign_files_are_not_touched(tmp_path):
+def test_other_files_are_not_overwritten(tmp_path):
     annotations = tmp_path / "VQAv2" / "mine.json"
     annotations.parent.mkdir()
     annotations.write_text("precious")
@@ -57,7 +57,7 @@ def test_foreign_files_are_not_touched(tmp_path):
     assert annotations.read_text() == "precious"
 
 
-def test_what_a_killed_writer_left_is_written_anew(corpus, tmp_path, monkeypatch):
+def test_a_corpus_is_rewritten_after_an_interrupted_write(corpus, tmp_path, monkeypatch):
     def killed(directory, pictures, rng):
         raise KeyboardInterrupt
 
@@ -70,15 +70,15 @@ def test_what_a_killed_writer_left_is_written_anew(corpus, tmp_path, monkeypatch
     assert digest(tmp_path / "corpus") == digest(corpus)
 
 
-def test_a_world_too_small_is_an_error(tmp_path):
+def test_too_many_scenes_are_an_error(tmp_path):
     with pytest.raises(ValueError, match="at most 200000"):
         write_sample(tmp_path / "corpus", scenes=10_000_000, held_out=4, seed=0)
 
 
-def test_every_broken_row_is_as_broken_as_the_manifest_says(corpus):
+def test_every_broken_row_has_the_defect_that_the_manifest_lists(corpus):
     layouts = json.loads((corpus / "manifest.json").read_text())["layouts"]
-    said = {(row["file"], row["row"]): row["what"] for layout in layouts.values() for row in layout["broken"]}
-    assert len(said) == 54
+    listed = {(row["file"], row["row"]): row["what"] for layout in layouts.values() for row in layout["broken"]}
+    assert len(listed) == 54
     found = {}
     for name in ("BLIP/00000.tar", "COYO/00000.tar"):
         for number, sample in enumerate(tar_samples(corpus / name)):
@@ -136,11 +136,11 @@ def test_every_broken_row_is_as_broken_as_the_manifest_says(corpus):
         elif not all(message["value"] for message in messages):
             found[name, number] = "empty answer"
     found |= found_in_keyed_files(corpus) | found_in_lists(corpus)
-    assert found == said
+    assert found == listed
 
 
 def found_in_keyed_files(corpus: Path) -> dict[tuple[str, int], str]:
-    """GQA, OCR-VQA, ScienceQA."""
+    """Finds the broken rows of GQA, OCR-VQA and ScienceQA."""
     found = {}
     name = "GQA/annotations/train_balanced_questions.json"
     for number, row in enumerate(json.loads((corpus / name).read_text()).values()):
@@ -176,7 +176,7 @@ def found_in_keyed_files(corpus: Path) -> dict[tuple[str, int], str]:
 
 
 def found_in_lists(corpus: Path) -> dict[tuple[str, int], str]:
-    """VSR, Visual Genome, ShareGPT, ScienceQA in LLaVA's words."""
+    """Finds the broken rows of VSR, Visual Genome, ShareGPT and ScienceQA in LLaVA's layout."""
     found = {}
     name = "VSR/random/train.jsonl"
     for number, line in enumerate((corpus / name).read_text().splitlines()):
@@ -201,14 +201,14 @@ def found_in_lists(corpus: Path) -> dict[tuple[str, int], str]:
             found[name, number] = "box outside the image"
     name = "Vicuna/sharegpt.json"
     for number, row in enumerate(json.loads((corpus / name).read_text())):
-        said = row["conversations"]
-        if not said:
+        messages = row["conversations"]
+        if not messages:
             found[name, number] = "no turn"
-        elif said[0]["from"] == "gpt":
+        elif messages[0]["from"] == "gpt":
             found[name, number] = "assistant speaks first"
-        elif len(said) % 2:
+        elif len(messages) % 2:
             found[name, number] = "the last question has no answer"
-        elif not all(message["value"] for message in said):
+        elif not all(message["value"] for message in messages):
             found[name, number] = "empty answer"
     name = "ScienceQA/llava_train_QCM-LEPA.json"
     for number, row in enumerate(json.loads((corpus / name).read_text())):
@@ -223,7 +223,7 @@ def found_in_lists(corpus: Path) -> dict[tuple[str, int], str]:
 
 
 def tar_samples(path: Path) -> list[dict[str, bytes]]:
-    """Extension → content, for each key, in the order of the tar."""
+    """Returns extension → content for each sample key, in the order of the tar."""
     samples: dict[str, dict[str, bytes]] = {}
     with tarfile.open(path) as tar:
         for member in tar:

@@ -1,4 +1,4 @@
-"""The held-out benchmarks: scenes never seen in training, balanced answers, nothing to gain without the picture."""
+"""The held-out benchmarks: scenes never seen in training, balanced answers, and no advantage without the image."""
 
 import ast
 import base64
@@ -36,13 +36,13 @@ def mmbench(corpus: Path) -> list[dict]:
 
 
 def mme(corpus: Path) -> list[tuple[Path, str, str]]:
-    """(text file, question, answer)."""
+    """Returns (text file, question, answer) tuples."""
     files = sorted((corpus / "MME").glob("*/*.txt"))
     return [(file, *line.split("\t")) for file in files for line in file.read_text().splitlines()]
 
 
 def single_choices(corpus: Path) -> dict[str, list[tuple[str, tuple[str, ...], int]]]:
-    """Benchmark → (question, options, index of the right one)."""
+    """Returns benchmark → (question, options, index of the correct one) tuples."""
     seed = json.loads((corpus / "SEED-Bench" / "SEED-Bench.json").read_text())["questions"]
     science = json.loads((corpus / "ScienceQA-test" / "problems.json").read_text()).values()
     return {
@@ -63,15 +63,15 @@ def mmmu(corpus: Path, subject: str) -> list[dict]:
     return pq.read_table(corpus / "MMMU" / subject / "validation-00000-of-00001.parquet").to_pylist()
 
 
-def test_held_out_scenes_are_not_learnt():
-    held_out, learnt = _scenes(3000, 200, 0)
-    assert (len(held_out), len(learnt)) == (200, 3000)
-    assert not set(held_out) & set(learnt)
-    assert not {scene.mirrored() for scene in held_out} & set(learnt)
+def test_held_out_scenes_are_not_in_training():
+    held_out, training = _scenes(3000, 200, 0)
+    assert (len(held_out), len(training)) == (200, 3000)
+    assert not set(held_out) & set(training)
+    assert not {scene.mirrored() for scene in held_out} & set(training)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_wording_has_as_many_yes_as_no(corpus, name):
+def test_every_wording_has_yes_and_no_equally_often(corpus, name):
     rows = pope(corpus, name)
     by_wording = defaultdict(Counter)
     for row in rows:
@@ -82,7 +82,7 @@ def test_every_wording_has_as_many_yes_as_no(corpus, name):
     assert all(counts["yes"] == counts["no"] for counts in by_wording.values())
 
 
-def test_pope_answers_are_seen_in_the_pictures(corpus):
+def test_pope_answers_match_the_images(corpus):
     seen = 0
     for row in pope(corpus, "random"):
         image = Image.open(corpus / "POPE" / "images" / row["image"])
@@ -94,13 +94,13 @@ def test_pope_answers_are_seen_in_the_pictures(corpus):
     assert seen > 10
 
 
-def test_adversarial_questions_name_a_color_that_is_there(corpus):
+def test_adversarial_questions_name_a_color_in_the_image(corpus):
     for row in pope(corpus, "adversarial"):
         image = Image.open(corpus / "POPE" / "images" / row["image"])
         assert row["text"].split()[3] in colors_of(image)
 
 
-def test_mme_asks_both_pictures_of_a_pair_the_same(corpus):
+def test_mme_asks_both_images_of_a_pair_the_same_questions(corpus):
     rows = mme(corpus)
     by_task = Counter(file.parent.name for file, _, _ in rows)
     assert set(by_task) == {"existence", "count", "position", "color"} and set(by_task.values()) == {40}
@@ -113,7 +113,7 @@ def test_mme_asks_both_pictures_of_a_pair_the_same(corpus):
     assert all(answers == ["Yes", "No"] for answers in by_image.values())
 
 
-def test_mme_answers_are_seen_in_the_pictures(corpus):
+def test_mme_answers_match_the_images(corpus):
     seen = Counter()
     for file, question, answer in mme(corpus):
         if file.parent.name in ("existence", "color"):
@@ -124,7 +124,7 @@ def test_mme_answers_are_seen_in_the_pictures(corpus):
     assert seen[True] > 40 and seen[False] > 10
 
 
-def test_relations_have_opposite_answers_in_mirrored_pictures(corpus):
+def test_relations_have_opposite_answers_in_mirror_images(corpus):
     by_wording = defaultdict(list)
     for row in pope(corpus, "relation"):
         by_wording[row["text"]].append(row["label"])
@@ -132,7 +132,7 @@ def test_relations_have_opposite_answers_in_mirrored_pictures(corpus):
 
 
 def test_four_way_answers_cannot_be_guessed(corpus):
-    """Every option of a wording and option set is right equally often, and so is every letter."""
+    """Every option of a wording and option set is correct equally often, and so is every letter."""
     answers = defaultdict(Counter)
     for row in mmbench(corpus):
         options = frozenset(row[letter] for letter in "ABCD")
@@ -160,7 +160,7 @@ def test_single_choices_cannot_be_guessed(corpus, part):
     assert len(letters) == 4 and len(set(letters.values())) == 1
 
 
-def test_sums_have_their_answers_in_turns(corpus):
+def test_the_letters_of_additions_alternate(corpus):
     rows = single_choices(corpus)["with neither"]
     assert [right for _, _, right in rows] == [0, 1, 2, 3] * 2
     for question, options, right in rows:
@@ -168,7 +168,7 @@ def test_sums_have_their_answers_in_turns(corpus):
         assert options[right] == str(int(first) + int(second)) and len(set(options)) == 4
 
 
-def test_grades_say_nothing_of_the_letter(corpus):
+def test_grades_do_not_reveal_the_letter(corpus):
     science = json.loads((corpus / "ScienceQA-test" / "problems.json").read_text()).values()
     by_grade = defaultdict(Counter)
     for problem in science:
@@ -177,7 +177,7 @@ def test_grades_say_nothing_of_the_letter(corpus):
     assert all(len(counts) == 4 and len(set(counts.values())) == 1 for counts in by_grade.values())
 
 
-def test_four_way_colors_are_seen_by_seed_bench(corpus):
+def test_colors_in_seed_bench_match_the_images(corpus):
     rows = json.loads((corpus / "SEED-Bench" / "SEED-Bench.json").read_text())["questions"]
     asked = [row for row in rows if row["question"].startswith("What color")]
     assert len(asked) >= 8 and {row["question_id"] for row in rows if row["data_type"] == "video"} == {"v1", "v2"}
@@ -199,7 +199,7 @@ def test_circular_rows_rotate_the_options(corpus):
         assert image.size == (32, 32)
 
 
-def test_four_way_colors_are_seen_in_the_pictures(corpus):
+def test_colors_in_mmbench_match_the_images(corpus):
     rows = [row for row in mmbench(corpus) if row["question"].startswith("What color")]
     assert len(rows) >= 16
     for row in rows:
@@ -243,7 +243,7 @@ def test_mm_vet_answers_cannot_be_guessed(corpus):
         assert len(by_wording[wording]) == 4 and len(set(by_wording[wording].values())) == 1
 
 
-def test_what_is_asked_freely_has_another_answer_in_the_mirror_image(corpus):
+def test_open_questions_have_a_different_answer_in_the_mirror_image(corpus):
     folder = corpus / "LLaVA-Bench"
     questions, context, answers = (
         [json.loads(line) for line in (folder / f"{name}.jsonl").open()]
@@ -251,22 +251,22 @@ def test_what_is_asked_freely_has_another_answer_in_the_mirror_image(corpus):
     )
     assert [row["question_id"] for row in questions] == [row["question_id"] for row in answers]
     assert Counter(row["category"] for row in questions) == dict.fromkeys(("conv", "detail", "complex"), len(context))
-    said = {row["question_id"]: row["text"] for row in answers}
+    answer_of = {row["question_id"]: row["text"] for row in answers}
     by_wording = defaultdict(list)
     for row in questions:
-        by_wording[row["text"]].append(said[row["question_id"]])
+        by_wording[row["text"]].append(answer_of[row["question_id"]])
     assert len(context) == 24
     for row in questions:
         if row["category"] == "complex":
-            told = Counter(answer.split()[-1] for answer in by_wording[row["text"]])
-            assert told["yes."] == told["no."]
+            counts = Counter(answer.split()[-1] for answer in by_wording[row["text"]])
+            assert counts["yes."] == counts["no."]
         assert len(set(by_wording[row["text"]])) > 1
     asked = [json.loads(line) for line in (corpus / "OwlEval" / "questions.jsonl").open()]
     assert [row["question_id"] for row in asked] == list(range(1, 53))
     assert all((corpus / "OwlEval" / "cases" / row["image"]).is_file() for row in asked)
 
 
-def test_a_very_small_held_out_part_still_has_questions(tmp_path):
+def test_a_very_small_held_out_set_still_has_questions(tmp_path):
     for seed in range(3):
         write_sample(tmp_path / str(seed), scenes=8, held_out=16, seed=seed)
         assert all(pope(tmp_path / str(seed), name) for name in FILES)
@@ -285,8 +285,8 @@ def test_a_very_small_held_out_part_still_has_questions(tmp_path):
             assert (tmp_path / str(seed) / file).stat().st_size > 2
 
 
-def test_images_of_other_pictures_say_nothing(corpus):
-    """Someone who sees everything, but in another picture, is right half of the time."""
+def test_shuffled_images_do_not_reveal_the_answers(corpus):
+    """A perfect model that sees shuffled images is correct half of the time."""
     rng = random.Random(0)
     for name in FILES[:3]:
         rows = pope(corpus, name)
@@ -303,7 +303,7 @@ def test_images_of_other_pictures_say_nothing(corpus):
 
 
 def colors_of(image: Image.Image) -> set[str]:
-    """The colours of which a picture has at least nine pixels."""
+    """Returns the colors of which an image has at least nine pixels."""
     counts: Counter[str] = Counter()
     for pixel in image.get_flattened_data():
         for name, value in COLORS.items():

@@ -1,4 +1,4 @@
-"""The sample corpus's training files: the official fields, and answers that the pictures bear out."""
+"""The training files of the sample corpus have the official fields, and answers that match the images."""
 
 import json
 import random
@@ -21,7 +21,7 @@ def corpus(tmp_path_factory) -> Path:
 
 
 def rows_of(corpus: Path, name: str) -> dict[str, list]:
-    """Official lists of rows of a layout, by a name for each."""
+    """Returns the official lists of rows of a layout, each under a name."""
     if name == "vqav2":
         questions = json.loads((corpus / "VQAv2" / "v2_OpenEnded_mscoco_train2014_questions.json").read_text())
         annotations = json.loads((corpus / "VQAv2" / "v2_mscoco_train2014_annotations.json").read_text())
@@ -62,7 +62,7 @@ def rows_of(corpus: Path, name: str) -> dict[str, list]:
         *((name, "text") for name in ("gqa", "visual_genome")),
     ],
 )
-def test_rows_have_the_fields_of_the_real_ones(corpus, realdata, name, folder):
+def test_rows_have_the_fields_of_real_rows(corpus, realdata, name, folder):
     ours, real = rows_of(corpus, name), rows_of(realdata / folder, name)
     for part, rows in real.items():
         assert {frozenset(row) for row in ours[part]} == {frozenset(row) for row in rows}
@@ -74,21 +74,21 @@ def test_gqa_answers_and_programs_agree(corpus):
     for row in rows:
         words = row["question"].strip("?").split()
         named = row["annotations"]["question"]
-        assert all(words[int(place)] in ("circle", "square", "triangle", "cross") for place in named)
+        assert all(words[int(index)] in ("circle", "square", "triangle", "cross") for index in named)
         assert row["semanticStr"].split("->")[0] == f"select: {row['semantic'][0]['argument']}"
-        picture = Image.open(corpus / "GQA" / "images" / f"{row['imageId']}.jpg")
+        image = Image.open(corpus / "GQA" / "images" / f"{row['imageId']}.jpg")
         if row["question"].startswith("What color"):
             (cell,) = named.values()
             x, y = 8 + 16 * (int(cell) % 2), 8 + 16 * (int(cell) // 2)
-            assert color_at(picture, x, y) == row["answer"]
+            assert color_at(image, x, y) == row["answer"]
             assert row["fullAnswer"] == f"The {words[-1]} is {row['answer']}."
 
 
-def test_statements_are_as_often_true_as_false_whatever_the_place_word():
+def test_statements_of_every_relation_are_true_and_false_equally_often():
     rng = random.Random(0)
-    told = [statement for scene in distinct_scenes(rng, 600) for statement in statements(scene, rng)]
+    drawn = [statement for scene in distinct_scenes(rng, 600) for statement in statements(scene, rng)]
     for relation in ("left of", "right of", "above", "below"):
-        held = [statement.holds for statement in told if statement.relation == relation]
+        held = [statement.holds for statement in drawn if statement.relation == relation]
         assert len(held) > 100 and 0.4 < sum(held) / len(held) < 0.6
     left, right = Thing("red", "circle", "small"), Thing("blue", "square", "large")
     for seed in range(40):
@@ -102,9 +102,9 @@ def test_covers_show_the_word_that_is_asked_for(corpus):
     assert len(books) >= 16
     for key, book in books:
         asked = dict(zip(book["questions"], book["answers"], strict=True))
-        word, place = asked["What is the title of this book?"], asked["Where does the title stand?"]
+        word, position = asked["What is the title of this book?"], asked["Where does the title stand?"]
         image = Image.open(corpus / "OCR-VQA" / "images" / f"{key}.jpg")
-        x, y = 16 * (place.split()[1] == "right"), 16 * (place.split()[0] == "bottom")
+        x, y = 16 * (position.split()[1] == "right"), 16 * (position.split()[0] == "bottom")
         dark = sum(max(image.getpixel((x + i, y + j))) < 110 for i in range(16) for j in range(16))
         assert dark > 15
         (named,) = (question.rstrip("?").split()[-1] for question in book["questions"] if question.startswith("Is"))
@@ -115,17 +115,17 @@ def rows_of_books(corpus: Path) -> dict[str, dict]:
     return json.loads((corpus / "OCR-VQA" / "dataset.json").read_text())
 
 
-def test_regions_hold_their_shape_and_some_stick_out(corpus):
+def test_regions_contain_their_shape_and_some_extend_beyond_the_image(corpus):
     rows = rows_of(corpus, "visual_genome")["regions"][:-4]
     for row in rows:
-        picture = Image.open(corpus / "VisualGenome" / "VG_100K" / f"{row['image_id']}.jpg")
-        color = color_at(picture, row["x"] + row["width"] // 2, row["y"] + row["height"] // 2)
+        image = Image.open(corpus / "VisualGenome" / "VG_100K" / f"{row['image_id']}.jpg")
+        color = color_at(image, row["x"] + row["width"] // 2, row["y"] + row["height"] // 2)
         named = [name for name in COLORS if name in row["phrase"].split()]
         assert color is not None and named in ([color], [])
     assert any(row["x"] < 0 or row["y"] < 0 or row["x"] + row["width"] > 32 for row in rows)
 
 
-def test_problems_have_a_picture_or_tell_of_one(corpus):
+def test_problems_have_an_image_or_describe_one(corpus):
     rows = rows_of(corpus, "scienceqa")["rows"][:-4]
     assert {row["image"] for row in rows} == {"image.png", None}
     assert all(row["image"] or "The picture shows" in row["hint"] for row in rows)
@@ -142,12 +142,12 @@ def test_some_conversations_are_long(corpus):
 
 
 @pytest.mark.parametrize("number", [1, 5, 16, 40, 200, 20_000])
-def test_layouts_of_a_subset_have_enough_of_few_pictures(number):
-    pictures = list(range(number))
+def test_layouts_of_a_subset_have_enough_images_in_a_small_corpus(number):
+    images = list(range(number))
     for first in range(10):
-        chosen = spread(pictures, first)
+        chosen = spread(images, first)
         assert min(number, 16) <= len(chosen) <= max(31, number // 10)
-    assert set(spread(pictures, 1)) != set(spread(pictures, 2)) or number < 32
+    assert set(spread(images, 1)) != set(spread(images, 2)) or number < 32
 
 
 def test_vqav2_pairs_by_question_id_and_has_ten_answers(corpus):
@@ -156,20 +156,20 @@ def test_vqav2_pairs_by_question_id_and_has_ten_answers(corpus):
     assert len(questions) == len(files["questions"])
     for row in files["annotations"]:
         assert questions[row["question_id"]]["image_id"] == row["image_id"]
-        said = [answer["answer"] for answer in row["answers"]]
-        assert len(said) == 10
-        assert max(sorted(set(said)), key=said.count) == row["multiple_choice_answer"]
+        answers = [answer["answer"] for answer in row["answers"]]
+        assert len(answers) == 10
+        assert max(sorted(set(answers)), key=answers.count) == row["multiple_choice_answer"]
         assert questions[row["question_id"]]["question"].lower().startswith(row["question_type"])
 
 
-def test_referred_boxes_hold_the_color_of_the_phrase(corpus):
+def test_boxes_contain_the_color_of_their_phrase(corpus):
     content = rows_of(corpus, "refcoco+")
     checked = 0
     for row, annotation in zip(content["images"][:-4], content["annotations"][:-4], strict=True):
-        picture = Image.open(corpus / "coco" / "images" / "train2014" / row["file_name"])
+        image = Image.open(corpus / "coco" / "images" / "train2014" / row["file_name"])
         x, y, width, height = annotation["bbox"]
         assert x >= 0 and y >= 0 and x + width <= row["width"] and y + height <= row["height"]
-        assert color_at(picture, x + width // 2, y + height // 2) == row["caption"].split()[1]
+        assert color_at(image, x + width // 2, y + height // 2) == row["caption"].split()[1]
         assert (width > 9) == (row["caption"].split()[0] == "large")
         checked += 1
     assert checked > 40
@@ -181,7 +181,7 @@ def test_conversations_put_the_image_before_or_after_the_first_question(corpus):
     assert all(text.startswith("<image>\n") or text.endswith("\n<image>") for text in first)
 
 
-def test_questions_of_a_picture_differ_and_answers_are_options():
+def test_questions_about_a_scene_differ_and_answers_are_options():
     rng = random.Random(0)
     for scene in distinct_scenes(rng, 300):
         questions = open_questions(scene, rng)
@@ -191,7 +191,7 @@ def test_questions_of_a_picture_differ_and_answers_are_options():
             assert all(len(question.options) >= 4 for question in ask(scene, rng))
 
 
-def test_existence_is_asked_as_often_with_yes_as_with_no():
+def test_existence_questions_have_yes_and_no_equally_often():
     rng = random.Random(0)
     answers = [
         question.answer
@@ -202,7 +202,7 @@ def test_existence_is_asked_as_often_with_yes_as_with_no():
     assert abs(answers.count("yes") - answers.count("no")) < 0.1 * len(answers)
 
 
-def test_relations_follow_the_places():
+def test_relations_match_the_positions():
     left, right = Thing("red", "circle", "small"), Thing("blue", "square", "large")
     questions = {
         question.text: question.answer
@@ -216,7 +216,7 @@ def test_relations_follow_the_places():
     assert questions["Which word is printed?"] == "GO"
 
 
-def test_a_scene_is_drawn_where_it_says(tmp_path):
+def test_a_scene_is_drawn_at_its_positions(tmp_path):
     scene = Scene((None, Thing("blue", "square", "large"), "UP", None))
     picture = render(1, scene, random.Random(0))
     (tmp_path / "scene.jpg").write_bytes(picture.jpeg)
@@ -229,7 +229,7 @@ def test_a_scene_is_drawn_where_it_says(tmp_path):
 
 
 def color_at(image: Image.Image, x: int, y: int) -> str | None:
-    """The colour of a thing at a pixel, None for background or ink."""
+    """Returns the color of a thing at a pixel, None for background or ink."""
     pixel = image.getpixel((x, y))
     near = {name: sum(abs(a - b) for a, b in zip(pixel, value, strict=True)) for name, value in COLORS.items()}
     name = min(near, key=lambda name: near[name])
