@@ -1,4 +1,4 @@
-"""Fixtures that every test may use."""
+"""Fixtures for all tests."""
 
 import os
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ os.environ.update(
 
 @pytest.fixture(scope="session")
 def realdata() -> Path:
-    """The folder of real annotations, images and predictions; tests that use it are marked `realdata`."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "realdata"
-    root = Path(os.environ.get("HONEYBEE_REALDATA", beside))
+    """The directory of real annotations, images and predictions; tests that use it are marked `realdata`."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "realdata"
+    root = Path(os.environ.get("HONEYBEE_REALDATA", default))
     if not root.is_dir():
         pytest.skip(f"real data not found at {root}: set HONEYBEE_REALDATA")
     return root
@@ -28,9 +28,9 @@ def realdata() -> Path:
 
 @pytest.fixture(scope="module")
 def two_namespaces() -> Iterator[TwoHosts]:
-    """Two hosts of one machine, for tests of training on several. Making them takes root on Linux."""
+    """Two hosts on one machine, for tests of multi-host training. Creating them requires root on Linux."""
     try:
         with two_hosts() as hosts:
             yield hosts
     except NotPermitted as error:
-        pytest.skip(f"no network namespaces here: {error}")
+        pytest.skip(f"network namespaces are not available: {error}")

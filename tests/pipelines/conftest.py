@@ -1,4 +1,4 @@
-"""A small byte-level tokenizer, made the way a language model's own is."""
+"""Fixtures: a small byte-level tokenizer, built like that of a language model, and a small store."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from pipelines.tokenizer import prepare_tokenizer
 
 @pytest.fixture(scope="session")
 def llm_dir(tmp_path_factory) -> Path:
-    """A directory that holds a tokenizer as a language model on a hub does."""
+    """A directory with a tokenizer, laid out like a language model on a hub."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -36,5 +36,5 @@ def tokenizer_dir(llm_dir, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def world(tmp_path, tokenizer_dir) -> dict:
-    """Two datasets of examples in the store's layout, their pictures, and the arguments of build_shards."""
+    """Two datasets of examples in the store's layout, their images, and the arguments of build_shards."""
     return make_world(tmp_path, tokenizer_dir)

@@ -1,4 +1,4 @@
-"""Tiny official files of every source: two good rows each, the second with the word `cafe` in one of its texts."""
+"""Tiny official files of every source, with two good rows each; one text of the second row contains the word `cafe`."""
 
 import copy
 import io
@@ -16,7 +16,7 @@ DIALOGUES = [
     for number, question in enumerate(("What is it?", "What is in the cafe?"))
 ]
 TEXT_DIALOGUES = [
-    {"id": row["id"], "conversations": [{**said, "value": said["value"].replace("<image>\n", "")} for said in talk]}
+    {"id": row["id"], "conversations": [{**turn, "value": turn["value"].replace("<image>\n", "")} for turn in talk]}
     for row in DIALOGUES
     if (talk := row["conversations"])
 ]
@@ -54,7 +54,7 @@ SAMPLES = [
     ("1.json", b"{}"),
 ]
 
-# source → file → content; of a tar: its members
+# source → file → content, for a tar its members
 OFFICIAL: dict[str, dict[str, Any]] = {
     "blipcapfilt": {"00000.tar": SAMPLES},
     "coyo100m": {"00000.tar": SAMPLES},
@@ -128,7 +128,7 @@ OFFICIAL: dict[str, dict[str, Any]] = {
 
 
 def official(name: str) -> dict[str, Any]:
-    """The files of a source, to be changed and written."""
+    """Returns a copy of a source's files, for a test to change and write."""
     return copy.deepcopy(OFFICIAL[name])
 
 
@@ -147,7 +147,7 @@ def encoded(file: str, content: Any) -> bytes:
 
 
 def write_official(root: Path, files: dict[str, Any]) -> None:
-    """Writes each file below `root`; content that is bytes already, as it is."""
+    """Writes each file below `root`, with content that is bytes unchanged."""
     for file, content in files.items():
         path = root / file
         path.parent.mkdir(parents=True, exist_ok=True)
