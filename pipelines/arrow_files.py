@@ -1,4 +1,4 @@
-"""Arrow files on disk: written whole or not at all, read through the memory map without loading them."""
+"""Arrow files on disk: written atomically, and read through a memory map without loading them."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,7 +20,7 @@ def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
 
 
 def open_batches(path: Path) -> pa.ipc.RecordBatchFileReader:
-    """A memory-mapped Arrow file. Raises pyarrow.ArrowInvalid when it is not whole."""
+    """Returns a reader of a memory-mapped Arrow file. Raises pyarrow.ArrowInvalid if the file is incomplete."""
     return pa.ipc.open_file(pa.memory_map(str(path)))
 
 

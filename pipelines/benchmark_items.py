@@ -1,4 +1,4 @@
-"""What a benchmark shows and asks, as an entry of the store: the pictures' hashes, and the questions."""
+"""The items of a benchmark as a store entry: the hashes of its images, and its questions."""
 
 import hashlib
 import os
@@ -15,18 +15,18 @@ from pipelines.images import ImageRefError, measure
 from pipelines.schema import BENCHMARK_PICTURES, BENCHMARK_QUESTIONS
 from pipelines.store import Store, digest_of
 
-VERSION = 1  # raise it when the same key gives other bytes, as when perceptual hashes change
-_NAMED = 5  # so many bad pictures stand in a message
+VERSION = 1  # increment when the same key yields different bytes, for example when perceptual hashes change
+_NAMED = 5  # the maximum number of unreadable images that an error message lists
 
 
 class BenchmarkItemsError(ValueError):
-    """A benchmark that cannot be looked for whole; the message names what is missing."""
+    """A benchmark some of whose images cannot be read; the message names them."""
 
 
 @dataclass(frozen=True)
 class BenchmarkPicture:
-    """`item`: what the benchmark calls it. `identity`: the same as long as its bytes are. `read`: the encoded bytes;
-    raises ImageRefError."""
+    """One image of a benchmark. item: the benchmark's name for it. identity: a string that stays the same as long as
+    the bytes do. read: returns the encoded bytes, or raises ImageRefError."""
 
     item: str
     identity: str
@@ -35,7 +35,8 @@ class BenchmarkPicture:
 
 @dataclass(frozen=True)
 class BenchmarkItems:
-    """questions: (item, text) each. passed_over: files beside the pictures that are none."""
+    """The images and questions of one benchmark. questions: (item, text) pairs. passed_over: files next to the images
+    that are not images and are ignored."""
 
     name: str
     pictures: Sequence[BenchmarkPicture]
@@ -44,11 +45,11 @@ class BenchmarkItems:
 
 
 def build_benchmark_items(store: Store, items: BenchmarkItems, log: Callable[[str], None] = print) -> Path:
-    """`pictures.arrow` and `questions.arrow`. Raises BenchmarkItemsError if a picture cannot be read: what is not
-    hashed would not be found in the training data either."""
+    """Builds the store entry with `pictures.arrow` and `questions.arrow`, and returns its directory. Raises
+    BenchmarkItemsError if an image cannot be read, since an image without a hash can never match training data."""
     key = {
         "version": VERSION,
-        "pictures": digest_of((picture.item, picture.identity) for picture in items.pictures),
+        "pictures": digest_of((image.item, image.identity) for image in items.pictures),
         "questions": digest_of(items.questions),
     }
 
@@ -59,29 +60,29 @@ def build_benchmark_items(store: Store, items: BenchmarkItems, log: Callable[[st
         if bad:
             shown = "; ".join(bad[:_NAMED])
             raise BenchmarkItemsError(
-                f"benchmark {items.name}: {len(bad)} of {len(rows)} pictures cannot be read, so they cannot be looked "
-                f"for ({shown}): mend or remove them"
+                f"benchmark {items.name}: {len(bad)} of {len(rows)} images cannot be read, so overlaps with them would "
+                f"be missed ({shown}): repair or remove these files"
             )
-        pictures = pa.Table.from_pylist(rows, BENCHMARK_PICTURES)
+        images = pa.Table.from_pylist(rows, BENCHMARK_PICTURES)
         questions = [{"item": item, "question": text} for item, text in items.questions]
-        write_batches(out / "pictures.arrow", BENCHMARK_PICTURES, pictures.to_batches())
+        write_batches(out / "pictures.arrow", BENCHMARK_PICTURES, images.to_batches())
         write_batches(
             out / "questions.arrow",
             BENCHMARK_QUESTIONS,
             pa.Table.from_pylist(questions, BENCHMARK_QUESTIONS).to_batches(),
         )
-        without = pictures["phash"].null_count
-        log(f"benchmark {items.name}: {len(rows):,} pictures ({without:,} too plain to be known but by their bytes), "
-            f"{len(questions):,} questions")  # fmt: skip
+        without = images["phash"].null_count
+        log(f"benchmark {items.name}: {len(rows):,} images ({without:,} too uniform for a perceptual hash, matched by "
+            f"checksum only), {len(questions):,} questions")  # fmt: skip
         return {"num_pictures": len(rows), "num_plain": without, "num_questions": len(questions)}
 
     return store.produce("benchmark_items", key, make)
 
 
-def _hashes(picture: BenchmarkPicture) -> dict[str, Any]:
+def _hashes(image: BenchmarkPicture) -> dict[str, Any]:
     try:
-        data = picture.read()
+        data = image.read()
         *_, phash = measure(data)
     except ImageRefError as error:
-        return {"error": f"{picture.item}: {error}"}
-    return {"item": picture.item, "sha256": hashlib.sha256(data).hexdigest(), "phash": phash}
+        return {"error": f"{image.item}: {error}"}
+    return {"item": image.item, "sha256": hashlib.sha256(data).hexdigest(), "phash": phash}

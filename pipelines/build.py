@@ -1,4 +1,4 @@
-"""The data stages of a recipe, each an entry of the store named by all that its bytes depend on."""
+"""The data stages of a recipe. Each one produces a store entry that is keyed by everything its bytes depend on."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ from pipelines.store import FileDigests, Store, digest_of, file_sha256, read_man
 from pipelines.templates import read_templates, template_file
 from pipelines.tokenizer import load_tokenizer
 
-# Raise one when the code behind it changes the bytes that it writes.
+# Increment a version when a code change alters the bytes that its stage writes.
 ANNOTATIONS_VERSION = 2
 IMAGES_VERSION = 2
 EXAMPLES_VERSION = 4
@@ -34,14 +34,14 @@ EXAMPLES_VERSION = 4
 ROWS_PER_BATCH = 32768
 ROWS_PER_FILE = 1 << 18
 ROWS_PER_PARTITION = 16384
-BYTES_PER_BATCH = BYTES_PER_PARTITION = 256 << 20  # of long texts, fewer rows: a column of strings ends at 2 GiB
+BYTES_PER_BATCH = BYTES_PER_PARTITION = 256 << 20  # limits the rows of long texts: an Arrow string column holds 2 GiB
 
 Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """One dataset of a recipe, with its paths resolved."""
+    """One dataset of a recipe, with resolved paths."""
 
     name: str
     source: str
@@ -63,8 +63,8 @@ class DatasetSpec:
 
 
 def build_annotations(store: Store, spec: DatasetSpec, log: Log = print) -> Path:
-    """Official files → annotation batches: `annotations-*.arrow`. Its manifest says which row of the dataset is the
-    first of each official file (`files_rows`). Raises SourceError for files that cannot be read."""
+    """Converts the official files to annotation batches, `annotations-*.arrow`, and returns their directory. The
+    manifest lists the first row of each official file (`files_rows`). Raises SourceError for unreadable files."""
     source = spec.reader
     files = source.files(spec.annotations)
     digests = FileDigests(store).digests(files)
@@ -82,19 +82,19 @@ def build_annotations(store: Store, spec: DatasetSpec, log: Log = print) -> Path
         first_rows: dict[str, int] = {}
         read = _noting_files(source.read(spec.annotations), names[0], first_rows)
         batches = _rebatched(read, ANNOTATIONS[source.task])
-        for number, group in enumerate(_grouped(batches, ROWS_PER_FILE)):
-            rows += write_batches(out / f"annotations-{number:05d}.arrow", ANNOTATIONS[source.task], group)
+        for index, group in enumerate(_grouped(batches, ROWS_PER_FILE)):
+            rows += write_batches(out / f"annotations-{index:05d}.arrow", ANNOTATIONS[source.task], group)
             log(f"{spec.name}: {rows:,} rows read")
         if not rows:
-            raise sources.SourceError(f"{spec.annotations}: the files of {source.name} hold no row")
+            raise sources.SourceError(f"{spec.annotations}: the files of {source.name} contain no rows")
         return {"num_rows": rows, "files_rows": [list(entry) for entry in first_rows.items()]}
 
     return store.produce("annotations", key, make)
 
 
 def build_images(store: Store, specs: Sequence[DatasetSpec], log: Log = print) -> dict[str, Path]:
-    """Measures every distinct image of the datasets, once for each image root. Returns dataset name → the directory
-    of the table of its root. An image is opened again only when its path, size or time of change is another."""
+    """Measures every distinct image of the datasets, building one images table per image root. Returns dataset name →
+    directory of its table. An image is reopened only if its path, size or modification time has changed."""
     tables: dict[str, Path] = {}
     for root in sorted({spec.images.resolve() for spec in specs}):
         users = [spec for spec in specs if spec.images.resolve() == root]
@@ -117,7 +117,7 @@ def _images_of_root(store: Store, root: Path, names: list[str], log: Log) -> Pat
         table = images_table(root, names, pa.concat_tables(known) if known else None)
         write_batches(out / "images.arrow", IMAGES, table.to_batches(ROWS_PER_BATCH))
         rejects = Counter(reason for reason in table["reject"].to_pylist() if reason)
-        log(f"{root}: {table.num_rows:,} images, {sum(rejects.values())} of them unusable")
+        log(f"{root}: {table.num_rows:,} images, of which {sum(rejects.values())} are unusable")
         return {"num_images": table.num_rows, "rejects": dict(sorted(rejects.items()))}
 
     return store.produce("images", key, make)
@@ -139,11 +139,11 @@ def build_examples(
     beam_options: Sequence[str] = BEAM_OPTIONS,
     log: Log = print,
 ) -> Path:
-    """Beam job 1 for one dataset. Returns the directory of its examples; its manifest holds the conservation ledger.
+    """Runs Beam job 1 for one dataset. Returns the directory of its examples, whose manifest holds the row ledger.
 
-    images, embeddings: what build_images and build_embeddings returned, or None for text-only work and where nothing
-    is compared. decontamination: which benchmarks' pictures and questions are looked for; None: none.
-    Raises RuntimeError when rows are not conserved.
+    images: what build_images returned, or None for a text-only run. embeddings: what build_embeddings returned, or
+    None if deduplication needs no vectors. decontamination: the benchmarks whose images and questions are searched
+    for, or None to search for none. Raises RuntimeError if any row is unaccounted for.
     """
     digests = FileDigests(store)
     annotations = build_annotations(store, spec, log)
@@ -163,7 +163,7 @@ def build_examples(
         "tokenizer": load_tokenizer(tokenizer).fingerprint,
         "max_turns": spec.max_turns,
         "max_text_tokens": max_text_tokens,
-        "max_images": max_images if spec.task == "conversation" else None,  # the other tasks show one
+        "max_images": max_images if spec.task == "conversation" else None,  # other tasks use one
         "seed": seed,
         "decontamination": decontamination.key() if decontamination else None,
     }
@@ -191,10 +191,12 @@ def build_examples(
         manifest = _total(counts)
         check_ledger("rows", manifest["rows"])
         if manifest["rows"]["read"] != num_rows:
-            raise RuntimeError(f"{spec.name}: {num_rows} rows read, but {manifest['rows']['read']} reached a partition")
+            raise RuntimeError(
+                f"{spec.name}: {num_rows} rows read, but only {manifest['rows']['read']} were partitioned"
+            )
         for marker in out.glob("counts-*.json"):
             marker.unlink()
-        log(f"{spec.name}: {manifest['num_examples']:,} examples. {_fate(manifest['rows'])}; its rejects: {out}")
+        log(f"{spec.name}: {manifest['num_examples']:,} examples. {_summary(manifest['rows'])}; rejects in {out}")
         names = [f"examples-{p:05d}.arrow" for p in range(len(counts))]
         files = [[name, c["num_examples"], file_sha256(out / name)] for name, c in zip(names, counts, strict=True)]
         rendered_by = [dataclasses.asdict(template) for template in read_templates(template_path, spec.task)]
@@ -216,7 +218,7 @@ def render_settings(
     seed: int,
     decontamination: Decontamination | None,
 ) -> RenderSettings:
-    """How the annotations of a dataset become its examples."""
+    """Returns the settings for rendering a dataset's annotations into examples."""
     return RenderSettings(
         dataset=spec.name,
         task=spec.task,
@@ -235,15 +237,15 @@ def render_settings(
     )
 
 
-def _fate(rows: dict[str, Any]) -> str:
-    """A ledger in words."""
+def _summary(rows: dict[str, Any]) -> str:
+    """Describes a row ledger in one sentence."""
     rejects = "".join(f", {count:,} {reason}" for reason, count in rows["rejects"].items())
     kept = f"{rows['examples']:,} in examples, {rows['duplicates']:,} duplicates"
     return f"Of {rows['read']:,} rows, {kept}{rejects}"
 
 
 def _total(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Adds up the counts of all partitions, key by key."""
+    """Sums the counts of all partitions, key by key."""
     total: dict[str, Any] = {}
     for part in counts:
         for name, value in part.items():
@@ -261,8 +263,8 @@ def _dedup_key(spec: DatasetSpec, embeddings: Path | None) -> dict[str, Any]:
 def annotation_batches(annotations: Path) -> Iterator[pa.RecordBatch]:
     for path in sorted(annotations.glob("*.arrow")):
         reader = open_batches(path)
-        for number in range(reader.num_record_batches):
-            yield reader.get_batch(number)
+        for index in range(reader.num_record_batches):
+            yield reader.get_batch(index)
 
 
 def distinct_images(annotations: Path) -> set[str]:
@@ -273,7 +275,7 @@ def distinct_images(annotations: Path) -> set[str]:
 
 
 def _digest_of_images(annotations: Path, images: Path | None) -> str | None:
-    """What the examples depend on of the images table: the facts of the dataset's own images, not of others."""
+    """Digests the rows of the images table that the examples depend on, which are those of the dataset's own images."""
     if images is None:
         return None
     table = read_table(images / "images.arrow").select(["image", "sha256", "width", "height", "reject"])
@@ -282,7 +284,7 @@ def _digest_of_images(annotations: Path, images: Path | None) -> str | None:
 
 
 def _noting_files(batches: Iterator[pa.RecordBatch], only: str, first_rows: dict[str, int]) -> Iterator[pa.RecordBatch]:
-    """Passes batches on and notes the first row of each file; `only`: the file of batches that name none."""
+    """Yields the batches unchanged and records the first row of each file; `only` is used if a batch names no file."""
     for batch in batches:
         file = (batch.schema.metadata or {}).get(sources.FILE)
         first_rows.setdefault(file.decode() if file else only, batch.column("row")[0].as_py())
@@ -290,7 +292,7 @@ def _noting_files(batches: Iterator[pa.RecordBatch], only: str, first_rows: dict
 
 
 def _rebatched(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """Fewer, larger batches: a batch is cut into one piece per partition later."""
+    """Merges batches into fewer, larger ones, since each batch is later cut into one piece per partition."""
     waiting: list[pa.RecordBatch] = []
     rows = size = 0
     for batch in batches:

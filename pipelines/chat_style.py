@@ -1,7 +1,7 @@
-"""Chat styles: Jinja files under templates/chat, the same text that transformers uses at inference.
+"""Chat styles: Jinja chat templates under templates/chat, which transformers uses unchanged at inference.
 
-A style is rendered a few times with stand-ins for the texts; what it prints around them is then known, and examples
-only join strings.
+A style is rendered a few times with placeholders for the texts to learn what it prints around them. Rendering examples
+is then plain string concatenation.
 """
 
 import functools
@@ -17,7 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pipelines.templates import ROOT
 from pipelines.tokenizer import IMAGE_TOKEN
 
-# Private-use characters: where a supervised span begins and ends, and the stand-ins' brackets.
+# Private-use characters that mark the start and end of a supervised span, and the brackets of a placeholder.
 BEGIN, END, _OPEN, _CLOSE = "\ue000", "\ue001", "\ue002", "\ue003"
 _HOLE = re.compile(f"({_OPEN}\\d+{_CLOSE})")
 
@@ -27,7 +27,7 @@ class ChatStyleError(ValueError):
 
 
 class _Generation(Extension):
-    """`{% generation %}…{% endgeneration %}`: marks supervised text, as in transformers."""
+    """The block `{% generation %}…{% endgeneration %}`, which marks supervised text as in transformers."""
 
     tags = {"generation"}
 
@@ -42,8 +42,8 @@ class _Generation(Extension):
 
 @dataclass(frozen=True)
 class Wording:
-    """What stands around the texts of every turn: lead user `middle` assistant `end`, and `closing` after the last one.
-    The supervised text begins `offset` characters into `middle` and ends with `end`."""
+    """The text around each turn's texts: lead, user text, `middle`, assistant text, `end`; `closing` follows the last
+    turn. The supervised text starts `offset` characters into `middle` and ends with `end`."""
 
     middle: str
     offset: int
@@ -52,17 +52,17 @@ class Wording:
 
 
 def chat_style_file(style: str) -> Path:
-    """The Jinja file of a style. Raises ChatStyleError naming the known ones."""
+    """Returns the Jinja file of a style. Raises ChatStyleError, which lists the available styles, if there is none."""
     path = ROOT / "chat" / f"{style}.jinja"
     if not path.is_file() or path.parent != ROOT / "chat":
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.jinja")))
-        raise ChatStyleError(f"no chat style {style!r}: the styles are {known}; a new one is {path}")
+        raise ChatStyleError(f"no chat style {style!r}: available styles are {known}; to add one, create {path}")
     return path
 
 
 class ChatStyle:
-    """A chat style for one tokenizer's begin and end tokens. Raises ChatStyleError for one that changes texts, words
-    later turns otherwise than the second, or does not supervise each assistant text and the end token after it."""
+    """A chat style with one tokenizer's BOS and EOS tokens. Raises ChatStyleError if the style alters texts, formats
+    turns after the second one differently, or does not supervise each assistant text and the EOS token after it."""
 
     def __init__(self, style: str, bos_token: str, eos_token: str):
         self.path = chat_style_file(style)
@@ -80,22 +80,22 @@ class ChatStyle:
         self.wording = self._wording(eos_token)
 
     def _render(self, images: Sequence[int], texts: Sequence[str]) -> str:
-        """images: how many stand before each user text; others stand where the text has an `<image>`."""
+        """images: the number of images before each user text. Further images are where a text contains `<image>`."""
         messages: list[dict] = []
         for i, text in enumerate(texts):
             parts: list[dict] = [{"type": "image"}] * (0 if i % 2 else images[i // 2])
-            for said in re.split(f"({IMAGE_TOKEN})", text):
-                if said:
-                    parts.append({"type": "image"} if said == IMAGE_TOKEN else {"type": "text", "text": said})
+            for piece in re.split(f"({IMAGE_TOKEN})", text):
+                if piece:
+                    parts.append({"type": "image"} if piece == IMAGE_TOKEN else {"type": "text", "text": piece})
             messages.append({"role": "assistant" if i % 2 else "user", "content": parts})
         return self._template.render(messages=messages, add_generation_prompt=False, **self._tokens)
 
     def _between(self, *images: int) -> list[str]:
-        """What is printed before, between and after the two texts of each turn."""
+        """Returns what the style prints before, between and after the two texts of each turn."""
         holes = [f"{_OPEN}{i}{_CLOSE}" for i in range(2 * len(images))]
         pieces = _HOLE.split(self._render(images, holes))
         if pieces[1::2] != holes:
-            raise ChatStyleError(f"{self.path}: must print each text of a conversation once, in order")
+            raise ChatStyleError(f"{self.path}: must print each text of a conversation exactly once, in order")
         return pieces[0::2]
 
     def _wording(self, eos_token: str) -> Wording:
@@ -104,15 +104,15 @@ class ChatStyle:
         supervised, closed, closing = end.partition(END)
         if middle.count(BEGIN) != 1 or END in middle or not closed or not supervised.endswith(eos_token):
             raise ChatStyleError(
-                f"{self.path}: each assistant text and the end token after it must stand in a generation block"
+                f"{self.path}: each assistant text and the EOS token after it must be inside a generation block"
             )
         if not later.startswith(supervised + END):
-            raise ChatStyleError(f"{self.path}: must end each assistant text alike")
+            raise ChatStyleError(f"{self.path}: must end every assistant text in the same way")
         wording = Wording(middle.replace(BEGIN, ""), middle.index(BEGIN), supervised, closing)
         probe = [f"  Text {i}, as it is \n" for i in range(6)]
         shown = [text if i % 2 else f"{text}{IMAGE_TOKEN} and{IMAGE_TOKEN}" for i, text in enumerate(probe)]
-        rules = "the texts of a conversation unchanged, and every later turn alike"
-        in_place = f"a picture that stands after a text where it stands, as {IMAGE_TOKEN}"
+        rules = "the texts of a conversation unchanged, and all turns after the first in the same way"
+        in_place = f"an image that follows a text at its position in the message, as {IMAGE_TOKEN}"
         for images, texts, rule in (
             ((0, 0, 0), probe, rules),
             ((2, 0, 0), probe, rules),
@@ -125,15 +125,15 @@ class ChatStyle:
         return wording
 
     def _lead(self, num_images: int) -> str:
-        """What stands before the first user text of a conversation, with so many pictures before it."""
+        """Returns the text before a conversation's first user text when `num_images` images precede that text."""
         return self._between(num_images)[0]
 
     def _later(self, num_images: int) -> str:
-        """What stands before a later user text with so many pictures before it."""
+        """Returns the text before a later user text when `num_images` images precede that text."""
         return self._between(0, num_images)[2].partition(END)[2]
 
     @staticmethod
     def _join(leads: Sequence[str], wording: Wording, texts: Sequence[str]) -> str:
         turns = zip(leads, texts[::2], texts[1::2], strict=True)
-        said = (f"{lead}{user}{wording.middle}{answer}{wording.end}" for lead, user, answer in turns)
-        return "".join(said) + wording.closing
+        rendered = (f"{lead}{user}{wording.middle}{answer}{wording.end}" for lead, user, answer in turns)
+        return "".join(rendered) + wording.closing

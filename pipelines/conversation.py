@@ -1,4 +1,4 @@
-"""Turns of one image → multi-turn examples (paper section 4): which turns stand together, in which order."""
+"""Groups the turns of each image into multi-turn examples (paper section 4) and decides their order."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from pipelines.ragged import offsets_of, places, sums
 
 @dataclass(frozen=True)
 class Grouping:
-    """Turns in conversation order: conversation c is `order[offsets[c] : offsets[c + 1]]`, numbers of turns."""
+    """Turn indices in conversation order: conversation c has the turns `order[offsets[c] : offsets[c + 1]]`."""
 
     order: np.ndarray  # int64 (T,)
     offsets: np.ndarray  # int64 (C + 1,)
@@ -20,20 +20,20 @@ class Grouping:
 
     @property
     def sizes(self) -> np.ndarray:
-        """(C,) int64: turns of each conversation."""
+        """(C,) int64: the number of turns of each conversation."""
         return np.diff(self.offsets)
 
     @property
     def first(self) -> np.ndarray:
-        """(C,) int64: the turn that begins each conversation."""
+        """(C,) int64: the first turn of each conversation."""
         return self.order[self.offsets[:-1]]
 
     def without(self, dropped: np.ndarray) -> "Grouping":
-        """dropped: (T,) bool. What is left of each conversation; every one must keep a turn."""
+        """Returns the grouping without the turns of `dropped`, (T,) bool. Each conversation must keep at least one."""
         return Grouping(self.order[~dropped], offsets_of(sums(~dropped, self.offsets)))
 
     def members(self, conversations: np.ndarray) -> np.ndarray:
-        """Where in `order` the turns of these conversations stand."""
+        """Returns the positions in `order` of the turns of these conversations."""
         return places(self.offsets[:-1][conversations], self.sizes[conversations])
 
     def take(self, conversations: np.ndarray) -> "Grouping":
@@ -43,19 +43,20 @@ class Grouping:
 def group_turns(
     row: np.ndarray, turn: np.ndarray, image: np.ndarray, *, is_dialogue: bool, max_turns: int, dataset: str, seed: int
 ) -> Grouping:
-    """row, turn, image: (T,) integers; image: the number of each turn's image, -1 for text only.
+    """Groups turns into conversations. row, turn, image: (T,) integers; image is an image index, or -1 for text only.
 
-    Dialogue rows stay as the dataset wrote them. Other turns of one image are put in an order that depends on
-    (seed, dataset, row) alone and cut after every `max_turns`; a turn without image is a conversation of its own.
+    Dialogue rows keep the turns and order of the dataset. For other tasks, the turns of one image are shuffled in an
+    order that depends only on (seed, dataset, row), and a new conversation starts after every `max_turns` turns. A turn
+    without an image forms its own conversation.
     """
     rows_in_turns = np.column_stack([row, turn])
     if is_dialogue:
         order = np.lexsort((rows_in_turns[:, 1], rows_in_turns[:, 0]))
         starts_new = _changes(row[order])
     else:
-        place = mix64(row.astype(np.uint64), seed64("turn order", dataset, seed))
+        shuffled = mix64(row.astype(np.uint64), seed64("turn order", dataset, seed))
         first_row = _first_row_of_image(row, image)
-        order = np.lexsort((row, place, first_row))
+        order = np.lexsort((row, shuffled, first_row))
         group = first_row[order]
         starts_group = _changes(group)
         group_start = np.maximum.accumulate(np.where(starts_group, np.arange(len(order)), 0))
@@ -65,7 +66,7 @@ def group_turns(
 
 
 def _first_row_of_image(row: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """For each turn the smallest row of its image: groups come in the order of the official file."""
+    """Returns the smallest row of each turn's image, by which groups are sorted into the order of the official file."""
     result = row.copy()
     with_image = image >= 0
     if with_image.any():
@@ -82,10 +83,11 @@ def _changes(values: np.ndarray) -> np.ndarray:
 
 
 def split(grouping: Grouping, tokens: np.ndarray, head: np.ndarray, limit: int) -> Grouping:
-    """Cuts every conversation at turn boundaries, into pieces that have at most `limit` tokens where turns allow.
+    """Splits every conversation at turn boundaries into pieces of at most `limit` tokens, except where one turn exceeds
+    the limit. Conversations of one turn must not be passed.
 
-    tokens: (T,) of each turn, without the head; head: (T,) tokens of the head of a piece that begins with the turn.
-    At least two pieces of each, since the counts may be a token short. Conversations of one turn are not for here.
+    tokens: (T,) tokens of each turn without a head; head: (T,) tokens of the head of a piece that starts with the turn.
+    Each conversation is split into at least two pieces, since the counts may be one token too low.
     """
     starts: list[int] = []
     for begin, end in zip(grouping.offsets[:-1].tolist(), grouping.offsets[1:].tolist(), strict=True):

@@ -1,5 +1,5 @@
-"""How much a dataset will give, before it is built: a bounded sample of its rows is rendered in memory, whole images at
-a time, and what came out is scaled to all rows. No picture is opened."""
+"""Estimates how many examples and tokens a dataset yields before it is built. A bounded sample of its rows, which keeps
+all rows of an image together, is rendered in memory and the counts are scaled to all rows. No image is opened."""
 
 import dataclasses
 import zlib
@@ -20,13 +20,13 @@ SAMPLE_ROWS = 2000
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of all rows of a dataset, scaled from those rendered."""
+    """Estimated counts for all rows of a dataset, scaled from the rendered sample."""
 
-    rendered: int  # rows
-    left_in: tuple[str, ...]  # what a build would leave out besides: `duplicates`, `overlaps` with benchmarks
+    rendered: int  # rows of the sample
+    left_in: tuple[str, ...]  # what the counts include but a build removes: `duplicates`, `overlaps` with benchmarks
     examples: int
     turns: float
-    tokens: float  # image tokens aside
+    tokens: float  # without image tokens
     supervised: float
     images: float
 
@@ -34,9 +34,9 @@ class Estimate:
 def estimate(
     spec: DatasetSpec, annotations: pa.Table, settings: RenderSettings, images: pa.Table | None, embed_images: bool
 ) -> Estimate:
-    """settings: as for a build; where its embeddings lack a text, or there are none, duplicates are left in. images:
-    the measures of all of the dataset's images; where they are not measured yet (None), pictures are only looked for,
-    and overlaps with benchmarks are left in."""
+    """Estimates the examples of a dataset. settings: as for a build; if there are no embeddings or they lack a text,
+    duplicates are not removed. images: the images table of the dataset; if it is not built yet (None), only the
+    existence of each image is checked, and overlaps with benchmarks are not removed."""
     sample = sample_rows(annotations, spec.task == "conversation", SAMPLE_ROWS)
     left_in = []
     if embed_images and images is None:
@@ -65,7 +65,7 @@ def estimate(
 
 
 def count_examples(annotations: pa.Table, is_dialogue: bool, max_turns: int) -> int:
-    """The groups that the rows will make, before any is split or left out by what is seen only when it is rendered."""
+    """Counts the conversations that the rows form, before rendering splits or rejects any of them."""
     usable = annotations.filter(annotations["reject"].is_null())
     if is_dialogue:
         return usable.num_rows
@@ -75,20 +75,21 @@ def count_examples(annotations: pa.Table, is_dialogue: bool, max_turns: int) -> 
 
 
 def sample_rows(annotations: pa.Table, is_dialogue: bool, limit: int) -> pa.Table:
-    """About `limit` rows, sorted as they were; an image's rows stay together, so that examples are as long as ever."""
+    """Samples about `limit` rows in their original order, with all rows of an image or none, so that examples keep
+    their length."""
     if annotations.num_rows <= limit:
         return annotations
     unit = np.arange(annotations.num_rows)
     if not is_dialogue:
-        numbers = annotations["image"].combine_chunks().dictionary_encode()
-        with_image = numbers.indices.is_valid().to_numpy(zero_copy_only=False)
-        hashes = np.array([zlib.crc32(name.encode()) for name in numbers.dictionary.to_pylist()], dtype=np.int64)
-        unit[with_image] = hashes[numbers.indices.drop_null().to_numpy()] + annotations.num_rows
-    units, place, counts = np.unique(unit, return_inverse=True, return_counts=True)
+        encoded = annotations["image"].combine_chunks().dictionary_encode()
+        with_image = encoded.indices.is_valid().to_numpy(zero_copy_only=False)
+        hashes = np.array([zlib.crc32(name.encode()) for name in encoded.dictionary.to_pylist()], dtype=np.int64)
+        unit[with_image] = hashes[encoded.indices.drop_null().to_numpy()] + annotations.num_rows
+    units, unit_index, counts = np.unique(unit, return_inverse=True, return_counts=True)
     order = np.argsort(mix64(units.astype(np.uint64), 0), kind="stable")
     chosen = np.zeros(len(units), dtype=bool)
     chosen[order[: max(1, int((np.cumsum(counts[order]) <= limit).sum()))]] = True
-    return annotations.filter(pa.array(chosen[place]))
+    return annotations.filter(pa.array(chosen[unit_index]))
 
 
 def _compares_vectors(settings: RenderSettings) -> bool:
@@ -101,7 +102,7 @@ def _without_vectors(settings: RenderSettings) -> RenderSettings:
 
 
 def _present(spec: DatasetSpec, sample: pa.Table) -> pa.Table:
-    """An images table of the sample that knows only whether there is a file."""
+    """Returns an images table of the sample that records only whether each file exists."""
     root = ImageRoot(spec.images)
     rows = []
     for name in sorted(set().union(*map(named_images, sample.to_batches()))):

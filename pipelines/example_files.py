@@ -1,4 +1,4 @@
-"""The examples of a dataset, as build_examples left them: any of them at once, and what each weighs."""
+"""Random access to the examples files of a dataset, as written by build_examples."""
 
 import functools
 from collections.abc import Sequence
@@ -14,21 +14,24 @@ from pipelines.store import file_sha256, read_manifest
 
 
 class ExampleFiles:
-    """Random access to the examples of a dataset, through the memory map: nothing is loaded but what is asked for."""
+    """Memory-mapped random access to the examples of a dataset. Only the requested examples are loaded."""
 
     def __init__(self, directory: Path):
         self.directory = directory
         manifest = read_manifest(directory)
         self._readers = [open_batches(directory / file) for file, count, _ in manifest["files"] if count]
         starts = [0]
-        self._places: list[tuple[int, int]] = []
-        for number, reader in enumerate(self._readers):
+        self._batches: list[tuple[int, int]] = []  # (file, batch in that file)
+        for file, reader in enumerate(self._readers):
             for batch in range(reader.num_record_batches):
-                self._places.append((number, batch))
+                self._batches.append((file, batch))
                 starts.append(starts[-1] + reader.get_batch(batch).num_rows)
         self._starts = np.array(starts)
         if starts[-1] != manifest["num_examples"]:
-            raise ShardError(f"{directory}: {starts[-1]} examples, its manifest says {manifest['num_examples']}")
+            raise ShardError(
+                f"{directory} has {starts[-1]} examples, but its manifest records {manifest['num_examples']}: "
+                "remove the directory and build again"
+            )
 
     @staticmethod
     @functools.lru_cache(maxsize=64)
@@ -39,7 +42,7 @@ class ExampleFiles:
         return int(self._starts[-1])
 
     def take(self, examples: np.ndarray, columns: Sequence[str] = EXAMPLES.names) -> pa.Table:
-        """The rows of the given examples, (n,) integers in any order, in that order."""
+        """Returns the given examples as a table, in the given order. examples: (n,) indices, in any order."""
         order = np.argsort(examples, kind="stable")
         batch_of = np.searchsorted(self._starts, examples[order], side="right") - 1
         pieces = []
@@ -51,18 +54,18 @@ class ExampleFiles:
         return pa.Table.from_batches(pieces).combine_chunks().take(pa.array(back))
 
     def batches(self, columns: Sequence[str]):
-        """All examples, in order."""
-        for batch in range(len(self._places)):
+        """Yields all examples in order, batch by batch."""
+        for batch in range(len(self._batches)):
             yield self._batch(batch).select(columns)
 
     def _batch(self, batch: int) -> pa.RecordBatch:
-        number, inner = self._places[batch]
-        return self._readers[number].get_batch(inner)
+        file, inner = self._batches[batch]
+        return self._readers[file].get_batch(inner)
 
 
 def verify_examples(directory: Path) -> None:
-    """Raises ShardError unless every examples file is the one that was built."""
+    """Raises ShardError unless every examples file has the checksum that the manifest lists."""
     for name, _, digest in read_manifest(directory)["files"]:
         path = directory / name
         if not path.is_file() or file_sha256(path) != digest:
-            raise ShardError(f"{path} is not what was built: remove {directory} and build again")
+            raise ShardError(f"{path} is missing or has changed since it was built: remove {directory} and build again")

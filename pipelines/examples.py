@@ -1,9 +1,10 @@
-"""Beam job 1: a dataset's annotations → its examples, rejects and duplicates.
+"""Beam job 1: converts a dataset's annotations to examples, rejects and duplicates.
 
-The graph uses only what every runner does alike: Create → Reshuffle → ParDo → GroupByKey(int) → Map. Elements name
-batches (file, place), never rows. The first step cuts every batch of annotations, and of the images table, into one
-piece per partition by a hash of the image; GroupByKey brings the names of a partition's pieces together; the last step
-makes the partition's files and, at the end, its marker with the counts. A partition with a marker is not made again.
+The graph uses only transforms that behave the same on every runner: Create → Reshuffle → ParDo → GroupByKey(int) → Map.
+Elements refer to batches (file, index), never to rows. The first step splits each batch of the annotations and of the
+images table into one piece per partition, by a hash of the image. GroupByKey collects the names of each partition's
+pieces. The last step writes the partition's files and finally a marker file with its counts. Partitions that already
+have a marker are skipped.
 """
 
 import itertools
@@ -26,17 +27,17 @@ from pipelines.render import Renderer, RenderSettings
 from pipelines.schema import ANNOTATIONS, EXAMPLES, IMAGES
 from pipelines.store import write_atomic
 
-ROWS_PER_BATCH = 1024  # of examples: the unit of random access when shards are written
+ROWS_PER_BATCH = 1024  # examples per batch, the unit of random access when shards are written
 
-Piece = tuple[str, str, int]  # name of its spill file, file, batch number in it
+Piece = tuple[str, str, int]  # (name of the spill file, input file, batch index in the input file)
 
 
 @dataclass(frozen=True)
 class ExamplesJob:
-    """All that a worker needs to know, as plain values that travel as JSON."""
+    """Everything that a worker needs, as JSON-serialisable values."""
 
     annotations: str  # directory of annotation files
-    images: str | None  # directory of the images table; None: text-only work, images are not looked at
+    images: str | None  # directory of the images table; None: text-only run that ignores images
     render: RenderSettings
     partitions: int
     out: str
@@ -52,7 +53,7 @@ class ExamplesJob:
 
 
 def run_examples_job(job: ExamplesJob, beam_options: list[str]) -> list[dict[str, Any]]:
-    """Runs the job; returns the counts of every partition, in order. Raises RuntimeError if the runner lost one."""
+    """Runs the job and returns the counts of each partition in order. Raises RuntimeError if the runner skipped one."""
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -60,7 +61,7 @@ def run_examples_job(job: ExamplesJob, beam_options: list[str]) -> list[dict[str
         def process(self, piece: Piece) -> Iterator[tuple[int, str]]:
             spill(job, piece)
             for partition in range(job.partitions):
-                yield partition, piece[0]  # nothing longer: there are pieces × partitions of them
+                yield partition, piece[0]  # kept short, since there are pieces × partitions of these
 
     class Render(beam.DoFn):
         def process(self, element: tuple[int, Iterable[str]]) -> Iterator[int]:
@@ -74,29 +75,33 @@ def run_examples_job(job: ExamplesJob, beam_options: list[str]) -> list[dict[str
         with beam.Pipeline(options=PipelineOptions(beam_options)) as pipeline:
             _ = (
                 pipeline
-                | "name the batches" >> beam.Create(pieces)
-                | "spread" >> beam.Reshuffle()
-                | "cut by image" >> beam.ParDo(Spill()).with_output_types(tuple[int, str])
-                | "bring together" >> beam.GroupByKey()
+                | "list batches" >> beam.Create(pieces)
+                | "distribute" >> beam.Reshuffle()
+                | "split by image" >> beam.ParDo(Spill()).with_output_types(tuple[int, str])
+                | "group by partition" >> beam.GroupByKey()
                 | "render" >> beam.ParDo(Render()).with_output_types(int)
             )
-    shutil.rmtree(Path(job.out) / "spill", ignore_errors=True)  # also of a maker that was killed at its very end
+    shutil.rmtree(
+        Path(job.out) / "spill", ignore_errors=True
+    )  # also left by a build that was killed right before this line
     lost = [p for p in range(job.partitions) if not job.marker(p).is_file()]
     if lost:
-        raise RuntimeError(f"{job.render.dataset}: the runner lost the partitions {lost}; run again with FnApiRunner")
+        raise RuntimeError(
+            f"{job.render.dataset}: the Beam runner did not process the partitions {lost}; run again with FnApiRunner"
+        )
     return [json.loads(job.marker(p).read_text()) for p in range(job.partitions)]
 
 
 def _pieces(kind: str, directory: str) -> list[Piece]:
     paths = sorted(Path(directory).glob("*.arrow"))
     batches = [(str(path), n) for path in paths for n in range(open_batches(path).num_record_batches)]
-    return [(f"{kind[0]}{number}", *batch) for number, batch in enumerate(batches)]
+    return [(f"{kind[0]}{index}", *batch) for index, batch in enumerate(batches)]
 
 
 def spill(job: ExamplesJob, piece: Piece) -> None:
-    """Cuts one batch by the hash of the image into a file whose batch number p is the piece of partition p."""
-    name, source, number = piece
-    batch = open_batches(Path(source)).get_batch(number)
+    """Splits one batch by the hash of the image and writes a spill file whose batch p is the piece of partition p."""
+    name, source, index = piece
+    batch = open_batches(Path(source)).get_batch(index)
     partition = _partition_of(batch, job.partitions)
     order = np.argsort(partition, kind="stable")
     bounds = np.searchsorted(partition[order], np.arange(job.partitions + 1))
@@ -105,18 +110,19 @@ def spill(job: ExamplesJob, piece: Piece) -> None:
 
 
 def _partition_of(batch: pa.RecordBatch, partitions: int) -> np.ndarray:
-    """By image, so that all turns of an image and its measures meet; a row without image by its row number."""
+    """Assigns rows to partitions by image, so that all turns of an image and its measurements share one partition. Rows
+    without an image are assigned by row number."""
     images = batch.column("image").dictionary_encode()
     hashes = np.array([zlib.crc32(i.encode()) for i in images.dictionary.to_pylist()] + [0], dtype=np.uint64)
     partition = hashes[pc.fill_null(images.indices, len(hashes) - 1).to_numpy()]
     if images.null_count:
-        alone = images.indices.is_null().to_numpy(zero_copy_only=False)
-        partition[alone] = mix64(batch.column("row").to_numpy()[alone].astype(np.uint64), 0)
+        without = images.indices.is_null().to_numpy(zero_copy_only=False)
+        partition[without] = mix64(batch.column("row").to_numpy()[without].astype(np.uint64), 0)
     return (partition % np.uint64(partitions)).astype(np.int64)
 
 
 def render_partition(job: ExamplesJob, partition: int, spilled: list[str]) -> None:
-    """Makes the files of one partition from its pieces; the marker comes last."""
+    """Writes the files of one partition from its pieces, and its marker last."""
     if job.marker(partition).is_file():
         return
     pieces: dict[str, list[pa.RecordBatch]] = {"a": [], "i": []}  # annotations, images

@@ -1,8 +1,8 @@
-"""What is wrong with an image reference, for images.py and image_cells.py."""
+"""The error for an unusable image reference, shared by images.py and image_cells.py."""
 
 
 class ImageRefError(ValueError):
-    """An image that cannot be used. `reason`: a short stable name; `detail`: what exactly, for a person."""
+    """An image that cannot be used. `reason`: a short stable name. `detail`: a human-readable explanation."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(f"{reason}: {detail}")

@@ -1,9 +1,9 @@
-"""Images by reference: read safely below a root; decoded, measured and hashed once.
+"""Image references: read safely below an image root, and decoded, measured and hashed once.
 
-A reference is a path relative to the image root (`train2017/000000000009.jpg`), a member of a tar by position
-(`00000.tar#<offset>:<size>`, both in bytes; tars are never unpacked), or a cell of a Parquet or Arrow file by column
-and row (`data/train-0.parquet#<column>:<row>`, and `…:<row>[<element>]` where the cell is a list). A cell that holds a
-path in place of bytes stands for the file of that path.
+A reference is a path relative to the image root (`train2017/000000000009.jpg`), a byte range of a tar
+(`00000.tar#<offset>:<size>`; tars are never unpacked), or a cell of a Parquet or Arrow file by column and row
+(`data/train-0.parquet#<column>:<row>`, or `…:<row>[<element>]` if the cell is a list). A cell that holds a path
+instead of bytes refers to the file at that path.
 """
 
 import errno
@@ -30,66 +30,67 @@ from pipelines.schema import IMAGES
 
 log = logging.getLogger(__name__)
 
-MAX_PIXELS = 178_956_970 // 2  # half of where Pillow itself refuses
+MAX_PIXELS = 178_956_970 // 2  # half the number at which Pillow raises DecompressionBombError
 MAX_BYTES = 256 << 20  # of an encoded image
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # others are rare, and some of Pillow's decoders run programs
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # others are rare, and some Pillow decoders run external programs
 _ORIENTATION = 0x0112  # the EXIF tag
 _TAR_MEMBER = re.compile(r"(.+\.tar)#(\d{1,18}):(\d{1,18})", re.DOTALL)
 _CELL = re.compile(r"(.+\.(?:parquet|arrow))#(.+):(\d{1,18})(?:\[(\d{1,9})\])?", re.DOTALL)
-_CHUNK = 64  # images that a thread takes at a time
+_CHUNK = 64  # images per task of a thread
 _LOG_EVERY = 20_000  # images
 
 
 def is_cell(file: str, column: str) -> bool:
-    """Whether `<file>#<column>:<row>` will be understood as a picture in that column of that file."""
+    """Returns whether `<file>#<column>:<row>` parses as a reference to that column of that file."""
     match = _CELL.fullmatch(f"{file}#{column}:0")
     return match is not None and (match[1], match[2]) == (file, column)
 
 
 class Location(NamedTuple):
-    """Where an image's bytes lie."""
+    """Where an image's bytes are stored."""
 
-    path: str  # real path: no link in it
+    path: str  # real path, without symbolic links
     offset: int
     size: int
-    identity: str  # as long as the file is unchanged the same: real path|size|mtime_ns, inside a file |place too
-    cell: Cell | None = None  # in a Parquet or Arrow file, where offset and size say nothing
+    identity: str  # stays the same while the file is unchanged: real path|size|mtime_ns, plus |position in a container
+    cell: Cell | None = None  # set for a Parquet or Arrow file, for which offset and size are meaningless
 
 
 class ImageRoot:
-    """The images below one directory. No reference leads out of it, not even by a symbolic link.
+    """The images below one directory. No reference can escape it, not even through a symbolic link.
 
-    Remembers where directories, tars and tables lie: make a new one for every pass over the images. Threads may share
-    it.
-    Raises FileNotFoundError if there is no such directory.
+    Caches the locations of directories, tars and tables, so create a new instance for every pass over the images.
+    Threads may share one. Raises FileNotFoundError if the directory does not exist.
     """
 
     def __init__(self, root: Path):
         if not root.is_dir():
-            raise FileNotFoundError(f"image root {root} is no directory: correct the recipe's `images`")
+            raise FileNotFoundError(f"image root {root} is not a directory: correct the recipe's `images`")
         self._root = os.path.realpath(root)
         self._inside = self._root.rstrip("/") + "/"
         self._directories: dict[str, str] = {}
-        self._holders: dict[str, tuple[str, os.stat_result]] = {}  # tars and tables
+        self._holders: dict[str, tuple[str, os.stat_result]] = {}  # containers: tars and tables
         self._cells = Cells()
 
     def locate(self, image: str) -> Location:
-        """Raises ImageRefError: image_missing, image_outside_root, image_bad_reference; image_corrupt for a table."""
+        """Returns the location of an image. Raises ImageRefError: image_missing, image_outside_root,
+        image_bad_reference, or image_corrupt for a damaged table."""
         if member := _TAR_MEMBER.fullmatch(image):
             tar, offset, size = member[1], int(member[2]), int(member[3])
             path, status = self._holder(tar)
             if offset + size > status.st_size:
-                raise ImageRefError("image_missing", f"{tar} has {status.st_size} bytes: no member at {offset}:{size}")
+                detail = f"{tar} has only {status.st_size} bytes, so there is no member at {offset}:{size}"
+                raise ImageRefError("image_missing", detail)
             return Location(path, offset, size, f"{_identity(path, status)}|{offset}:{size}")
         if match := _CELL.fullmatch(image):
             cell = Cell(match[2], int(match[3]), None if match[4] is None else int(match[4]))
             path, status = self._holder(match[1])
-            return Location(path, 0, 0, f"{_identity(path, status)}|{cell}{self._beside(path, cell)}", cell)
+            return Location(path, 0, 0, f"{_identity(path, status)}|{cell}{self._linked_identity(path, cell)}", cell)
         path, status = self._file(image)
         return Location(path, 0, status.st_size, _identity(path, status))
 
     def read(self, image: str) -> bytes:
-        """The encoded bytes. Raises ImageRefError: those of `locate`, image_too_large, image_corrupt."""
+        """Returns the encoded bytes. Raises ImageRefError as `locate` does, or image_too_large or image_corrupt."""
         return self.read_at(self.locate(image))
 
     def read_at(self, location: Location) -> bytes:
@@ -107,11 +108,11 @@ class ImageRoot:
         finally:
             os.close(descriptor)
         if len(data) < location.size:
-            raise ImageRefError("image_corrupt", f"only {len(data)} of {location.size} bytes are there")
+            raise ImageRefError("image_corrupt", f"only {len(data)} of {location.size} bytes could be read")
         return data
 
-    def _beside(self, path: str, cell: Cell) -> str:
-        """Of the file that a cell names, if there is one, the identity: it may hold the image in place of the cell."""
+    def _linked_identity(self, path: str, cell: Cell) -> str:
+        """Returns the identity of the file that a cell names, if any, since that file may hold the image's bytes."""
         name = self._cells.path(path, cell)
         try:
             return "" if name is None else f"|{_identity(*self._file(name))}"
@@ -124,11 +125,11 @@ class ImageRoot:
         return self._holders[name]
 
     def _file(self, name: str) -> tuple[str, os.stat_result]:
-        """Real path and status of a plain file."""
+        """Returns the real path and status of a regular file."""
         if not name or "\0" in name:
-            raise ImageRefError("image_bad_reference", f"{name!r} is no file name")
+            raise ImageRefError("image_bad_reference", f"{name!r} is not a file name")
         if name.startswith("/") or ".." in name.split("/"):
-            raise ImageRefError("image_outside_root", f"{name!r} is absolute or has '..'")
+            raise ImageRefError("image_outside_root", f"{name!r} is absolute or contains '..'")
         try:
             directory, base = os.path.split(name)
             path = f"{self._directory(directory)}/{base}"
@@ -140,10 +141,10 @@ class ImageRoot:
             raise ImageRefError("image_missing", f"there is no {name!r}") from None
         except (OSError, UnicodeEncodeError) as error:
             if isinstance(error, OSError) and error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
-                raise  # no fault of the reference: permissions, input and output
+                raise  # not the reference's fault: permissions or an I/O error
             raise ImageRefError("image_bad_reference", f"{name[:80]!r}: {error.args[-1]}") from None
         if not stat.S_ISREG(status.st_mode):
-            raise ImageRefError("image_missing", f"{name!r} is no plain file")
+            raise ImageRefError("image_missing", f"{name!r} is not a regular file")
         return path, status
 
     def _directory(self, name: str) -> str:
@@ -154,17 +155,17 @@ class ImageRoot:
 
     def _checked(self, real: str, name: str) -> str:
         if real != self._root and not real.startswith(self._inside):
-            raise ImageRefError("image_outside_root", f"{name!r} is a link that leads out of the image root")
+            raise ImageRefError("image_outside_root", f"{name!r} is a symbolic link to outside the image root")
         return real
 
 
 def _check_size(size: int) -> None:
     if size > MAX_BYTES:
-        raise ImageRefError("image_too_large", f"{size} bytes, more than {MAX_BYTES}")
+        raise ImageRefError("image_too_large", f"{size} bytes, more than the limit of {MAX_BYTES}")
 
 
 def reading_order(image: str) -> tuple[str, int]:
-    """Sorts references as their bytes lie in files, so that each file is read from its beginning to its end."""
+    """Sort key that orders references by file and position, so that each file is read sequentially."""
     match = _TAR_MEMBER.fullmatch(image) or _CELL.fullmatch(image)
     if match is None:
         return image, 0
@@ -172,27 +173,29 @@ def reading_order(image: str) -> tuple[str, int]:
 
 
 def _identity(path: str, status: os.stat_result) -> str:
-    printable = path.encode("utf-8", "backslashreplace").decode()  # a column of Arrow strings holds it
+    printable = path.encode("utf-8", "backslashreplace").decode()  # Arrow strings must be valid UTF-8
     return f"{printable}|{status.st_size}|{status.st_mtime_ns}"
 
 
 def read_image_bytes(root: Path, image: str) -> bytes:
-    """The encoded bytes of one image. For many, keep an ImageRoot. Raises as ImageRoot and ImageRoot.read do."""
+    """Returns the encoded bytes of one image. For many images, reuse an ImageRoot. Raises what ImageRoot raises."""
     return ImageRoot(root).read(image)
 
 
 def decode(data: bytes) -> Image.Image:
-    """The image, decoded whole (of an animation, its first frame), in the file's own mode and orientation.
+    """Fully decodes an image (the first frame of an animation) in the file's own mode and orientation.
 
-    Raises ImageRefError: image_corrupt (also when cut off), image_too_large (before any pixel is decoded).
+    Raises ImageRefError: image_corrupt (also if truncated), image_too_large (before any pixel is decoded).
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on: cut-off images would pass; switch it off")
+        raise RuntimeError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on, so truncated images would be accepted: switch it off"
+        )
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         width, height = image.size
         if width * height > MAX_PIXELS:
-            raise ImageRefError("image_too_large", f"{width} by {height} pixels, more than {MAX_PIXELS}")
+            raise ImageRefError("image_too_large", f"{width} by {height} pixels, more than the limit of {MAX_PIXELS}")
         image.load()
         return image
     except (ImageRefError, MemoryError):
@@ -200,22 +203,22 @@ def decode(data: bytes) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageRefError("image_too_large", str(error)) from None
     except UnidentifiedImageError:
-        raise ImageRefError("image_corrupt", f"{len(data)} bytes that are no {', '.join(FORMATS)}") from None
-    except Exception as error:  # decoders raise almost anything on bad bytes
+        raise ImageRefError("image_corrupt", f"{len(data)} bytes in none of the formats {', '.join(FORMATS)}") from None
+    except Exception as error:  # decoders raise almost any exception on corrupt data
         raise ImageRefError("image_corrupt", f"{type(error).__name__}: {error}") from None
 
 
 def orientation(data: bytes) -> int:
-    """How an encoded image is turned, as EXIF counts: 1 is upright. Reads its header only; raises as Pillow does."""
+    """Returns the EXIF orientation of an encoded image, 1 if upright. Reads only the header. Raises as Pillow does."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         return image.getexif().get(_ORIENTATION, 1)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The image as a person sees it: upright as its EXIF says, transparent parts on white, 16 bits scaled to 8."""
+    """Converts an image to RGB as displayed: EXIF orientation applied, transparency on white, 16 bits scaled to 8."""
     if image.getexif().get(_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion clips at 255
         grey = np.asarray(image).astype(np.int64).clip(0, 65535)
         image = Image.fromarray((grey // 257).astype(np.uint8))
     elif image.has_transparency_data:
@@ -225,44 +228,45 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def measure(data: bytes) -> tuple[int, int, int | None]:
-    """Width and height in pixels, and the perceptual hash, after a full decode. Raises as `decode`."""
+    """Fully decodes an image. Returns its width and height in pixels and its perceptual hash. Raises as `decode`."""
     image = decode(data)
     try:
         rgb = to_rgb(image)
-    except Exception as error:  # EXIF that turns the picture, but cannot be read
+    except Exception as error:  # EXIF data that cannot be parsed
         raise ImageRefError("image_corrupt", f"{type(error).__name__}: {error}") from None
     return *image.size, perceptual_hash(rgb)
 
 
 def identities(root: Path, images: Iterable[str]) -> list[str | None]:
-    """What names each image's bytes without opening its file (see Location.identity); None where there is no file."""
-    place, names = ImageRoot(root), list(images)
-    located = {image: _try(place.locate, image) for image in sorted(set(names), key=reading_order)}
+    """Returns each image's identity (see Location.identity) without opening its file, or None if there is no file."""
+    image_root, names = ImageRoot(root), list(images)
+    located = {image: _try(image_root.locate, image) for image in sorted(set(names), key=reading_order)}
     return [each.identity if isinstance(each, Location) else None for each in map(located.__getitem__, names)]
 
 
 def images_table(
     root: Path, images: Iterable[str], known: pa.Table | None = None, threads: int | None = None
 ) -> pa.Table:
-    """One row per distinct image, schema IMAGES, sorted by `image`; an unusable image has `reject` and `detail`.
+    """Measures images. Returns one row per distinct image, schema IMAGES, sorted by `image`; an unusable image has
+    `reject` and `detail`.
 
-    known: tables of earlier passes, of any root or dataset (concatenated), schema IMAGES. An image whose `identity`
-    stands there is not opened: the file has the real path, size and modification time that it had. A changed file
-    has another identity and is measured again; a missing one has none and is looked for again.
-    threads: that decode; as many as cores where None.
-    Raises FileNotFoundError (no root), PermissionError and other OSErrors that no reference is to blame for.
+    known: the concatenated tables of earlier passes, of any root or dataset, schema IMAGES. An image whose `identity`
+    is in them is not reopened, since its real path, size and modification time have not changed. A changed file has a
+    different identity and is measured again; a missing file has none and is looked up again.
+    threads: the number of decoding threads; None uses one per core.
+    Raises FileNotFoundError without a root, and PermissionError or another OSError that no reference causes.
     """
     names = sorted(set(images), key=reading_order)
-    place = ImageRoot(root)
+    image_root = ImageRoot(root)
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        located = list(_map(pool, lambda image: _try(place.locate, image), names))
+        located = list(_map(pool, lambda image: _try(image_root.locate, image), names))
         identities = pa.array([each.identity if isinstance(each, Location) else None for each in located], pa.string())
         seen = _lookup(identities, known)
         new = [i for i, index in enumerate(seen.to_pylist()) if index is None]
         if known is not None:
-            log.info("images: %d of %d are known", len(names) - len(new), len(names))
+            log.info("images: %d of %d were measured before", len(names) - len(new), len(names))
         rows = []
-        for row in _map(pool, lambda i: _row(place, names[i], located[i]), new):
+        for row in _map(pool, lambda i: _row(image_root, names[i], located[i]), new):
             rows.append(row)
             if len(rows) % _LOG_EVERY == 0:
                 log.info("images: %d of %d measured", len(rows), len(new))
@@ -275,7 +279,7 @@ def images_table(
 
 
 def _lookup(identities: pa.Array, known: pa.Table | None) -> pa.Array:
-    """For each identity its row in `known`, or null."""
+    """Returns the row of each identity in `known`, or null."""
     if known is None:
         return pa.nulls(len(identities), pa.int32())
     return pc.index_in(identities, value_set=known["identity"].combine_chunks(), skip_nulls=True)
@@ -288,13 +292,13 @@ def _try(locate: Callable[[str], Location], image: str) -> Location | ImageRefEr
         return error
 
 
-def _row(place: ImageRoot, image: str, location: Location | ImageRefError) -> dict[str, Any]:
+def _row(image_root: ImageRoot, image: str, location: Location | ImageRefError) -> dict[str, Any]:
     row: dict[str, Any] = {"image": image}
     try:
         if isinstance(location, ImageRefError):
             raise location
         row["identity"] = location.identity
-        data = place.read_at(location)
+        data = image_root.read_at(location)
         row["num_bytes"], row["sha256"] = len(data), hashlib.sha256(data).hexdigest()
         row["width"], row["height"], row["phash"] = measure(data)
     except ImageRefError as error:
@@ -303,7 +307,7 @@ def _row(place: ImageRoot, image: str, location: Location | ImageRefError) -> di
 
 
 def _map(pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterable[Any]:
-    """`pool.map`, in chunks: a thread's turn costs more than a small image."""
+    """`pool.map` over chunks, since dispatching a task costs more than decoding a small image."""
     chunks = (items[i : i + _CHUNK] for i in range(0, len(items), _CHUNK))
     for results in pool.map(lambda chunk: [function(item) for item in chunk], chunks):
         yield from results

@@ -1,4 +1,4 @@
-"""Annotation × template → turn, on whole Arrow columns (paper section 4, instructization)."""
+"""Renders annotations with templates into turns, on Arrow columns (paper section 4, instructization)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class Turns:
-    """Rendered turns as equally long columns; `question` and `answer` are the raw texts that de-duplication compares.
+    """Rendered turns as columns of equal length. `question` and `answer` are the raw texts that deduplication compares.
 
-    A conversation row gives several turns with one `row` and rising `turn`; every other row gives one.
+    A conversation row yields several turns with the same `row` and increasing `turn`; every other row yields one turn.
     """
 
     row: np.ndarray  # int64
     turn: np.ndarray  # int32
-    user: pa.Array  # the others: strings
+    user: pa.Array  # this and the following columns: strings
     assistant: pa.Array
     template: pa.Array
     question: pa.Array
@@ -30,8 +30,8 @@ class Turns:
 
 
 def instructify(batch: pa.RecordBatch, task: str, templates: Sequence[Template], dataset: str, seed: int) -> Turns:
-    """Renders annotation rows that have no reject. Which of several templates a turn uses, and how options are
-    shuffled, is decided by (seed, dataset, row, turn) alone."""
+    """Renders annotation rows that are not rejected. The template of a turn and the order of its options depend only
+    on (seed, dataset, row, turn)."""
     rows, turn, fields, question, answer = _FIELDS_OF[task](batch, dataset, seed)
     fields["dataset"] = pa.repeat(dataset, len(rows))
     key = mix64(rows.astype(np.uint64) * np.uint64(1 << 20) + turn.astype(np.uint64), seed64("template", dataset, seed))
@@ -50,7 +50,7 @@ def instructify(batch: pa.RecordBatch, task: str, templates: Sequence[Template],
 
 
 def raw_texts(batch: pa.RecordBatch, task: str) -> tuple[pa.Array, pa.Array]:
-    """The questions and answers of rows that have no reject, as de-duplication compares them."""
+    """Returns the questions and answers of rows that are not rejected, as deduplication compares them."""
     *_, question, answer = _FIELDS_OF[task](batch, "", 0)
     return question, answer
 
@@ -92,8 +92,8 @@ def _multiple_choice(batch: pa.RecordBatch, dataset: str, seed: int):
     for row, choices, right in zip(
         rows.tolist(), batch.column("choices").to_pylist(), batch.column("answer_index").to_pylist(), strict=True
     ):
-        places = np.arange(len(choices), dtype=np.uint64) + np.uint64(row * len(LETTERS))
-        order = np.argsort(mix64(places, key), kind="stable").tolist()
+        ids = np.arange(len(choices), dtype=np.uint64) + np.uint64(row * len(LETTERS))
+        order = np.argsort(mix64(ids, key), kind="stable").tolist()
         options.append("\n".join(f"{LETTERS[i]}. {choices[old].strip()}" for i, old in enumerate(order)))
         letters.append(LETTERS[order.index(right)])
         answers.append(choices[right].strip())
@@ -118,8 +118,8 @@ def _conversation(batch: pa.RecordBatch, dataset: str, seed: int):
     starts = np.searchsorted(parent, parent)
     flat = turns.flatten()
     user, assistant = _text(flat.field("user")), _text(flat.field("assistant"))
-    number = (np.arange(len(parent)) - starts).astype(np.int32)
-    return rows, number, {"user": user, "assistant": assistant}, user, assistant
+    turn = (np.arange(len(parent)) - starts).astype(np.int32)
+    return rows, turn, {"user": user, "assistant": assistant}, user, assistant
 
 
 _FIELDS_OF = {

@@ -1,4 +1,4 @@
-"""What became of every row and turn of a partition: promise 1, nothing is lost silently."""
+"""Accounts for every row and turn of a partition (promise 1: no data is lost silently)."""
 
 from collections import Counter
 from typing import Any
@@ -8,11 +8,11 @@ import pyarrow as pa
 
 from pipelines.schema import DUPLICATES, REJECTS
 
-WHOLE_ROW = -1  # the turn number of a reject that means the whole row
+WHOLE_ROW = -1  # the turn index of a reject that applies to the complete row
 
 
 class Ledger:
-    """Collects rejects and duplicates, and balances them against the rows read."""
+    """Collects rejects and duplicates, and reconciles them with the rows read."""
 
     def __init__(self) -> None:
         self.num_turns = 0
@@ -26,10 +26,10 @@ class Ledger:
         self._duplicates.append(entry)
 
     def counts(self, num_rows: int, kept_rows: np.ndarray) -> dict[str, Any]:
-        """Rows and turns by fate. kept_rows: (T,) the row of every turn that is in an example.
+        """Counts rows and turns by outcome. kept_rows: (T,) the row of every turn that is in an example.
 
-        A dialogue row of which some turns are rejected counts as kept; its rejected turns stand in the count of turns.
-        Raises RuntimeError if anything is unaccounted for.
+        A dialogue row with only some turns rejected counts as an example; its rejected turns are counted under turns.
+        Raises RuntimeError if any row or turn is unaccounted for.
         """
         in_examples = np.unique(kept_rows)
         kept = set(in_examples.tolist()) if self._rejects or self._duplicates else set()
@@ -65,7 +65,7 @@ class Ledger:
 
 
 def check_ledger(unit: str, ledger: dict[str, Any]) -> None:
-    """Promise: nothing is lost. Raises RuntimeError unless read = examples + duplicates + rejects."""
-    told = ledger["examples"] + ledger["duplicates"] + sum(ledger["rejects"].values())
-    if ledger["read"] != told:
-        raise RuntimeError(f"{ledger['read']} {unit} read, but {told} accounted for: {ledger}")
+    """Raises RuntimeError unless read = examples + duplicates + rejects, so that no data is lost silently."""
+    accounted = ledger["examples"] + ledger["duplicates"] + sum(ledger["rejects"].values())
+    if ledger["read"] != accounted:
+        raise RuntimeError(f"{ledger['read']} {unit} read, but {accounted} accounted for: {ledger}")

@@ -1,5 +1,5 @@
-"""What a build would find in the store already. Nothing is made here: `store` is read only, and what is missing is
-NotBuilt. (Tables of images and embeddings are shared by datasets, so that an older one may serve as well.)"""
+"""Finds store entries that a build can reuse. Nothing is built here: the store is read-only, and a missing entry raises
+NotBuilt. Images and embeddings tables are shared by datasets, so an older table may also be usable."""
 
 from pathlib import Path
 from typing import Any
@@ -15,23 +15,24 @@ from pipelines.store import MANIFEST, NotBuilt, Store, read_manifest
 
 
 def images_at_hand(store: Store, spec: DatasetSpec) -> Path:
-    """A table that holds every image of the dataset as its file is now."""
+    """Returns the newest images table that holds every image of the dataset with its current identity. Raises NotBuilt
+    if there is none."""
     names = pa.array(sorted(distinct_images(build_annotations(store, spec))), pa.string())
     if not spec.images.is_dir():
-        raise NotBuilt(f"there is no directory {spec.images}")
-    now = pa.chunked_array([pa.array(identities(spec.images, names.to_pylist()), pa.string())])
+        raise NotBuilt(f"the image directory {spec.images} does not exist")
+    current = pa.chunked_array([pa.array(identities(spec.images, names.to_pylist()), pa.string())])
     for directory in _newest_first(store, "images"):
         if _key(directory)["version"] != IMAGES_VERSION:
             continue
         table = read_table(directory / "images.arrow").select(["image", "identity"])
-        places = pc.index_in(names, value_set=table["image"].combine_chunks())
-        if not places.null_count and table["identity"].take(places).equals(now):
+        indices = pc.index_in(names, value_set=table["image"].combine_chunks())
+        if not indices.null_count and table["identity"].take(indices).equals(current):
             return directory
-    raise NotBuilt(f"the images of {spec.name} are not measured")
+    raise NotBuilt(f"the images of {spec.name} have not been measured yet")
 
 
 def embeddings_at_hand(store: Store, model: str, device: str) -> Path | None:
-    """The newest table of the embedder, whatever texts it holds; None if there is none."""
+    """Returns the newest embeddings table of the embedder, regardless of its texts, or None if there is none."""
     embedder = embedder_fingerprint(model, device)
     for directory in _newest_first(store, "embeddings"):
         if _key(directory)["embedder"] == embedder:
@@ -40,7 +41,7 @@ def embeddings_at_hand(store: Store, model: str, device: str) -> Path | None:
 
 
 def newest_examples(store: Store, dataset: str) -> Path | None:
-    """The newest examples of a dataset of that name, whatever they were built from."""
+    """Returns the newest examples of the dataset, regardless of their settings, or None if there are none."""
     for directory in _newest_first(store, "examples"):
         if _key(directory)["dataset"] == dataset:
             return directory

@@ -1,5 +1,5 @@
-"""One partition of annotations → its examples, rejects, duplicates and counts: instructify, group, de-duplicate,
-encode and prove, on columns."""
+"""Renders one partition of annotations into examples, rejects, duplicates and counts. The columnar steps are
+instructify, group, deduplicate, encode and check the loss mask."""
 
 import functools
 from dataclasses import dataclass
@@ -35,14 +35,14 @@ from pipelines.tokenizer import IMAGE_TOKEN, load_tokenizer
 
 @dataclass(frozen=True)
 class RenderSettings:
-    """All that rendering depends on, as plain values."""
+    """Everything that rendering depends on, as plain values."""
 
     dataset: str
     task: str
     template_file: str
     chat: str
     tokenizer: str  # directory
-    embeddings: str | None  # directory; None where de-duplication compares no vectors
+    embeddings: str | None  # directory; None if deduplication compares no vectors
     max_turns: int
     max_text_tokens: int
     dedup_rule: str
@@ -58,12 +58,12 @@ class Rendered:
     examples: pa.Table
     rejects: pa.Table
     duplicates: pa.Table
-    overlaps: pa.Table | None  # with benchmarks; None where none is looked for
+    overlaps: pa.Table | None  # with benchmarks; None without decontamination
     counts: dict[str, Any]
 
 
 class Renderer:
-    """Loaded once in a process, then applied to one partition after another."""
+    """Renders partitions. It is loaded once per process and applied to one partition after another."""
 
     def __init__(self, settings: RenderSettings):
         self.settings = settings
@@ -80,8 +80,8 @@ class Renderer:
         return Renderer(settings)
 
     def render(self, annotations: pa.Table, images: pa.Table | None) -> Rendered:
-        """annotations: rows of one partition, sorted by row; images: the measures of every image they name, or None
-        for text-only work. Every row ends in an example, in `duplicates` or in `rejects`."""
+        """Renders one partition. annotations: its rows, sorted by row. images: the images table rows of all images that
+        they refer to, or None for a text-only run. Every row ends up in an example, in `duplicates` or in `rejects`."""
         ledger = Ledger()
         examples = EXAMPLES.empty_table()
         overlaps = self.benchmarks.nothing() if self.benchmarks else None
@@ -106,7 +106,7 @@ class Renderer:
         return Rendered(examples, ledger.rejects(), ledger.duplicates(), table, counts)
 
     def _usable_rows(self, batch: pa.RecordBatch, images: pa.Table | None, ledger: Ledger) -> pa.RecordBatch:
-        """Sets aside the rows that the reader rejected or whose image cannot be used."""
+        """Rejects the rows that the reader rejected and those with an unusable image; returns the other rows."""
         reason, detail = batch.column("reject"), batch.column("detail")
         if images is not None:
             found = pc.index_in(batch.column("image"), value_set=images["image"].combine_chunks())
@@ -125,7 +125,7 @@ class Renderer:
             reason = pc.coalesce(reason, pc.if_else(many, "too_many_choices", pa.scalar(None, pa.string())))
         many = pa.array(numbers_of_pictures(batch) > self.settings.max_images)
         reason = pc.coalesce(reason, pc.if_else(many, "too_many_images", pa.scalar(None, pa.string())))
-        limit = f"more pictures than max_images of the stage's data: {self.settings.max_images}"
+        limit = f"more images than the stage's data.max_images, {self.settings.max_images}"
         detail = pc.coalesce(detail, pc.if_else(many, limit, pa.scalar(None, pa.string())))
         bad = reason.is_valid()
         for row, why, what in zip(
@@ -145,17 +145,17 @@ class Renderer:
         ledger.num_turns = len(turns.row)
         inline = inline_pictures(batch, turns, s.task)
         fine = self._check_texts(turns, inline, ledger)
-        asked = overlaps.turns(turns.row, turns.turn) if overlaps is not None else {}  # by a benchmark
-        for i, why in asked.items():
+        overlapping = overlaps.turns(turns.row, turns.turn) if overlaps is not None else {}
+        for i, why in overlapping.items():
             if fine[i]:
                 fine[i] = False
                 ledger.reject(int(turns.row[i]), int(turns.turn[i]), REASON, why)
-        pictures = pictures_of(batch, turns, inline, fine, images)
+        turn_images = pictures_of(batch, turns, inline, fine, images)
         kept = np.flatnonzero(fine)
         groups = group_turns(
             turns.row[kept],
             turns.turn[kept],
-            pictures.first[kept],
+            turn_images.first[kept],
             is_dialogue=s.task == "conversation",
             max_turns=s.max_turns,
             dataset=s.dataset,
@@ -163,18 +163,19 @@ class Renderer:
         )
         grouping = Grouping(kept[groups.order], groups.offsets)
         grouping = grouping.without(~self._deduplicate(turns, grouping, ledger))
-        parts = self._encode(turns, grouping, pictures, ledger)
-        tables = [_table(turns, *part, pictures, self.encoder.closing) for part in parts]
+        parts = self._encode(turns, grouping, turn_images, ledger)
+        tables = [_table(turns, *part, turn_images, self.encoder.closing) for part in parts]
         table = pa.concat_tables([EXAMPLES.empty_table(), *tables]).combine_chunks()
         if len(parts) == 1:
             return table
-        place = np.empty(len(turns.row), np.int64)
-        place[grouping.order] = np.arange(len(grouping.order))
-        firsts = np.concatenate([np.zeros(0, np.int64), *(place[part.first] for part, _ in parts)])
+        position = np.empty(len(turns.row), np.int64)
+        position[grouping.order] = np.arange(len(grouping.order))
+        firsts = np.concatenate([np.zeros(0, np.int64), *(position[part.first] for part, _ in parts)])
         return table.take(pa.array(np.argsort(firsts)))
 
     def _check_texts(self, turns: Turns, inline: np.ndarray, ledger: Ledger) -> np.ndarray:
-        """(T,) bool: turns whose texts can be learned. inline: as of `inline_pictures`; these places are no text."""
+        """(T,) bool: the turns whose texts are usable; the others are rejected. inline: as returned by
+        `inline_pictures`; the placeholders of these turns are not checked as text."""
         empty = pc.equal(pc.utf8_trim_whitespace(turns.assistant), "")
         user = turns.user
         if inline.any():
@@ -191,7 +192,7 @@ class Renderer:
         return ~bad
 
     def _deduplicate(self, turns: Turns, grouping: Grouping, ledger: Ledger) -> np.ndarray:
-        """(T,) bool over `grouping.order`: turns that stay."""
+        """(T,) bool over `grouping.order`: True for the turns that are kept."""
         s, order = self.settings, grouping.order
         if s.task == "conversation" or s.max_turns == 1 or s.dedup_rule == "off":
             return np.ones(len(order), dtype=bool)
@@ -213,17 +214,17 @@ class Renderer:
         return decisions.keep
 
     def _encode(
-        self, turns: Turns, waiting: Grouping, pictures: Pictures, ledger: Ledger
+        self, turns: Turns, waiting: Grouping, turn_images: Pictures, ledger: Ledger
     ) -> list[tuple[Grouping, EncodedTurns]]:
-        """Encodes; splits what is longer than max_text_tokens at turn boundaries; rejects single turns that are too
-        long and examples whose loss mask is not proved. The turns of each pair agree one to one."""
+        """Encodes conversations and splits those longer than max_text_tokens at turn boundaries. Rejects single turns
+        that are too long and conversations whose loss mask fails its check. The turns of each pair match one to one."""
         limit, done = self.settings.max_text_tokens, []
         while len(waiting):
             images = np.full(len(waiting.order), -1)
-            images[waiting.offsets[:-1]] = pictures.before[waiting.first]
+            images[waiting.offsets[:-1]] = turn_images.before[waiting.first]
             chosen = pa.array(waiting.order)
             encoded = self.encoder.encode(turns.user.take(chosen), turns.assistant.take(chosen), images)
-            tokens = encoded.lengths - np.maximum(images, 0) - pictures.inline[waiting.order]
+            tokens = encoded.lengths - np.maximum(images, 0) - turn_images.inline[waiting.order]
             text_tokens = sums(tokens, waiting.offsets) + len(self.encoder.closing)
             unproved = sums(np.isin(np.arange(len(tokens)), list(encoded.errors)), waiting.offsets) > 0
             too_long = ~unproved & (text_tokens > limit)
@@ -234,16 +235,16 @@ class Renderer:
             long = np.flatnonzero(too_long & (waiting.sizes > 1))
             members = waiting.members(long)
             waiting = waiting.take(long)
-            heads = self._head_tokens(pictures.before[waiting.order])
+            heads = self._head_tokens(turn_images.before[waiting.order])
             tokens = tokens[members]
             tokens[waiting.offsets[:-1]] -= heads[waiting.offsets[:-1]]
             waiting = split(waiting, tokens, heads, limit)
         return done
 
     def _head_tokens(self, num_images: np.ndarray) -> np.ndarray:
-        """(n,) int64: text tokens of a head with so many pictures."""
-        kinds, kind = np.unique(num_images, return_inverse=True)
-        return np.array([self.encoder.head_tokens(n) for n in kinds.tolist()], np.int64)[kind]
+        """(n,) int64: the number of text tokens of a head with each number of images."""
+        distinct, index = np.unique(num_images, return_inverse=True)
+        return np.array([self.encoder.head_tokens(n) for n in distinct.tolist()], np.int64)[index]
 
     def _reject(
         self,
@@ -262,12 +263,12 @@ class Renderer:
                 ledger.reject(int(turns.row[turn]), int(turns.turn[turn]), "loss_mask_unproved", error)
         for c in np.flatnonzero(too_long & (grouping.sizes == 1)).tolist():
             turn = grouping.first[c]
-            detail = f"{text_tokens[c]} text tokens, the limit is {self.settings.max_text_tokens}"
+            detail = f"{text_tokens[c]} text tokens, but the limit is {self.settings.max_text_tokens}"
             ledger.reject(int(turns.row[turn]), int(turns.turn[turn]), "too_long", detail)
 
 
 def _outside_benchmarks(batch: pa.RecordBatch, overlaps: Overlaps, ledger: Ledger) -> pa.RecordBatch:
-    """Sets aside the rows whose picture a benchmark shows."""
+    """Rejects the rows whose image is also in a benchmark; returns the other rows."""
     found = overlaps.rows()
     for row, why in found.items():
         ledger.reject(row, WHOLE_ROW, REASON, why)
@@ -275,15 +276,15 @@ def _outside_benchmarks(batch: pa.RecordBatch, overlaps: Overlaps, ledger: Ledge
 
 
 def _table(
-    turns: Turns, grouping: Grouping, encoded: EncodedTurns, pictures: Pictures, closing: np.ndarray
+    turns: Turns, grouping: Grouping, encoded: EncodedTurns, turn_images: Pictures, closing: np.ndarray
 ) -> pa.Table:
-    """Conversations as examples; `closing`: the tokens after each one's last turn."""
+    """Returns conversations as an examples table. closing: the tokens that follow each conversation's last turn."""
     chosen = pa.array(grouping.order)
     columns = {"user": turns.user, "assistant": turns.assistant, "template": turns.template}
     fields = {name: column.take(chosen) for name, column in columns.items()}
     fields |= {"row": pa.array(turns.row[grouping.order]), "turn": pa.array(turns.turn[grouping.order])}
     struct = pa.StructArray.from_arrays([fields[field.name] for field in TURN], fields=list(TURN))
-    shown, image_offsets = (pa.array(part) for part in pictures.of(grouping))
+    shown, image_offsets = (pa.array(part) for part in turn_images.of(grouping))
     image_offsets = image_offsets.cast(pa.int32())
     lengths = sums(encoded.lengths, grouping.offsets) + len(closing)
     token_offsets = offsets_of(lengths)
@@ -297,10 +298,10 @@ def _table(
     offsets = pa.array(token_offsets, pa.int32())
     return pa.table(
         [
-            pa.ListArray.from_arrays(image_offsets, pictures.names.take(shown)),
-            pa.ListArray.from_arrays(image_offsets, pictures.sha256.take(shown)),
-            pa.ListArray.from_arrays(image_offsets, pictures.num_bytes.take(shown)),
-            pa.ListArray.from_arrays(image_offsets, pictures.side.take(shown)),
+            pa.ListArray.from_arrays(image_offsets, turn_images.names.take(shown)),
+            pa.ListArray.from_arrays(image_offsets, turn_images.sha256.take(shown)),
+            pa.ListArray.from_arrays(image_offsets, turn_images.num_bytes.take(shown)),
+            pa.ListArray.from_arrays(image_offsets, turn_images.side.take(shown)),
             pa.ListArray.from_arrays(pa.array(grouping.offsets, pa.int32()), struct),
             pa.ListArray.from_arrays(offsets, pa.array(ids)),
             pa.ListArray.from_arrays(offsets, pa.array(mask)),

@@ -1,13 +1,13 @@
-"""The Arrow schemas: the one language that all stages speak.
+"""The Arrow schemas of the data that all stages exchange.
 
-Annotation batches hold one row per row of the official file, in its order, good or bad: a row that the reader
-cannot use has `reject` set to a reason and null fields. So rows are conserved from the first step on.
+Annotation batches hold one row per row of the official file, in the same order. A row that the reader cannot use has
+a reason in `reject` and null fields, so that every row is accounted for from the first step.
 """
 
 import pyarrow as pa
 
-# Every annotation row: its number in the official file, its image (see pipelines/images.py; null: text only),
-# and, if the reader could not use it, why (`reject`: a short stable name; `detail`: what exactly, for a person).
+# Every annotation row: its index in the official file, its image reference (see pipelines/images.py; null: text only),
+# and, if the reader could not use it, the reason (`reject`: a short stable name; `detail`: a human-readable text).
 _COMMON = [
     pa.field("row", pa.int64(), nullable=False),
     pa.field("image", pa.string()),
@@ -26,20 +26,20 @@ ANNOTATIONS: dict[str, pa.Schema] = {
             pa.field("question", pa.string()),
             pa.field("choices", pa.list_(pa.string())),
             pa.field("answer_index", pa.int32()),
-            pa.field("context", pa.string()),  # hint or passage; null where the dataset has none
+            pa.field("context", pa.string()),  # hint or passage; null if the dataset has none
         ]
     ),
-    # box: x1, y1, x2, y2 divided by image width and height, in [0, 1]
+    # box: x1, y1, x2, y2 divided by the image's width and height, in [0, 1]
     "referring": pa.schema([*_COMMON, pa.field("phrase", pa.string()), pa.field("box", pa.list_(pa.float64()))]),
-    # Pictures: `image`, then `more_images` (null: no others). The last of them stand where the user texts have an
-    # `<image>`, in order; those before them, all where there is none, at the head of the conversation.
+    # The images of a row are `image`, then `more_images` (null: no others). The last ones fill the `<image>`
+    # placeholders of the user texts, in order; the ones before them are at the head of the conversation.
     "conversation": pa.schema(
         [*_COMMON, pa.field("turns", pa.list_(DIALOGUE_TURN)), pa.field("more_images", pa.list_(pa.string()))]
     ),
 }
 
 # One row per distinct image of a build. `reject` is null for a usable image; else width, height are null.
-# `identity` tells unchanged bytes without opening them: file|size|mtime_ns, in a tar |offset:size too.
+# `identity` detects unchanged bytes without reading them: file|size|mtime_ns, plus |offset:size in a tar.
 IMAGES = pa.schema(
     [
         pa.field("image", pa.string(), nullable=False),
@@ -48,13 +48,13 @@ IMAGES = pa.schema(
         pa.field("num_bytes", pa.int64()),
         pa.field("width", pa.int32()),  # pixels
         pa.field("height", pa.int32()),
-        pa.field("phash", pa.uint64()),  # see pipelines/perceptual.py; null: mostly of one tone, so not to be compared
+        pa.field("phash", pa.uint64()),  # see pipelines/perceptual.py; null: mostly one tone, not comparable
         pa.field("reject", pa.string()),
         pa.field("detail", pa.string()),
     ]
 )
 
-# `row` is the row of the official file, `turn` the place inside a conversation row (0 for the other tasks); `template`
+# `row` is the row of the official file, `turn` the index within a conversation row (0 for other tasks), and `template`
 # the id of the template that rendered the turn.
 TURN = pa.struct(
     [
@@ -66,13 +66,15 @@ TURN = pa.struct(
     ]
 )
 
-# An example's number within its dataset is its place in the files, taken in the order of the manifest.
+# The index of an example within its dataset is its position in the files, in the order of the manifest.
 EXAMPLES = pa.schema(
     [
-        pa.field("images", pa.list_(pa.string())),  # image references, in the order they appear
-        pa.field("image_sha256", pa.list_(pa.string())),  # what their bytes were when the images table was made
-        pa.field("image_bytes", pa.list_(pa.int32())),  # and how many; both null where images are skipped
-        pa.field("image_side", pa.list_(pa.int32())),  # the longer one, in pixels
+        pa.field("images", pa.list_(pa.string())),  # image references, in order of appearance
+        pa.field("image_sha256", pa.list_(pa.string())),  # of the bytes when the images table was built
+        pa.field(
+            "image_bytes", pa.list_(pa.int32())
+        ),  # number of bytes; this and sha256 are null if images are skipped
+        pa.field("image_side", pa.list_(pa.int32())),  # the longer side, in pixels
         pa.field("turns", pa.list_(TURN)),
         pa.field("input_ids", pa.list_(pa.int32())),  # one image token per image
         pa.field("loss_mask", pa.list_(pa.bool_())),  # True: supervised
@@ -81,7 +83,7 @@ EXAMPLES = pa.schema(
     ]
 )
 
-# `turn` is the place inside a conversation row (0 for the other tasks); -1 where the whole row is meant.
+# `turn` is the index within a conversation row (0 for other tasks), or -1 if the complete row is rejected.
 REJECTS = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),
@@ -95,14 +97,14 @@ DUPLICATES = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),
         pa.field("kept_row", pa.int64(), nullable=False),
-        pa.field("similarity", pa.float32()),  # of the two turns, 0 to 1; null where the rule needs none
+        pa.field("similarity", pa.float32()),  # of the two turns, 0 to 1; null if the rule does not use it
         pa.field("rule", pa.string(), nullable=False),
         pa.field("text", pa.string()),
         pa.field("kept_text", pa.string()),
     ]
 )
 
-# What a benchmark shows and asks. `item`: what the benchmark calls it, a picture's name or a question's id.
+# The images and questions of a benchmark. `item` is the benchmark's own name of an image or id of a question.
 BENCHMARK_PICTURES = pa.schema(
     [
         pa.field("item", pa.string(), nullable=False),
@@ -114,8 +116,8 @@ BENCHMARK_QUESTIONS = pa.schema(
     [pa.field("item", pa.string(), nullable=False), pa.field("question", pa.string(), nullable=False)]
 )
 
-# Where a dataset and a benchmark meet: one row for each row's picture (turn -1) or turn, benchmark and `kind`: the
-# picture has the benchmark's `bytes`, is `perceptual`ly the same, or the `question` shares words with the benchmark's.
+# The overlaps of a dataset with benchmarks: one entry per row image (turn -1) or turn, benchmark and `kind`. The kinds
+# are equal image `bytes`, `perceptual` similarity of the images, and a `question` that shares words with a benchmark's.
 OVERLAPS = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),
@@ -123,22 +125,22 @@ OVERLAPS = pa.schema(
         pa.field("benchmark", pa.string(), nullable=False),
         pa.field("item", pa.string(), nullable=False),
         pa.field("kind", pa.string(), nullable=False),
-        pa.field("distance", pa.int32()),  # of two pictures, in bits of 64; null for questions
-        pa.field("image", pa.string()),  # the row's picture; null for questions
-        pa.field("words", pa.string()),  # that both questions hold; null for pictures
+        pa.field("distance", pa.int32()),  # of two images, in bits of 64; null for questions
+        pa.field("image", pa.string()),  # the row's image; null for questions
+        pa.field("words", pa.string()),  # that both questions contain; null for images
     ]
 )
 
-# Hugging Face `Image()` layout, so that datasets.load_dataset("parquet", …) shows pictures.
+# Hugging Face `Image()` layout, so that datasets.load_dataset("parquet", …) decodes the images.
 HF_IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 
 SHARD = pa.schema(
     [
-        pa.field("index", pa.int64(), nullable=False),  # place in the order of all samples
+        pa.field("index", pa.int64(), nullable=False),  # position in the order of all samples
         pa.field("dataset", pa.string(), nullable=False),
         pa.field("example", pa.int64(), nullable=False),
         pa.field("images", pa.list_(HF_IMAGE)),
-        pa.field("image_sha256", pa.list_(pa.string())),  # of the bytes; of a reference, of its file
+        pa.field("image_sha256", pa.list_(pa.string())),  # of the bytes, or of the referenced file
         pa.field("turns", pa.list_(TURN)),
         pa.field("input_ids", pa.list_(pa.int32())),
         pa.field("loss_mask", pa.list_(pa.bool_())),
@@ -148,7 +150,7 @@ SHARD = pa.schema(
     ]
 )
 
-# `lengths.parquet` beside the shards: one row a sample, in the order of all samples. What a packing plan is made from.
+# `lengths.parquet` next to the shards, from which a packing plan is built: one row per sample, in the order of samples.
 LENGTHS = pa.schema(
     [pa.field("num_tokens", pa.int32(), nullable=False), pa.field("num_images", pa.int16(), nullable=False)]
 )

@@ -1,6 +1,6 @@
-"""Parquet and Arrow files that others wrote: opened by what they are, whatever their name, and read piece by piece.
+"""Third-party Parquet and Arrow files: the format is detected from the content, not the name, and reading is streamed.
 
-A Hugging Face `Image` column holds `{bytes, path}`; what reads texts leaves the bytes out.
+A Hugging Face `Image` column holds `{bytes, path}`; readers of texts skip the bytes.
 """
 
 import contextlib
@@ -12,34 +12,34 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-MAX_GROUP_BYTES = 4 << 30  # of a row group of Parquet
-_ROWS = 1024  # of a batch: a conversation may hold tens of kilobytes
+MAX_GROUP_BYTES = 4 << 30  # per Parquet row group
+_ROWS = 1024  # per batch; one conversation may take tens of kilobytes
 
 
 class TableError(ValueError):
-    """A file that is no whole Parquet or Arrow file; the message names it."""
+    """A file that is not a complete Parquet or Arrow file; the message names it."""
 
 
 class TableFile(Protocol):
-    """Columns in groups of rows. Reading raises what `damage_named` turns into a TableError."""
+    """Columns in row groups. Reading raises exceptions that `damage_named` converts to a TableError."""
 
     schema: pa.Schema
-    starts: np.ndarray  # int64 (groups + 1,): the first row of each group, and the number of rows
+    starts: np.ndarray  # int64 (groups + 1,): the first row of each group, then the total number of rows
 
     def read(self, group: int, column: str) -> pa.Array: ...
 
     def read_paths(self, group: int, column: str) -> pa.Array | None:
-        """The column of images without their bytes; None: there would be nothing else."""
+        """Returns a column of images without their bytes, or None if it holds nothing else."""
         ...
 
     def batches(self, columns: Collection[str], image: str | None) -> Iterator[pa.RecordBatch]:
-        """All rows in order, some at a time. image: a column of images; without their bytes, and not there at all
-        where there is nothing else."""
+        """Yields all rows in order, in batches. image: a column of images, which is read without its bytes and omitted
+        if it holds nothing else."""
         ...
 
 
 class _Parquet:
-    # No metadata of single columns is looked at: pyarrow ends the process where these are damaged.
+    # The metadata of single columns is never read, since pyarrow aborts the process if it is damaged.
     def __init__(self, path: Path):
         self._file = pq.ParquetFile(pa.OSFile(str(path)), page_checksum_verification=True)
         self.schema = self._file.schema_arrow
@@ -51,7 +51,7 @@ class _Parquet:
     def read(self, group: int, column: str) -> pa.Array:
         size = self._groups[group].total_byte_size
         if size > MAX_GROUP_BYTES:
-            raise pa.ArrowInvalid(f"row group {group} has {size} bytes: write the file with smaller ones")
+            raise pa.ArrowInvalid(f"row group {group} has {size} bytes: rewrite the file with smaller row groups")
         return self._file.read_row_group(group, columns=[column])[column].combine_chunks()
 
     def read_paths(self, group: int, column: str) -> pa.Array | None:
@@ -67,7 +67,7 @@ class _Parquet:
 
 
 class _Arrow:
-    """A stream, as `datasets.save_to_disk` writes them, or a file with random access; neither of them compressed."""
+    """An uncompressed Arrow stream, as `datasets.save_to_disk` writes it, or Arrow file with random access."""
 
     def __init__(self, path: Path):
         mapped = pa.memory_map(str(path))
@@ -82,7 +82,7 @@ class _Arrow:
 
     def read(self, group: int, column: str) -> pa.Array:
         array = self._batches[group].column(column)
-        array.validate(full=True)  # of damaged offsets we would read anything
+        array.validate(full=True)  # damaged offsets would read arbitrary memory
         return array
 
     read_paths = read  # the bytes are mapped, not read
@@ -97,29 +97,29 @@ class _Arrow:
 
 
 def open_table(path: Path) -> TableFile:
-    """Raises TableError for what is no whole file of either kind."""
+    """Opens a Parquet or Arrow file. Raises TableError if it is not a complete file of either format."""
     with damage_named(path):
         with path.open("rb") as file:
             is_parquet = file.read(4) == b"PAR1"
         table: TableFile = _Parquet(path) if is_parquet else _Arrow(path)
-        if not table.schema.names:  # raises where a name is not UTF-8
+        if not table.schema.names:  # raises if a name is not UTF-8
             raise pa.ArrowInvalid("it has no columns")
         return table
 
 
 @contextlib.contextmanager
 def damage_named(path: Path) -> Iterator[None]:
-    """What readers raise for damaged content as TableError. A disk that fails is no such thing."""
+    """Converts the exceptions that readers raise for damaged content to TableError. I/O errors are passed through."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise TableError(f"{path.name} is no whole Parquet or Arrow file: {str(error)[:200]}") from None
+        raise TableError(f"{path.name} is not a complete Parquet or Arrow file: {str(error)[:200]}") from None
 
 
 def holds_images(kind: pa.DataType) -> bool:
-    """Whether a column of that type can hold images as bytes, or lists of them."""
+    """Returns whether a column of that type can hold encoded images, or lists of them."""
     if is_list(kind):
         kind = kind.value_type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:

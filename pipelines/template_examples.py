@@ -1,4 +1,4 @@
-"""Annotations made up to show templates on: for each task, and for each dataset whose rows read differently."""
+"""Sample annotations on which templates are displayed: one set per task, and one per dataset with a different style."""
 
 from typing import Any
 
@@ -62,7 +62,7 @@ _ROWS: dict[str, list[Row]] = {
 
 
 def render(template: Template, task: str, dataset: str) -> list[tuple[str, str]]:
-    """(user, assistant) of a template on every made-up turn of the dataset, or of its task."""
+    """Returns (user, assistant) of a template for each sample annotation of the dataset, or else of its task."""
     rows = _ROWS.get(dataset, _ROWS[task])
     batch = pa.RecordBatch.from_pylist([{"row": i, **row} for i, row in enumerate(rows)], ANNOTATIONS[task])
     turns = instructify(batch, task, [template], dataset, seed=0)
@@ -70,7 +70,7 @@ def render(template: Template, task: str, dataset: str) -> list[tuple[str, str]]
 
 
 def shown(turns: list[tuple[str, str]], indent: str = "    ") -> str:
-    """Turns for a person to read; further lines of a text stand below its first."""
+    """Formats turns for display, with the further lines of a text aligned below its first line."""
     lines = []
     for user, assistant in turns:
         for mark, text in ((">", user), ("<", assistant)):

@@ -1,8 +1,8 @@
-"""Templates as data: templates/<set>/<dataset or task>.yaml, checked when loaded.
+"""Templates as data: templates/<set>/<dataset or task>.yaml, validated when loaded.
 
-A template is a pair of texts, `user` and `assistant`, with `{field}` places and a stable id. A set is written per
-dataset (fine) or per task (coarse): the file named after the dataset wins over the one named after its task, and both
-over those of the set's base (set.yaml).
+A template is a pair of texts, `user` and `assistant`, with `{field}` placeholders and a stable id. The files of a set
+are per dataset (fine) or per task (coarse): a file named after the dataset takes precedence over one named after its
+task, and both take precedence over the files of the set's base (set.yaml).
 """
 
 import string
@@ -15,21 +15,21 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent / "templates"
 
-# What a template of each task may name; the starred ones it must name, somewhere in the pair.
+# The fields that a template of each task may use; the starred ones are required in at least one of its texts.
 FIELDS: dict[str, tuple[str, ...]] = {
-    "caption": ("*caption", "dataset"),  # dataset: its name in the recipe
+    "caption": ("*caption", "dataset"),  # dataset: the dataset's name in the recipe
     "open_question": ("*question", "*answer", "dataset"),
-    # options: the shuffled choices, one lettered line each; letter and answer: the right one, as letter and as text;
-    # context: the dataset's hint with a line break after it, or nothing
+    # options: the shuffled choices, one lettered line each; letter and answer: the letter and text of the correct one;
+    # context: the dataset's hint followed by a line break, or an empty string
     "multiple_choice": ("*question", "options", "letter", "answer", "context", "dataset"),
-    "referring": ("*phrase", "*box", "dataset"),  # box: x1,y1,x2,y2 over width and height, three decimals
+    "referring": ("*phrase", "*box", "dataset"),  # box: x1,y1,x2,y2 relative to width and height, three decimals
     "conversation": ("*user", "*assistant", "dataset"),
 }
-NO_SETS = ("chat", "eval")  # the directories beside the sets
+NO_SETS = ("chat", "eval")  # directories of templates/ that are not sets
 
 
 class TemplateError(ValueError):
-    """A template file that cannot be used; the message names file and line."""
+    """An invalid or missing template file; the message names the file and line."""
 
 
 @dataclass(frozen=True)
@@ -39,29 +39,32 @@ class Template:
     assistant: str
 
     def parts(self, side: str) -> list[tuple[str, str | None]]:
-        """[(literal text, field after it or None), …] of one side."""
+        """Returns one side as [(literal text, field after it or None), …]."""
         return [(literal, field) for literal, field, _, _ in string.Formatter().parse(getattr(self, side))]
 
 
 @dataclass(frozen=True)
 class TemplateSet:
-    """What the `set.yaml` of a set says; all of it may be absent."""
+    """The settings of a set from its `set.yaml`; all of them are optional."""
 
     name: str
     about: str = ""
-    base: str | None = None  # the set that gives what this one lacks
-    tasks: tuple[str, ...] = tuple(FIELDS)  # whose datasets must find a template
-    per_dataset: int | None = None  # templates of a file; of referring ones, half locate and half name: at least two
-    inverted: int = 0  # how many of them give the answer and ask for the question
+    base: str | None = None  # the set that provides the files that this one lacks
+    tasks: tuple[str, ...] = tuple(FIELDS)  # the tasks whose datasets must have templates
+    per_dataset: int | None = (
+        None  # templates per file; at least two for referring: half ask for a box, half for a phrase
+    )
+    inverted: int = 0  # the number of them that give the answer and ask for the question
 
 
 def set_names() -> list[str]:
-    """All sets there are."""
+    """Returns the names of all sets."""
     return sorted(path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in NO_SETS)
 
 
 def read_set(name: str) -> TemplateSet:
-    """Raises TemplateError: there is no such set, or its `set.yaml` has an unknown key or a value that is no use."""
+    """Reads the settings of a set. Raises TemplateError if the set does not exist, or if its `set.yaml` has an unknown
+    key or an invalid value."""
     names = set_names()
     if name not in names:
         raise TemplateError(f"template set {name!r} does not exist; the sets are {', '.join(names)}")
@@ -84,36 +87,36 @@ def read_set(name: str) -> TemplateSet:
 
 
 def _value(node: yaml.Node) -> Any:
-    """What a node says; None for what YAML cannot make sense of."""
+    """Returns the value of a node, or None if it is not safe, valid YAML."""
     try:
         return yaml.safe_load(yaml.serialize(node))
     except (yaml.YAMLError, ValueError):
         return None
 
 
-# key of a set.yaml → what it must be, in words and as a check
+# key of a set.yaml → (description of valid values, check)
 _SET_KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "about": ("a text", lambda value: isinstance(value, str)),
+    "about": ("a string", lambda value: isinstance(value, str)),
     "base": ("the name of a set", lambda value: isinstance(value, str)),
     "tasks": (
-        f"a list of some of {', '.join(FIELDS)}",
+        f"a list with at least one of {', '.join(FIELDS)}",
         lambda value: isinstance(value, list) and bool(value) and all(task in tuple(FIELDS) for task in value),
     ),
-    "per_dataset": ("a number from 1 on", lambda value: type(value) is int and value >= 1),
-    "inverted": ("a number from 0 on", lambda value: type(value) is int and value >= 0),
+    "per_dataset": ("an integer of at least 1", lambda value: type(value) is int and value >= 1),
+    "inverted": ("an integer of at least 0", lambda value: type(value) is int and value >= 0),
 }
 
 
 def template_file(template_set: str, dataset: str, task: str) -> Path:
-    """The file that gives `dataset` its templates. Raises TemplateError if neither the set nor its bases have one."""
+    """Returns the template file of a dataset. Raises TemplateError if neither the set nor its bases have one."""
     own = read_set(template_set)
     for member in _with_bases(own):
         for path in (ROOT / member.name / f"{dataset}.yaml", ROOT / member.name / f"{task}.yaml"):
             if path.is_file():
                 return path
     raise TemplateError(
-        f"template set {template_set!r} has nothing for dataset {dataset}: write {ROOT / template_set / dataset}.yaml, "
-        f"or {task}.yaml for all datasets of its task, or name another set as base in set.yaml; "
+        f"template set {template_set!r} has no templates for dataset {dataset}: add "
+        f"{ROOT / template_set / dataset}.yaml, or {task}.yaml for all datasets of the task, or set a `base`; "
         f"the sets are {', '.join(set_names())}"
     )
 
@@ -123,37 +126,41 @@ def _with_bases(own: TemplateSet) -> Iterator[TemplateSet]:
     yield own
     while own.base is not None:
         if own.base in seen:
-            raise TemplateError(f"{ROOT / own.name / 'set.yaml'}: the base {own.base!r} has this set for its own base")
+            raise TemplateError(
+                f"{ROOT / own.name / 'set.yaml'}: the base {own.base!r} leads back to itself: break the cycle"
+            )
         own = read_set(own.base)
         seen.add(own.name)
         yield own
 
 
 def load_templates(template_set: str, dataset: str, task: str) -> tuple[Template, ...]:
-    """The checked templates for a dataset, in file order."""
+    """Returns the validated templates of a dataset, in file order."""
     return read_templates(template_file(template_set, dataset, task), task)
 
 
 def read_templates(path: Path, task: str) -> tuple[Template, ...]:
-    """Reads and checks one file. Raises TemplateError naming file and line: bad YAML, unknown or missing field,
-    duplicate id, empty text, anything but a plain `{field}` between braces."""
+    """Reads and validates one file. Raises TemplateError, which names the file and line, for invalid YAML, an unknown
+    or missing field, a duplicate id, an empty text, and anything other than a plain `{field}` between braces."""
     top = _mapping(path, _compose(path), required=("task", "templates"))
     if top["task"].value != task:
-        raise TemplateError(f"{_at(path, top['task'])}: is for task {top['task'].value!r}, the dataset's is {task!r}")
+        raise TemplateError(
+            f"{_at(path, top['task'])}: is for task {top['task'].value!r}, but the dataset's is {task!r}"
+        )
     if not isinstance(top["templates"], yaml.SequenceNode) or not top["templates"].value:
         raise TemplateError(f"{_at(path, top['templates'])}: `templates` must be a list of at least one template")
     templates: dict[str, Template] = {}
     for node in top["templates"].value:
         entry = _mapping(path, node, required=("id", "user", "assistant"))
         for name, value in entry.items():
-            # In captioning, the picture alone is the prompt.
+            # For captions, the image itself is the prompt.
             if not isinstance(value, yaml.ScalarNode) or (
                 not value.value.strip() and (task, name) != ("caption", "user")
             ):
-                raise TemplateError(f"{_at(path, value)}: `{name}` must be a text that is not empty")
+                raise TemplateError(f"{_at(path, value)}: `{name}` must be a non-empty string")
         template = Template(*(entry[name].value for name in ("id", "user", "assistant")))
         if template.id in templates:
-            raise TemplateError(f"{_at(path, entry['id'])}: the id {template.id!r} stands twice")
+            raise TemplateError(f"{_at(path, entry['id'])}: the id {template.id!r} is used twice")
         _check_fields(path, entry, task)
         templates[template.id] = template
     return tuple(templates.values())
@@ -171,7 +178,7 @@ def _mapping(path: Path, node: yaml.Node | None, required: tuple[str, ...]) -> d
         raise TemplateError(f"{_at(path, node)}: must be a mapping with the keys {', '.join(required)}")
     bad = next((key for key, _ in node.value if not isinstance(key, yaml.ScalarNode)), None)
     if bad is not None:
-        raise TemplateError(f"{_at(path, bad)}: a key must be a text")
+        raise TemplateError(f"{_at(path, bad)}: a key must be a string")
     entries = {key.value: value for key, value in node.value}
     if set(entries) != set(required) or len(entries) != len(node.value):
         found = ", ".join(key.value for key, _ in node.value)
@@ -187,12 +194,12 @@ def _check_fields(path: Path, entry: dict[str, yaml.Node], task: str) -> None:
         try:
             parts = list(string.Formatter().parse(entry[side].value))
         except ValueError as error:
-            raise TemplateError(f"{where}: {error}; write a brace that is text as {{{{ or }}}}") from None
+            raise TemplateError(f"{where}: {error}; write a literal brace as {{{{ or }}}}") from None
         for _, field, spec, conversion in parts:
             if field is None:
                 continue
             if field not in allowed or spec or conversion:
-                raise TemplateError(f"{where}: unknown field {{{field}}}; {task} has {', '.join(sorted(allowed))}")
+                raise TemplateError(f"{where}: unknown field {{{field}}}; {task} allows {', '.join(sorted(allowed))}")
             used.add(field)
     missing = sorted({field[1:] for field in FIELDS[task] if field.startswith("*")} - used)
     if task == "multiple_choice" and not used & {"letter", "answer"}:

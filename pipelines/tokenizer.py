@@ -1,4 +1,4 @@
-"""The tokenizer of a run: the language model's own, with the image token added, in the store."""
+"""The tokenizer of a run: the language model's tokenizer with the image token added, kept as a store entry."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,12 @@ VERSION = 2
 
 
 class TokenizerError(ValueError):
-    """A tokenizer that cannot be used for training; the message says what it lacks."""
+    """A tokenizer that cannot be used for training; the message names what it lacks."""
 
 
 @dataclass(frozen=True)
 class PreparedTokenizer:
-    """What text becomes tokens with. `fingerprint` names its vocabulary and settings in every manifest."""
+    """A loaded tokenizer. `fingerprint` identifies its vocabulary and settings in every manifest."""
 
     tokenizer: Tokenizer
     fingerprint: str
@@ -29,10 +29,10 @@ class PreparedTokenizer:
 
 
 def prepare_tokenizer(store: Store, llm: str, local_files_only: bool = False) -> Path:
-    """Returns the store's directory of the tokenizer of `llm` (a directory or hub name) with the image token added.
+    """Returns the store directory of the tokenizer of `llm` (a directory or hub name) with the image token added.
 
-    A missing pad token becomes the end token (its labels never count). local_files_only: do not ask the hub.
-    Raises TokenizerError without bos or eos and for files that are no tokenizer, OSError for a model that is not there.
+    A missing pad token is set to the EOS token (padding is never supervised). local_files_only: do not query the hub.
+    Raises TokenizerError if BOS or EOS is missing or the files cannot be parsed, and OSError if the model is not found.
     """
     local = Path(llm)
     digests = FileDigests(store)
@@ -59,7 +59,8 @@ def prepare_tokenizer(store: Store, llm: str, local_files_only: bool = False) ->
 
 
 def check_tokenizer(llm: str) -> None:
-    """Raises TokenizerError for one that prepare_tokenizer would refuse; nothing where it is not on this machine."""
+    """Raises TokenizerError if prepare_tokenizer would reject the tokenizer. Does nothing if it is not available
+    locally."""
     try:
         _load(llm, local_files_only=True)
     except OSError:
@@ -76,20 +77,21 @@ def _load(llm: str, local_files_only: bool) -> Any:
         )
     except OSError:
         raise
-    except Exception as error:  # parsers of damaged files raise anything
+    except Exception as error:  # parsers raise almost any exception on damaged files
         raise TokenizerError(f"{_unreadable(llm)} ({type(error).__name__}: {str(error).strip()[:200]})") from None
     add_image_token(tokenizer, llm)
     return tokenizer
 
 
 def _unreadable(llm: str) -> str:
-    return f"the tokenizer of {llm} cannot be read: it needs a whole tokenizer.json and tokenizer_config.json"
+    return f"the tokenizer of {llm} cannot be read: it needs a complete tokenizer.json and tokenizer_config.json"
 
 
 def add_image_token(tokenizer: Any, name: str) -> None:
-    """Makes a transformers tokenizer fit for the model: with `<image>`, a pad token (else the end token), and plain.
+    """Adapts a transformers tokenizer to the model: adds `<image>`, sets a missing pad token to the EOS token, and
+    removes saved settings that would alter tokens.
 
-    name: for the message. Raises TokenizerError without bos or eos.
+    name: the model's name for error messages. Raises TokenizerError if BOS or EOS is missing.
     """
     for token in ("bos_token", "eos_token"):
         if getattr(tokenizer, token) is None:
@@ -102,7 +104,7 @@ def add_image_token(tokenizer: Any, name: str) -> None:
 
 
 def _make_plain(tokenizer: Tokenizer) -> None:
-    """Takes off what a fine-tuned model may have saved with its tokenizer: a length, filling up, and chance."""
+    """Removes settings that a fine-tuned model may have saved with its tokenizer: truncation, padding, BPE dropout."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if getattr(tokenizer.model, "dropout", None):
@@ -110,7 +112,7 @@ def _make_plain(tokenizer: Tokenizer) -> None:
 
 
 def load_tokenizer(directory: Path) -> PreparedTokenizer:
-    """Reads what `prepare_tokenizer` made."""
+    """Loads a tokenizer from the directory that `prepare_tokenizer` returned."""
     manifest = read_manifest(directory)
     return PreparedTokenizer(
         tokenizer=Tokenizer.from_file(str(directory / "tokenizer.json")),

@@ -1,8 +1,8 @@
-"""Text → tokens word by word, each distinct word once: several times faster than whole texts, with the same tokens.
+"""Tokenises texts word by word, each distinct word once: several times faster than complete texts, with equal tokens.
 
-It holds for tokenizers none of whose tokens reaches from a word over the space after it into the next one, as with
-the byte-level and SentencePiece vocabularies of today's language models: there a text may be cut before a space that
-stands between two words. Whether a tokenizer is of this kind is found out from its vocabulary and by trial.
+This requires a tokenizer without tokens that span a word, the space after it and the next word, as is the case for the
+byte-level and SentencePiece vocabularies of current language models. A text can then be split before each space that
+separates two words. The vocabulary and a set of trial texts decide whether a tokenizer qualifies.
 """
 
 import json
@@ -18,12 +18,12 @@ from tokenizers import Tokenizer
 from pipelines.ragged import offsets_of, places, sums
 from pipelines.tokenizer import PreparedTokenizer
 
-_MARK = "\x1f"  # stands before the space of every word after the first, while a text is cut
-# A space that does not stand alone between two words, and the mark itself.
+_MARK = "\x1f"  # temporarily marks the split positions, before the space of every word after the first
+# A space that is not a single space between two words, or the mark itself.
 _ODD = r"^ | $|[\s\pZ\x0B\x1C-\x1F\x85] | [\s\pZ\pM\x0B\x1C-\x1F\x85]|\x1F"
-_BEFORE = "a"  # the end of a word: where words after the first are cut off
-_MOST_KNOWN = 1 << 20  # distinct words kept; more are forgotten and tokenised again
-_SPACES = "Ġ▁ \n\t\rĊĉč\xa0Â"  # how vocabularies write a space, and other white space
+_BEFORE = "a"  # a word end that precedes every word after the first when it is tokenised; its tokens are dropped
+_MOST_KNOWN = 1 << 20  # distinct words in the cache, which is cleared when it would exceed this size
+_SPACES = "Ġ▁ \n\t\rĊĉč\xa0Â"  # how vocabularies encode a space and other whitespace
 _LEFT = ("a", "7", "é", "?", ".", ",", '"', "'", ")", "中", "😀", "-", "_", ">", "’s", "…", "a\nb", "Z", "%", "}")
 _RIGHT = (
     "b",
@@ -50,7 +50,7 @@ _RIGHT = (
 
 @dataclass(frozen=True)
 class Words:
-    """Texts as tokens, with the words that they are made of: text t is words[offsets[t] : offsets[t + 1]]."""
+    """Tokenised texts and their words: text t has the words with indices offsets[t] to offsets[t + 1] − 1."""
 
     ids: np.ndarray  # int32, of all texts
     ends: np.ndarray  # int64 (words + 1,): word w is ids[ends[w] : ends[w + 1]]
@@ -58,37 +58,37 @@ class Words:
 
 
 class WordTokenizer:
-    """Tokenises texts that stand after a special token. Remembers words: keep one for a whole job."""
+    """Tokenises texts that follow a special token. Caches words, so reuse one instance for a complete job."""
 
     def __init__(self, prepared: PreparedTokenizer):
         self._tokenizer = prepared.tokenizer
         self._after_special = prepared.eos_token
-        self.is_exact = _joins_nothing_over_spaces(prepared)
-        self._forget()
+        self.is_exact = _splits_at_spaces(prepared)
+        self._clear()
 
-    def _forget(self) -> None:
+    def _clear(self) -> None:
         self._known: dict[str, int] = {}
         self._ids = np.zeros(0, np.int32)
         self._offsets = np.zeros(1, np.int64)
 
     def can_encode(self, texts: pa.Array) -> np.ndarray:
-        """(T,) bool: texts whose spaces all stand alone between two words."""
+        """(T,) bool: True for texts in which every space is a single space between two words."""
         if not self.is_exact:
             return np.zeros(len(texts), dtype=bool)
         return ~pc.match_substring_regex(texts, _ODD).to_numpy(zero_copy_only=False)
 
     def encode(self, texts: pa.Array) -> Words:
-        """Only for texts that `can_encode` allows."""
+        """Tokenises texts, all of which must satisfy `can_encode`."""
         cut = pc.split_pattern(pc.replace_substring(texts, " ", f"{_MARK} "), _MARK)
         words = cut.flatten().dictionary_encode()
-        number = self._numbers(words.dictionary.to_pylist())[words.indices.to_numpy()]
-        lengths = self._offsets[number + 1] - self._offsets[number]
-        ids = self._ids[places(self._offsets[number], lengths)]
+        index = self._indices(words.dictionary.to_pylist())[words.indices.to_numpy()]
+        lengths = self._offsets[index + 1] - self._offsets[index]
+        ids = self._ids[places(self._offsets[index], lengths)]
         return Words(ids, offsets_of(lengths), cut.offsets.to_numpy().astype(np.int64) - cut.offsets[0].as_py())
 
-    def _numbers(self, distinct: Sequence[str]) -> np.ndarray:
+    def _indices(self, distinct: Sequence[str]) -> np.ndarray:
         if len(self._known) + len(distinct) > _MOST_KNOWN:
-            self._forget()
+            self._clear()
         new = [word for word in distinct if word not in self._known]
         if new:
             first, later = self._after_special, self._after_special + _BEFORE
@@ -106,12 +106,12 @@ class WordTokenizer:
 
 
 def tokens_before(words: Words, num_words: np.ndarray) -> np.ndarray:
-    """(T,) int64: how many tokens stand in each text before its word number `num_words`."""
+    """(T,) int64: the number of tokens in the first `num_words` words of each text."""
     return words.ends[words.offsets[:-1] + num_words] - words.ends[words.offsets[:-1]]
 
 
 def lengths(words: Words) -> np.ndarray:
-    """(T,) int64: tokens of each text."""
+    """(T,) int64: the number of tokens of each text."""
     return sums(np.diff(words.ends), words.offsets)
 
 
@@ -119,12 +119,12 @@ def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def _joins_nothing_over_spaces(prepared: PreparedTokenizer) -> bool:
+def _splits_at_spaces(prepared: PreparedTokenizer) -> bool:
     tokenizer = prepared.tokenizer
     if json.loads(tokenizer.to_str())["model"]["type"] == "Unigram":
-        return False  # of equally good ways to cut a word, it takes one that depends on what stands before
+        return False  # its choice between equally likely segmentations depends on the preceding text
     for added in tokenizer.get_added_tokens_decoder().values():
-        if re.search(r"\s", added.content) or (added.content not in prepared.special_tokens and _reaches_out(added)):
+        if re.search(r"\s", added.content) or (added.content not in prepared.special_tokens and _strips_spaces(added)):
             return False
     over = re.compile(f"[^{_SPACES}][Ġ▁ ]")
     if any(over.search(token) for token in tokenizer.get_vocab(with_added_tokens=False)):
@@ -141,5 +141,5 @@ def _joins_nothing_over_spaces(prepared: PreparedTokenizer) -> bool:
     return True
 
 
-def _reaches_out(added) -> bool:
+def _strips_spaces(added) -> bool:
     return added.lstrip or added.rstrip

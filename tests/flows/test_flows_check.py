@@ -40,7 +40,10 @@ def test_a_good_recipe_passes(write_recipe):
             {"finetune/data/templates": "fein"},
             ["finetune.data.templates: template set 'fein' does not exist; the sets"],
         ),
-        ({"finetune/data/templates": "plain"}, ["'plain' has nothing for dataset vqav2: write", "plain/refcoco.yaml"]),
+        (
+            {"finetune/data/templates": "plain"},
+            ["'plain' has no templates for dataset vqav2: add", "plain/refcoco.yaml"],
+        ),
         ({"finetune/data/chat": "honeybear"}, ["finetune.data.chat: no chat style 'honeybear'", "caption, honeybee"]),
         ({"finetune/train/micro_batch": 3}, ["finetune.train: global_batch 8 is not a multiple of micro_batch 3"]),
         ({"finetune/train/warmup_steps": 9}, ["finetune.train", "warmup_steps 9 leave nothing of 3 steps"]),
@@ -175,7 +178,7 @@ def test_targets_of_lora_are_looked_for_in_the_configuration(write_recipe, tmp_p
     [
         (lambda llm: _without(llm, "eos_token"), "has no eos_token: set it in its tokenizer_config.json"),
         (lambda llm: _without(llm, "bos_token"), "has no bos_token: set it in its tokenizer_config.json"),
-        (lambda llm: (llm / "tokenizer.json").write_text("{"), "cannot be read: it needs a whole tokenizer.json"),
+        (lambda llm: (llm / "tokenizer.json").write_text("{"), "cannot be read: it needs a complete tokenizer.json"),
     ],
 )
 def test_a_tokenizer_that_cannot_serve_is_told_before_data_is_built(recipe_of, corpus, tmp_path, damage, message):

@@ -47,7 +47,7 @@ def test_faults_go_to_stderr_and_the_exit_status(root):
     done = check()
     assert done.exit_code == 1
     first, second = done.stderr.splitlines()
-    assert first.startswith(f"{path}:4: the user's text has doubled spaces")
+    assert first.startswith(f"{path}:4: the user text has double spaces")
     assert second.startswith(f"{root}/task-id/caption.yaml:1: must have exactly the keys task, templates")
     assert "[coarse.caption]" in done.stdout
     assert check("fine").exit_code == 0
@@ -56,7 +56,7 @@ def test_faults_go_to_stderr_and_the_exit_status(root):
 def test_a_recipe_names_files_too(root, write_recipe):
     file = root / "fine" / "mine.yaml"
     file.write_text((root / "fine" / "vqav2.yaml").read_text().replace("id: ", "id: mine."))
-    assert f"{file}:1: is named after no dataset" in check("fine").stderr
+    assert f"{file}:1: must be named after a dataset" in check("fine").stderr
     recipe = write_recipe({"datasets/mine": {"annotations": "x", "source": "vqav2"}})
     done = check("fine", "--recipe", recipe)
     assert (done.exit_code, done.stderr) == (0, "")

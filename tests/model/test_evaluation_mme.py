@@ -160,7 +160,7 @@ def test_missing_and_ambiguous_images(tmp_path):
         (tmp_path / "color" / name).write_bytes(_png())
     with pytest.raises(EvaluationError, match=r"color/1\.jpg and color/1\.png are both the image"):
         mme.read(truth, tmp_path)
-    with pytest.raises(EvaluationError, match=r"image root .* is no directory"):
+    with pytest.raises(EvaluationError, match=r"image root .* is not a directory"):
         mme.read(truth, tmp_path / "nowhere")
 
 

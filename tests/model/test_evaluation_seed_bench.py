@@ -136,7 +136,7 @@ def test_images_are_named_by_data_id(tmp_path):
     assert here.options == ("red", "blue", "green", "4")
     with pytest.raises(ImageRefError, match="3_4"):
         gone.images[0].read()
-    with pytest.raises(EvaluationError, match=r"image root .* is no directory"):
+    with pytest.raises(EvaluationError, match=r"image root .* is not a directory"):
         seed_bench.read(official, tmp_path / "nowhere")
 
 

@@ -157,7 +157,7 @@ def bad(data: bytes) -> str:
     [
         (bad(b""), "image_corrupt"),
         (bad(b"\x89PNG\r\n\x1a\n and then nothing"), "image_corrupt"),
-        (bad(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "that are no JPEG"),
+        (bad(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "in none of the formats JPEG"),
         (data_url("red", size=(200, 200))[:-60], "image_corrupt"),
         (data_url(0, size=(20_000, 5_000), mode="1"), "image_too_large"),
         ("data:image/png;base64,§§§", "no base64"),

@@ -1,4 +1,4 @@
-"""Annotations with long texts: fewer rows to a batch and to a partition, and all of them."""
+"""Annotations with long texts: batches and partitions hold fewer rows, and no row is lost."""
 
 import json
 
@@ -23,7 +23,7 @@ def spec(tmp_path):
     return DatasetSpec("mine", "llava", tmp_path / "data", tmp_path / "data")
 
 
-def test_no_row_is_lost_however_small_the_batches(spec, tmp_path, tokenizer_dir, monkeypatch):
+def test_small_batches_lose_no_rows(spec, tmp_path, tokenizer_dir, monkeypatch):
     whole = build_annotations(Store(tmp_path / "whole"), spec, log=print)
     monkeypatch.setattr(build, "BYTES_PER_BATCH", 2000)
     monkeypatch.setattr(build, "BYTES_PER_PARTITION", 2000)
@@ -37,7 +37,7 @@ def test_no_row_is_lost_however_small_the_batches(spec, tmp_path, tokenizer_dir,
     assert len(examples["files"]) > 2
 
 
-def test_an_empty_file_is_no_file_of_no_rows(spec, tmp_path):
+def test_an_empty_file_is_an_error(spec, tmp_path):
     (spec.annotations / "3.json").touch()
     with pytest.raises(SourceError, match=r"3\.json is empty"):
         build_annotations(Store(tmp_path / "store"), spec, log=print)

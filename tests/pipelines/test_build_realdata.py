@@ -1,4 +1,4 @@
-"""The real corpora, from official files to examples: every row is in an example, or is a reject that is known here."""
+"""Builds the real corpora from official files to examples: every row is in an example or is an expected reject."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from pipelines.store import Store, read_manifest
 
 pytestmark = pytest.mark.realdata
 
-# dataset → (annotations, images, rows), by the README of the real data
+# dataset → (annotations, images, rows), as listed in the README of the real data
 CORPUS = {
     "vqav2": ("VQAv2", "VQAv2/images", 73),
     "aokvqa": ("A-OKVQA", "coco/images", 26),
@@ -27,14 +27,14 @@ CORPUS = {
     "llava150k": ("llava_instruct", "llava_instruct/images", 82),
     "sharegpt": ("Vicuna", "Vicuna", 115),
 }
-TEXT = {  # without pictures
+TEXT = {  # without images
     "gqa": ("GQA/annotations", 12_578),
     "visual_genome": ("VisualGenome/metadata", 1_278),
 }
 
 
 def check_build(directory: Path, rows: int, rejects: dict[str, int]) -> None:
-    """The ledger of a dataset, against what its files hold."""
+    """Compares a dataset's ledger with the contents of its files."""
     manifest = read_manifest(directory)
     ledger = manifest["rows"]
     check_ledger("rows", ledger)
@@ -51,7 +51,7 @@ def check_build(directory: Path, rows: int, rejects: dict[str, int]) -> None:
     assert len(kept) == ledger["examples"] and len(refused["duplicates"]) == ledger["duplicates"]
 
 
-def test_the_corpus(realdata, tmp_path, tokenizer_dir):
+def test_the_real_corpus_builds_with_known_rejects(realdata, tmp_path, tokenizer_dir):
     store, corpus = Store(tmp_path), realdata / "corpus"
     specs = [
         DatasetSpec(name, name, corpus / annotations, corpus / images, max_turns=10, dedup_rule="answer")
@@ -59,7 +59,7 @@ def test_the_corpus(realdata, tmp_path, tokenizer_dir):
     ]
     images = build_images(store, specs, log=lambda line: None)
     for spec in specs:
-        # So long that nothing is too long, whatever this small tokenizer makes of it.
+        # The limit is high enough that no row is too long, even with this small tokenizer.
         directory = build_examples(
             store,
             spec,
@@ -76,7 +76,7 @@ def test_the_corpus(realdata, tmp_path, tokenizer_dir):
 
 
 @pytest.mark.parametrize("name", sorted(TEXT))
-def test_annotations_without_pictures(realdata, tmp_path, tokenizer_dir, name):
+def test_annotations_without_images(realdata, tmp_path, tokenizer_dir, name):
     folder, rows = TEXT[name]
     spec = DatasetSpec(name, name, realdata / "text" / folder, realdata / "text" / folder, 10, dedup_rule="answer")
     directory = build_examples(

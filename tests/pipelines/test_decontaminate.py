@@ -224,9 +224,7 @@ def test_a_picture_that_cannot_be_read_stops_the_build(store, tmp_path):
         BenchmarkPicture("cut.jpg", "x", partial(place.read, "cut.jpg")),
         BenchmarkPicture("gone.jpg", "y", partial(place.read, "gone.jpg")),
     ]
-    with pytest.raises(
-        BenchmarkItemsError, match=r"ours: 2 of 3 pictures .*cut.jpg: image_corrupt.*gone.jpg: image_mis"
-    ):
+    with pytest.raises(BenchmarkItemsError, match=r"ours: 2 of 3 images .*cut.jpg: image_corrupt.*gone.jpg: image_mis"):
         build_benchmark_items(store, BenchmarkItems("ours", shown, []), print)
     assert not list((store.root / "benchmark_items").glob("*/manifest.json"))
 

@@ -1,3 +1,5 @@
+"""Token ids and loss masks of turns, compared with transformers, and checks of chat styles."""
+
 import re
 
 import numpy as np
@@ -19,26 +21,26 @@ def prepared(tokenizer_dir):
 
 
 def encode(encoder, texts, images):
-    """One conversation."""
+    """Encodes one conversation."""
     begins = np.array([images, *[-1] * (len(texts) // 2 - 1)])
     return encoder.encode(pa.array(texts[0::2]), pa.array(texts[1::2]), begins)
 
 
 def messages(texts, images=1):
-    """As a user gives them at inference: pictures beside the texts, wherever a text has an `<image>`."""
+    """Builds messages as passed at inference: images are separate content parts, in place of each `<image>`."""
     found = []
     for i, text in enumerate(texts):
         parts = [{"type": "image"}] * (0 if i else images)
-        for said in re.split("(<image>)", text):
-            if said == "<image>":
+        for piece in re.split("(<image>)", text):
+            if piece == "<image>":
                 parts.append({"type": "image"})
-            elif said:
-                parts.append({"type": "text", "text": said})
+            elif piece:
+                parts.append({"type": "text", "text": piece})
         found.append({"role": ("user", "assistant")[i % 2], "content": parts})
     return found
 
 
-def test_supervised_tokens_are_the_answers_and_their_end_tokens(prepared):
+def test_supervised_tokens_are_the_answers_and_their_eos_tokens(prepared):
     encoded = encode(Encoder(prepared, "honeybee"), DIALOGUE, 1)
     text = prepared.tokenizer.decode(encoded.ids[encoded.loss_mask()].tolist(), skip_special_tokens=False)
     assert text == " A cät 🐱</s> yes</s>"
@@ -46,7 +48,7 @@ def test_supervised_tokens_are_the_answers_and_their_end_tokens(prepared):
     assert (encoded.ids == prepared.image_token_id).sum() == 1
 
 
-def test_tokens_are_those_of_the_same_template_in_transformers(prepared, tokenizer_dir):
+def test_tokens_equal_those_of_the_same_chat_template_in_transformers(prepared, tokenizer_dir):
     encoder = Encoder(prepared, "honeybee")
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
     inline = ["<image>Is <image> as large as<image>?", "no", "<image><image>And this?", "so is it", "<image>", "it"]
@@ -97,7 +99,7 @@ def test_captions_have_no_prompt(prepared):
     assert text == "<s><image>a red circle</s>"
 
 
-def test_turns_end_with_the_end_token(prepared):
+def test_turns_end_with_the_eos_token(prepared):
     encoded = encode(Encoder(prepared, "honeybee"), DIALOGUE, 1)
     eos = prepared.tokenizer.token_to_id("</s>")
     assert [encoded.ids[end - 1] for end in encoded.offsets[1:]] == [eos, eos]
@@ -109,14 +111,14 @@ def test_special_tokens_in_text_are_found(prepared):
     assert encoder.forbidden_text(texts).to_pylist() == ["<image>", None, "</s>", None, "\ue000"]
 
 
-def test_what_would_look_like_a_turn_is_found(prepared):
+def test_role_markers_in_text_are_found(prepared):
     texts = pa.array(["no\nAI: yes", "so\nHuman: why?", "AI: a short name", "the AI: good", "Human:\nAI"])
     found = ["\nAI:", "\nHuman:", None, None, None]
     assert Encoder(prepared, "honeybee").forbidden_text(texts).to_pylist() == found
     assert Encoder(prepared, "caption").forbidden_text(texts).to_pylist() == [None] * 5
 
 
-def test_a_style_that_changes_texts_is_refused(prepared, tmp_path, monkeypatch):
+def test_a_style_that_alters_texts_is_rejected(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(chat_style, "ROOT", tmp_path)
     (tmp_path / "chat").mkdir()
     style = (
@@ -129,7 +131,7 @@ def test_a_style_that_changes_texts_is_refused(prepared, tmp_path, monkeypatch):
     (tmp_path / "chat" / "trim.jinja").write_text(style.replace("CHANGE", "| trim"))
     (tmp_path / "chat" / "unmasked.jinja").write_text("{% for m in messages %}{{ m.content[-1].text }}{% endfor %}")
     first = style.replace("CHANGE", "").replace("m.content %}", "m.content|sort(attribute='type') %}")
-    (tmp_path / "chat" / "first.jinja").write_text(first)  # pictures before the text, wherever they stand
+    (tmp_path / "chat" / "first.jinja").write_text(first)  # moves all images before the text
     assert encode(Encoder(prepared, "good"), ["a", "b"], 0).errors == {}
     for name in ("upper", "trim", "unmasked", "first"):
         with pytest.raises(ChatStyleError, match=name):
@@ -139,7 +141,6 @@ def test_a_style_that_changes_texts_is_refused(prepared, tmp_path, monkeypatch):
 
 
 def test_a_mask_that_does_not_decode_to_the_answers_is_reported(prepared):
-    # This tokenizer's decoder joins bytes; a lone surrogate-like byte run cannot be told from its answer otherwise.
     encoder = Encoder(prepared, "caption")
     encoded = encode(encoder, ["", "two <image> tokens"], 1)
     assert encoded.errors == {0: "2 image tokens for 1 images"}

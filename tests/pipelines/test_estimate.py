@@ -1,4 +1,4 @@
-"""A sample of rows stands for all of them."""
+"""Estimates from a sample of rows are close to the counts of all rows."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from pipelines.templates import template_file
 
 
 def annotations(num_rows: int) -> pa.Table:
-    """Images with one to five questions each, and a row without an image now and then."""
+    """Builds annotations with several questions per image and occasional rows without an image."""
     rows = []
     for row in range(num_rows):
         image = None if row % 97 == 0 else f"{(row * row + 7 * row) % (num_rows // 3)}.jpg"
@@ -42,7 +42,7 @@ def settings_of(tokenizer_dir, tmp_path):
     return make
 
 
-def test_images_stay_whole_in_a_sample():
+def test_a_sample_keeps_the_rows_of_an_image_together():
     table = annotations(9000)
     sample = sample_rows(table, False, 500)
     assert 400 <= sample.num_rows <= 500
@@ -55,7 +55,7 @@ def test_images_stay_whole_in_a_sample():
     assert sample_rows(table, False, 9000).equals(table)
 
 
-def test_an_estimate_is_near_to_what_all_rows_give(settings_of):
+def test_an_estimate_is_close_to_the_counts_of_all_rows(settings_of):
     table = annotations(4 * SAMPLE_ROWS)
     spec, settings = settings_of()
     exact = Renderer(settings).render(table, None).counts
@@ -67,7 +67,7 @@ def test_an_estimate_is_near_to_what_all_rows_give(settings_of):
     assert count_examples(table, False, 3) == exact["num_examples"]
 
 
-def test_duplicates_that_need_vectors_are_left_in_and_that_is_told(settings_of):
+def test_duplicates_that_need_vectors_are_not_removed_which_is_reported(settings_of):
     table = annotations(300)
     assert estimate(*_swap(settings_of("answer"), table), images=None, embed_images=False).left_in == ()
     found = estimate(*_swap(settings_of("semantic"), table), images=None, embed_images=False)
@@ -75,19 +75,19 @@ def test_duplicates_that_need_vectors_are_left_in_and_that_is_told(settings_of):
     assert found.turns == 299
 
 
-def test_pictures_that_are_not_there_are_foreseen(settings_of, tmp_path):
+def test_missing_images_are_predicted(settings_of, tmp_path):
     (tmp_path / "nowhere").mkdir()
     spec, settings = settings_of()
     found = estimate(spec, annotations(300), settings, images=None, embed_images=True)
-    assert found.examples == 4  # the rows without a picture
+    assert found.examples == 4  # the rows without an image
 
 
-def _swap(made, table):
-    spec, settings = made
+def _swap(pair, table):
+    spec, settings = pair
     return spec, table, settings
 
 
-def test_all_pictures_of_a_conversation_are_looked_for(settings_of, tmp_path):
+def test_all_images_of_a_conversation_are_looked_up(settings_of, tmp_path):
     _, settings = settings_of()
     (tmp_path / "here.jpg").touch()
     turns = [{"user": "What differs?", "assistant": "All."}]

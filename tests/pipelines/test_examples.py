@@ -1,4 +1,4 @@
-"""Beam job 1 on hand-made annotations."""
+"""Beam job 1 on synthetic annotations."""
 
 import dataclasses
 import hashlib
@@ -44,8 +44,10 @@ def annotations():
 
 
 def images():
-    rows = [{"image": f"i{k}.jpg", "sha256": f"sum{k}", "num_bytes": 9, "width": 3, "height": 2} for k in range(150)]
-    rows[3] = {"image": "i3.jpg", "reject": "image_corrupt", "detail": "cut short"}
+    rows = [
+        {"image": f"i{k}.jpg", "sha256": f"checksum{k}", "num_bytes": 9, "width": 3, "height": 2} for k in range(150)
+    ]
+    rows[3] = {"image": "i3.jpg", "reject": "image_corrupt", "detail": "truncated"}
     table = pa.Table.from_pylist(rows, IMAGES)
     return table.sort_by("image")
 
@@ -100,7 +102,7 @@ def all_rejects(job):
     return {r["row"]: r["reason"] for r in pa.concat_tables(parts).to_pylist()}
 
 
-def test_every_row_is_in_an_example_or_a_named_reject(job):
+def test_every_row_is_in_an_example_or_a_reject_with_a_reason(job):
     counts = run_examples_job(job, BEAM)
     rejects = all_rejects(job)
     assert rejects == {
@@ -123,7 +125,7 @@ def test_examples_are_conversations_about_one_image_within_the_turn_limit(job):
     for example in all_examples(job):
         assert 1 <= len(example["turns"]) <= 3
         assert {f"i{t['row'] % 150}.jpg" for t in example["turns"]} == set(example["images"])
-        assert example["image_sha256"] == [f"sum{example['images'][0][1:-4]}"]
+        assert example["image_sha256"] == [f"checksum{example['images'][0][1:-4]}"]
 
 
 def test_supervised_tokens_decode_to_the_answers(job, tokenizer_dir):
@@ -139,7 +141,7 @@ def test_supervised_tokens_decode_to_the_answers(job, tokenizer_dir):
 def test_bytes_do_not_depend_on_batches_workers_or_restarts(job, tmp_path):
     run_examples_job(job, BEAM)
     whole = outputs(job)
-    # Other batch sizes, other order of files, two worker processes.
+    # Use different batch sizes, a different file order and two worker processes.
     table = annotations()
     other = tmp_path / "other"
     other.mkdir()
@@ -148,7 +150,7 @@ def test_bytes_do_not_depend_on_batches_workers_or_restarts(job, tmp_path):
     again = dataclasses.replace(job, annotations=str(other), out=str(tmp_path / "again"))
     run_examples_job(again, [*BEAM, "--direct_num_workers=2", "--direct_running_mode=multi_processing"])
     assert outputs(again) == whole
-    # A killed run: some partitions whole, one half-written.
+    # Simulate a killed run, in which some partitions are complete and one is partly written.
     for path in job.part("x", 0, "y").parent.glob("*-00001.*"):
         path.unlink()
     job.marker(2).unlink()
@@ -187,12 +189,12 @@ def test_a_long_conversation_is_split_at_turn_boundaries(job, tmp_path):
     assert texts == [t["user"].strip() for t in table["turns"][0].as_py()] + ["short"]
     assert rendered.counts["rows"] == {"read": 2, "examples": 2, "duplicates": 0, "rejects": {}}
     assert rendered.counts["turns"] == {"read": 22, "examples": 21, "duplicates": 0, "rejects": {"too_long": 1}}
-    # As few pieces as turns allow: no two neighbours would have fitted together.
+    # The number of pieces is minimal: no two adjacent ones would have fitted together.
     lengths = [example["num_tokens"] for example in examples if example["turns"][0]["row"] == 0]
     assert all(a + b > 400 for a, b in itertools.pairwise(lengths[:-1]))
 
 
-def test_duplicates_leave_the_example_and_are_logged(job):
+def test_duplicates_are_removed_and_recorded(job):
     texts = [
         ("Is the car red?", "yes"),
         ("Is the car red?", "yes"),
@@ -210,17 +212,17 @@ def test_duplicates_leave_the_example_and_are_logged(job):
     assert rendered.counts["rows"] == {"read": 3, "examples": 2, "duplicates": 1, "rejects": {}}
 
 
-def test_rows_that_do_not_add_up_are_an_error():
+def test_unaccounted_rows_are_an_error():
     with pytest.raises(RuntimeError, match="3 rows read, but 2 accounted for"):
         check_ledger("rows", {"read": 3, "examples": 1, "duplicates": 0, "rejects": {"x": 1}})
 
 
-def test_an_image_that_was_never_measured_is_an_error(job):
+def test_an_image_missing_from_the_images_table_is_an_error(job):
     table = annotations().slice(0, 5)
     with pytest.raises(RuntimeError, match=r"image i\d.jpg is not in the images table"):
         Renderer(job.render).render(table, images().slice(0, 1))
 
 
-def test_markers_hold_the_counts(job):
+def test_markers_contain_the_counts(job):
     counts = run_examples_job(job, BEAM)
     assert counts == [json.loads(job.marker(p).read_text()) for p in range(job.partitions)]

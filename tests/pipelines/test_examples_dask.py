@@ -1,4 +1,4 @@
-"""Beam job 1 on Dask: a scheduler and two workers, each a process of its own, on the loopback address."""
+"""Beam job 1 on Dask, with a scheduler and two workers in separate processes on the loopback interface."""
 
 import contextlib
 import dataclasses
@@ -54,11 +54,18 @@ def job(tmp_path, tokenizer_dir):
 
 @pytest.fixture
 def cluster(tmp_path):
-    """The scheduler's address and the workers' processes."""
-    place = tmp_path / "scheduler.json"
+    """Yields the scheduler's address and the worker processes."""
+    scheduler_file = tmp_path / "scheduler.json"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
-    worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(place), "--no-nanny"]
+    worker = [
+        sys.executable,
+        "-m",
+        "distributed.cli.dask_worker",
+        "--scheduler-file",
+        str(scheduler_file),
+        "--no-nanny",
+    ]
     worker += ["--host", "127.0.0.1", "--nthreads", "1", "--no-dashboard", "--local-directory", str(tmp_path / "dask")]
     with contextlib.ExitStack() as processes:
 
@@ -67,9 +74,9 @@ def cluster(tmp_path):
             processes.callback(process.kill)
             return process
 
-        start([*command, "--no-dashboard", "--scheduler-file", str(place)])
+        start([*command, "--no-dashboard", "--scheduler-file", str(scheduler_file)])
         workers = [start(worker) for _ in range(2)]
-        address = json.loads(_wait_for(lambda: place.is_file() and place.read_text()))["address"]
+        address = json.loads(_wait_for(lambda: scheduler_file.is_file() and scheduler_file.read_text()))["address"]
         from distributed import Client
 
         with Client(address) as client:
@@ -83,7 +90,7 @@ def _wait_for(condition, seconds=60):
         if found := condition():
             return found
         time.sleep(0.02)
-    raise TimeoutError(f"waited {seconds} s")
+    raise TimeoutError(f"the condition was not met within {seconds} s")
 
 
 def outputs(job):
@@ -94,10 +101,10 @@ def on_dask(job, address):
     from distributed import default_client
 
     run_examples_job(job, [f"--runner={DASK_RUNNER}", f"--dask_client_address={address}"])
-    default_client().close()  # the runner leaves it open
+    default_client().close()  # the runner does not close it
 
 
-def test_the_same_bytes_as_on_one_process_also_when_a_worker_is_killed(job, cluster, tmp_path):
+def test_dask_writes_the_same_bytes_as_one_process_even_if_a_worker_is_killed(job, cluster, tmp_path):
     address, workers = cluster
     run_examples_job(job, ["--runner=FnApiRunner"])
     expected = outputs(job)
@@ -110,17 +117,17 @@ def test_the_same_bytes_as_on_one_process_also_when_a_worker_is_killed(job, clus
     killed = dataclasses.replace(job, out=str(tmp_path / "killed"))
     seen = []
 
-    def kill_half_way():
+    def kill_midway():
         markers = _wait_for(
             lambda: len(list(Path(killed.out).glob("counts-*"))) >= 3 and list(Path(killed.out).iterdir())
         )
         os.kill(workers[0].pid, signal.SIGKILL)
         seen.append(len([path for path in markers if path.name.startswith("counts-")]))
 
-    killer = threading.Thread(target=kill_half_way)
+    killer = threading.Thread(target=kill_midway)
     killer.start()
     on_dask(killed, address)
     killer.join()
     assert workers[0].wait() == -signal.SIGKILL and workers[1].poll() is None
-    assert seen[0] < PARTITIONS, "the worker was killed when all was done"
+    assert seen[0] < PARTITIONS, "the worker was killed after all partitions were done"
     assert outputs(killed) == expected

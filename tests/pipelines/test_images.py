@@ -1,4 +1,4 @@
-"""Image references, decoding with its guards, and the incremental images table."""
+"""Image references, guarded decoding, and the incremental images table."""
 
 import hashlib
 import io
@@ -33,7 +33,7 @@ def encoded(size=(40, 30), kind="JPEG", mode="RGB"):
 
 
 def png_header(width, height):
-    """A PNG that says it is so large; its pixels are not there."""
+    """Returns a PNG whose header declares the given size but which has no valid pixel data."""
     content = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + content + struct.pack(">I", zlib.crc32(content))
     return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 4) + b"IDAT" + b"xxxx" + bytes(4)
@@ -55,7 +55,7 @@ def root(tmp_path):
     return images
 
 
-def test_references_below_the_root(root):
+def test_references_below_the_root_are_read(root):
     (root / "link.jpg").symlink_to(root / "deep" / "b.png")
     (root / "linked").symlink_to(root / "deep")
     assert read_image_bytes(root, "a.jpg") == (root / "a.jpg").read_bytes()
@@ -64,23 +64,23 @@ def test_references_below_the_root(root):
         assert read_image_bytes(root, image) == inside
 
 
-def test_a_root_that_is_a_link_is_followed(root, tmp_path):
+def test_a_root_that_is_a_symbolic_link_is_followed(root, tmp_path):
     (tmp_path / "root").symlink_to(root)
     assert read_image_bytes(tmp_path / "root", "a.jpg") == (root / "a.jpg").read_bytes()
 
 
-def test_references_that_leave_the_root(root, tmp_path):
+def test_references_outside_the_root_are_rejected(root, tmp_path):
     (root / "out.jpg").symlink_to(tmp_path / "outside.jpg")
     (root / "out").symlink_to(tmp_path)
     (tmp_path / "images-too").mkdir()
     (tmp_path / "images-too" / "c.jpg").write_bytes(encoded())
-    (root / "beside").symlink_to(tmp_path / "images-too")
+    (root / "sibling").symlink_to(tmp_path / "images-too")
     for image in ("../outside.jpg", "deep/../../outside.jpg", "deep/../a.jpg", "/etc/passwd", str(root / "a.jpg"),
-                  "out.jpg", "out/outside.jpg", "beside/c.jpg", "../x.tar#0:1", "/x.tar#0:1"):  # fmt: skip
+                  "out.jpg", "out/outside.jpg", "sibling/c.jpg", "../x.tar#0:1", "/x.tar#0:1"):  # fmt: skip
         assert reason(read_image_bytes, root, image) == "image_outside_root", image
 
 
-def test_references_to_nothing(root):
+def test_missing_and_malformed_references_are_rejected(root):
     os.mkfifo(root / "pipe.jpg")
     (root / "dangling.jpg").symlink_to(root / "nothing")
     (root / "loop.jpg").symlink_to(root / "loop.jpg")
@@ -90,12 +90,12 @@ def test_references_to_nothing(root):
         assert reason(read_image_bytes, root, image) == "image_bad_reference", image
 
 
-def test_missing_root_is_an_error_of_its_own(tmp_path):
+def test_a_missing_root_raises_file_not_found(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere.*correct the recipe"):
         images_table(tmp_path / "nowhere", ["a.jpg"])
 
 
-def test_tar_members_by_position(root):
+def test_tar_members_are_read_by_byte_range(root):
     data = encoded()
     with tarfile.open(root / "0.tar", "w") as tar:
         for name in ("a.jpg", "b.jpg"):
@@ -115,25 +115,25 @@ def test_tar_members_by_position(root):
 @pytest.mark.parametrize(
     ("kind", "mode"), [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "P"), ("WEBP", "RGB"), ("GIF", "L")]
 )
-def test_measure(kind, mode):
+def test_every_format_is_measured(kind, mode):
     assert measure(encoded((40, 30), kind, mode))[:2] == (40, 30)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_cut_off_images_are_corrupt(kind):
+def test_truncated_images_are_corrupt(kind):
     data = encoded((200, 150), kind)
     for length in (0, 1, 20, len(data) // 2, len(data) - 40):
         assert reason(measure, data[:length]) == "image_corrupt", length
 
 
-def test_other_bytes_are_corrupt():
+def test_unknown_formats_are_corrupt():
     assert reason(measure, b"<html>404</html>") == "image_corrupt"
     assert (
         reason(measure, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n") == "image_corrupt"
-    )  # runs no Ghostscript
+    )  # Ghostscript must not run
 
 
-def test_too_large_is_refused_before_decoding():
+def test_too_large_images_are_rejected_before_decoding():
     assert reason(measure, png_header(30_000, 30_000)) == "image_too_large"
     side = int(MAX_PIXELS**0.5)
     assert reason(measure, png_header(side, side)) == "image_corrupt"
@@ -141,7 +141,7 @@ def test_too_large_is_refused_before_decoding():
         assert reason(measure, png_header(side + 1, side + 1)) == "image_too_large"
 
 
-def test_decoding_refuses_to_pass_cut_off_images(monkeypatch):
+def test_decoding_refuses_to_run_if_pillow_accepts_truncated_images(monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(RuntimeError, match="switch it off"):
         decode(encoded())
@@ -162,15 +162,15 @@ def test_damaged_images_are_measured_or_rejected(at, junk, kind):
 @given(
     image=st.text(st.sampled_from("ab/.#:1\0 ")) | st.from_regex(r"[ab./]{0,6}\.tar#\d{1,20}:\d{1,20}", fullmatch=True)
 )
-def test_any_reference_is_found_or_rejected(tmp_path_factory, image):
-    place = ImageRoot(tmp_path_factory.getbasetemp())
+def test_any_reference_is_read_or_rejected(tmp_path_factory, image):
+    image_root = ImageRoot(tmp_path_factory.getbasetemp())
     try:
-        place.read(image)
+        image_root.read(image)
     except ImageRefError as error:
         error.detail.encode()
 
 
-def test_table(root):
+def test_the_images_table_has_one_sorted_row_per_image(root):
     (root / "cut.jpg").write_bytes(encoded((200, 200))[:-200])
     table = images_table(root, iter(["deep/b.png", "a.jpg", "../x.jpg", "a.jpg", "z.jpg", "cut.jpg"]))
     assert table.schema == IMAGES
@@ -188,9 +188,9 @@ def test_table(root):
     assert rows["z.jpg"]["identity"] is None
 
 
-def test_known_images_are_not_opened_again(root):
+def test_known_images_are_not_reopened(root):
     first = images_table(root, ["a.jpg", "deep/b.png"])
-    # The bytes change behind the same path, size and time: only a table that reads them again would see it.
+    # The bytes change but path, size and mtime do not, so only a table that reads the file again would notice.
     path = root / "a.jpg"
     status = path.stat()
     path.write_bytes(bytes(status.st_size))
@@ -202,7 +202,7 @@ def test_known_images_are_not_opened_again(root):
     assert again["reject"].to_pylist() == ["image_corrupt", None]
 
 
-def test_known_images_of_another_root_and_name_are_taken_over(root):
+def test_known_images_are_reused_across_roots_and_names(root):
     (root / "corrupt.jpg").write_bytes(b"no image")
     known = pa.concat_tables(
         [images_table(root, ["a.jpg", "corrupt.jpg", "z.jpg"]), images_table(root / "deep", ["b.png"])]
@@ -231,7 +231,7 @@ def test_threads_do_not_change_the_table(root):
     assert sorted(one["width"].to_pylist()) == list(range(1, 201))
 
 
-def test_identities_are_those_of_the_table_and_change_with_the_file(root):
+def test_identities_match_the_table_and_change_with_the_file(root):
     names = ["a.jpg", "deep/b.png", "z.jpg"]
     before = identities(root, names)
     assert before == images_table(root, names)["identity"].to_pylist()
@@ -242,12 +242,12 @@ def test_identities_are_those_of_the_table_and_change_with_the_file(root):
     assert after[1:] == before[1:]
 
 
-def test_no_images(root):
+def test_no_images_give_an_empty_table(root):
     assert images_table(root, []).schema == IMAGES
 
 
 @pytest.mark.realdata
-def test_real_images_of_two_layouts(realdata):
+def test_real_images_are_usable(realdata):
     folder = realdata / "corpus" / "llava_instruct" / "images"
     table = images_table(folder, [path.name for path in folder.iterdir()])
     assert table.num_rows == 50

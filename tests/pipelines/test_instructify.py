@@ -1,3 +1,5 @@
+"""Rendering of annotations with templates into turns."""
+
 import dataclasses
 from collections import Counter
 
@@ -30,13 +32,13 @@ def batch(task, rows=None, first=10):
 
 
 def render(task, templates, seed=0, dataset="some", **options):
-    """The turns, their texts as lists."""
+    """Renders turns and converts their texts to lists."""
     turns = instructify(batch(task, **options), task, templates, dataset, seed)
     texts = ("user", "assistant", "template", "question", "answer")
     return dataclasses.replace(turns, **{name: getattr(turns, name).to_pylist() for name in texts})
 
 
-def test_fields_stand_where_the_template_puts_them():
+def test_fields_are_inserted_at_their_placeholders():
     turns = render("open_question", [Template("t", "Q: {question} {{brief}}", "A: {answer}")])
     assert turns.user == ["Q: What is {it}? {brief}", "Q: Why? {brief}"]
     assert turns.assistant == ["A: a cat", "A: so"]
@@ -50,7 +52,7 @@ def test_a_caption_needs_no_prompt():
     assert (turns.user, turns.assistant) == ([""], ["a red circle"])
 
 
-def test_the_letter_leads_to_the_right_choice_and_the_shuffle_is_stable():
+def test_the_letter_matches_the_correct_choice_and_the_shuffle_is_stable():
     template = [Template("t", "{context}{question}\n{options}", "{letter}. {answer}")]
     rows = ROWS["multiple_choice"] * 50
     turns = render("multiple_choice", template, rows=rows)
@@ -59,8 +61,8 @@ def test_the_letter_leads_to_the_right_choice_and_the_shuffle_is_stable():
         assert assistant.endswith(row["choices"][row["answer_index"]])
         assert user.startswith("A hint.\nWho?" if row["context"] else "Which?")
     assert len({a[0] for a in turns.assistant}) == 4
-    alone = render("multiple_choice", template, rows=rows[30:31], first=40)
-    assert (alone.user[0], alone.assistant[0]) == (turns.user[30], turns.assistant[30])
+    single = render("multiple_choice", template, rows=rows[30:31], first=40)
+    assert (single.user[0], single.assistant[0]) == (turns.user[30], turns.assistant[30])
 
 
 def test_boxes_have_three_decimals():
@@ -68,13 +70,13 @@ def test_boxes_have_three_decimals():
     assert turns.assistant == ["0.000,0.123,0.500,1.000"]
 
 
-def test_a_conversation_row_gives_its_turns():
+def test_a_conversation_row_yields_its_turns():
     turns = render("conversation", [Template("t", "{user}", "{assistant}")])
     assert turns.user == ["Hi", "And?", "Bye"]
     assert (turns.row.tolist(), turns.turn.tolist()) == ([10, 10, 11], [0, 1, 0])
 
 
-def test_the_dataset_names_itself_in_any_task():
+def test_templates_of_every_task_can_use_the_dataset_name():
     for task in ROWS:
         fields = "".join(f"{{{name.lstrip('*')}}}" for name in FIELDS[task] if name.startswith("*"))
         turns = render(task, [Template("t", "{dataset}:", fields)], dataset="my {data}")
@@ -82,20 +84,20 @@ def test_the_dataset_names_itself_in_any_task():
 
 
 @pytest.mark.parametrize(("dataset", "task"), [("gqa", "open_question"), ("refcoco", "referring")])
-def test_the_choice_among_ten_depends_on_seed_dataset_and_row_alone(dataset, task):
+def test_the_choice_among_ten_templates_depends_only_on_seed_dataset_and_row(dataset, task):
     templates = load_templates("fine-10", dataset, task)
     rows = ROWS[task][:1] * 4000
     whole = render(task, templates, rows=rows).template
     assert render(task, templates, rows=rows[700:900], first=710).template == whole[700:900]
     counts = Counter(whole)
     assert len(counts) == 10
-    assert all(320 < count < 480 for count in counts.values()), "of 400 expected, four standard deviations either way"
+    assert all(320 < count < 480 for count in counts.values()), "400 expected, plus or minus four standard deviations"
     for other in (render(task, templates, rows=rows, seed=1), render(task, templates, rows=rows, dataset="other")):
         alike = sum(a == b for a, b in zip(whole, other.template, strict=True))
-        assert 320 < alike < 480, "another seed or dataset chooses anew"
+        assert 320 < alike < 480, "a different seed or dataset must give independent choices"
 
 
-def test_the_turns_of_a_conversation_choose_each_for_itself():
+def test_each_turn_of_a_conversation_has_its_own_template():
     templates = [Template(str(i), "{user}", "{assistant}") for i in range(10)]
     rows = [{"turns": ROWS["conversation"][0]["turns"] * 10}] * 200
     chosen = np.reshape(render("conversation", templates, rows=rows).template, (200, 20)).tolist()
@@ -104,7 +106,7 @@ def test_the_turns_of_a_conversation_choose_each_for_itself():
 
 
 @pytest.mark.parametrize("task", ROWS)
-def test_raw_texts_are_those_that_turns_carry(task):
+def test_raw_texts_equal_those_of_the_turns(task):
     name = {"caption": "coyo100m", "open_question": "vqav2", "multiple_choice": "aokvqa", "referring": "refcoco"}
     templates = load_templates("fine", name.get(task, "llava150k"), task)
     turns = render(task, templates)

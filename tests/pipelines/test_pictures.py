@@ -1,4 +1,4 @@
-"""Conversations with many pictures, one, or none: where they stand, what is rejected, how pieces carry them."""
+"""Conversations with many images, one or none: their positions, rejects, and the pieces of split conversations."""
 
 import dataclasses
 from pathlib import Path
@@ -16,16 +16,16 @@ from pipelines.tokenizer import load_tokenizer
 
 
 def table(*rows):
-    """Rows (turns, pictures): turns are (user, assistant) pairs."""
+    """Builds annotations from rows (turns, images), in which turns are (user, assistant) pairs."""
     return pa.Table.from_pylist(
         [
             {
-                "row": number,
-                "image": pictures[0] if pictures else None,
+                "row": index,
+                "image": images[0] if images else None,
                 "turns": [{"user": user, "assistant": assistant} for user, assistant in turns],
-                "more_images": list(pictures[1:]) or None,
+                "more_images": list(images[1:]) or None,
             }
-            for number, (turns, pictures) in enumerate(rows)
+            for index, (turns, images) in enumerate(rows)
         ],
         ANNOTATIONS["conversation"],
     )
@@ -33,9 +33,9 @@ def table(*rows):
 
 def measured(names, bad=()):
     rows = [
-        {"image": name, "reject": "image_corrupt", "detail": f"{name} is cut off"}
+        {"image": name, "reject": "image_corrupt", "detail": f"{name} is truncated"}
         if name in bad
-        else {"image": name, "sha256": f"sum of {name}", "num_bytes": 9, "width": 3, "height": 2}
+        else {"image": name, "sha256": f"checksum of {name}", "num_bytes": 9, "width": 3, "height": 2}
         for name in sorted(names)
     ]
     return pa.Table.from_pylist(rows, IMAGES)
@@ -64,15 +64,15 @@ SYSTEM = "A person talks with an assistant that looks at pictures and answers tr
 
 
 def shown(settings, example):
-    """What an example says, after the system sentence."""
+    """Decodes an example and returns its text after the system sentence."""
     tokenizer = load_tokenizer(Path(settings.tokenizer)).tokenizer
     text = tokenizer.decode(example["input_ids"], skip_special_tokens=False)
     assert text.count("<image>") == len(example["images"]) == len(example["image_sha256"])
-    assert example["image_sha256"] == [f"sum of {name}" for name in example["images"]]
+    assert example["image_sha256"] == [f"checksum of {name}" for name in example["images"]]
     return text.removeprefix(f"<s>{SYSTEM}")
 
 
-def test_pictures_stand_where_the_questions_say_or_at_the_head(settings):
+def test_images_are_at_their_placeholders_or_at_the_head(settings):
     rows = table(
         ([("What differs?", "all")], ["a", "b"]),
         ([("<image>Is it <image>?", "no"), ("And in\n<image>?", "yes")], ["a", "b", "c"]),
@@ -91,7 +91,7 @@ def test_pictures_stand_where_the_questions_say_or_at_the_head(settings):
     assert [example["images"] for example in examples] == [["a", "b"], ["a", "b", "c"], ["a"], [], ["a", "a"]]
 
 
-def test_places_that_are_no_pictures_are_text(settings):
+def test_placeholders_without_an_image_are_text(settings):
     rows = table(
         ([("What is <image>?", "a tag")], []),
         ([("<image> <image> <image>", "three"), ("Two?", "<image>"), ("One?", "yes")], ["a", "b"]),
@@ -104,7 +104,7 @@ def test_places_that_are_no_pictures_are_text(settings):
     assert shown(settings, example) == "\nHuman: <image>\nHuman: <image>\nHuman: One?\nAI: yes</s>"
 
 
-def test_a_rejected_turn_takes_its_picture_along(settings):
+def test_the_image_of_a_rejected_turn_is_dropped(settings):
     talk = [("See <image>", "one"), ("See <image></s>", "two"), ("See <image>", " "), ("See <image>", "four")]
     rendered = Renderer(settings).render(table((talk, "abcd")), measured("abcd"))
     [example] = rendered.examples.to_pylist()
@@ -112,37 +112,36 @@ def test_a_rejected_turn_takes_its_picture_along(settings):
     assert [r["reason"] for r in rendered.rejects.to_pylist()] == ["special_token_in_text", "empty_answer"]
 
 
-def test_any_picture_that_cannot_be_used_rejects_the_row(settings):
+def test_any_unusable_image_rejects_the_row(settings):
     talk = [("Q", "A")]
     rows = table((talk, "ab"), (talk, "axy"), (talk, "xa"), (talk, "b"))
     rendered = Renderer(settings).render(rows, measured("abxy", bad="xy"))
     assert [(r["row"], r["reason"], r["detail"]) for r in rendered.rejects.to_pylist()] == [
-        (1, "image_corrupt", "x is cut off"), (2, "image_corrupt", "x is cut off"),
+        (1, "image_corrupt", "x is truncated"), (2, "image_corrupt", "x is truncated"),
     ]  # fmt: skip
     assert rendered.counts["rows"] == {"read": 4, "examples": 2, "duplicates": 0, "rejects": {"image_corrupt": 2}}
     with pytest.raises(RuntimeError, match="image z is not in the images table"):
         Renderer(settings).render(table((talk, "az")), measured("a"))
 
 
-def test_a_piece_of_a_long_conversation_carries_the_pictures_of_the_turns_before_it(settings):
+def test_a_piece_of_a_split_conversation_has_the_images_of_the_preceding_turns(settings):
     names = [f"{i:02}" for i in range(12)]
     talk = [(f"Number {i} <image>, " + "why " * 12, "because " * 12) for i in range(11)]
     rendered = Renderer(settings).render(table((talk, names[:11]), (talk[:1], ["00"])), measured(names))
-    *pieces, alone = rendered.examples.to_pylist()
+    *pieces, short = rendered.examples.to_pylist()
     assert len(pieces) > 2 and rendered.rejects.num_rows == 0
     seen = 0
     for piece in pieces:
         turns = len(piece["turns"])
         assert piece["images"] == names[: seen + turns]
-        said = shown(settings, piece)
-        head, first, _ = said.partition(f"\nHuman: Number {seen} ")
+        head, first, _ = shown(settings, piece).partition(f"\nHuman: Number {seen} ")
         assert head == "\nHuman: <image>" * seen and first
         assert piece["num_tokens"] - len(piece["images"]) <= 400
         seen += turns
-    assert seen == 11 and alone["images"] == ["00"]
+    assert seen == 11 and short["images"] == ["00"]
 
 
-def test_pictures_of_other_partitions_are_found_in_the_table_on_disk(settings, tmp_path):
+def test_images_of_other_partitions_are_found_in_the_table_on_disk(settings, tmp_path):
     names = [f"{i:03}.jpg" for i in range(200)]
     rows = table(*(([(f"{i}? <image><image>", "yes")], [names[i], names[-1 - i]]) for i in range(200)))
     for name in ("annotations", "images", "out"):
@@ -172,13 +171,13 @@ def test_measures_are_found_by_name(tmp_path):
     assert measures(tmp_path, ["000"]).num_rows == 0
 
 
-def test_no_example_has_more_pictures_than_the_limit(settings):
+def test_no_example_has_more_images_than_the_limit(settings):
     settings = dataclasses.replace(settings, max_images=2)
     rendered = Renderer(settings).render(table(([("Q", "A")], "ab"), ([("Q", "A")], "abc")), measured("abc"))
     assert [(r["row"], r["reason"]) for r in rendered.rejects.to_pylist()] == [(1, "too_many_images")]
 
 
-def test_pictures_in_a_caption_style_have_no_line_of_their_own(settings):
+def test_images_in_the_caption_style_have_no_separate_line(settings):
     settings = dataclasses.replace(settings, chat="caption")
     [example] = (
         Renderer(settings).render(table(([("See <image> and", "A.")], "ab")), measured("ab")).examples.to_pylist()

@@ -110,7 +110,7 @@ def emptied(content: Any) -> Any:
 def test_files_without_rows_are_an_error(tmp_path, name):
     write_official(tmp_path / "files", {file: emptied(content) for file, content in official(name).items()})
     spec = DatasetSpec(name, name, tmp_path / "files", tmp_path / "files")
-    with pytest.raises(SourceError, match=f"the files of {re.escape(name)} hold no row"):
+    with pytest.raises(SourceError, match=f"the files of {re.escape(name)} contain no rows"):
         build_annotations(Store(tmp_path / "store"), spec, log=lambda line: None)
 
 

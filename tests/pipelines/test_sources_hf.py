@@ -240,7 +240,7 @@ def test_files_that_cannot_be_used(tmp_path):
         read(tmp_path, **columns)
     path = tmp_path / "a.parquet"
     path.write_bytes(b"no table")
-    with pytest.raises(SourceError, match=r"a\.parquet is no whole Parquet or Arrow file"):
+    with pytest.raises(SourceError, match=r"a\.parquet is not a complete Parquet or Arrow file"):
         read(tmp_path, **columns)
     table = {"image": ["a.jpg"], "text": ["x"], "when": pa.array([1], pa.timestamp("s")), "raw": [[b"x"]]}
     pq.write_table(pa.table(table), path)
@@ -254,7 +254,7 @@ def test_files_that_cannot_be_used(tmp_path):
             read(tmp_path, **{**columns, **change})
     content = path.read_bytes()
     path.write_bytes(content[:-20])
-    with pytest.raises(SourceError, match=r"a\.parquet is no whole"):
+    with pytest.raises(SourceError, match=r"a\.parquet is not a complete"):
         read(tmp_path, **columns)
 
 

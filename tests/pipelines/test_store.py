@@ -1,3 +1,5 @@
+"""The content-addressed store and the digest cache."""
+
 import multiprocessing
 import time
 from pathlib import Path
@@ -9,7 +11,7 @@ from pipelines.store import BIG_FILE, FileDigests, NotBuilt, Store, digest_of, f
 KEY = {"version": 1, "weights": {"a": 0.5}}
 
 
-def test_a_whole_output_is_made_once(tmp_path):
+def test_a_complete_output_is_built_once(tmp_path):
     calls = []
 
     def make(out):
@@ -23,19 +25,19 @@ def test_a_whole_output_is_made_once(tmp_path):
     assert read_manifest(first) == {"stage": "stage", "key": KEY, "rows": 1}
 
 
-def test_another_key_is_another_output_and_the_order_of_keys_is_none():
+def test_fingerprints_depend_on_the_key_but_not_on_its_order():
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": 2}) != fingerprint({"a": "2"})
     with pytest.raises(TypeError):
         fingerprint({"a": object()})
 
 
-def test_a_failed_maker_leaves_nothing_that_is_taken_for_whole(tmp_path):
+def test_a_failed_build_is_not_mistaken_for_complete(tmp_path):
     store = Store(tmp_path)
 
     def fail(out):
         (out / "half").write_text("x")
-        (out / ".whole.123.partial").write_text("x")  # as write_atomic leaves it when it is killed
+        (out / ".whole.123.partial").write_text("x")  # a killed write_atomic leaves this file
         raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError):
@@ -45,7 +47,7 @@ def test_a_failed_maker_leaves_nothing_that_is_taken_for_whole(tmp_path):
         read_manifest(store.path("stage", KEY))
     seen = []
     store.produce("stage", KEY, lambda out: seen.extend(p.name for p in out.iterdir()) or {})
-    assert seen == ["half"], "the next maker finds what was begun, and no torn file"
+    assert seen == ["half"], "the next build finds the finished files but no partial ones"
 
 
 def _slow_producer(root, log):
@@ -58,18 +60,18 @@ def _slow_producer(root, log):
     Store(root).produce("stage", KEY, make)
 
 
-def test_two_processes_make_an_output_once(tmp_path):
+def test_two_processes_build_an_output_once(tmp_path):
     context = multiprocessing.get_context("spawn")
     log = tmp_path / "log"
-    makers = [context.Process(target=_slow_producer, args=(tmp_path / "store", str(log))) for _ in range(2)]
-    for maker in makers:
-        maker.start()
-    for maker in makers:
-        maker.join()
+    builders = [context.Process(target=_slow_producer, args=(tmp_path / "store", str(log))) for _ in range(2)]
+    for builder in builders:
+        builder.start()
+    for builder in builders:
+        builder.join()
     assert log.read_text() == "begin\n"
 
 
-def test_write_atomic_replaces_whole_files(tmp_path):
+def test_write_atomic_replaces_the_file(tmp_path):
     path = tmp_path / "f"
     write_atomic(path, "one")
     write_atomic(path, b"two")
@@ -89,30 +91,30 @@ def test_digests_follow_the_content(tmp_path):
     assert digests.digest(other) == before
 
 
-def test_digest_of_tells_items_apart():
+def test_digest_of_distinguishes_items():
     assert digest_of(["ab", "c"]) != digest_of(["a", "bc"])
     assert digest_of([("a", 1)]) == digest_of([["a", 1]])
 
 
-def test_a_store_that_may_only_be_read_makes_nothing(tmp_path):
+def test_a_read_only_store_writes_nothing(tmp_path):
     with pytest.raises(NotBuilt):
         Store(tmp_path / "none", read_only=True).produce("stage", KEY, lambda out: {})
     file = tmp_path / "file"
     file.write_text("content")
-    looked = FileDigests(Store(tmp_path / "none", read_only=True)).digest(file)
+    digest = FileDigests(Store(tmp_path / "none", read_only=True)).digest(file)
     assert not (tmp_path / "none").exists()
     store = Store(tmp_path / "store")
-    made = store.produce("stage", KEY, lambda out: {})
-    assert Store(tmp_path / "store", read_only=True).produce("stage", KEY, lambda out: {}) == made
-    assert FileDigests(store).digest(file) == looked
+    built = store.produce("stage", KEY, lambda out: {})
+    assert Store(tmp_path / "store", read_only=True).produce("stage", KEY, lambda out: {}) == built
+    assert FileDigests(store).digest(file) == digest
 
 
-def test_a_big_file_is_not_hashed_to_look_at_a_store(tmp_path):
+def test_a_read_only_store_does_not_hash_big_files(tmp_path):
     file = tmp_path / "file"
     with file.open("wb") as big:
         big.truncate(BIG_FILE + 1)
-    looking = FileDigests(Store(tmp_path / "store", read_only=True))
-    with pytest.raises(NotBuilt, match="was never read"):
-        looking.digest(file)
+    read_only = FileDigests(Store(tmp_path / "store", read_only=True))
+    with pytest.raises(NotBuilt, match="has not been read by a build yet"):
+        read_only.digest(file)
     digest = FileDigests(Store(tmp_path / "store")).digest(file)
-    assert looking.digest(file) == digest
+    assert read_only.digest(file) == digest

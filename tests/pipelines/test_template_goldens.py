@@ -1,6 +1,6 @@
-"""Every template of every set, rendered by the real `instructify`, beside what it rendered to when it was last read.
+"""Compares every template of every set, as rendered by the real `instructify`, with its reviewed golden file.
 
-After a change: `UPDATE_GOLDENS=1 pytest tests/pipelines/test_template_goldens.py`, then read the diff.
+After a change, run `UPDATE_GOLDENS=1 pytest tests/pipelines/test_template_goldens.py` and review the diff.
 """
 
 import os
@@ -27,13 +27,13 @@ def rendered(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", set_names())
-def test_renders(name):
+def test_rendered_templates_match_the_golden_file(name):
     golden = GOLDEN / f"{name}.txt"
     if os.environ.get("UPDATE_GOLDENS"):
         GOLDEN.mkdir(exist_ok=True)
         golden.write_text(rendered(name), encoding="utf-8")
-    assert rendered(name) == golden.read_text(encoding="utf-8"), f"{golden.name} reads differently: {__doc__}"
+    assert rendered(name) == golden.read_text(encoding="utf-8"), f"{golden.name} differs: {__doc__}"
 
 
-def test_no_golden_is_left_of_a_set_that_is_gone():
+def test_every_golden_file_belongs_to_a_set():
     assert sorted(path.stem for path in GOLDEN.iterdir()) == set_names()

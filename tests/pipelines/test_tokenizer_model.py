@@ -1,4 +1,4 @@
-"""A tokenizer that is there as SentencePiece's `tokenizer.model` alone, as that of Vicuna on the hub."""
+"""A tokenizer that consists only of a SentencePiece `tokenizer.model`, like that of Vicuna on the hub."""
 
 import json
 from pathlib import Path
@@ -33,10 +33,12 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_it_becomes_a_whole_tokenizer_with_the_same_tokens(directory: Path, tmp_path: Path) -> None:
-    made = AutoTokenizer.from_pretrained(prepare_tokenizer(Store(tmp_path), str(directory)))
+def test_a_sentencepiece_model_is_converted_to_a_tokenizer_with_the_same_tokens(
+    directory: Path, tmp_path: Path
+) -> None:
+    converted = AutoTokenizer.from_pretrained(prepare_tokenizer(Store(tmp_path), str(directory)))
     original = sentencepiece.SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
     for text in (*TEXTS[:20], "Zoë counts 3 bees 🐝"):
-        assert made.encode(text, add_special_tokens=False) == original.encode(text)
-    assert made.convert_tokens_to_ids("<image>") == original.get_piece_size()
-    assert made.encode("<image>", add_special_tokens=False) == [original.get_piece_size()]
+        assert converted.encode(text, add_special_tokens=False) == original.encode(text)
+    assert converted.convert_tokens_to_ids("<image>") == original.get_piece_size()
+    assert converted.encode("<image>", add_special_tokens=False) == [original.get_piece_size()]

@@ -1,4 +1,4 @@
-"""Tokens word by word are those of the whole text, for tokenizers built as today's language models build theirs."""
+"""Tokenising word by word gives the tokens of the complete text, for tokenizers like those of current models."""
 
 import pyarrow as pa
 import pytest
@@ -16,7 +16,7 @@ TEXTS = [
     "What colour is the red circle? It's red, isn't it? 12 of 345 (twelve) are \"here\".",
     "Is there a 3rd dog?\nA. yes\nB. no\nReply with the letter. In 2014 the U.S. had $3.50 -- or so… naïve café 中文",
 ] * 9
-# How Llama 3 and Qwen cut their texts.
+# The pre-tokenizer pattern of Llama 3 and Qwen.
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -34,12 +34,13 @@ def llama3():
 
 
 def metaspace():
-    """SentencePiece, as newer conversions write it."""
+    """Returns the parts of a SentencePiece tokenizer in its newer conversion."""
     return pre_tokenizers.Metaspace(prepend_scheme="first"), None, decoders.Metaspace()
 
 
 def prepend():
-    """SentencePiece, as Llama 2 and Vicuna are converted: no pre-tokenizer, every piece begins with a space."""
+    """Returns the parts of a SentencePiece tokenizer as converted for Llama 2 and Vicuna: there is no pre-tokenizer,
+    and the normalizer prepends a space to every piece."""
     normal = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     return None, normal, decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
 
@@ -48,7 +49,7 @@ def prepared_as(kind, folder, over_spaces=False):
     cut, normal, decoder = kind()
     tokenizer = Tokenizer(models.BPE(byte_fallback=True))
     tokenizer.normalizer, tokenizer.decoder = normal, decoder
-    # Without a pre-tokenizer, what a tokenizer learns may reach over spaces; those of language models do not.
+    # Without a pre-tokenizer, learned tokens may span spaces, which those of language models do not.
     learned_with = cut or (None if over_spaces else pre_tokenizers.Metaspace(prepend_scheme="always"))
     if learned_with is not None:
         tokenizer.pre_tokenizer = learned_with
@@ -75,7 +76,7 @@ def whole(prepared, text):
 
 
 def by_words(tokenizer, texts):
-    """Tokens of each text, or None for one that cannot be cut into words."""
+    """Returns the tokens of each text, or None if it cannot be split into words."""
     column = pa.array(texts, pa.string())
     can = tokenizer.can_encode(column)
     cut = tokenizer.encode(column.filter(pa.array(can)))
@@ -87,7 +88,7 @@ def _tokens(cut, span):
     return cut.ids[cut.ends[span[0]] : cut.ends[span[1]]].tolist()
 
 
-def test_these_tokenizers_may_be_cut_before_spaces(prepared):
+def test_these_tokenizers_qualify(prepared):
     assert WordTokenizer(prepared).is_exact
 
 
@@ -98,35 +99,35 @@ CHARACTERS = st.sampled_from(
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.lists(CHARACTERS, max_size=14).map("".join), min_size=1, max_size=8))
-def test_tokens_word_by_word_are_those_of_the_whole(prepared, texts):
+def test_tokens_by_word_equal_those_of_the_complete_text(prepared, texts):
     for text, ids in zip(texts, by_words(WordTokenizer(prepared), texts), strict=True):
         assert ids is None or ids == whole(prepared, text), text
 
 
-def test_ordinary_texts_are_cut(prepared):
+def test_ordinary_texts_are_tokenised_by_word(prepared):
     texts = [f"\nHuman: {text}\nAI: yes</s>" for text in TEXTS]
     assert by_words(WordTokenizer(prepared), texts) == [whole(prepared, text) for text in texts]
 
 
-def test_words_are_remembered_and_may_be_forgotten(prepared, monkeypatch):
+def test_the_word_cache_can_be_cleared(prepared, monkeypatch):
     tokenizer = WordTokenizer(prepared)
     first = by_words(tokenizer, TEXTS)
     monkeypatch.setattr(words, "_MOST_KNOWN", 3)
     assert by_words(tokenizer, TEXTS) == first
 
 
-def test_a_vocabulary_that_reaches_over_spaces_is_found_out(tmp_path):
+def test_a_vocabulary_that_spans_spaces_is_detected(tmp_path):
     assert not WordTokenizer(prepared_as(prepend, tmp_path, over_spaces=True)).is_exact
 
 
-def test_an_added_token_with_a_space_is_found_out(tmp_path):
+def test_an_added_token_with_a_space_is_detected(tmp_path):
     prepared = prepared_as(gpt2, tmp_path)
     prepared.tokenizer.add_tokens(["red circle"])
     assert not WordTokenizer(prepared).is_exact
 
 
-def test_unigram_is_not_cut(tmp_path):
-    # Which of two equally good ways to cut "====" it takes depends on what stands before the word.
+def test_unigram_does_not_qualify(tmp_path):
+    # Its choice between two equally likely segmentations of "====" depends on the text before the word.
     unigram = Tokenizer(models.Unigram([("<unk>", 0.0), ("▁", -1.0), ("=", -2.0), ("===", -3.0), ("a", -2.0)], 0))
     unigram.pre_tokenizer, unigram.decoder = pre_tokenizers.Metaspace(split=False), decoders.Metaspace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=unigram, bos_token="<s>", eos_token="</s>")
@@ -134,7 +135,7 @@ def test_unigram_is_not_cut(tmp_path):
     assert not WordTokenizer(load_tokenizer(prepare_tokenizer(Store(tmp_path / "store"), str(tmp_path)))).is_exact
 
 
-def test_what_a_tokenizer_was_saved_with_is_taken_off(tmp_path):
+def test_saved_truncation_padding_and_dropout_are_removed(tmp_path):
     prepared_as(gpt2, tmp_path)
     saved = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     saved.enable_truncation(16)
