@@ -137,9 +137,7 @@ class Embedder:
     def _finished(self, indices: np.ndarray, vectors: "Future[np.ndarray]") -> tuple[np.ndarray, np.ndarray]:
         found = vectors.result()[: len(indices)]
         if not (np.linalg.norm(found.astype(np.float32), axis=1) > 0.5).all():  # neither 0 nor nan
-            raise EmbedderError(
-                f"the embedder in {self._path} produces zero or NaN vectors: its weights are damaged"
-            )
+            raise EmbedderError(f"the embedder in {self._path} produces zero or NaN vectors: its weights are damaged")
         return indices, found
 
     def _rows(self, length: int) -> int:

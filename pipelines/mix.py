@@ -130,9 +130,7 @@ def mix(
     for name, m in built.items():
         if not m["num_examples"] and m.get("rows", {}).get("rejects"):
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in m["rows"]["rejects"].items())
-            raise BalanceError(
-                f"{name}: in the mixture, but has no examples: of {m['rows']['read']:,} rows, {reasons}"
-            )
+            raise BalanceError(f"{name}: in the mixture, but has no examples: of {m['rows']['read']:,} rows, {reasons}")
     sizes = {name: Size(m["task"], m["num_examples"], m["num_supervised"]) for name, m in built.items()}
     got = shares(balance, weights, sizes, num_samples)
     counts = {name: size.examples for name, size in sizes.items()}

@@ -174,25 +174,25 @@ def push(directory: Path, url: str, log: Callable[[str], None] = print) -> None:
     check_url(url)
     manifest = read_shards_manifest(directory)
     check_sizes(directory, manifest)
-    files, there = Files(url), Files(url).sizes()
+    files, remote_sizes = Files(url), Files(url).sizes()
     named = [*manifest["shards"], manifest["lengths"]]
     wanted = {facts["file"]: (facts["num_bytes"], facts["sha256"]) for facts in named}
     if (directory / CARD).is_file():
         wanted[CARD] = ((directory / CARD).stat().st_size, file_sha256(directory / CARD))
     own = (directory / MANIFEST).read_bytes()
-    others = sorted(name for name in there if name.endswith(".parquet") and name not in wanted)
-    if others or (MANIFEST in there and files.read(MANIFEST) != own):
+    others = sorted(name for name in remote_sizes if name.endswith(".parquet") and name not in wanted)
+    if others or (MANIFEST in remote_sizes and files.read(MANIFEST) != own):
         example = f", such as {others[0]}" if others else ""
         raise RemoteError(f"{url} holds different shards{example}: use another URL, or remove them first")
-    if MANIFEST in there:
-        if all(there.get(name) == size for name, (size, _) in wanted.items()):
+    if MANIFEST in remote_sizes:
+        if all(remote_sizes.get(name) == size for name, (size, _) in wanted.items()):
             log(f"{url}: already complete")
             return
         files.remove(MANIFEST)  # written again once all files are correct
 
     def upload(name: str) -> str:
         size, sha256 = wanted[name]
-        if there.get(name) == size and files.sha256(name) == sha256:
+        if remote_sizes.get(name) == size and files.sha256(name) == sha256:
             return "already uploaded"
         if file_sha256(directory / name) != sha256 and name != CARD:
             raise RemoteError(

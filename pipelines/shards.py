@@ -108,8 +108,8 @@ def says_if_full(path: Path) -> Iterator[None]:
         if error.errno not in FULL:
             raise
         raise ShardError(
-            f"{path} cannot be written: {FULL[error.errno]}. Free some space and run it again: finished files are "
-            "reused, and partial files are ignored"
+            f"{path} cannot be written: {FULL[error.errno]}. Free space or raise the limit, then run it again: "
+            "finished files are reused, and partial files are ignored"
         ) from error
 
 

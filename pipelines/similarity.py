@@ -185,12 +185,12 @@ class _Alignment:
         partners = np.repeat(sizes[0], sizes[1])
         first_word = places(np.repeat(self._starts[first], sizes[1]), partners)
         alike = self._alike(first_word, np.repeat(word, partners))
-        there = self._shares(alike, first_word, word, partners, sizes[1])
+        forward = self._shares(alike, first_word, word, partners, sizes[1])
         transposed = _transposed(*sizes)
         word, partners = places(self._starts[first], sizes[0]), np.repeat(sizes[1], sizes[0])
         second_word = places(np.repeat(self._starts[second], sizes[0]), partners)
-        back = self._shares(alike[transposed], second_word, word, partners, sizes[0])
-        (contained, told, asked), (contained_back, told_back, asked_back) = there, back
+        backward = self._shares(alike[transposed], second_word, word, partners, sizes[0])
+        (contained, told, asked), (contained_back, told_back, asked_back) = forward, backward
         low, high = np.minimum(contained, contained_back), np.maximum(contained, contained_back)
         # The count of a subset or the colour of a part is not that of the whole, so here both directions count.
         attributes = (self.kinds[first] == self.kinds[second]) & (self.kinds[first] != OTHER)
@@ -217,8 +217,8 @@ class _Alignment:
         source_role, role = self._roles[source_word], self._roles[word]
         turn = np.repeat(np.arange(len(sizes)), sizes)
 
-        def share(said: np.ndarray, of: np.ndarray, if_none: float) -> np.ndarray:
-            most = np.maximum.reduceat(said, begins)
+        def share(similarity: np.ndarray, of: np.ndarray, if_none: float) -> np.ndarray:
+            most = np.maximum.reduceat(similarity, begins)
             total = np.bincount(turn, weights=of, minlength=len(sizes))
             sums = np.bincount(turn, weights=most * of, minlength=len(sizes))
             return np.where(total > 0, sums / np.maximum(total, 1), if_none)

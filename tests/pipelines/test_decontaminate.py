@@ -24,7 +24,7 @@ from pipelines.templates import template_file
 BEAM = ["--runner=FnApiRunner"]
 LONG = "What is the tall man with the red umbrella doing beside the old yellow bus, please?"
 ROWS = 60
-IMAGES_ON_DISK = 20  # row r shows image r % 20
+NUM_IMAGES = 20  # row r shows image r % 20
 
 
 def benchmark_image(name: str, data: bytes) -> BenchmarkPicture:
@@ -53,17 +53,17 @@ def benchmarks(store):
 def job(tmp_path, tokenizer_dir, benchmarks):
     for name in ("annotations", "images", "out", "pictures"):
         (tmp_path / name).mkdir()
-    for k in range(IMAGES_ON_DISK):
+    for k in range(NUM_IMAGES):
         (tmp_path / "pictures" / f"{k}.png").write_bytes(encoded(noise(k)))
     rows = [
-        {"row": r, "image": f"{r % IMAGES_ON_DISK}.png", "question": "Is there a dog?", "answer": "no"} for r in range(ROWS)
+        {"row": r, "image": f"{r % NUM_IMAGES}.png", "question": "Is there a dog?", "answer": "no"} for r in range(ROWS)
     ]
     rows[10]["question"] = f"Tell me: {LONG.upper().replace(',', ' —')}"
     rows[23]["question"] = LONG  # shows image 3, so both image and question overlap
     rows[11]["answer"] = " "
     table = pa.Table.from_pylist(rows, ANNOTATIONS["open_question"])
     write_batches(tmp_path / "annotations" / "annotations-00000.arrow", table.schema, table.to_batches(25))
-    measured = images_table(tmp_path / "pictures", [f"{k}.png" for k in range(IMAGES_ON_DISK)])
+    measured = images_table(tmp_path / "pictures", [f"{k}.png" for k in range(NUM_IMAGES)])
     write_batches(tmp_path / "images" / "images.arrow", IMAGES, measured.to_batches())
     settings = RenderSettings(
         dataset="vqav2",
@@ -104,8 +104,8 @@ def test_rows_that_overlap_with_a_benchmark_are_dropped(job):
     counts = run_examples_job(job, BEAM)
     rejects = {(e["row"], e["turn"]): (e["reason"], e["detail"]) for e in parts(job, "rejects")}
     same = "3.png is byte-identical to pope, val/three.png"
-    alike = {d for (row, _), (_, d) in rejects.items() if row % IMAGES_ON_DISK == 5}
-    assert {key: why for key, why in rejects.items() if key[0] % IMAGES_ON_DISK not in (3, 5)} == {
+    alike = {d for (row, _), (_, d) in rejects.items() if row % NUM_IMAGES == 5}
+    assert {key: why for key, why in rejects.items() if key[0] % NUM_IMAGES not in (3, 5)} == {
         (10, 0): (
             "benchmark",
             "the question shares 'what is the tall man with the red umbrella doing beside the old' with pope, random/2",
@@ -114,7 +114,7 @@ def test_rows_that_overlap_with_a_benchmark_are_dropped(job):
     }
     assert [rejects[row, -1] for row in (3, 23, 43)] == [("benchmark", same)] * 3
     assert len(alike) == 1 and alike.pop().startswith("5.png looks like pope, val/five.jpg (")
-    assert rows_in_examples(job) == {r for r in range(ROWS) if r % IMAGES_ON_DISK not in (3, 5) and r not in (10, 11)}
+    assert rows_in_examples(job) == {r for r in range(ROWS) if r % NUM_IMAGES not in (3, 5) and r not in (10, 11)}
     for part in counts:
         check_ledger("rows", part["rows"])
     assert sum(part["rows"]["rejects"].get("benchmark", 0) for part in counts) == 7
@@ -153,7 +153,7 @@ def test_each_comparison_can_be_switched_off(job, tmp_path, changes, expected):
     job = changed(job, tmp_path, **changes)
     run_examples_job(job, BEAM)
     dropped = {e["row"] for e in parts(job, "rejects") if e["reason"] == "benchmark"}
-    assert dropped == ({r for r in range(ROWS) if r % IMAGES_ON_DISK in (3, 5)} if expected is None else expected)
+    assert dropped == ({r for r in range(ROWS) if r % NUM_IMAGES in (3, 5)} if expected is None else expected)
 
 
 def test_output_bytes_do_not_depend_on_batches(job, tmp_path):

@@ -56,8 +56,8 @@ def test_a_vector_does_not_depend_on_other_texts_their_order_or_threads(table):
         for seed, number in ((1, 1), (2, 2)):
             torch.set_num_threads(number)
             some = random.Random(seed).sample(sentences(), 40)
-            alone = Embeddings(embed_texts(reversed(some + some[:5]), MODEL))
-            assert np.array_equal(alone.vectors(some), full.vectors(some))
+            separate = Embeddings(embed_texts(reversed(some + some[:5]), MODEL))
+            assert np.array_equal(separate.vectors(some), full.vectors(some))
     finally:
         torch.set_num_threads(threads)
 

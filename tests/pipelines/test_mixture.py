@@ -30,8 +30,8 @@ def test_any_index_can_be_located_directly():
     mixture = make_mixture({"a": 2, "b": 1}, {"a": 1000, "b": 10}, seed=1)
     dataset, example = mixture.locate(np.arange(300_000))
     for index in (0, 1, 70_000, 299_999):
-        alone = mixture.locate(np.array([index]))
-        assert (alone[0][0], alone[1][0]) == (dataset[index], example[index])
+        direct = mixture.locate(np.array([index]))
+        assert (direct[0][0], direct[1][0]) == (dataset[index], example[index])
 
 
 def test_every_epoch_of_a_dataset_shows_each_example_once_in_a_different_order():

@@ -72,12 +72,12 @@ def test_every_sample_is_in_exactly_one_pack_and_packs_respect_the_limits(
 def test_any_range_of_packs_equals_that_range_of_the_complete_plan(write: Callable) -> None:
     lengths = write(*mixed(3000), group=700)
     plan = make_plan(lengths, Packing(max_tokens=512, window=256), M)
-    whole = [pack.samples.tolist() for pack in plan.packs(0, plan.num_packs)]
+    complete = [pack.samples.tolist() for pack in plan.packs(0, plan.num_packs)]
     random = np.random.default_rng(3)
     for _ in range(40):
         first, stop = sorted(random.integers(0, plan.num_packs + 1, 2).tolist())
         fresh = Plan(Lengths(lengths.path), plan.packing, M, plan.starts)
-        assert [pack.samples.tolist() for pack in fresh.packs(first, stop)] == whole[first:stop]
+        assert [pack.samples.tolist() for pack in fresh.packs(first, stop)] == complete[first:stop]
     with pytest.raises(IndexError, match=f"the plan has {plan.num_packs}"):
         plan.packs(0, plan.num_packs + 1)
 

@@ -86,7 +86,7 @@ def test_a_file_that_exceeds_the_size_limit_is_named_and_left_unfinished(world, 
     process = _process(world, tmp_path / "store", 60_000, out)
     process.start()
     process.join(120)
-    assert "parquet cannot be written: the file is too large. Free some space and run it again" in out.read_text()
+    assert "parquet cannot be written: the file is too large. Free space or raise the limit" in out.read_text()
     assert not [name for name in shards_in(tmp_path / "store") if "parquet" in name or "manifest" in name]
     # Without the limit, the same build succeeds.
     assert verify(str(build_shards(Store(tmp_path / "store"), **world)), lambda line: None) == []
@@ -101,7 +101,7 @@ def test_a_full_disk_is_named_and_finished_shards_are_kept(world, tmp_path):
     if mounted.returncode:
         pytest.skip(f"cannot mount a small tmpfs: {mounted.stderr.strip()}")
     try:
-        with pytest.raises(ShardError, match=r"cannot be written: the disk is full\. Free some space and run it again"):
+        with pytest.raises(ShardError, match=r"cannot be written: the disk is full\. Free space or raise the limit"):
             build_shards(Store(disk / "store"), **world)
         kept = {path.name: path.stat().st_mtime_ns for path in disk.glob("store/shards/*/shard-*.parquet")}
         assert kept and not list(disk.glob("store/shards/*/manifest.json"))
@@ -116,12 +116,12 @@ def test_a_full_disk_is_named_and_finished_shards_are_kept(world, tmp_path):
 
 
 def test_two_concurrent_builds_write_one_complete_directory(world, tmp_path):
-    alone = build_shards(Store(tmp_path / "alone"), **world)
+    expected = build_shards(Store(tmp_path / "expected"), **world)
     outs = [tmp_path / f"out{number}" for number in range(2)]
     processes = [_process(world, tmp_path / "store", None, out) for out in outs]
     for process in processes:
         process.start()
-    manifest = tmp_path / "store/shards" / alone.name / "manifest.json"
+    manifest = tmp_path / "store/shards" / expected.name / "manifest.json"
     while any(process.is_alive() for process in processes):
         if manifest.is_file():  # once it exists, everything must be complete
             assert verify(str(manifest.parent), lambda line: None) == []
@@ -129,12 +129,12 @@ def test_two_concurrent_builds_write_one_complete_directory(world, tmp_path):
     for process in processes:
         process.join(120)
     assert {out.read_text() for out in outs} == {str(manifest.parent)}
-    assert files_of(manifest.parent) == files_of(alone)
+    assert files_of(manifest.parent) == files_of(expected)
 
 
 def test_a_killed_build_leaves_no_manifest_and_the_next_build_resumes(world, tmp_path):
-    alone = build_shards(Store(tmp_path / "alone"), **world)
-    directory = tmp_path / "store/shards" / alone.name
+    expected = build_shards(Store(tmp_path / "expected"), **world)
+    directory = tmp_path / "store/shards" / expected.name
     process = _process(world, tmp_path / "store", None, tmp_path / "out")
     process.start()
     while not list(directory.glob("shard-*.json")):
@@ -142,4 +142,4 @@ def test_a_killed_build_leaves_no_manifest_and_the_next_build_resumes(world, tmp
     os.kill(process.pid, 9)
     process.join()
     if not (directory / "manifest.json").is_file():
-        assert files_of(build_shards(Store(tmp_path / "store"), **world)) == files_of(alone)
+        assert files_of(build_shards(Store(tmp_path / "store"), **world)) == files_of(expected)
