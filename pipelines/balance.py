@@ -1,8 +1,8 @@
-"""Balancing: how often each dataset of a stage is seen (paper section 4, Table 5a), as pure functions of sizes.
+"""Balances the datasets of a stage (paper section 4, Table 5a): pure functions from dataset sizes to shares.
 
-A strategy gives each dataset its share, in a unit: examples, or supervised tokens. Shares of tokens become shares of
-examples by each dataset's mean. A limit on epochs takes what is above it and gives it to the others by share.
-`pipelines/mixture.py` makes the order of the samples from the result.
+A strategy gives each dataset a share of a unit: examples or supervised tokens. Shares of tokens are converted to shares
+of examples by each dataset's mean number of tokens. A limit on epochs caps a dataset's share and redistributes the
+excess to the others in proportion to their shares. `pipelines/mixture.py` derives the order of the samples.
 """
 
 import math
@@ -12,24 +12,23 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-CAP = 100_000  # examples; the paper's per-sample-100k
+CAP = 100_000  # examples; "per-sample-100k" in the paper
 Positive = Annotated[float, Field(gt=0)]
 Strategy = Literal["tuned", "per-dataset", "per-task", "per-sample", "size", "temperature"]
 
-_MOST_EPOCHS = 1e9  # more is no limit
+_MOST_EPOCHS = 1e9  # a larger max_epochs has the same effect; avoids overflow
 
 
 class BalanceError(ValueError):
-    """Shares that cannot be had; the message says what to change."""
+    """Raised for shares that cannot be achieved; the message says what to change."""
 
 
 class Balance(BaseModel):
-    """A strategy with its numbers.
+    """A balancing strategy with its parameters.
 
-    tuned         shares by name, by hand
+    tuned         manual shares, by name
     per-dataset   equal shares
-    per-task      equal shares of tasks; inside a task equal shares of its datasets, so that the largest of them does
-                  not speak for the task alone
+    per-task      equal shares for tasks and, within a task, for its datasets, so that its largest one does not dominate
     per-sample    share ∝ min(size, cap)
     size          share ∝ size
     temperature   share ∝ size^(1/temperature)
@@ -39,48 +38,48 @@ class Balance(BaseModel):
 
     strategy: Strategy
     unit: Literal["examples", "supervised_tokens"] = "examples"  # of shares, sizes and cap
-    cap: Annotated[int, Field(gt=0)] | None = None  # of per-sample, in the unit; 100,000 examples where absent
+    cap: Annotated[int, Field(gt=0)] | None = None  # for per-sample, in the unit; default 100,000 examples
     temperature: Positive | None = None
     max_epochs: Positive | dict[str, Positive] | None = None  # for all datasets, or by name
 
     @model_validator(mode="after")
     def _numbers_fit(self) -> "Balance":
         if self.cap is not None and self.strategy != "per-sample":
-            raise ValueError("cap belongs to the strategy per-sample")
+            raise ValueError("`cap` is only allowed with the strategy per-sample")
         if self.strategy == "per-sample" and self.cap is None and self.unit != "examples":
-            raise ValueError("say the cap of per-sample in supervised tokens")
+            raise ValueError("the strategy per-sample needs a `cap` if the unit is supervised_tokens")
         if (self.temperature is not None) != (self.strategy == "temperature"):
-            raise ValueError("the strategy temperature needs a temperature, and no other takes one")
+            raise ValueError("`temperature` is required with the strategy temperature, and not allowed with any other")
         return self
 
     @property
     def wants_sizes(self) -> bool:
-        """Whether the shares that are wanted depend on how much there is of each dataset."""
+        """Whether the strategy's shares depend on the sizes of the datasets."""
         return self.strategy in ("per-sample", "size", "temperature")
 
     @property
     def needs_sizes(self) -> bool:
-        """Whether the shares that the datasets get depend on it."""
+        """Whether the final shares of the datasets depend on their sizes."""
         return self.wants_sizes or self.unit != "examples" or self.max_epochs is not None
 
 
 @dataclass(frozen=True)
 class Size:
-    """What there is of a dataset."""
+    """The task and size of a dataset."""
 
     task: str
     examples: int
-    supervised: float  # supervised tokens of all its examples
+    supervised: float  # total number of supervised tokens
 
 
 @dataclass(frozen=True)
 class Shares:
-    """By dataset. `wanted` are shares of the unit; `examples` are shares of the samples, after the limits."""
+    """Shares by dataset. `wanted` holds shares of the unit; `examples`, shares of the samples after the limits."""
 
     wanted: dict[str, float]
     examples: dict[str, float]
-    limits: dict[str, int]  # the most samples that a limit on epochs allows
-    limited: frozenset[str]  # those at their limit
+    limits: dict[str, int]  # maximum number of samples that max_epochs allows
+    limited: frozenset[str]  # the datasets that are at their limit
 
 
 def wanted_shares(
@@ -90,10 +89,12 @@ def wanted_shares(
     tasks: Mapping[str, str],
     sizes: Mapping[str, float] | None,
 ) -> dict[str, float]:
-    """The strategy's shares, which sum to 1. weights: those of `tuned`; tasks: dataset → task; sizes: dataset → how
-    much there is of it, in the unit, which only the strategies that depend on sizes read."""
+    """Returns the strategy's shares, which sum to 1.
+
+    weights: the shares of `tuned`; tasks: dataset → task; sizes: dataset → size in the unit, needed only by strategies
+    that depend on sizes."""
     if balance.strategy == "tuned":
-        assert weights is not None  # the recipe's own check
+        assert weights is not None  # checked with the recipe
         raw = dict(weights)
     elif balance.strategy == "per-dataset":
         raw = dict.fromkeys(names, 1.0)
@@ -106,7 +107,7 @@ def wanted_shares(
             raw = {name: min(sizes[name], balance.cap or CAP) for name in names}
         else:
             power = 1 / (balance.temperature or 1)
-            largest = max(sizes[name] for name in names) or 1  # a power of a huge number may be none
+            largest = max(sizes[name] for name in names) or 1  # scaled so that the power cannot overflow
             raw = {name: (sizes[name] / largest) ** power for name in names}
     return _normalised(raw)
 
@@ -114,12 +115,14 @@ def wanted_shares(
 def shares(
     balance: Balance, weights: Mapping[str, float] | None, sizes: Mapping[str, Size], num_samples: int
 ) -> Shares:
-    """What each dataset gets of `num_samples` samples. sizes: of every dataset of the stage. Raises BalanceError for a
-    dataset without examples, and where the limits on epochs leave fewer samples than wanted."""
+    """Returns each dataset's share of `num_samples` samples. sizes: of all datasets of the stage. Raises BalanceError
+    if a dataset has no examples or if the limits on epochs allow fewer samples than wanted."""
     in_tokens = balance.unit == "supervised_tokens"
     empty = sorted(n for n, size in sizes.items() if size.examples < 1 or (in_tokens and not size.supervised))
     if empty:
-        raise BalanceError(f"{', '.join(empty)}: a share in the mixture, but no example; see its rejects, or drop it")
+        raise BalanceError(
+            f"{', '.join(empty)}: in the mixture, but has no examples; check its rejects, or remove it from the mixture"
+        )
     amounts = {name: size.supervised if in_tokens else float(size.examples) for name, size in sizes.items()}
     tasks = {name: size.task for name, size in sizes.items()}
     wanted = wanted_shares(balance, sorted(sizes), weights, tasks, amounts)
@@ -134,8 +137,9 @@ def shares(
 def limit(
     wanted: Mapping[str, float], limits: Mapping[str, int], num_samples: int
 ) -> tuple[dict[str, float], frozenset[str]]:
-    """Shares of which none gives its dataset more of `num_samples` than its limit: what is above goes to the others by
-    share, again and again until none is above. Also returns who is at the limit. Raises BalanceError when all are."""
+    """Returns shares that respect the limits on `num_samples` samples, and the datasets that are at their limit. Any
+    excess is redistributed in proportion to the shares until no dataset exceeds its limit. Raises BalanceError if all
+    datasets are at their limit and samples remain."""
     free = dict(wanted)
     held: dict[str, int] = {}
     while True:
@@ -149,8 +153,8 @@ def limit(
             del free[name]
     if rest > 0 and not free:
         raise BalanceError(
-            f"max_epochs leaves {sum(held.values()):,} samples, and {num_samples:,} are wanted: allow more epochs, add "
-            "datasets or take fewer steps"
+            f"max_epochs allows only {sum(held.values()):,} samples, but {num_samples:,} are wanted: allow more "
+            "epochs, add datasets or take fewer steps"
         )
     if not held:
         return free, frozenset()
@@ -160,10 +164,10 @@ def limit(
 
 
 def _limits(balance: Balance, sizes: Mapping[str, Size]) -> dict[str, int]:
-    """The most samples of each dataset that max_epochs allows."""
+    """Returns the maximum number of samples of each dataset that max_epochs allows."""
     allowed = balance.max_epochs
     by_name = allowed if isinstance(allowed, dict) else dict.fromkeys(sizes, allowed)
-    return {  # rounded first: 0.29 × 100 is a little below 29
+    return {  # rounded before floor, because 0.29 × 100 is slightly below 29
         name: math.floor(round(min(epochs, _MOST_EPOCHS) * sizes[name].examples, 6))
         for name, epochs in by_name.items()
         if epochs
@@ -171,6 +175,6 @@ def _limits(balance: Balance, sizes: Mapping[str, Size]) -> dict[str, int]:
 
 
 def _normalised(raw: Mapping[str, float]) -> dict[str, float]:
-    largest = max(raw.values())  # so that the sum of huge ones is finite
+    largest = max(raw.values())  # divided out first, so that the sum of huge values is finite
     total = sum(value / largest for value in raw.values())
     return {name: value / largest / total for name, value in raw.items()}

@@ -1,4 +1,4 @@
-"""The dataset card: a README.md beside the shards, so that people, `datasets` and a hub's viewer know what they are."""
+"""Writes the dataset card: a README.md next to the shards that describes them to people, `datasets` and hub viewers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,29 +21,30 @@ configs:
 ---
 """
 _IMAGES = {
-    "embed": "Pictures are embedded: `images` holds their bytes, `image_sha256` the sum of each.",
-    "reference": "Pictures are not in these files: `images` holds their paths below each dataset's image directory, "
-    "`image_sha256` the sum of each file.",
-    "skip": "There are no pictures: `images` holds only their names.",
+    "embed": "Images are embedded: `images` contains their bytes and `image_sha256` their SHA-256 checksums.",
+    "reference": "Images are not stored in these files: `images` contains their paths below each dataset's image "
+    "directory and `image_sha256` the SHA-256 checksums of the image files.",
+    "skip": "Images are not included: `images` contains only their paths.",
 }
 
 
 def card(manifest: Mapping[str, Any], examples: Mapping[str, Mapping[str, Any]]) -> str:
-    """The text for a shards' manifest. examples: dataset → the manifest of its examples."""
+    """Returns the text of the card for a shards manifest. examples: dataset → the manifest of its examples."""
     tokens, supervised = manifest["num_tokens"], manifest["num_supervised"]
     size = sum(shard["num_bytes"] for shard in manifest["shards"])
     parts = [
         f"{_HEAD}\n# Vision-language instruction data\n",
-        f"{manifest['num_samples']:,} samples of {_names(manifest)} in training order, {tokens:,} tokens (a picture "
-        f"counts as one), {supervised:,} of them supervised; {_files(manifest)}, {_mib(size)}. Built "
-        f"by Honeybee. {_IMAGES[manifest['images']['mode']]}{_shrunk(manifest['images'])}\n",
-        f"## Mixture\n\n{_mixture(manifest)}\n\nEvery prefix of the order holds each dataset within one sample of its "
-        "share of samples. Epochs: how often each of its examples is seen.\n",
-        f"## Where every row went\n\n{_ledger(manifest)}\n\nRows read = in examples + duplicates + rejects.\n",
+        f"This dataset has {manifest['num_samples']:,} samples from {_names(manifest)} in training order, with "
+        f"{tokens:,} tokens (an image counts as one token), of which {supervised:,} are supervised. It consists of "
+        f"{_files(manifest)} ({_mib(size)}) and was built by Honeybee. {_IMAGES[manifest['images']['mode']]}"
+        f"{_shrunk(manifest['images'])}\n",
+        f"## Mixture\n\n{_mixture(manifest)}\n\nIn every prefix of the order, the number of samples of each dataset is "
+        "within one sample of its share. Epochs are the average number of times that an example is used.\n",
+        f"## Row counts\n\n{_ledger(manifest)}\n\nRows read = rows in examples + duplicates + rejects.\n",
         f"## Templates\n\n{_templates(examples)}\n",
-        f"## Reading it\n\n{_reading(manifest)}\n",
-        f"## Licences\n\nEach dataset keeps its own; what is built from several is bound by all of them.\n\n"
-        f"{_licences(examples)}\n",
+        f"## Usage\n\n{_reading(manifest)}\n",
+        f"## Licences\n\nEach dataset keeps its own licence; data that is built from several datasets is subject to "
+        f"all of their licences.\n\n{_licences(examples)}\n",
     ]
     return "\n".join(parts)
 
@@ -67,7 +68,7 @@ def _shrunk(images: Mapping[str, Any]) -> str:
     if made is None:
         return ""
     side, quality = made["side"], made["quality"]
-    return f" Those with a side of more than {side} pixels were shrunk to it, as JPEG of quality {quality}."
+    return f" Images with a side of more than {side} pixels were downscaled to it and saved as JPEG, quality {quality}."
 
 
 def _table(head: list[str], rows: list[list[Any]]) -> str:
@@ -78,7 +79,7 @@ def _table(head: list[str], rows: list[list[Any]]) -> str:
 
 
 def _mixture(manifest: Mapping[str, Any]) -> str:
-    head = ["dataset", "share of samples", "samples", "examples", "epochs", "pictures", "tokens", "supervised"]
+    head = ["dataset", "share of samples", "samples", "examples", "epochs", "images", "tokens", "supervised tokens"]
     period = manifest["mixture"]["period"]
     rows = []
     for name, facts in manifest["datasets"].items():
@@ -94,7 +95,7 @@ def _ledger(manifest: Mapping[str, Any]) -> str:
         ledger = facts["ledger"]["rows"]
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in ledger["rejects"].items())
         rows.append([name, ledger["read"], ledger["examples"], ledger["duplicates"], reasons or "none"])
-    return _table(["dataset", "rows read", "in examples", "duplicates", "rejects"], rows)
+    return _table(["dataset", "rows read", "rows in examples", "duplicates", "rejects"], rows)
 
 
 def _templates(examples: Mapping[str, Mapping[str, Any]]) -> str:
@@ -106,7 +107,7 @@ def _templates(examples: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text as code in a cell of a table."""
+    """Formats text as code in a table cell."""
     return f"`{text}`".replace("|", "\\|").replace("\n", " ⏎ ") if text.strip() else ""
 
 
@@ -116,16 +117,16 @@ def _reading(manifest: Mapping[str, Any]) -> str:
 ```python
 import datasets
 train = datasets.load_dataset("PATH OR NAME OF THIS FOLDER", split="train")
-train[0]["turns"]       # the conversation, as text: its template, and its row in the official file
-train[0]["input_ids"]   # the same as tokens; loss_mask says which of them are learned
+train[0]["turns"]       # the conversation as text, with each turn's template and its row in the official file
+train[0]["input_ids"]   # the conversation as token ids; loss_mask marks the supervised ones
 ```
 ```sql
 SELECT dataset, count(*), sum(num_tokens) FROM '{shards}' GROUP BY dataset;  -- DuckDB
 ```
 
-Token ids are of the tokenizer with the fingerprint `{manifest["tokenizer"]}`, in which a picture is the one token
-{manifest["image_token_id"]}. `{manifest["lengths"]["file"]}` has the lengths of all samples in order;
-`manifest.json` names every file with its SHA-256, and `honeybee verify FOLDER` checks all of it."""
+The token ids come from the tokenizer with the fingerprint `{manifest["tokenizer"]}`; each image is represented by the
+single token {manifest["image_token_id"]}. `{manifest["lengths"]["file"]}` lists the lengths of all samples in order.
+`manifest.json` lists every file with its SHA-256 checksum, and `honeybee verify FOLDER` checks all files."""
 
 
 def _licences(examples: Mapping[str, Mapping[str, Any]]) -> str:
@@ -133,4 +134,4 @@ def _licences(examples: Mapping[str, Mapping[str, Any]]) -> str:
     for name in sorted(examples):
         source = sources.SOURCES.get(examples[name].get("source", name))
         rows.append([name, source.licence if source else _UNKNOWN])
-    return _table(["dataset", "what is known"], rows)
+    return _table(["dataset", "licence"], rows)

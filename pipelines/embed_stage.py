@@ -1,7 +1,8 @@
-"""The embeddings of a recipe as entries of the store: which texts its de-duplication compares, and their vectors.
+"""Builds the embeddings of a recipe as store entries: the texts that deduplication compares, and their vectors.
 
-Texts come in two waves. Single words are few; they rule most pairs of turns out, and only the turns that they leave in
-doubt need a vector of what they speak of. What is finished is kept in parts, so that a killed build is taken up again.
+The texts are collected in two passes. The first embeds single words; there are few of them, and they rule out most
+pairs of turns. The second embeds the contents of the turns that remain undecided. Finished vectors are saved in parts,
+so that a killed build can resume.
 """
 
 import contextlib
@@ -26,18 +27,17 @@ from pipelines.store import MANIFEST, Store, file_sha256, read_manifest, write_a
 
 TURNS_AT_ONCE = 1 << 14
 TABLE = "embeddings.arrow"
-EMBEDDER = b"embedder"  # in the metadata of a part: the fingerprint of what made it
+EMBEDDER = b"embedder"  # metadata key of a part: the fingerprint of its embedder
 
 
 def build_embeddings(
     store: Store, specs: Sequence[DatasetSpec], model: str, device: str = "cpu", log: Log = print
 ) -> Path | None:
-    """One table of the vectors of all distinct texts that the datasets' de-duplication compares; None if there are
-    none. Texts that an earlier table of the same embedder holds, or that a killed build had done, are taken from there.
-    """
+    """Builds one table with the vectors of all distinct texts that the datasets' deduplication compares. Returns None
+    if there are none. Vectors from earlier tables of the same embedder, or from a killed build, are reused."""
     compared = [spec for spec in specs if _compares_vectors(spec)]
     if compared:
-        embed.check_embedder(model, device)  # before hours of reading
+        embed.check_embedder(model, device)  # fail before hours of reading
     first = [_first_texts(store, spec, build_annotations(store, spec, log)) for spec in compared]
     if not any(_num_texts(entry) for entry in first):
         return None
@@ -56,7 +56,7 @@ def _compares_vectors(spec: DatasetSpec) -> bool:
 
 
 def _first_texts(store: Store, spec: DatasetSpec, annotations: Path) -> Path:
-    """The entry of the texts that need a vector before anything is compared."""
+    """Returns the store entry of the texts that need a vector before anything is compared."""
     key = {"version": dedup.STAGE_VERSION, "annotations": annotations.name, "compare": spec.dedup_compare}
 
     def texts() -> Iterator[set[str]]:
@@ -67,7 +67,9 @@ def _first_texts(store: Store, spec: DatasetSpec, annotations: Path) -> Path:
 
 
 def _contents(store: Store, spec: DatasetSpec, annotations: Path, table: Path) -> Path:
-    """The entry of the contents of all turns that their words leave in doubt. table: embeddings of these words."""
+    """Returns the store entry of the contents of all turns that their words leave undecided.
+
+    table: embeddings of these words."""
     embeddings = embed.Embeddings(read_table(table / TABLE))
     options = spec.dedup_rule, spec.dedup_compare, spec.dedup_threshold
     key = {
@@ -86,8 +88,8 @@ def _contents(store: Store, spec: DatasetSpec, annotations: Path, table: Path) -
 
 
 def _turns(spec: DatasetSpec, annotations: Path) -> Iterator[tuple[np.ndarray, list[str], list[str]]]:
-    """The turns that share their image with another, image by image, many images at once: offsets of the images, then
-    questions and answers. All others are compared with nothing."""
+    """Yields (offsets, questions, answers) of the turns that share their image with another turn, grouped by image,
+    many images at a time. The other turns have nothing to be compared with."""
     table = pa.Table.from_batches(annotation_batches(annotations), ANNOTATIONS[spec.task])
     usable = pc.and_(table["reject"].is_null(), table["image"].is_valid()).to_numpy()
     image = pc.fill_null(table["image"].combine_chunks().dictionary_encode().indices, 0).to_numpy()
@@ -117,7 +119,7 @@ def _num_texts(entry: Path) -> int:
 
 
 def _table_of(store: Store, entries: Sequence[Path], model: str, device: str, log: Log) -> Path:
-    """The embeddings of the texts of all these entries."""
+    """Returns the store entry of the embeddings of the texts in all `entries`."""
     embedder = embed.embedder_fingerprint(model, device)
     key = {"embedder": embedder, "texts": sorted({entry.name for entry in entries})}
 
@@ -129,22 +131,22 @@ def _table_of(store: Store, entries: Sequence[Path], model: str, device: str, lo
         keep = partial(_write_part, out, embedder)
         table = embed.embed_texts(texts, model, pa.concat_tables(known) if known else None, device, keep)
         write_batches(out / TABLE, table.schema, table.to_batches(ROWS_PER_BATCH))
-        log(f"{table.num_rows:,} distinct texts embedded or taken over")
+        log(f"{table.num_rows:,} distinct texts embedded or reused")
         return {"num_texts": table.num_rows, "sha256": file_sha256(out / TABLE)}
 
     if store.has("embeddings", key) and not _is_sound(directory := store.path("embeddings", key)):
-        log(f"{directory} is damaged: made again")
+        log(f"{directory} is damaged and is rebuilt")
         (directory / MANIFEST).unlink(missing_ok=True)
     directory = store.produce("embeddings", key, make)
-    for part in directory.glob("part-*.arrow"):  # only now that the manifest is there
+    for part in directory.glob("part-*.arrow"):  # only safe once the manifest has been written
         part.unlink(missing_ok=True)
     return directory
 
 
 def _known(store: Store, embedder: dict[str, Any]) -> Iterator[pa.Table]:
-    """What the same embedder made: whole tables, and the parts of unfinished ones."""
+    """Yields what the same embedder has produced: complete tables, and the parts of unfinished ones."""
     for directory in sorted((store.root / "embeddings").glob("[!.]*")):
-        # Another build may finish or begin a table meanwhile, and remove its parts: then they are in the table.
+        # A concurrent build may finish a table and remove its parts, whose vectors are then in the table.
         with contextlib.suppress(FileNotFoundError):
             if not (directory / MANIFEST).is_file():
                 yield from _parts(directory, embedder)
@@ -153,14 +155,14 @@ def _known(store: Store, embedder: dict[str, Any]) -> Iterator[pa.Table]:
 
 
 def _is_sound(directory: Path) -> bool:
-    """Whether a finished table is as it was written."""
+    """Returns whether a finished table still has the checksum in its manifest."""
     with contextlib.suppress(FileNotFoundError):
         return file_sha256(directory / TABLE) == read_manifest(directory).get("sha256")
     return False
 
 
 def _write_part(out: Path, embedder: dict[str, Any], table: pa.Table) -> None:
-    """Its name says what its bytes are."""
+    """Writes a part atomically; its name contains the checksum of its bytes."""
     table = table.replace_schema_metadata({EMBEDDER: json.dumps(embedder, sort_keys=True)})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
@@ -172,7 +174,7 @@ def _write_part(out: Path, embedder: dict[str, Any], table: pa.Table) -> None:
 def _parts(directory: Path, embedder: dict[str, Any]) -> Iterator[pa.Table]:
     for path in sorted(directory.glob("part-*.arrow")):
         if path.stem != f"part-{file_sha256(path)[:16]}":
-            path.unlink()  # damaged: its texts are embedded again
+            path.unlink()  # damaged, so its texts must be embedded again
             continue
         table = open_batches(path).read_all()
         if table.schema.metadata[EMBEDDER].decode() == json.dumps(embedder, sort_keys=True):

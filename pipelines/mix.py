@@ -1,4 +1,4 @@
-"""Beam job 2: examples of all datasets → balanced shards. Every shard is written on its own from the order."""
+"""Beam job 2: mixes the examples of all datasets into balanced shards. Each shard is written independently."""
 
 import json
 from collections import Counter
@@ -18,7 +18,7 @@ from pipelines.shards import FORMAT, check_sizes, read_shards_manifest, says_if_
 from pipelines.store import FileDigests, Store, read_manifest, write_atomic
 from pipelines.tokenizer import load_tokenizer
 
-VERSION = 6  # raise it when the same key gives other bytes
+VERSION = 6  # raise it when the same key gives different bytes
 
 
 def build_shards(
@@ -38,10 +38,10 @@ def build_shards(
 ) -> Path:
     """Writes the first `num_samples` samples of the mixture as shards; returns their directory.
 
-    examples: dataset → what build_examples returned; balance, weights: the strategy that gives each of them its share,
-    and, for `tuned`, dataset → share; shard_bytes: about the most that a shard takes (pipelines/shard_plan.py). Raises
-    BalanceError and MixtureError for a mixture that cannot be, ShardError for images, examples or shards that changed
-    and for a full disk, RuntimeError if the examples' ledgers do not add up.
+    examples: dataset → directory returned by build_examples; balance: the strategy that sets the shares; weights:
+    dataset → share, for `tuned`; shard_bytes: approximate maximum size of a shard (pipelines/shard_plan.py). Raises
+    BalanceError or MixtureError for an impossible mixture, ShardError if images, examples or shards have changed or
+    the disk is full, RuntimeError if the examples' ledgers do not add up.
     """
     prepared = load_tokenizer(tokenizer)
     key = {
@@ -81,7 +81,7 @@ def build_shards(
             "format": FORMAT,
             "num_samples": num_samples,
             "images": pictures.facts(),
-            # All that the order of the samples follows from, with the numbers of examples.
+            # Determines the order of the samples, together with the number of examples of each dataset.
             "mixture": {
                 "period": PERIOD,
                 "quotas": dict(zip(mixture.names, mixture.quotas, strict=True)),
@@ -104,8 +104,8 @@ def build_shards(
 
 
 def _check_unchanged(store: Store, directory: Path) -> None:
-    """Raises ShardError for files that are not what was built. Bytes are read only where a file's time of change is
-    not the one that a check has seen."""
+    """Raises ShardError if a file differs from what was built. A file is only read if its modification time has changed
+    since it was last checked."""
     manifest = read_shards_manifest(directory)
     check_sizes(directory, manifest)
     named = [*manifest["shards"], manifest["lengths"]]
@@ -113,8 +113,8 @@ def _check_unchanged(store: Store, directory: Path) -> None:
     for facts, digest in zip(named, digests, strict=True):
         if digest != facts["sha256"]:
             raise ShardError(
-                f"{directory / facts['file']} is not the file that was built: delete {directory} and build again "
-                f"(`honeybee verify {directory}` looks at all of it)"
+                f"{directory / facts['file']} has changed since it was built: delete {directory} and build again "
+                f"(`honeybee verify {directory}` checks all files)"
             )
 
 
@@ -125,14 +125,12 @@ def mix(
     num_samples: int,
     seed: int,
 ) -> tuple[Shares, Mixture]:
-    """The shares and the order of a stage. built: dataset → the manifest of its examples, or what stands in for it:
-    `task`, `num_examples`, `num_supervised`."""
+    """Returns the shares and the mixture of a stage. built: dataset → the manifest of its examples, or a stand-in with
+    `task`, `num_examples` and `num_supervised`. Raises BalanceError or MixtureError if there is no such mixture."""
     for name, m in built.items():
         if not m["num_examples"] and m.get("rows", {}).get("rejects"):
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in m["rows"]["rejects"].items())
-            raise BalanceError(
-                f"{name}: a share in the mixture, but no example: of {m['rows']['read']:,} rows, {reasons}"
-            )
+            raise BalanceError(f"{name}: in the mixture, but has no examples: of {m['rows']['read']:,} rows, {reasons}")
     sizes = {name: Size(m["task"], m["num_examples"], m["num_supervised"]) for name, m in built.items()}
     got = shares(balance, weights, sizes, num_samples)
     counts = {name: size.examples for name, size in sizes.items()}
@@ -142,8 +140,8 @@ def mix(
 def _facts(
     name: str, balance: Balance, got: Shares, built: Mapping[str, Any], sums: Mapping[str, Counter[str]]
 ) -> dict[str, Any]:
-    """What the manifest says of a dataset: its shares in the strategy's unit, what its samples hold, and the ledger of
-    its examples."""
+    """Returns the manifest's entry for a dataset: its shares in the strategy's unit, the totals of its samples and the
+    ledger of its examples."""
     unit = "samples" if balance.unit == "examples" else "num_supervised"
     mine = sums[name]
     return {
@@ -176,4 +174,4 @@ def _run(plan: ShardPlan, beam_options: list[str]) -> None:
         )
     lost = [shard for shard in range(plan.num_shards) if not plan.facts_file(shard).is_file()]
     if lost:
-        raise RuntimeError(f"the runner lost the shards {lost}; run again with FnApiRunner")
+        raise RuntimeError(f"the Beam runner did not write the shards {lost}; run again with FnApiRunner")

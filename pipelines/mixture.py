@@ -1,9 +1,9 @@
-"""Shares → the order of all samples: a pure function index → (dataset, example).
+"""Turns shares into the order of all samples: a pure function index → (dataset, example).
 
-Shares become integers over one denominator. One period of the order is computed once with Tijdeman's rule for the
-chairman assignment problem (Discrete Mathematics 32, 1980): every prefix holds each dataset within one example of
-its share. Period after period repeats it; within a dataset each epoch is a seeded permutation that is computed for
-any place without being stored.
+Shares are rounded to integer quotas with a common denominator. One period of the order is computed with Tijdeman's rule
+for the chairman assignment problem (Discrete Mathematics 32, 1980), so that every prefix contains each dataset to
+within one example of its share. The order repeats this period. Within a dataset, each epoch is a seeded permutation
+that can be evaluated at any index without being stored.
 """
 
 from collections.abc import Mapping
@@ -25,15 +25,15 @@ class Mixture:
     sizes: tuple[int, ...]  # examples of each dataset
     quotas: tuple[int, ...]
     seed: int
-    period: np.ndarray  # int16 (PERIOD,): the dataset of each place
-    ranks: np.ndarray  # int32 (PERIOD,): how many of that dataset stand before it in the period
+    period: np.ndarray  # int16 (PERIOD,): dataset index at each position
+    ranks: np.ndarray  # int32 (PERIOD,): number of earlier positions in the period with the same dataset
 
     def locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The dataset number and the example number of each sample index: int64 arrays (n,) → (n,), (n,)."""
+        """Returns the dataset index and example index of each sample index: int64 arrays (n,) → (n,), (n,)."""
         indices = np.asarray(indices, dtype=np.int64)
-        place = indices % PERIOD
-        dataset = self.period[place].astype(np.int64)
-        ordinal = (indices // PERIOD) * np.array(self.quotas)[dataset] + self.ranks[place]
+        position = indices % PERIOD
+        dataset = self.period[position].astype(np.int64)
+        ordinal = (indices // PERIOD) * np.array(self.quotas)[dataset] + self.ranks[position]
         example = np.empty_like(indices)
         for d, size in enumerate(self.sizes):
             mine = dataset == d
@@ -42,14 +42,14 @@ class Mixture:
         return dataset, example
 
     def counts(self, num_samples: int) -> dict[str, int]:
-        """How many of the first `num_samples` samples come from each dataset."""
+        """Returns dataset → its number of samples among the first `num_samples`."""
         periods, rest = divmod(num_samples, PERIOD)
         tail = np.bincount(self.period[:rest], minlength=len(self.names))
         return {name: int(periods * self.quotas[d] + tail[d]) for d, name in enumerate(self.names)}
 
 
 class MixtureError(ValueError):
-    """Shares that give no mixture."""
+    """Raised for shares or quotas that no mixture can have."""
 
 
 def make_mixture(
@@ -59,9 +59,11 @@ def make_mixture(
     limits: Mapping[str, int] | None = None,
     num_samples: int = PERIOD,
 ) -> Mixture:
-    """shares: dataset → share, normalised here; sizes: dataset → number of examples, at least one; limits: dataset →
-    the most of the first `num_samples` samples that it may give, kept to within one. Raises MixtureError for a share
-    too small to give its dataset one sample in a period, and for limits that leave too little."""
+    """Returns the mixture for the given shares.
+
+    shares: dataset → share, normalised here; sizes: dataset → number of examples, at least one; limits: dataset →
+    maximum number among the first `num_samples` samples, respected to within one. Raises MixtureError if a share is too
+    small to give its dataset one sample per period, or if the limits leave too few samples."""
     names = tuple(sorted(shares))
     if not names:
         raise MixtureError("no dataset has a share")
@@ -71,10 +73,13 @@ def make_mixture(
 
 
 def mixture_of(quotas: Mapping[str, int], sizes: Mapping[str, int], seed: int) -> Mixture:
-    """quotas: dataset → how many of every PERIOD samples it gives. Raises MixtureError unless they add up."""
+    """Returns the mixture with the given quotas. quotas: dataset → number of samples in every PERIOD samples. Raises
+    MixtureError unless all are positive and sum to PERIOD."""
     names = tuple(sorted(quotas))
     if not names or sum(quotas.values()) != PERIOD or min(quotas.values()) < 1:
-        raise MixtureError(f"quotas of {sum(quotas.values())} of {PERIOD} samples: {dict(quotas)}")
+        raise MixtureError(
+            f"quotas must be positive and sum to {PERIOD}, but sum to {sum(quotas.values())}: {dict(quotas)}"
+        )
     period = _chairman_order(np.array([quotas[name] for name in names], dtype=np.int64))
     ranks = np.empty(PERIOD, dtype=np.int32)
     for d, name in enumerate(names):
@@ -85,22 +90,22 @@ def mixture_of(quotas: Mapping[str, int], sizes: Mapping[str, int], seed: int) -
 
 
 def _ceilings(names: tuple[str, ...], limits: Mapping[str, int], num_samples: int) -> np.ndarray:
-    """The largest quota of each dataset: rounded down, and up only where a period is too short for the difference to
-    be more than one sample and the limits leave nothing else."""
+    """Returns the largest allowed quota of each dataset. Limits are rounded down to quotas. They are rounded up only if
+    the quotas could not sum to PERIOD otherwise and the order is so short that this adds at most one sample."""
     down = [min(PERIOD, limits[n] * PERIOD // num_samples) if n in limits else PERIOD for n in names]
     if sum(down) < PERIOD and num_samples <= PERIOD:
         down = [min(PERIOD, -(-limits[n] * PERIOD // num_samples)) for n in names]
     if sum(down) < PERIOD:
         raise MixtureError(
-            f"the limits leave {sum(down) * num_samples // PERIOD:,} samples in whole 1/{PERIOD} of the order, and "
-            f"{num_samples:,} are wanted: allow a little more"
+            f"the limits allow {sum(down) * num_samples // PERIOD:,} samples when rounded down to multiples of "
+            f"1/{PERIOD} of the order, but {num_samples:,} are wanted: raise the limits slightly"
         )
     return np.array(down, dtype=np.int64)
 
 
 def _quotas(shares: np.ndarray, names: tuple[str, ...], ceilings: np.ndarray) -> np.ndarray:
-    """Largest-remainder rounding of the normalised shares to integers that sum to PERIOD, none above its ceiling."""
-    shares = shares / shares.max()  # so that the sum of huge ones is finite
+    """Rounds the normalised shares by largest remainder to integers that sum to PERIOD, none above its ceiling."""
+    shares = shares / shares.max()  # so that the sum of huge values is finite
     exact = shares / shares.sum() * PERIOD
     quotas = np.minimum(np.floor(exact).astype(np.int64), ceilings)
     order = np.argsort(quotas - exact, kind="stable")
@@ -110,14 +115,14 @@ def _quotas(shares: np.ndarray, names: tuple[str, ...], ceilings: np.ndarray) ->
     if (quotas == 0).any():
         lost = [name for name, quota in zip(names, quotas, strict=True) if quota == 0]
         raise MixtureError(
-            f"{', '.join(lost)}: a share below 1/{PERIOD} cannot be kept; raise it, or its limit on epochs, or drop it"
+            f"{', '.join(lost)}: a share below 1/{PERIOD} is too small; raise it or its limit on epochs, or remove it"
         )
     return quotas
 
 
 def _chairman_order(quotas: np.ndarray) -> np.ndarray:
-    """Tijdeman's rule in integers: at place n, of the datasets that are owed enough, the one whose claim runs out
-    first. The deviation of every prefix stays at most 1 - 1/(2k - 2) examples for k datasets."""
+    """Applies Tijdeman's rule in integers: position n gets the dataset with the earliest deadline among those that are
+    owed enough. For k datasets, no prefix deviates by more than 1 - 1/(2k - 2) examples."""
     k = len(quotas)
     if k == 1:
         return np.zeros(PERIOD, dtype=np.int16)
@@ -126,7 +131,7 @@ def _chairman_order(quotas: np.ndarray) -> np.ndarray:
     order = np.empty(PERIOD, dtype=np.int16)
     for n in range(1, PERIOD + 1):
         owed = scale * (n * quotas - given * PERIOD)
-        # Places until the bound is reached if the dataset gets nothing more, times its quota.
+        # slack = quota × number of positions until the bound is reached if the dataset gets no further samples
         slack = (scale - 1) * PERIOD - owed
         deadline = np.where(owed >= PERIOD, slack / quotas, np.inf)
         chosen = int(np.argmin(deadline))
@@ -136,16 +141,16 @@ def _chairman_order(quotas: np.ndarray) -> np.ndarray:
 
 
 def shuffled(ordinals: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Where each step of an endless walk over `size` examples lands: (n,) → (n,) in [0, size).
+    """Returns the example at each step of an endless shuffled pass over `size` examples: (n,) → (n,) in [0, size).
 
-    Each epoch is a permutation of its own: a Feistel network over the next even power of two, walked until inside.
+    Each epoch has its own permutation: a Feistel network on the next even power of two, with cycle walking.
     """
-    epoch, place = np.divmod(ordinals.astype(np.uint64), np.uint64(size))
+    epoch, position = np.divmod(ordinals.astype(np.uint64), np.uint64(size))
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)
     epoch_key = mix64(epoch, seed)
-    result = place
-    todo = np.arange(len(place))
+    result = position
+    todo = np.arange(len(position))
     while len(todo):
         left, right = result[todo] >> half, result[todo] & mask
         for round_number in range(_ROUNDS):

@@ -1,4 +1,4 @@
-"""Which texts share n words in a row, whatever their case, accents and punctuation."""
+"""Finds texts that share n consecutive words, ignoring case, accents and punctuation."""
 
 import functools
 from dataclasses import dataclass
@@ -9,26 +9,26 @@ import pyarrow.compute as pc
 
 from pipelines.hashing import seed64
 
-PATTERN = 10  # an n-gram that stands more often tells the form of many texts, and nothing of one
+PATTERN = 10  # an n-gram that occurs more often is boilerplate and does not identify a text
 _PRIME = np.uint64(0x100000001B3)  # multiplies between the words of an n-gram, so that their order counts
 
 
 @dataclass(frozen=True)
 class Ngrams:
-    """All n-grams of some texts: 64-bit hashes, of bare words. A text of fewer words has none.
+    """The 64-bit hashes of all n-grams of some texts, computed on normalised words. A text of fewer words has none.
 
-    hashes, texts, starts: (G,) each: the n-gram, the number of its text, the number of its first word in `words`.
+    hashes, texts, starts: (G,) each: the n-gram, the index of its text, the index of its first word in `words`.
     """
 
     n: int
-    words: pa.Array  # of all texts in a row
+    words: pa.Array  # of all texts, concatenated
     hashes: np.ndarray  # uint64
     texts: np.ndarray  # int64
     starts: np.ndarray  # int64
 
     @staticmethod
     def of(texts: pa.Array, n: int) -> "Ngrams":
-        """texts: strings, no null."""
+        """Computes the n-grams of `texts`: strings without nulls."""
         lists = _words(texts)
         words = lists.flatten()
         text = pc.list_parent_indices(lists).to_numpy()
@@ -43,29 +43,31 @@ class Ngrams:
         return Ngrams(n, words, hashes[starts], text[starts], starts)
 
     @functools.cached_property
-    def _telling(self) -> tuple[np.ndarray, np.ndarray]:
-        """The distinct hashes that are no pattern, sorted, and the first text that holds each."""
+    def _distinctive(self) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct hashes that occur at most PATTERN times, sorted, and the first text that contains each."""
         known, first, times = np.unique(self.hashes, return_index=True, return_counts=True)
         return known[times <= PATTERN], self.texts[first[times <= PATTERN]]
 
     def shared_with(self, others: "Ngrams") -> list[tuple[int, int, str]]:
-        """(text here, text there, the words) for each text here that shares an n-gram with one there: its first such
-        n-gram, and the first text there that holds it. N-grams in more than PATTERN texts there do not count (as in
-        Brown et al., "Language Models are Few-Shot Learners", 2020, appendix C). By rising text."""
-        known, holders = others._telling
+        """Returns (text index, index in `others`, shared words) for each text that shares an n-gram with `others`, in
+        ascending order: its first shared n-gram, and the first of the others that contains it. N-grams that occur more
+        than PATTERN times in `others` do not count (as in Brown et al., "Language Models are Few-Shot Learners", 2020,
+        appendix C)."""
+        known, holders = others._distinctive
         if not len(known) or not len(self.hashes):
             return []
-        place = np.minimum(np.searchsorted(known, self.hashes), len(known) - 1)
-        shared = np.flatnonzero(known[place] == self.hashes)
+        position = np.minimum(np.searchsorted(known, self.hashes), len(known) - 1)
+        shared = np.flatnonzero(known[position] == self.hashes)
         texts, at = np.unique(self.texts[shared], return_index=True)
-        there = holders[place[shared[at]]]
+        there = holders[position[shared[at]]]
         begins = self.starts[shared[at]]
-        said = [" ".join(self.words[b : b + self.n].to_pylist()) for b in begins.tolist()]
-        return list(zip(texts.tolist(), there.tolist(), said, strict=True))
+        shared_words = [" ".join(self.words[b : b + self.n].to_pylist()) for b in begins.tolist()]
+        return list(zip(texts.tolist(), there.tolist(), shared_words, strict=True))
 
 
 def _words(texts: pa.Array) -> pa.ListArray:
-    """Letters and digits between all else; a Chinese or Japanese character is a word, since no space tells them."""
+    """Splits texts into runs of letters and digits; each Chinese or Japanese character is a word, as no spaces separate
+    them."""
     plain = pc.utf8_lower(pc.utf8_normalize(texts, "NFKD"))
     plain = pc.replace_substring_regex(plain, pattern=r"\p{M}+", replacement="")
     plain = pc.replace_substring_regex(plain, pattern=r"[^\p{L}\p{N}]+", replacement=" ")

@@ -1,38 +1,37 @@
-"""Bin packing of one window of samples, compiled: the inner loop of packing.py.
+"""Packs one window of samples into bins: the compiled inner loop of packing.py.
 
-Each pack takes the longest sample that is left, and then a set of others whose lengths sum to what is missing: an exact
-subset sum over the lengths in the window, the frequent lengths first, as a bit set that is shifted and joined. What
-every pack shall reach is what is left of the window divided by the packs that are left, so all of a window's packs are
-about as full as each other.
+Each pack takes the longest remaining sample and then a set of others whose lengths sum to the rest of its target. The
+set is found by an exact subset sum over the window's lengths, most frequent first, with shifted and OR-ed bit sets. The
+target of a pack is the number of remaining tokens divided by the number of remaining packs, so that all packs of a
+window are about equally full.
 """
 
 import numpy as np
 from numba import njit
 
-NO_LIMIT = 1 << 30  # of images
+NO_LIMIT = 1 << 30  # max_images if there is no limit
 
 
 @njit(cache=True, nogil=True)
 def pack_window(
     lengths: np.ndarray, images: np.ndarray, capacity: int, max_images: int, num_packs: int, out: np.ndarray
 ) -> int:
-    """Puts samples of `lengths` tokens, int32 (n,), and `images`, int32 (n,), into packs of at most `capacity` tokens
-    and `max_images` images, `num_packs` of them if that can be; writes each one's pack to out, int32 (n,). Returns how
-    many packs there are.
+    """Assigns samples to packs of at most `capacity` tokens and `max_images` images; returns the number of packs.
 
-    No sample may be empty or exceed either limit alone.
+    lengths, images: int32 (n,), tokens and images of each sample; num_packs: the desired number of packs, which may be
+    exceeded; out: int32 (n,), receives the pack of each sample. No sample may be empty or exceed a limit by itself.
     """
     n = len(lengths)
-    counts = np.zeros(capacity + 1, np.int64)  # samples left of each length
+    counts = np.zeros(capacity + 1, np.int64)  # number of remaining samples of each length
     for length in lengths:
         counts[length] += 1
     tokens_left = np.sum(lengths)
     by_length = np.argsort(lengths, kind="mergesort")
-    next_of = np.cumsum(counts) - counts  # where in by_length the next sample of each length stands
+    next_of = np.cumsum(counts) - counts  # index into by_length of the next sample of each length
     frequent = np.flatnonzero(counts)
     frequent = frequent[np.argsort(-counts[frequent], kind="mergesort")]
     sums = np.zeros((len(frequent) + 1, (capacity >> 6) + 1), np.uint64)
-    chosen = np.empty(n, np.int64)  # the lengths of a pack
+    chosen = np.empty(n, np.int64)  # the sample lengths of the current pack
     longest, pack, left = capacity, 0, n
     while left > 0:
         while counts[longest] == 0:
@@ -59,13 +58,13 @@ def pack_window(
 def _fill(
     target: int, most: int, counts: np.ndarray, frequent: np.ndarray, sums: np.ndarray, chosen: np.ndarray
 ) -> int:
-    """Chooses lengths whose sum is as near to `target` as can be and at most `most`; returns how many."""
+    """Writes lengths whose sum is as close as possible to `target` and at most `most`; returns their number."""
     words = (most >> 6) + 1
     for word in range(words):
         sums[0, word] = 0
     sums[0, 0] = 1
     used = np.empty(len(frequent), np.int64)
-    k = 0  # sums[k]: what the first k lengths of `used` can sum to
+    k = 0  # sums[k] is the bit set of the sums that the first k lengths of `used` can reach
     total = -1
     for length in frequent:
         count = min(counts[length], most // length)
@@ -74,7 +73,7 @@ def _fill(
         for word in range(words):
             sums[k + 1, word] = sums[k, word]
         done, step = 0, 1
-        while done < count:  # 1, 2, 4, … copies more, so that each number of copies is among them
+        while done < count:  # adding 1, 2, 4, … copies covers every number of copies up to `count`
             take = min(step, count - done)
             _join_shifted(sums[k + 1], length * take, words)
             done += take
@@ -98,7 +97,7 @@ def _fill(
 
 @njit(cache=True, nogil=True)
 def _join_shifted(bits: np.ndarray, by: int, words: int) -> None:
-    """bits |= bits << by, in `words` words of 64."""
+    """Computes bits |= bits << by on `words` 64-bit words."""
     skip, shift = by >> 6, by & 63
     if shift == 0:
         for word in range(words - 1, skip - 1, -1):
@@ -112,13 +111,13 @@ def _join_shifted(bits: np.ndarray, by: int, words: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _has(bits: np.ndarray, place: int) -> bool:
-    return (bits[place >> 6] >> np.uint64(place & 63)) & np.uint64(1) != np.uint64(0)
+def _has(bits: np.ndarray, bit: int) -> bool:
+    return (bits[bit >> 6] >> np.uint64(bit & 63)) & np.uint64(1) != np.uint64(0)
 
 
 @njit(cache=True, nogil=True)
 def _nearest(bits: np.ndarray, target: int, most: int) -> int:
-    """The set place that is nearest to target, at most `most`; the lower one of two. Place 0 is always set."""
+    """Returns the set bit nearest to `target` and at most `most`; the lower one in a tie. Bit 0 is always set."""
     for distance in range(most + 1):
         if target - distance >= 0 and _has(bits, target - distance):
             return target - distance
@@ -129,7 +128,7 @@ def _nearest(bits: np.ndarray, target: int, most: int) -> int:
 
 @njit(cache=True, nogil=True)
 def _images_of(chosen: np.ndarray, next_of: np.ndarray, by_length: np.ndarray, images: np.ndarray) -> int:
-    """Images of the next samples of the chosen lengths, of which equal ones stand together but for the first."""
+    """Returns the number of images of the next samples of the chosen lengths."""
     total = 0
     for i in range(len(chosen)):
         same_before = 0
@@ -150,7 +149,7 @@ def _fill_with_few_images(
     images: np.ndarray,
     chosen: np.ndarray,
 ) -> int:
-    """Where the limit on images binds: the longest sample that fits in both ways, again and again."""
+    """Packs greedily if the limit on images binds: repeatedly takes the longest sample that fits both limits."""
     size, length = 0, len(counts) - 1
     while length > 0:
         taken = 0

@@ -1,10 +1,10 @@
-"""Which samples share a sequence: a plan from stored lengths alone, so that it can change without new shards.
+"""Plans which samples share a sequence, from the stored lengths only, so that packing can change without new shards.
 
-Packs are formed inside windows of W consecutive samples of the order, each window by itself. So at the end of a window
-the mixture's quotas are as exact as without packing. Inside, a dataset with share p is off by at most W·p·(1 − p) + 2
-samples, if all its samples of the window come first or last; packs stand in an order that knows nothing of their
-content, and are in fact much nearer. In memory is only where each window's packs begin; a window is planned again when
-its packs are asked for.
+Packs are formed independently within windows of W consecutive samples of the order, so at the end of a window the
+mixture's quotas are as exact as without packing. Within a window, a dataset with share p deviates by at most
+W·p·(1 − p) + 2 samples, which happens if all its samples come first or last; packs are ordered by a hash, so the actual
+deviation is much smaller. Only the index of each window's first pack is held in memory; a window is packed again
+whenever its packs are requested.
 """
 
 import io
@@ -24,17 +24,17 @@ from pipelines.pack_window import NO_LIMIT, pack_window
 from pipelines.schema import LENGTHS
 from pipelines.store import file_sha256, fingerprint, write_atomic
 
-VERSION = 1  # raise it when the same lengths and settings give other packs
-_PLANNED_TOGETHER = 1 << 20  # samples
+VERSION = 1  # raise it when the same lengths and settings give different packs
+_PLANNED_TOGETHER = 1 << 20  # samples per task of the thread pool
 
 
 class PackingError(ValueError):
-    """Samples that cannot be packed as asked."""
+    """Raised for samples that cannot be packed with the given settings, and for unreadable files."""
 
 
 class Packing(BaseModel):
-    """How samples share a sequence. max_tokens: L, its positions, visual tokens counted. window: W, in samples, which
-    a reader holds in memory. max_images: of a sequence; None: as many as fit."""
+    """The settings of packing. max_tokens: L, the sequence length, including visual tokens. window: W, the number of
+    samples that a reader holds in memory. max_images: maximum per sequence; None means no limit."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -44,7 +44,8 @@ class Packing(BaseModel):
 
 
 class Lengths:
-    """How long the samples are, in order: a Parquet file with `num_tokens` (each image one token) and `num_images`."""
+    """The lengths of all samples, in order: a Parquet file with the columns `num_tokens` (an image counts as one token)
+    and `num_images`. Raises PackingError if the file cannot be read or has different columns."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -53,7 +54,7 @@ class Lengths:
         except (pa.ArrowException, OSError) as error:
             raise PackingError(f"{path} cannot be read: {error}; build the shards again") from None
         if not self._file.schema_arrow.equals(LENGTHS):
-            raise PackingError(f"{path} has other columns than lengths have: build the shards again")
+            raise PackingError(f"{path} does not have the schema of a lengths file: build the shards again")
         groups = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
         self._firsts = np.concatenate([[0], np.cumsum(groups, dtype=np.int64)])
         self._open: tuple[int, np.ndarray] | None = None
@@ -66,7 +67,7 @@ class Lengths:
         return file_sha256(self.path)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens and images of the samples start … stop - 1: int32 (2, n)."""
+        """Returns the tokens and images of the samples start … stop - 1: int32 (2, n)."""
         pieces = [np.empty((2, 0), np.int32)]
         while start < stop:
             group = int(np.searchsorted(self._firsts, start, side="right")) - 1
@@ -81,18 +82,18 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Pack:
-    """samples: int64 (n,), their places in the order, ascending. tokens: positions that they fill."""
+    """A set of samples that share a sequence."""
 
-    samples: np.ndarray
-    tokens: int
-    window: int  # the first sample of its window: no later pack holds one before it
+    samples: np.ndarray  # int64 (n,): indices in the order, ascending
+    tokens: int  # positions of the sequence that the samples fill
+    window: int  # first sample of the window; later packs contain no samples before it
 
 
 class Plan:
-    """All packs of a stage. packing None: every sample is a sequence of its own.
+    """All packs of a stage. If `packing` is None, every sample is its own sequence.
 
-    starts: int64 (windows + 1,), the number of the first pack of each window. used: of the positions that the packs
-    have, the share that their samples fill.
+    starts: int64 (windows + 1,), index of the first pack of each window. used: fraction of the packs' positions that
+    samples fill.
     """
 
     def __init__(
@@ -118,9 +119,10 @@ class Plan:
         return fingerprint([VERSION, self.lengths.fingerprint, self.image_tokens, settings])
 
     def packs(self, first: int, stop: int) -> list[Pack]:
-        """The packs first … stop - 1. Cheapest where `first` never goes back."""
+        """Returns the packs first … stop - 1. Cheapest if called with ascending `first`, since one window is cached.
+        Raises IndexError for a range outside the plan."""
         if not 0 <= first <= stop <= self.num_packs:
-            raise IndexError(f"there are no packs {first} to {stop - 1}: the plan has {self.num_packs}")
+            raise IndexError(f"packs {first} to {stop - 1} do not exist: the plan has {self.num_packs}")
         if self.starts is None:
             tokens = _positions(self.lengths.read(first, stop), self.image_tokens)
             return [Pack(np.array([i]), int(t), i) for i, t in zip(range(first, stop), tokens, strict=True)]
@@ -145,7 +147,7 @@ class Plan:
         pack_of, count = _pack(positions, columns[1], self.packing)
         members = np.split(np.argsort(pack_of, kind="stable"), np.cumsum(np.bincount(pack_of, minlength=count))[:-1])
         packs = [Pack(begin + own.astype(np.int64), int(positions[own].sum()), begin) for own in members]
-        # The longest were packed first: an order by hash brings them back among the others.
+        # The longest samples were packed first, so the packs are shuffled by a hash.
         order = np.argsort(mix64(np.array([pack.samples[0] for pack in packs]), seed=0), kind="stable")
         return [packs[i] for i in order]
 
@@ -153,7 +155,9 @@ class Plan:
 def kept_plan(
     directory: Path, lengths: Lengths, packing: Packing | None, image_tokens: int, threads: int = 1, keep: bool = True
 ) -> Plan:
-    """As make_plan, or from what an earlier run left in `directory`: going on costs no time. keep: leave it there."""
+    """Like make_plan, but loads the plan if an earlier run has saved it in `directory`, so that resuming is fast.
+
+    keep: whether to save a new plan. Raises PackingError also if the saved plan is damaged."""
     plan = Plan(lengths, packing, image_tokens)
     path = directory / f"plan-{plan.fingerprint}.npz"
     if packing is not None and path.is_file():
@@ -161,7 +165,7 @@ def kept_plan(
             with np.load(path, allow_pickle=False) as kept:
                 return Plan(lengths, packing, image_tokens, kept["starts"], float(kept["used"]))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise PackingError(f"{path} cannot be read: {error}; delete it, it is made again") from None
+            raise PackingError(f"{path} cannot be read: {error}; delete it and it will be rebuilt") from None
     plan = make_plan(lengths, packing, image_tokens, threads)
     if plan.starts is not None and keep:
         directory.mkdir(parents=True, exist_ok=True)
@@ -172,7 +176,7 @@ def kept_plan(
 
 
 def make_plan(lengths: Lengths, packing: Packing | None, image_tokens: int, threads: int = 1) -> Plan:
-    """Plans all packs; `threads` changes how fast. Raises PackingError naming the first sample that exceeds a limit."""
+    """Plans all packs, with `threads` threads. Raises PackingError naming a sample that exceeds a limit."""
     if packing is None:
         return Plan(lengths, None, image_tokens)
     windows_together = max(1, _PLANNED_TOGETHER // packing.window)
@@ -192,7 +196,7 @@ def make_plan(lengths: Lengths, packing: Packing | None, image_tokens: int, thre
         waiting = []
         for begin in range(0, len(lengths), step):
             waiting.append(pool.submit(count, begin, lengths.read(begin, min(begin + step, len(lengths)))))
-            if len(waiting) > threads:  # reading stays only a little ahead
+            if len(waiting) > threads:  # limits how far reading runs ahead
                 counted.append(waiting.pop(0).result())
         counted += [future.result() for future in waiting]
     counts = [count for each, _ in counted for count in each]
@@ -202,19 +206,19 @@ def make_plan(lengths: Lengths, packing: Packing | None, image_tokens: int, thre
 
 
 def _positions(columns: np.ndarray, image_tokens: int) -> np.ndarray:
-    """Positions that each sample fills: int32 (2, n) → int32 (n,)."""
+    """Returns the positions that each sample fills: int32 (2, n) → int32 (n,)."""
     return columns[0] + columns[1] * np.int32(image_tokens - 1)
 
 
 def _pack(positions: np.ndarray, images: np.ndarray, packing: Packing) -> tuple[np.ndarray, int]:
-    """The pack of each sample of one window, int32 (n,), and how many packs there are."""
+    """Returns the pack of each sample of one window, int32 (n,), and the number of packs."""
     total = int(positions.sum())
-    most = min(packing.max_tokens, total)  # more room than samples would only take memory
+    most = min(packing.max_tokens, total)  # a capacity beyond the total would only cost memory
     most_images = packing.max_images or NO_LIMIT
     fewest = max(-(-total // most), -(-int(images.sum()) // most_images))
     out = np.empty(len(positions), np.int32)
     count = pack_window(positions, images, most, most_images, fewest, out)
-    if count > fewest:  # the last ones hold little: so many, but all as full as each other
+    if count > fewest:  # the last packs are nearly empty, so pack again into this number of equally full packs
         again = np.empty_like(out)
         if pack_window(positions, images, most, most_images, count, again) == count:
             return again, count
@@ -224,18 +228,18 @@ def _pack(positions: np.ndarray, images: np.ndarray, packing: Packing) -> tuple[
 def _check(begin: int, positions: np.ndarray, images: np.ndarray, packing: Packing) -> None:
     wrong = np.flatnonzero((positions < 1) | (images < 0))
     if len(wrong):
-        place = int(wrong[0])
+        k = int(wrong[0])
         raise PackingError(
-            f"sample {begin + place} has {positions[place]:,} positions and {images[place]:,} images by its length, "
-            "which no sample has: build the shards again"
+            f"sample {begin + k} has {positions[k]:,} positions and {images[k]:,} images according to the lengths "
+            "file, which is impossible: build the shards again"
         )
     limits = [("positions", positions, packing.max_tokens, "max_tokens")]
     if packing.max_images:
         limits.append(("images", images, packing.max_images, "max_images"))
     for what, values, most, key in limits:
         if len(values) and values.max() > most:
-            place = int(values.argmax())
+            k = int(values.argmax())
             raise PackingError(
-                f"sample {begin + place} has {values[place]:,} {what}, packing.{key} is {most:,}: raise it, or lower "
-                "what an example may hold (data.max_text_tokens, data.max_images)"
+                f"sample {begin + k} has {values[k]:,} {what}, but packing.{key} is {most:,}: raise it, or lower the "
+                "limits on examples (data.max_text_tokens, data.max_images)"
             )

@@ -1,8 +1,8 @@
-"""Shards on other machines' disks: s3://, gs:// and whatever else fsspec knows, a local directory among them.
+"""Reads and writes shards on remote storage: s3://, gs:// and any other file system of fsspec, or a local directory.
 
-`push` copies a shards directory to a URL; `LocalCopy` reads from there through a cache on a local disk. Credentials and
-endpoints are never in a recipe: they come from where fsspec's file systems look for them, such as AWS's environment
-variables and files, or fsspec's own (`FSSPEC_S3_ENDPOINT_URL`).
+`push` copies a shards directory to a URL; `LocalCopy` reads from a URL through a cache on a local disk. Recipes never
+contain credentials or endpoints: they come from where fsspec's file systems look for them, such as AWS's environment
+variables and files, or fsspec's own settings (`FSSPEC_S3_ENDPOINT_URL`).
 """
 
 import contextlib
@@ -26,21 +26,22 @@ from pipelines.shards import check_format, check_sizes, read_shards_manifest, sa
 from pipelines.store import MANIFEST, file_sha256, lock, whole_file
 
 _PIECE = 4 << 20  # bytes
-_TRANSFERS = 4  # files on their way at once
+_TRANSFERS = 4  # concurrent uploads
 
 
 class RemoteError(ValueError):
-    """Shards at a URL that cannot be written or read, or are not what their manifest says."""
+    """Raised for shards at a URL that cannot be read or written, or that do not match their manifest."""
 
 
 def is_url(where: str) -> bool:
+    """Returns whether `where` is a URL and not a local path."""
     return "://" in where
 
 
 def check_url(url: str) -> None:
-    """Raises RemoteError unless it is a URL of a kind that can be used here; asks nobody."""
+    """Raises RemoteError unless it is a URL with a supported protocol; does not access the network."""
     if not is_url(url):
-        raise RemoteError(f"{url} is no URL such as s3://bucket/prefix or file:///directory")
+        raise RemoteError(f"{url} is not a URL such as s3://bucket/prefix or file:///directory")
     try:
         fsspec.get_filesystem_class(url.split("://")[0])
     except (ImportError, ValueError) as error:
@@ -48,50 +49,51 @@ def check_url(url: str) -> None:
 
 
 def shards_url(remote: str, directory: Path) -> str:
-    """Where the shards of a store's directory go below a recipe's `paths.remote`."""
+    """Returns the URL of a store's shards directory below a recipe's `paths.remote`."""
     return f"{remote.rstrip('/')}/shards/{directory.resolve().name}"
 
 
 @dataclass(frozen=True)
 class Files:
-    """The files of a directory, or at a URL. May be sent to other processes."""
+    """The files in a directory or at a URL. Can be pickled."""
 
     where: str
 
     def manifest(self) -> Any:
-        """Raises ShardError where there is none, or it is no JSON; RemoteError for a URL that cannot be read."""
+        """Returns the manifest. Raises ShardError if it is missing or not valid JSON, RemoteError if a URL cannot be
+        read."""
         try:
             content = self.read(MANIFEST)
         except FileNotFoundError:
-            below = "; those of a pushed run lie below it, at shards/FINGERPRINT" if is_url(self.where) else ""
-            raise ShardError(f"{self.where} holds no finished shards: there is no {MANIFEST}{below}") from None
+            hint = "; a pushed run stores its shards below it, in shards/FINGERPRINT" if is_url(self.where) else ""
+            raise ShardError(f"{self.where} holds no finished shards: there is no {MANIFEST}{hint}") from None
         try:
             return json.loads(content)
         except ValueError as error:
-            raise ShardError(f"{self.where}/{MANIFEST} is no JSON: {error}") from None
+            raise ShardError(f"{self.where}/{MANIFEST} is not valid JSON: {error}") from None
 
     def names(self) -> list[str]:
-        file_system, root = self._place()
-        with self._told(""):
+        file_system, root = self._location()
+        with self._wrapped_errors(""):
             return sorted(path.rsplit("/", 1)[-1] for path in file_system.ls(root, detail=False, refresh=True))
 
     def read(self, name: str) -> bytes:
-        file_system, root = self._place()
-        with self._told(name):
+        file_system, root = self._location()
+        with self._wrapped_errors(name):
             return file_system.cat_file(f"{root}/{name}")
 
     def sizes(self) -> dict[str, int]:
-        """Of the files that are there, by name; none where there is no such directory."""
-        file_system, root = self._place()
+        """Returns file name → size; empty if the directory does not exist."""
+        file_system, root = self._location()
         try:
-            with self._told(""):
+            with self._wrapped_errors(""):
                 entries = file_system.ls(root, detail=True, refresh=True)
         except FileNotFoundError:
             return {}
         return {entry["name"].rsplit("/", 1)[-1]: entry["size"] for entry in entries if entry["type"] == "file"}
 
     def sha256(self, name: str) -> str:
-        """Of the bytes, read from there."""
+        """Returns the checksum of a file's bytes, which it reads."""
         digest = hashlib.sha256()
         self._read_pieces(name, digest.update)
         return digest.hexdigest()
@@ -110,7 +112,7 @@ class Files:
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:
-        """The file as one on a local disk, for as long as the block runs. Raises FileNotFoundError."""
+        """Yields a local path of the file, which is temporary for a URL. Raises FileNotFoundError."""
         if not is_url(self.where):
             yield Path(self.where) / name
             return
@@ -120,8 +122,8 @@ class Files:
             yield path
 
     def put(self, path: Path) -> None:
-        file_system, root = self._place()
-        with self._told(path.name):
+        file_system, root = self._location()
+        with self._wrapped_errors(path.name):
             try:
                 file_system.makedirs(root, exist_ok=True)
                 file_system.put_file(str(path), f"{root}/{path.name}")
@@ -129,29 +131,29 @@ class Files:
                 raise RemoteError(f"{self.where}: cannot be written: {error}") from None
 
     def remove(self, name: str) -> None:
-        file_system, root = self._place()
-        with self._told(name):
+        file_system, root = self._location()
+        with self._wrapped_errors(name):
             file_system.rm_file(f"{root}/{name}")
 
     def _read_pieces(self, name: str, take: Callable[[bytes], object]) -> None:
-        file_system, root = self._place()
+        file_system, root = self._location()
         options = {"block_size": _PIECE, "cache_type": "readahead"}
-        with self._told(name), file_system.open(f"{root}/{name}", "rb", **options) as file:
+        with self._wrapped_errors(name), file_system.open(f"{root}/{name}", "rb", **options) as file:
             while piece := file.read(_PIECE):
                 take(piece)
 
-    def _place(self) -> tuple[fsspec.AbstractFileSystem, str]:
-        # Not kept: fsspec knows its own file systems again, and gives a forked process new ones.
+    def _location(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        # Not cached here, because fsspec caches its file systems and creates new ones after a fork.
         if not is_url(self.where):
             return fsspec.filesystem("file"), str(Path(self.where).resolve())
         check_url(self.where)
-        with self._told(""):
+        with self._wrapped_errors(""):
             file_system, root = fsspec.core.url_to_fs(self.where)
         return file_system, root.rstrip("/")
 
     @contextlib.contextmanager
-    def _told(self, name: str) -> Iterator[None]:
-        """Errors of a URL, whatever a file system raises, as RemoteErrors that name it."""
+    def _wrapped_errors(self, name: str) -> Iterator[None]:
+        """Turns any error of a remote file system into a RemoteError that names the URL, except FileNotFoundError."""
         try:
             yield
         except (FileNotFoundError, RemoteError):
@@ -163,67 +165,71 @@ class Files:
 
 
 def push(directory: Path, url: str, log: Callable[[str], None] = print) -> None:
-    """Copies a whole shards directory to a URL. Every file is read back and compared; the manifest is written last, so
-    that what is not whole does not look so. Files that are there already with the right bytes are kept; where the
-    same manifest is there with files of the right sizes, nothing is done. Raises ShardError for a directory that is
-    not whole, RemoteError where the URL holds other shards or cannot be written."""
+    """Copies a complete shards directory to a URL.
+
+    Every file is read back and verified. The manifest is written last, so that an incomplete push is not taken for a
+    complete one. Remote files that already have the right bytes are kept; if the same manifest is there and all file
+    sizes match, nothing is done. Raises ShardError if the directory is incomplete, RemoteError if the URL holds
+    different shards or cannot be written."""
     check_url(url)
     manifest = read_shards_manifest(directory)
     check_sizes(directory, manifest)
-    files, there = Files(url), Files(url).sizes()
+    files, remote_sizes = Files(url), Files(url).sizes()
     named = [*manifest["shards"], manifest["lengths"]]
     wanted = {facts["file"]: (facts["num_bytes"], facts["sha256"]) for facts in named}
     if (directory / CARD).is_file():
         wanted[CARD] = ((directory / CARD).stat().st_size, file_sha256(directory / CARD))
     own = (directory / MANIFEST).read_bytes()
-    others = sorted(name for name in there if name.endswith(".parquet") and name not in wanted)
-    if others or (MANIFEST in there and files.read(MANIFEST) != own):
+    others = sorted(name for name in remote_sizes if name.endswith(".parquet") and name not in wanted)
+    if others or (MANIFEST in remote_sizes and files.read(MANIFEST) != own):
         example = f", such as {others[0]}" if others else ""
-        raise RemoteError(f"{url} holds other shards{example}: give another URL, or remove them first")
-    if MANIFEST in there:
-        if all(there.get(name) == size for name, (size, _) in wanted.items()):
-            log(f"{url}: there already")
+        raise RemoteError(f"{url} holds different shards{example}: use another URL, or remove them first")
+    if MANIFEST in remote_sizes:
+        if all(remote_sizes.get(name) == size for name, (size, _) in wanted.items()):
+            log(f"{url}: already complete")
             return
-        files.remove(MANIFEST)  # until all files are right
+        files.remove(MANIFEST)  # written again once all files are correct
 
-    def bring(name: str) -> str:
+    def upload(name: str) -> str:
         size, sha256 = wanted[name]
-        if there.get(name) == size and files.sha256(name) == sha256:
-            return "there already"
+        if remote_sizes.get(name) == size and files.sha256(name) == sha256:
+            return "already uploaded"
         if file_sha256(directory / name) != sha256 and name != CARD:
-            raise RemoteError(f"{directory / name} is not what was built: `honeybee verify {directory}` tells more")
+            raise RemoteError(
+                f"{directory / name} has changed since it was built: run `honeybee verify {directory}` for details"
+            )
         files.put(directory / name)
         if files.sha256(name) != sha256:
-            raise RemoteError(f"{url}/{name} is not what was sent: push again")
-        return f"{size:,} bytes sent"
+            raise RemoteError(f"{url}/{name} differs from the file that was uploaded: push again")
+        return f"{size:,} bytes uploaded"
 
     with ThreadPoolExecutor(_TRANSFERS) as pool:
-        for number, (name, done) in enumerate(zip(wanted, pool.map(bring, wanted), strict=True)):
+        for number, (name, done) in enumerate(zip(wanted, pool.map(upload, wanted), strict=True)):
             log(f"{number + 1} of {len(wanted)} {name}: {done}")
     files.put(directory / MANIFEST)
     if files.read(MANIFEST) != own:
-        raise RemoteError(f"{url}/{MANIFEST} is not what was sent: push again")
-    log(f"{url}: whole")
+        raise RemoteError(f"{url}/{MANIFEST} differs from the file that was uploaded: push again")
+    log(f"{url}: complete")
 
 
 class LocalCopy:
-    """The files of shards at a URL, brought to a directory on a local disk as they are asked for.
+    """A cache in a local directory for the shards at a URL, which are downloaded on demand.
 
         copy = LocalCopy("s3://bucket/shards/0123456789abcdef", Path("/local/cache"), limit_bytes=100 << 30)
-        manifest = copy.manifest                    # of the URL; its format is checked
+        manifest = copy.manifest                    # the manifest at the URL, whose format has been checked
         path = copy.fetch("shard-00000-of-00042.parquet")
 
-    `fetch` compares the SHA-256 of what it brings with the manifest. Files have their sum in their name, so several
-    runs and URLs may share a directory, and so may any number of processes of one machine: each file is brought
-    once, while the others wait for it. Beyond `limit_bytes` (None: no limit) the files that were not asked for
-    longest are removed, except those in use: the last `hold` files that any LocalCopy has fetched. So a path is good
-    until its own LocalCopy has fetched `hold` others, or is closed; a file that is already open stays readable
-    anyway. Room for all files in use is needed, limit or not. Make one in every process, before or after a fork.
+    `fetch` verifies the SHA-256 of a download against the manifest. File names in the cache contain their checksum, so
+    several runs, URLs and processes of one machine can share a directory: each file is downloaded once, while the other
+    processes wait for it. If the cache exceeds `limit_bytes` (None means no limit), the least recently used files are
+    removed, except those in use: the last `hold` files that each LocalCopy has fetched. A path is therefore valid
+    until its LocalCopy has fetched `hold` other files or is closed; a file that is already open stays readable anyway.
+    The disk must have room for all files in use, even beyond the limit. Create one instance per process.
     """
 
     def __init__(self, url: str, directory: Path, limit_bytes: int | None = None, hold: int = 4):
-        """Raises ShardError where there are no shards of this format, RemoteError for a URL that cannot be read
-        and for a directory that cannot be written."""
+        """Raises ShardError if the URL has no shards of this format, RemoteError if the URL cannot be read or the
+        directory cannot be written."""
         self.url, self.directory, self.limit_bytes, self.hold = url.rstrip("/"), directory, limit_bytes, hold
         self._files = Files(self.url)
         self.manifest: dict[str, Any] = self._files.manifest()
@@ -235,11 +241,14 @@ class LocalCopy:
             directory.mkdir(parents=True, exist_ok=True)
             (directory / ".room.lock").touch()
         except OSError as error:
-            raise RemoteError(f"{directory} cannot hold the local copy of {url}: {error}: give another") from None
+            raise RemoteError(
+                f"{directory} cannot be used as the local cache of {url}: {error}: use another directory"
+            ) from None
 
     def fetch(self, file: str) -> Path:
-        """Where the file is on the local disk. file: as the manifest names it. Raises KeyError for one that it does not
-        name, RemoteError for one that is not there or not what the manifest says, ShardError for a full disk."""
+        """Returns the local path of a file, downloading it if needed. file: its name in the manifest. Raises KeyError
+        if the manifest does not list it, RemoteError if it is missing or has a wrong checksum, ShardError for a full
+        disk."""
         facts = self._facts[file]
         path = self.directory / f"{facts['sha256'][:32]}-{file}"
         self._hold(path)
@@ -248,25 +257,27 @@ class LocalCopy:
                 self._make_room(facts["num_bytes"])
                 with says_if_full(path), whole_file(path) as partial:
                     self._download(file, facts["sha256"], partial)
-        os.utime(path)  # the last use
+        os.utime(path)  # records the last use
         return path
 
     def close(self) -> None:
-        """Lets go of all files."""
+        """Releases all files, so that they may be removed."""
         while self._held:
             self._held.popitem()[1].close()
 
     def _download(self, file: str, sha256: str, path: Path) -> None:
-        for _ in range(2):  # bytes that go wrong on the way come right the second time
+        for _ in range(2):  # one retry corrects transmission errors
             try:
                 if self._files.download(file, path) == sha256:
                     return
             except FileNotFoundError:
                 raise RemoteError(f"{self.url}/{file} is missing: push the shards again") from None
-        raise RemoteError(f"{self.url}/{file} is not what its manifest says: `honeybee verify {self.url}` tells more")
+        raise RemoteError(
+            f"{self.url}/{file} does not match its manifest: run `honeybee verify {self.url}` for details"
+        )
 
     def _hold(self, path: Path) -> None:
-        """Keeps a file from being removed by any process, as a shared lock that ends with this process."""
+        """Prevents all processes from removing a file, by a shared lock that is released when this process ends."""
         if path in self._held:
             self._held.move_to_end(path)
             return

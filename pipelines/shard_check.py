@@ -1,4 +1,4 @@
-"""One shard of a shards directory, checked row by row against the manifest. Used by verify.py."""
+"""Checks one shard of a shards directory row by row against the manifest. Used by verify.py."""
 
 import hashlib
 from collections import Counter
@@ -25,18 +25,19 @@ PARQUET_ERRORS = (pa.ArrowException, OSError)
 
 @dataclass
 class Found:
-    """What was seen in a shard, and what is wrong with it."""
+    """The result of checking a shard: its contents and its faults."""
 
     faults: list[str] = field(default_factory=list)
-    datasets: np.ndarray | None = None  # int (n,), places in the mixture's names; None where a row cannot be read
-    lengths: pa.Table | None = None  # so is it
+    datasets: np.ndarray | None = None  # int (n,), indices into the mixture's names; None if a row cannot be read
+    lengths: pa.Table | None = None  # schema LENGTHS; None if a row cannot be read
     sums: dict[str, Counter[str]] = field(default_factory=dict)
     pictures: int = 0
 
 
 @dataclass
 class ShardCheck:
-    """Checks single files. Processes get a copy."""
+    """Checks the manifest and single shards. Worker processes get a pickled copy. Raises KeyError, TypeError or
+    MixtureError if the manifest is invalid."""
 
     files: Files
     manifest: Mapping[str, Any]
@@ -44,7 +45,7 @@ class ShardCheck:
     def __post_init__(self) -> None:
         made = self.manifest["mixture"]
         if made["period"] != PERIOD:
-            raise MixtureError(f"a period of {made['period']}, for {PERIOD}")
+            raise MixtureError(f"the period is {made['period']} instead of {PERIOD}")
         sizes = {name: facts["examples"] for name, facts in self.manifest["datasets"].items()}
         self.mixture: Mixture = mixture_of(made["quotas"], sizes, made["seed"])
         self.names = list(self.mixture.names)
@@ -52,7 +53,7 @@ class ShardCheck:
         self.image_token_id = self.manifest["image_token_id"]
 
     def manifest_faults(self) -> list[str]:
-        """What the manifest contradicts itself in, and files that it does not name."""
+        """Returns contradictions within the manifest, and shard files that it does not list."""
         faults, at = [], 0
         for facts in self.manifest["shards"]:
             if facts["first"] != at:
@@ -64,10 +65,11 @@ class ShardCheck:
         named = {facts["file"] for facts in self.manifest["shards"]}
         for name in self.files.names():
             if name.startswith("shard-") and name.endswith(".parquet") and name not in named:
-                faults.append(f"{name}: not one of these shards, though whoever reads shard-*.parquet reads it")
+                faults.append(f"{name}: not listed in the manifest, but readers of shard-*.parquet would include it")
         return faults
 
     def shard(self, number: int) -> Found:
+        """Checks the shard with this index."""
         facts, found = self.manifest["shards"][number], Found()
         try:
             with self.files.local(facts["file"]) as path:
@@ -85,48 +87,48 @@ class ShardCheck:
         name = facts["file"]
         file = pq.ParquetFile(path, page_checksum_verification=True)
         if not file.schema_arrow.remove_metadata().equals(SHARD):
-            found.faults.append(f"{name}: other columns than shards of this format have")
+            found.faults.append(f"{name}: does not have the schema of shards of this format")
             return
-        row, tables, whole = 0, [], True
-        good: set[str] = set()  # sums of pictures that decode: many samples show the same
+        row, tables, complete = 0, [], True
+        good: set[str] = set()  # checksums of images that decode, because many samples share an image
         for group in range(file.num_row_groups):
             end = row + file.metadata.row_group(group).num_rows
             try:
                 table = _read_group(path, file, group, f"{name}: rows {row} to {end - 1}", found.faults)
             except PARQUET_ERRORS as error:
                 found.faults.append(f"{name}: rows {row} to {end - 1}: cannot be read: {error}")
-                row, whole = end, False
+                row, complete = end, False
                 continue
             wrong = [*self._order(table, facts["first"] + row), *self._counts(table)]
-            wrong += self._pictures(table, good, found)
-            found.faults += [f"{name}: row {row + place}: {what}" for place, what in sorted(wrong)]
+            wrong += self._images(table, good, found)
+            found.faults += [f"{name}: row {row + offset}: {what}" for offset, what in sorted(wrong)]
             add_sums(found.sums, table)
             tables.append(table.select(["dataset", *LENGTHS.names]))
             row = end
         if row != facts["num_samples"]:
-            found.faults.append(f"{name}: {row:,} rows, the manifest says {facts['num_samples']:,}")
-        if whole and tables:
+            found.faults.append(f"{name}: {row:,} rows, but the manifest says {facts['num_samples']:,}")
+        if complete and tables:
             table = pa.concat_tables(tables)
-            numbers = pc.fill_null(pc.index_in(table["dataset"], value_set=pa.array(self.names)), -1)
-            found.datasets, found.lengths = numbers.to_numpy(), table.select(LENGTHS.names)
+            indices = pc.fill_null(pc.index_in(table["dataset"], value_set=pa.array(self.names)), -1)
+            found.datasets, found.lengths = indices.to_numpy(), table.select(LENGTHS.names)
 
     def _order(self, table: pa.Table, first: int) -> Iterator[tuple[int, str]]:
-        """Rows that are not the samples that stand at their place in the order of the mixture."""
+        """Yields (row, fault) for rows that are not the sample that the mixture has at their index."""
         index, there = np.arange(first, first + len(table)), table["index"].to_numpy()
         moved = there - index
         for row in np.flatnonzero((moved != 0) & (moved != np.append(0, moved[:-1]))).tolist():
             same = np.flatnonzero(moved[row:] != moved[row])
             count = int(same[0]) if len(same) else len(table) - row
-            yield row, f"{count:,} samples from {there[row]} on stand where those from {index[row]} on should"
-        number, example = self.mixture.locate(index)
-        right_dataset = pc.equal(table["dataset"], pa.array(np.array(self.names, dtype=object)[number], pa.string()))
+            yield row, f"{count:,} samples starting at index {there[row]}, but index {index[row]} is expected here"
+        dataset, example = self.mixture.locate(index)
+        right_dataset = pc.equal(table["dataset"], pa.array(np.array(self.names, dtype=object)[dataset], pa.string()))
         right = right_dataset.to_numpy() & (table["example"].to_numpy() == example)
         for row in np.flatnonzero(~right & (moved == 0)).tolist():
             found = f"{table['dataset'][row].as_py()} example {table['example'][row].as_py()}"
-            yield row, f"{found}, the order has {self.names[number[row]]} example {example[row]} here"
+            yield row, f"{found}, but the order has {self.names[dataset[row]]} example {example[row]} here"
 
     def _counts(self, table: pa.Table) -> Iterator[tuple[int, str]]:
-        """Rows whose lists and counts do not agree."""
+        """Yields (row, fault) for rows whose lists do not match their counts."""
 
         def lengths(name: str) -> np.ndarray:
             return pc.fill_null(pc.list_value_length(table[name]), 0).to_numpy()
@@ -149,32 +151,32 @@ class ShardCheck:
             ("image_sha256", lengths("image_sha256"), "num_images"),
             ("image tokens", trues("input_ids", ids == self.image_token_id), "num_images"),
         ]
-        for what, seen, said in pairs:
-            for row in np.flatnonzero(seen != counts[said]).tolist():
-                yield row, f"{seen[row]} {what}, but {said} is {counts[said][row]}"
+        for what, actual, column in pairs:
+            for row in np.flatnonzero(actual != counts[column]).tolist():
+                yield row, f"{actual[row]} {what}, but {column} is {counts[column][row]}"
 
-    def _pictures(self, table: pa.Table, good: set[str], found: Found) -> Iterator[tuple[int, str]]:
-        """Rows with pictures that are not there as they should be."""
-        # A row at a time: the bytes of a group may be many.
-        images, sums = table["images"], table["image_sha256"]
+    def _images(self, table: pa.Table, good: set[str], found: Found) -> Iterator[tuple[int, str]]:
+        """Yields (row, fault) for images that are missing, differ from their checksum or do not decode."""
+        # One row at a time, because the image bytes of a row group can be large.
+        images, checksums = table["images"], table["image_sha256"]
         for row in range(len(table)):
-            own = zip(images[row].as_py() or (), sums[row].as_py() or (), strict=False)
-            for number, (image, sha256) in enumerate(own):
+            own = zip(images[row].as_py() or (), checksums[row].as_py() or (), strict=False)
+            for index, (image, sha256) in enumerate(own):
                 found.pictures += 1
-                wrong = self._wrong_picture(image["bytes"], sha256, good)
+                wrong = self._image_fault(image["bytes"], sha256, good)
                 if wrong:
-                    yield row, f"picture {number} ({image['path']}): {wrong}"
+                    yield row, f"image {index} ({image['path']}): {wrong}"
 
-    def _wrong_picture(self, data: bytes | None, sha256: str | None, good: set[str]) -> str | None:
+    def _image_fault(self, data: bytes | None, sha256: str | None, good: set[str]) -> str | None:
         if self.mode != "embed":
             if data is not None:
-                return f"bytes, where the manifest says images: {self.mode}"
-            return "no sum" if sha256 is None and self.mode == "reference" else None
+                return f"has bytes, but the image mode of the manifest is {self.mode}"
+            return "no checksum" if sha256 is None and self.mode == "reference" else None
         if data is None:
             return "no bytes"
         digest = hashlib.sha256(data).hexdigest()
         if digest != sha256:
-            return f"its sum is {digest[:8]}…, image_sha256 says {(sha256 or 'nothing')[:8]}…"
+            return f"its checksum is {digest[:8]}…, but image_sha256 is {(sha256 or 'null')[:8]}…"
         if digest not in good:
             try:
                 decode(data)
@@ -185,18 +187,19 @@ class ShardCheck:
 
 
 def wrong_bytes(path: Path, facts: Mapping[str, Any]) -> str | None:
+    """Returns a fault if the file's size or checksum differs from the manifest, otherwise None."""
     size = path.stat().st_size
     if size != facts["num_bytes"]:
-        return f"{size:,} bytes, the manifest says {facts['num_bytes']:,}"
+        return f"{size:,} bytes, but the manifest says {facts['num_bytes']:,}"
     digest = file_sha256(path)
     if digest != facts["sha256"]:
-        return f"its sum is {digest[:8]}…, the manifest says {facts['sha256'][:8]}…"
+        return f"its checksum is {digest[:8]}…, but the manifest says {facts['sha256'][:8]}…"
     return None
 
 
 def _read_group(path: Path, file: pq.ParquetFile, group: int, rows: str, faults: list[str]) -> pa.Table:
-    """A row group; if its pages are not those that were written, that is a fault, and the rows are looked at as they
-    are, since they may show which picture it is. Raises what pyarrow raises."""
+    """Reads a row group. If a page checksum is wrong, records a fault and reads the rows without verification, as they
+    may show which image is damaged. Raises what pyarrow raises."""
     try:
         return file.read_row_group(group)
     except OSError as error:

@@ -1,2 +1,2 @@
 class ShardError(ValueError):
-    """A shard, or what it is made of, that is not as its manifest says."""
+    """Raised for a shard, or an input of one, that does not match its manifest."""

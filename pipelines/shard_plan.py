@@ -1,9 +1,9 @@
-"""Which samples stand in which shard, and in which row group of it: cut before anything is written, from what the
-examples tell of themselves, so that shards are even in bytes and each can be written alone.
+"""Plans which samples go into which shard and row group, before anything is written, from the examples' metadata.
+Shards are about equal in bytes, and each can be written independently.
 
-A sample *weighs* the bytes that it is expected to take in a shard. Sample after sample, the weights are laid out in one
-line, which is cut into equal parts; each cut moves to the nearest end of a sample. So no shard is further from the mean
-than the heaviest sample weighs. Tokens follow: by the exact quotas every stretch of the order holds the same mixture.
+The *weight* of a sample is the number of bytes that it is expected to take in a shard. The cumulative weight is cut
+into equal parts, and each cut is moved to the nearest sample boundary, so no shard deviates from the mean by more than
+the heaviest sample. Shards also have similar token counts, because every range of the order has the same mixture.
 """
 
 import os
@@ -20,25 +20,25 @@ from pipelines.example_files import ExampleFiles
 from pipelines.mixture import Mixture
 from pipelines.shrink import Shrink
 
-# Bytes that compressed texts, token ids and loss mask take, rather too many: see benchmarks/README.md.
+# Upper estimates of the bytes that compressed texts, token ids and loss mask take: see benchmarks/README.md.
 BYTES_PER_TOKEN = 2
 BYTES_PER_SAMPLE = 30
-BYTES_PER_IMAGE = 70  # of names and sums
+BYTES_PER_IMAGE = 70  # for the name and the checksum
 WEIGHT_COLUMNS = ("num_tokens", "image_bytes", "image_side")
 
-# A reader holds one row group at a time: at most so many bytes, and never more than 4,096 rows.
+# A reader holds one row group at a time: about GROUP_BYTES at most, and never more than 4,096 rows.
 GROUP_BYTES = 16 << 20
 GROUP_BYTES_PER_ROW = GROUP_BYTES // 4096
 
 _HEAVIEST = np.iinfo(np.int32).max
-_CHUNK = 1 << 20  # samples looked at together
-_BLOCK = 64  # samples whose weight is kept as one sum
+_CHUNK = 1 << 20  # samples processed together
+_BLOCK = 64  # samples whose weights are stored as one sum
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """What shards hold of pictures. embed: their bytes; reference: the path below the image root and the sum of the
-    file; skip: the path alone. shrink: of what is embedded."""
+    """How shards store images. mode: `embed` stores their bytes, `reference` their path below the image root and the
+    checksum of the file, `skip` only the path. shrink: how embedded images are shrunk, if at all."""
 
     mode: str = "embed"
     shrink: Shrink | None = None
@@ -49,7 +49,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What a worker needs to write any shard of a stage. Shard i holds the samples starts[i] … starts[i + 1] - 1."""
+    """All that a worker needs to write any shard of a stage. Shard i has the samples starts[i] … starts[i + 1] - 1."""
 
     out: Path
     examples: Mapping[str, Path]
@@ -73,7 +73,7 @@ class ShardPlan:
 
 
 def weights(rows: pa.Table | pa.RecordBatch, pictures: Pictures) -> np.ndarray:
-    """(n,) int64: what each example of `rows`, with WEIGHT_COLUMNS, weighs."""
+    """Returns the weights of the examples in `rows`, which has WEIGHT_COLUMNS: int64 (n,)."""
     text = rows.column("num_tokens").to_numpy().astype(np.int64) * BYTES_PER_TOKEN + BYTES_PER_SAMPLE
     lists = rows.column("image_bytes")
     count = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
@@ -92,14 +92,14 @@ def weights(rows: pa.Table | pa.RecordBatch, pictures: Pictures) -> np.ndarray:
 def cut_shards(
     mixture: Mixture, examples: Mapping[str, Path], num_samples: int, shard_bytes: int, pictures: Pictures
 ) -> np.ndarray:
-    """(shards + 1,) int64: the first sample of each shard, and the number of samples."""
+    """Returns the first sample of each shard, followed by the number of samples: int64 (shards + 1,)."""
     return cut_evenly(sample_weights(mixture, examples, pictures), num_samples, shard_bytes)
 
 
 def sample_weights(
     mixture: Mixture, examples: Mapping[str, Path], pictures: Pictures
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """What gives the weights of samples: places in the order (n,) → int64 (n,). Keeps four bytes for each example."""
+    """Returns a function from sample indices (n,) to weights, int64 (n,). It holds four bytes per example in memory."""
     tables = []
     for name in mixture.names:
         batches = ExampleFiles.of(examples[name]).batches(WEIGHT_COLUMNS)
@@ -111,8 +111,8 @@ def sample_weights(
 
 
 def in_order(mixture: Mixture, tables: Sequence[np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """tables: of each dataset of the mixture the weights of its examples. Returns what gives those of places in the
-    order: (n,) → int64 (n,)."""
+    """Returns a function from sample indices (n,) to weights, int64 (n,). tables: the weights of the examples of each
+    dataset of the mixture."""
 
     def weights_of(indices: np.ndarray) -> np.ndarray:
         dataset, example = mixture.locate(indices)
@@ -126,15 +126,15 @@ def in_order(mixture: Mixture, tables: Sequence[np.ndarray]) -> Callable[[np.nda
 
 
 def cut_evenly(weights_of: Callable[[np.ndarray], np.ndarray], count: int, most: int) -> np.ndarray:
-    """Cuts 0 … count - 1 into the fewest runs of about equal weight of which none weighs more than `most`, to within
-    its heaviest item. weights_of: items (n,) → int64 (n,), all positive. Returns the first item of each run, and
-    `count`. weights_of is called by threads. Memory: 1/8 byte an item."""
+    """Cuts 0 … count - 1 into the fewest runs of about equal weight such that none exceeds `most` by more than its
+    heaviest item. Returns the first item of each run, followed by `count`. weights_of: items (n,) → int64 (n,), all
+    positive; it is called from several threads. Uses 1/8 byte of memory per item."""
 
     def sums_of_blocks(start: int) -> np.ndarray:
         each = weights_of(np.arange(start, min(start + _CHUNK, count)))
         return np.add.reduceat(each, np.arange(0, len(each), _BLOCK))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy lets go of the GIL
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy releases the GIL
         block_sums = np.concatenate(list(pool.map(sums_of_blocks, range(0, count, _CHUNK))))
     ends = np.cumsum(block_sums)
     total = int(ends[-1])
@@ -150,16 +150,17 @@ def cut_evenly(weights_of: Callable[[np.ndarray], np.ndarray], count: int, most:
         each = np.zeros(items.shape, np.int64)
         each[inside] = weights_of(items[inside])
         before = (ends[block] - block_sums[block])[:, None] + np.cumsum(each, axis=1) - each
-        # The item that the target falls into: the cut is at its beginning or its end, whichever is nearer.
-        place = (before < target[:, None]).sum(axis=1) - 1
-        row = np.arange(len(place))
-        place = np.minimum(place, inside.sum(axis=1) - 1)
-        into = target - before[row, place]
-        cuts.append(items[row, place] + (2 * into > each[row, place]))
+        # The cut is at the start or end of the item that the target falls into, whichever is nearer.
+        column = (before < target[:, None]).sum(axis=1) - 1
+        row = np.arange(len(column))
+        column = np.minimum(column, inside.sum(axis=1) - 1)
+        into = target - before[row, column]
+        cuts.append(items[row, column] + (2 * into > each[row, column]))
     return np.unique(np.append(np.concatenate(cuts), count))
 
 
 def cut_groups(each: np.ndarray) -> np.ndarray:
-    """(groups + 1,): where the row groups of a shard begin whose samples weigh `each`, and the number of samples."""
+    """Returns the first sample of each row group of a shard whose samples have the weights `each`, followed by the
+    number of samples: int64 (groups + 1,)."""
     per_row = each + GROUP_BYTES_PER_ROW
     return cut_evenly(lambda items: per_row[items], len(each), GROUP_BYTES)

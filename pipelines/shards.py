@@ -1,4 +1,4 @@
-"""Shards: Parquet files of examples in training order with their pictures, and the lengths of all samples."""
+"""Writes shards: Parquet files of examples in training order with their images, and the lengths of all samples."""
 
 import errno
 import hashlib
@@ -22,12 +22,12 @@ from pipelines.shard_error import ShardError
 from pipelines.shard_plan import WEIGHT_COLUMNS, ShardPlan, cut_groups, weights
 from pipelines.store import file_sha256, read_manifest, whole_file
 
-FORMAT = 1  # of a shards directory: raise it when a reader of the one before would go wrong
+FORMAT = 1  # of a shards directory: raise it when readers of the previous format would misread it
 LENGTHS_FILE = "lengths.parquet"
 LENGTHS_PER_GROUP = 1 << 20
-FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file is too large"}
+FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is exceeded", errno.EFBIG: "the file is too large"}
 
-# What `datasets` needs to show the pictures.
+# Feature types that let the `datasets` library decode the images.
 _FEATURES: dict[str, Any] = {
     "index": {"dtype": "int64", "_type": "Value"},
     "dataset": {"dtype": "string", "_type": "Value"},
@@ -50,14 +50,14 @@ _FEATURES: dict[str, Any] = {
     "num_tokens": {"dtype": "int32", "_type": "Value"},
     "num_supervised": {"dtype": "int32", "_type": "Value"},
 }
-# Without bytes there is no picture to show.
+# For images without bytes, which cannot be decoded.
 _REFERENCES = {"bytes": {"dtype": "binary", "_type": "Value"}, "path": {"dtype": "string", "_type": "Value"}}
 
 
 def write_shard(plan: ShardPlan, shard: int) -> None:
-    """Writes one shard, then its facts. A shard whose facts are there and whose file has that sum is kept.
-    Raises ShardError when an image's bytes are not those that were measured, and for a full disk."""
-    if _is_whole(plan, shard):
+    """Writes one shard, then its facts file. Keeps an existing shard whose checksum matches its facts file.
+    Raises ShardError if an image has changed since it was measured or if the disk is full."""
+    if _is_complete(plan, shard):
         return
     features = _FEATURES if plan.pictures.mode == "embed" else {**_FEATURES, "images": [_REFERENCES]}
     schema = SHARD.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
@@ -67,9 +67,9 @@ def write_shard(plan: ShardPlan, shard: int) -> None:
             with pq.ParquetWriter(
                 partial,
                 schema,
-                write_page_checksum=True,  # readers verify them: a bit that rots is an error, not a picture
+                write_page_checksum=True,  # lets readers detect bit rot instead of decoding a damaged image
                 use_dictionary=["dataset"],
-                # Encoded images do not shrink further; all else does.
+                # Encoded images do not compress further; the other columns do.
                 compression={name: "none" if "bytes" in name else "zstd" for name in _leaf_names(schema)},
             ) as writer:
                 for table in _groups(plan, plan.samples(shard)):
@@ -86,7 +86,7 @@ def write_shard(plan: ShardPlan, shard: int) -> None:
 
 
 def write_lengths(plan: ShardPlan) -> dict[str, Any]:
-    """Writes the lengths of all samples, from the shards; returns what the manifest says of them."""
+    """Writes the lengths of all samples, read from the shards; returns the manifest's entry for the file."""
     path = plan.out / LENGTHS_FILE
     with says_if_full(path), whole_file(path) as partial:
         with pq.ParquetWriter(partial, LENGTHS, compression="zstd", write_page_checksum=True) as writer:
@@ -101,26 +101,26 @@ def write_lengths(plan: ShardPlan) -> dict[str, Any]:
 
 @contextmanager
 def says_if_full(path: Path) -> Iterator[None]:
-    """Turns the errors of a disk that takes no more into a ShardError that says what to do."""
+    """Turns a full-disk error (a key of FULL) into a ShardError that says what to do."""
     try:
         yield
     except OSError as error:
         if error.errno not in FULL:
             raise
         raise ShardError(
-            f"{path} cannot be written: {FULL[error.errno]}. Nothing half-written counts; make room and run it again: "
-            "what is whole is kept"
+            f"{path} cannot be written: {FULL[error.errno]}. Free space or raise the limit, then run it again: "
+            "finished files are reused, and partial files are ignored"
         ) from error
 
 
-def _is_whole(plan: ShardPlan, shard: int) -> bool:
+def _is_complete(plan: ShardPlan, shard: int) -> bool:
     if not plan.facts_file(shard).is_file() or not plan.file(shard).is_file():
         return False
     return file_sha256(plan.file(shard)) == json.loads(plan.facts_file(shard).read_text())["sha256"]
 
 
 def _groups(plan: ShardPlan, indices: np.ndarray) -> Iterator[pa.Table]:
-    """The samples of a shard as its row groups, one in memory at a time."""
+    """Yields the row groups of a shard, with one in memory at a time."""
     datasets, examples = plan.mixture.locate(indices)
     each = np.empty(len(indices), np.int64)
     for number, name in enumerate(plan.mixture.names):
@@ -137,13 +137,13 @@ def _groups(plan: ShardPlan, indices: np.ndarray) -> Iterator[pa.Table]:
 def _rows(
     plan: ShardPlan, roots: dict[str, ImageRoot], indices: np.ndarray, datasets: np.ndarray, examples: np.ndarray
 ) -> pa.Table:
-    tables, places = [], []
+    tables, positions = [], []
     for number, name in enumerate(plan.mixture.names):
         mine = np.flatnonzero(datasets == number)
         if not len(mine):
             continue
         rows = ExampleFiles.of(plan.examples[name]).take(examples[mine], EXAMPLES.names)
-        images, sha256 = _pictures(plan, name, roots.get(name), rows)
+        images, sha256 = _image_columns(plan, name, roots.get(name), rows)
         rows = rows.drop_columns(["images", "image_sha256"])
         columns = {
             "index": pa.array(indices[mine]),
@@ -156,13 +156,13 @@ def _rows(
         for column, values in columns.items():
             rows = rows.append_column(column, values)
         tables.append(rows.select(SHARD.names))
-        places.append(mine)
-    back = np.argsort(np.concatenate(places), kind="stable")
-    return pa.concat_tables(tables).combine_chunks().take(pa.array(back))
+        positions.append(mine)
+    order = np.argsort(np.concatenate(positions), kind="stable")
+    return pa.concat_tables(tables).combine_chunks().take(pa.array(order))
 
 
 def add_sums(sums: dict[str, Counter[str]], table: pa.Table) -> None:
-    """Adds to dataset → what its samples of a shard hold."""
+    """Adds the totals of a shard's samples to `sums`: dataset → column → total."""
     columns = {
         "dataset": table["dataset"],
         "samples": pa.array(np.ones(len(table), dtype=np.int64)),
@@ -175,32 +175,33 @@ def add_sums(sums: dict[str, Counter[str]], table: pa.Table) -> None:
         sums.setdefault(row["dataset"], Counter()).update({name: row[f"{name}_sum"] or 0 for name in names})
 
 
-def _pictures(plan: ShardPlan, dataset: str, root: ImageRoot | None, rows: pa.Table) -> tuple[pa.Array, pa.Array]:
-    """The columns `images` and `image_sha256` of rows of a dataset."""
+def _image_columns(plan: ShardPlan, dataset: str, root: ImageRoot | None, rows: pa.Table) -> tuple[pa.Array, pa.Array]:
+    """Returns the columns `images` and `image_sha256` for rows of a dataset."""
     data: dict[str, bytes] = {}
-    sums: dict[str, str] = {}
+    checksums: dict[str, str] = {}
     if root is not None:
         names, measured = (pc.list_flatten(rows[column]).to_pylist() for column in ("images", "image_sha256"))
         for name, sha256 in sorted(set(zip(names, measured, strict=True)), key=lambda pair: reading_order(pair[0])):
-            data[name], sums[name] = root.read(name), sha256
+            data[name], checksums[name] = root.read(name), sha256
             if hashlib.sha256(data[name]).hexdigest() != sha256:
                 raise ShardError(
-                    f"{dataset}: image {name} under {plan.image_roots[dataset]} is not what it was when the "
-                    "examples were built: build again"
+                    f"{dataset}: image {name} under {plan.image_roots[dataset]} has changed since the examples were "
+                    "built: build again"
                 )
             if plan.pictures.shrink is not None:
                 data[name] = plan.pictures.shrink(data[name])
-                sums[name] = hashlib.sha256(data[name]).hexdigest()
-    shown = rows["images"].to_pylist()
-    column = [[{"bytes": data.get(name), "path": name} for name in names] for names in shown]
+                checksums[name] = hashlib.sha256(data[name]).hexdigest()
+    names_of_rows = rows["images"].to_pylist()
+    column = [[{"bytes": data.get(name), "path": name} for name in names] for names in names_of_rows]
     sha256_column = rows["image_sha256"].combine_chunks()
     if plan.pictures.shrink is not None:
-        sha256_column = pa.array([[sums[name] for name in names] for names in shown], SHARD.field("image_sha256").type)
+        lists = [[checksums[name] for name in names] for names in names_of_rows]
+        sha256_column = pa.array(lists, SHARD.field("image_sha256").type)
     return pa.array(column, SHARD.field("images").type), sha256_column
 
 
 def _leaf_names(schema: pa.Schema) -> list[str]:
-    """Parquet's names of the leaf columns of a schema."""
+    """Returns Parquet's names for the leaf columns of a schema."""
 
     def leaves(name: str, kind: pa.DataType) -> list[str]:
         if pa.types.is_list(kind):
@@ -213,7 +214,7 @@ def _leaf_names(schema: pa.Schema) -> list[str]:
 
 
 def read_shards_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of a shards directory. Raises ShardError where there is none, or it is not of this FORMAT."""
+    """Returns the manifest of a shards directory. Raises ShardError if it is missing, invalid or of another FORMAT."""
     try:
         manifest = read_manifest(directory)
     except FileNotFoundError as error:
@@ -225,18 +226,20 @@ def read_shards_manifest(directory: Path) -> dict[str, Any]:
 
 
 def check_format(manifest: Any, where: object) -> None:
-    """Raises ShardError unless the manifest of shards is of this FORMAT and names its files. where: what the error says
-    of its place."""
+    """Raises ShardError unless a shards manifest is of this FORMAT and names its files. where: the directory or URL to
+    name in the error."""
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
         raise ShardError(
-            f"{where} holds shards of format {found}, this version reads format {FORMAT}: build them again, or read "
-            "them with the version that built them"
+            f"{where} holds shards of format {found}, but this version reads format {FORMAT}: build them again, or "
+            "read them with the version that built them"
         )
     named = manifest.get("shards")
-    whole = isinstance(named, list) and len(named) > 0 and _is_count(manifest.get("num_samples"))
-    if not whole or not all(map(_names_shard, named)) or not _names_file(manifest.get("lengths")):
-        raise ShardError(f"{where}: manifest.json does not name files as shards do: copy it anew, or build again")
+    complete = isinstance(named, list) and len(named) > 0 and _is_count(manifest.get("num_samples"))
+    if not complete or not all(map(_names_shard, named)) or not _names_file(manifest.get("lengths")):
+        raise ShardError(
+            f"{where}: manifest.json does not list its shards and lengths file correctly: copy it again, or build again"
+        )
 
 
 def _is_count(value: Any) -> bool:
@@ -254,8 +257,8 @@ def _names_shard(facts: Any) -> bool:
 
 
 def check_sizes(directory: Path, manifest: dict[str, Any]) -> None:
-    """Raises ShardError unless all files are there, as long as the manifest says, each shard after the one before: what
-    can be seen without reading them."""
+    """Checks what can be checked without reading the files. Raises ShardError unless all files exist, have the sizes in
+    the manifest, and the shards' sample ranges are contiguous."""
     at = 0
     for facts in [*manifest["shards"], manifest["lengths"]]:
         path = directory / facts["file"]
@@ -264,12 +267,14 @@ def check_sizes(directory: Path, manifest: dict[str, Any]) -> None:
             raise ShardError(f"{path} is missing: delete {directory} and build again")
         if found != facts["num_bytes"]:
             raise ShardError(
-                f"{path} has {found:,} bytes, its manifest says {facts['num_bytes']:,}: delete {directory} and build "
-                f"again (`honeybee verify {directory}` looks at every byte)"
+                f"{path} has {found:,} bytes, but its manifest says {facts['num_bytes']:,}: delete {directory} and "
+                f"build again (`honeybee verify {directory}` checks every byte)"
             )
     for facts in manifest["shards"]:
         if facts["first"] != at:
             raise ShardError(f"{directory}/{facts['file']} begins at sample {facts['first']}, but {at} comes next")
         at += facts["num_samples"]
     if at != manifest["num_samples"]:
-        raise ShardError(f"{directory}: {at} samples in its shards, {manifest['num_samples']} in the manifest")
+        raise ShardError(
+            f"{directory} has {at} samples in its shards, but {manifest['num_samples']} in the manifest: build again"
+        )

@@ -1,11 +1,12 @@
-"""How likely one of two turns about one image gives the other's answer away: 0 to 1, the same in both directions.
+"""Estimates how likely one of two turns about an image gives the other's answer away: 0 to 1, symmetric.
 
-A logistic model of four numbers that can be read: the cosine of what the turns speak of, and three alignments of their
-words (`FEATURES`). Everything comes from vectors of single texts and words, so a pair costs no run of a model. Two
-rules come before it: turns that name opposite properties in the same place ("the left cup" / "the right cup") have
-similarity 0, yes-or-no questions that say opposite things of one and are answered so ("is it open" / "is it closed") 1.
+The score is a logistic model of four interpretable features (`FEATURES`): the cosine of the turns' contents and three
+alignments of their words. All features derive from vectors of single texts and words, so scoring a pair needs no model
+inference. Two rules override the model. Turns that name opposite properties in the same position ("the left cup" /
+"the right cup") have similarity 0. Yes-or-no questions that claim opposite things of the same object and have opposite
+answers ("is it open" yes / "is it closed" no) have similarity 1.
 
-The words come first: they alone rule most pairs out, so that few contents need a vector (`Similarity.contents`).
+The word features are computed first: they rule out most pairs, so few contents need a vector (`Similarity.contents`).
 """
 
 from collections.abc import Callable, Sequence
@@ -20,37 +21,39 @@ from pipelines.wording import Answer, Question, contradict, new_words, read_answ
 
 COMPARISONS = ("pair", "question", "answer")
 FEATURES = (
-    "content",  # cosine of the content words of question and answer, each turn's as one text
-    "contained",  # share of one turn's words that the other turn says, in the direction where it is larger
-    "told",  # share of one answer's words that the other question says, in the direction where it is larger
-    "same question",  # share of one question's words that the other question says, where it is smaller
+    "content",  # cosine of the turns' contents: the content words of question and answer as one text
+    "contained",  # share of one turn's words that the other turn contains; the larger of both directions
+    "told",  # share of one answer's words that the other question contains; the larger of both directions
+    "same question",  # share of one question's words that the other question contains; the smaller of both
 )
-# Fitted by benchmarks/dedup_quality.py on labelled pairs, both classes weighing the same.
+# Fitted by benchmarks/dedup_quality.py on labelled pairs, with equal weight for both classes.
 WEIGHTS = (5.98, 5.87, 1.71, 2.14)
 BIAS = -9.65
-# Two words with a cosine under the first are unrelated, over the second they mean the same.
+# Two words are unrelated if their cosine is below the first value, and synonyms if it is above the second.
 UNRELATED, SAME = 0.55, 0.9
-MAX_WORDS = 256  # of a question or an answer; what stands beyond is not compared
+MAX_WORDS = 256  # of a question or an answer; further words are ignored
 NOTHING, QUESTION, SLOT, TOLD = range(4)  # roles of words
 OTHER, NUMBER, COLOUR = range(3)  # kinds of answers
-HIGHEST_COSINE = 1.01  # of vectors that are stored as float16
+HIGHEST_COSINE = 1.01  # upper bound for vectors that are stored as float16
 VECTORS_AT_ONCE, WORD_PAIRS_AT_ONCE = 1 << 14, 1 << 20  # bound memory
 
 
 @dataclass(frozen=True)
 class Turn:
+    """A parsed question and answer."""
+
     question: Question
     answer: Answer
     words: tuple[str, ...]  # content words of the question, without the slot
-    slot: tuple[str, ...]
-    told: tuple[str, ...]  # content words of the answer that its question does not say
+    slot: tuple[str, ...]  # see Question.slot
+    told: tuple[str, ...]  # content words of the answer that its question does not contain
 
     @property
     def kind(self) -> int:
         if not self.told:
             return OTHER
         if self.told[0][0].isdigit():
-            return NUMBER if self.question.measures else OTHER  # a time, or what stands on a jersey, counts nothing
+            return NUMBER if self.question.measures else OTHER  # a time or a jersey number is not a quantity
         return COLOUR if self.told[-1] in COLOURS else OTHER
 
     @property
@@ -59,19 +62,19 @@ class Turn:
 
 
 def texts_to_embed(questions: Sequence[str], answers: Sequence[str], compare: str) -> set[str]:
-    """The texts whose vectors a `Similarity` asks for at once; of a pair, the single words."""
+    """Returns the texts whose vectors the constructor of `Similarity` looks up; for `pair`, these are single words."""
     if compare != "pair":
         return set(questions if compare == "question" else answers)
     return {word for turn in _read(questions, answers) for word in (*turn.words, *turn.slot, *turn.told)}
 
 
 class Similarity:
-    """Similarity of N turns, asked for by their places; a value does not depend on what else is asked."""
+    """Similarity of pairs among N turns, given by their indices. A value does not depend on the other pairs."""
 
     def __init__(self, questions: Sequence[str], answers: Sequence[str], embeddings: Embeddings, compare: str):
-        """compare: `pair` as the module says; `question` and `answer` take the cosine of these texts alone.
+        """compare: `pair` scores as the module describes; `question` and `answer` take the cosine of only these texts.
 
-        Raises KeyError for a text of `texts_to_embed` that `embeddings` lacks; the methods do so for one of `contents`.
+        Raises KeyError if `embeddings` lacks a text of `texts_to_embed`; the methods do if it lacks one of `contents`.
         """
         self.compare = compare
         self.turns = _read(questions, answers)
@@ -84,7 +87,8 @@ class Similarity:
             self._vectors.load()
 
     def __call__(self, first: np.ndarray, second: np.ndarray, at_least: float = 0.0) -> np.ndarray:
-        """(P,) float32 of the turns at places first, second: (P,) int. What is under `at_least` may be given as 0."""
+        """Returns (P,) float32, the similarities of turns `first` and `second`, (P,) int indices each. Values below
+        `at_least` may be returned as 0."""
         if self.compare == "pair":
             values = self._scores(first, second, at_least)
         else:
@@ -100,14 +104,14 @@ class Similarity:
         return values
 
     def contents(self, first: np.ndarray, second: np.ndarray, at_least: float) -> set[str]:
-        """The contents whose vectors a call with the same arguments asks for."""
+        """Returns the contents whose vectors a call with the same arguments looks up."""
         if self.compare != "pair":
             return set()
         possible, _ = self._possible(first, second, at_least)
         return {self.turns[k].content for k in np.unique([first[possible], second[possible]])}
 
     def features(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """(P, 4) float32: FEATURES of pairs of turns, each 0 to 1 (a cosine may be negative)."""
+        """Returns (P, 4) float32: FEATURES of pairs of turns, each 0 to 1 (the cosine may be negative)."""
         return np.column_stack([self._vectors.cosine(first, second), self._words.features(first, second)])
 
     def _scores(self, first: np.ndarray, second: np.ndarray, at_least: float) -> np.ndarray:
@@ -117,7 +121,7 @@ class Similarity:
         return values
 
     def _possible(self, first: np.ndarray, second: np.ndarray, at_least: float) -> tuple[np.ndarray, np.ndarray]:
-        """Which of the pairs can reach `at_least` with whatever contents, and the features of their words."""
+        """Returns the indices of pairs that could reach `at_least` whatever their content, and their word features."""
         aligned = self._words.features(first, second)
         best = _score(np.full(len(first), HIGHEST_COSINE, np.float32), aligned)
         possible = np.flatnonzero(best >= at_least)
@@ -129,7 +133,7 @@ class Similarity:
 
 
 def _score(cosine: np.ndarray, aligned: np.ndarray) -> np.ndarray:
-    # Summed one by one: a matrix product may round differently for other numbers of pairs.
+    # Summed term by term: the rounding of a matrix product may depend on the number of pairs.
     logit = np.full(len(cosine), BIAS, np.float32)
     for weight, column in zip(WEIGHTS, (cosine, *aligned.T), strict=True):
         logit += np.float32(weight) * column
@@ -137,10 +141,10 @@ def _score(cosine: np.ndarray, aligned: np.ndarray) -> np.ndarray:
 
 
 class _Alignment:
-    """The words of N turns, and how well those of one turn are said by another."""
+    """Aligns the words of one turn with those of another, for N turns."""
 
     def __init__(self, turns: Sequence[Turn], embeddings: Embeddings):
-        vocabulary: dict[str, int] = {"": 0}  # word 0, in every turn, is like no other: no turn is without words
+        vocabulary: dict[str, int] = {"": 0}  # word 0 is in every turn, so that none is empty, and matches no word
         words: list[int] = []
         roles: list[int] = []
         counts = np.empty(len(turns), np.int64)
@@ -148,7 +152,7 @@ class _Alignment:
             parts = ("",), turn.words, turn.slot, turn.told
             for role, part in zip((NOTHING, QUESTION, SLOT, TOLD), parts, strict=True):
                 words += [vocabulary.setdefault(word, len(vocabulary)) for word in part]
-                # "left" in an answer is no news: other questions say it of other things.
+                # "left" in an answer carries no weight: other questions contain it about other objects.
                 roles += [NOTHING if role == TOLD and word in SIDES else role for word in part]
             counts[k] = sum(map(len, parts))
         self._words, self._roles, self._counts = np.array(words), np.array(roles, np.int8), counts
@@ -163,7 +167,7 @@ class _Alignment:
         self._is_word = np.array([word[:1].isalpha() for word in self._vocabulary])
 
     def features(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """(P, 3) float32: FEATURES without the first."""
+        """Returns (P, 3) float32: all FEATURES but the first."""
         values = np.empty((len(first), 3), np.float32)
         work = np.cumsum(self._counts[first] * self._counts[second])
         begin = 0
@@ -175,20 +179,20 @@ class _Alignment:
         return values
 
     def _features(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        # Every word of a second turn beside every word of its first, the first's running fastest; then turned round.
+        # Pairs every word of `second` with every word of `first`, which varies fastest; then transposes the tables.
         sizes = self._counts[first], self._counts[second]
         word = places(self._starts[second], sizes[1])
-        beside = np.repeat(sizes[0], sizes[1])
-        first_word = places(np.repeat(self._starts[first], sizes[1]), beside)
-        alike = self._alike(first_word, np.repeat(word, beside))
-        there = self._shares(alike, first_word, word, beside, sizes[1])
-        turned = _turned(*sizes)
-        word, beside = places(self._starts[first], sizes[0]), np.repeat(sizes[1], sizes[0])
-        second_word = places(np.repeat(self._starts[second], sizes[0]), beside)
-        back = self._shares(alike[turned], second_word, word, beside, sizes[0])
-        (contained, told, asked), (contained_back, told_back, asked_back) = there, back
+        partners = np.repeat(sizes[0], sizes[1])
+        first_word = places(np.repeat(self._starts[first], sizes[1]), partners)
+        alike = self._alike(first_word, np.repeat(word, partners))
+        forward = self._shares(alike, first_word, word, partners, sizes[1])
+        transposed = _transposed(*sizes)
+        word, partners = places(self._starts[first], sizes[0]), np.repeat(sizes[1], sizes[0])
+        second_word = places(np.repeat(self._starts[second], sizes[0]), partners)
+        backward = self._shares(alike[transposed], second_word, word, partners, sizes[0])
+        (contained, told, asked), (contained_back, told_back, asked_back) = forward, backward
         low, high = np.minimum(contained, contained_back), np.maximum(contained, contained_back)
-        # How many of some, or the colour of a part, is not that of the whole: there both directions count.
+        # The count of a subset or the colour of a part is not that of the whole, so here both directions count.
         attributes = (self.kinds[first] == self.kinds[second]) & (self.kinds[first] != OTHER)
         return np.column_stack(
             [
@@ -199,20 +203,22 @@ class _Alignment:
         )
 
     def _shares(
-        self, alike: np.ndarray, source_word: np.ndarray, word: np.ndarray, beside: np.ndarray, sizes: np.ndarray
+        self, alike: np.ndarray, source_word: np.ndarray, word: np.ndarray, partners: np.ndarray, sizes: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """How much of each target turn its source turn says: three (P,), each 0 to 1.
+        """Returns how much of each target turn its source turn contains: three arrays (P,), each 0 to 1.
 
-        alike: of each target word (`word`) to the words of its source, `beside` many, `source_word`; sizes: words of
-        each target. The share of its question and answer that the whole source says; of its answer that the source's
-        question says (0 without an answer word); of its question that the source's question says (1 without one).
+        The first is the share of the target's question and answer that the source contains; the second, the share of
+        its answer that the source's question contains (0 if the answer has no words); the third, the share of its
+        question that the source's question contains (1 if the question has no words).
+        alike: similarity of each target word (`word`) to each word of its source (`source_word`); partners: number of
+        source words per target word; sizes: number of words per target.
         """
-        begins = np.cumsum(beside) - beside
+        begins = np.cumsum(partners) - partners
         source_role, role = self._roles[source_word], self._roles[word]
         turn = np.repeat(np.arange(len(sizes)), sizes)
 
-        def share(said: np.ndarray, of: np.ndarray, if_none: float) -> np.ndarray:
-            most = np.maximum.reduceat(said, begins)
+        def share(similarity: np.ndarray, of: np.ndarray, if_none: float) -> np.ndarray:
+            most = np.maximum.reduceat(similarity, begins)
             total = np.bincount(turn, weights=of, minlength=len(sizes))
             sums = np.bincount(turn, weights=most * of, minlength=len(sizes))
             return np.where(total > 0, sums / np.maximum(total, 1), if_none)
@@ -225,7 +231,7 @@ class _Alignment:
         )
 
     def _alike(self, first_word: np.ndarray, second_word: np.ndarray) -> np.ndarray:
-        """(K,) float32, 0 to 1, of words at (K,) places each."""
+        """Returns the similarity of words at two arrays of indices (K,): (K,) float32, 0 to 1."""
         size = len(self._vocabulary)
         words, others = self._words[first_word], self._words[second_word]
         keys, where = np.unique(np.minimum(words, others) * size + np.maximum(words, others), return_inverse=True)
@@ -234,7 +240,7 @@ class _Alignment:
         known = low > 0
         cosine = self._vectors.cosine(low[known] - 1, high[known] - 1)
         alike[known] = np.clip((cosine - UNRELATED) / (SAME - UNRELATED), 0, 1)
-        alike[~(self._is_word[low] & self._is_word[high])] = 0  # numbers and symbols are equal or different
+        alike[~(self._is_word[low] & self._is_word[high])] = 0  # numbers and symbols only match themselves
         for k in np.flatnonzero(alike):
             if is_opposite(self._vocabulary[low[k]], self._vocabulary[high[k]]):
                 alike[k] = 0
@@ -245,8 +251,8 @@ class _Alignment:
         return alike[where]
 
 
-def _turned(fast: np.ndarray, slow: np.ndarray) -> np.ndarray:
-    """Tables of slow × fast entries, one after another: the places of their entries, each table transposed."""
+def _transposed(fast: np.ndarray, slow: np.ndarray) -> np.ndarray:
+    """Returns the indices that transpose each of the concatenated tables of slow × fast entries."""
     sizes = fast * slow
     table = np.repeat(np.arange(len(sizes)), sizes)
     rank = np.arange(len(table)) - (np.cumsum(sizes) - sizes)[table]
@@ -265,23 +271,23 @@ def _read(questions: Sequence[str], answers: Sequence[str]) -> list[Turn]:
 
 
 class _Vectors:
-    """The vectors of some texts, by their places; looked up when they are first needed."""
+    """The vectors of some texts, addressed by index and looked up on first use."""
 
     def __init__(self, texts: Sequence[str], embeddings: Embeddings):
-        distinct = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         self._texts = np.array(list(distinct), dtype=object)
-        self._place = np.array([distinct[text] for text in texts], np.int64)
+        self._row = np.array([distinct[text] for text in texts], np.int64)
         self._embeddings = embeddings
-        self._is_here = np.zeros(len(distinct), bool)
+        self._is_loaded = np.zeros(len(distinct), bool)
         self._matrix = np.zeros((len(distinct), embeddings.dim), np.float32)
 
     def load(self) -> None:
         self._look_up(np.arange(len(self._texts)))
 
     def cosine(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """(K,) float32 of (K,) places each."""
-        first, second = self._place[first], self._place[second]
-        self._look_up(np.union1d(first[~self._is_here[first]], second[~self._is_here[second]]))
+        """Returns the cosines (K,) float32 of texts at two arrays of indices (K,)."""
+        first, second = self._row[first], self._row[second]
+        self._look_up(np.union1d(first[~self._is_loaded[first]], second[~self._is_loaded[second]]))
         values = np.empty(len(first), np.float32)
         for start in range(0, len(first), VECTORS_AT_ONCE):
             part = slice(start, start + VECTORS_AT_ONCE)
@@ -291,4 +297,4 @@ class _Vectors:
     def _look_up(self, new: np.ndarray) -> None:
         if len(new):
             self._matrix[new] = self._embeddings.vectors(self._texts[new].tolist())
-            self._is_here[new] = True
+            self._is_loaded[new] = True

@@ -1,5 +1,5 @@
-"""`honeybee verify`: everything that a shards directory promises, checked on its files alone, wherever they were
-copied to."""
+"""Implements `honeybee verify`: checks every guarantee of a shards directory, using only its files, so that a copy in
+any location can be checked."""
 
 import multiprocessing
 from collections import Counter
@@ -22,30 +22,32 @@ _SUMS = ("num_turns", "num_images", "num_tokens", "num_supervised")
 
 
 def verify(where: str, log: Callable[[str], None] = print, processes: int = 1) -> list[str]:
-    """Checks the shards in a directory or at a URL. Tells `log` what was done, shard by shard, and every fault, which
-    it returns: file and row, what was found, what should be there. Raises ShardError where there is no manifest of
-    this version, RemoteError for a URL that cannot be read."""
+    """Checks the shards in a directory or at a URL. Logs the progress shard by shard, and returns and logs all faults,
+    each with file, row, found and expected value. Raises ShardError if there is no valid manifest of this format,
+    RemoteError if a URL cannot be read."""
     files = Files(where)
     manifest = files.manifest()
     check_format(manifest, where)
     try:
         checker = ShardCheck(files, manifest)
     except (KeyError, TypeError, MixtureError) as error:
-        raise ShardError(f"{where}/manifest.json lacks or misstates {error}: copy it anew, or build again") from None
+        raise ShardError(
+            f"{where}/manifest.json is incomplete or invalid ({error}): copy it again, or build again"
+        ) from None
     faults = checker.manifest_faults()
     for fault in faults:
         log(f"  {fault}")
-    shards, whole = manifest["shards"], _Whole(manifest, checker.names)
+    shards, totals = manifest["shards"], _Totals(manifest, checker.names)
     for number, found in _each(checker, range(len(shards)), processes):
-        found.faults += whole.add(shards[number], found)
+        found.faults += totals.add(shards[number], found)
         count = len(found.faults)
-        state = "fine" if not count else f"{count:,} fault{'s' if count > 1 else ''}"
-        size = f"{shards[number]['num_samples']:,} samples, {found.pictures:,} pictures"
+        state = "OK" if not count else f"{count:,} fault{'s' if count > 1 else ''}"
+        size = f"{shards[number]['num_samples']:,} samples, {found.pictures:,} images"
         log(f"{number + 1} of {len(shards)} {shards[number]['file']}: {size}: {state}")
         for fault in found.faults:
             log(f"  {fault}")
         faults += found.faults
-    last = [*whole.faults(), *_length_faults(files, manifest, whole.lengths)]
+    last = [*totals.faults(), *_length_faults(files, manifest, totals.lengths)]
     for fault in last:
         log(f"  {fault}")
     return faults + last
@@ -55,26 +57,26 @@ def _each(checker: ShardCheck, numbers: range, processes: int) -> Iterator[tuple
     if processes == 1 or len(numbers) == 1:
         yield from ((number, checker.shard(number)) for number in numbers)
         return
-    # Fresh processes: those that are forked may inherit locks of Arrow's threads.
+    # Spawned, because forked processes may inherit locks held by Arrow's threads.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(processes, len(numbers)), mp_context=context) as pool:
         yield from zip(numbers, pool.map(checker.shard, numbers), strict=True)
 
 
-class _Whole:
-    """What only all shards together show: exact quotas of every prefix, and the sums of the manifest."""
+class _Totals:
+    """Checks across all shards: the exact quotas of every prefix, and the manifest's totals."""
 
     def __init__(self, manifest: Mapping[str, Any], names: list[str]):
         self._manifest, self._names = manifest, names
         self._quotas = np.array([manifest["mixture"]["quotas"][name] for name in names])
         self._given = np.zeros(len(names), np.int64)
-        self._at: int | None = 0  # samples counted; None: unknown, after a shard that could not be read
+        self._at: int | None = 0  # number of samples so far; None after a shard that could not be read
         self._sums: dict[str, Counter[str]] = {}
         self._all_read = True
         self.lengths: list[pa.Table | None] = []
 
     def add(self, facts: Mapping[str, Any], found: Found) -> list[str]:
-        """Faults of a shard, the next one."""
+        """Adds the next shard and returns its faults."""
         self.lengths.append(found.lengths)
         if found.datasets is None or found.lengths is None:
             self._at, self._all_read = None, False
@@ -83,7 +85,7 @@ class _Whole:
         for name in ("num_tokens", "num_supervised"):
             total = sum(each[name] for each in found.sums.values())
             if total != facts[name]:
-                faults.append(f"{facts['file']}: {name} sums to {total:,}, the manifest says {facts[name]:,}")
+                faults.append(f"{facts['file']}: {name} sums to {total:,}, but the manifest says {facts[name]:,}")
         for name, values in found.sums.items():
             self._sums.setdefault(name, Counter()).update(values)
         if self._at is not None:
@@ -93,18 +95,20 @@ class _Whole:
 
     def _quota_faults(self, datasets: np.ndarray) -> Iterator[tuple[int, str]]:
         assert self._at is not None
-        places = self._at + np.arange(1, len(datasets) + 1)
+        prefixes = self._at + np.arange(1, len(datasets) + 1)
         for number, name in enumerate(self._names):
             given = self._given[number] + np.cumsum(datasets == number)
-            off = given * PERIOD - places * self._quotas[number]
+            off = given * PERIOD - prefixes * self._quotas[number]
             bad = np.flatnonzero(np.abs(off) >= PERIOD)
-            if len(bad):  # one line tells it: what follows is off as well
+            if len(bad):  # only the first is reported, because later prefixes are usually wrong as well
                 row = int(bad[0])
-                owed = places[row] * self._quotas[number] / PERIOD
-                yield row, f"the first {places[row]:,} samples hold {given[row]:,} of {name}, its share is {owed:,.2f}"
+                owed = prefixes[row] * self._quotas[number] / PERIOD
+                found = f"the first {prefixes[row]:,} samples contain {given[row]:,} of {name}"
+                yield row, f"{found}, but its share is {owed:,.2f}"
             self._given[number] = given[-1] if len(given) else self._given[number]
 
     def faults(self) -> list[str]:
+        """Returns totals of the manifest that differ from the shards; none if a shard could not be read."""
         if not self._all_read:
             return []
         faults = []
@@ -112,12 +116,12 @@ class _Whole:
             for what in ("samples", *_SUMS):
                 seen = self._sums.get(name, Counter())[what]
                 if seen != facts[what]:
-                    faults.append(f"manifest.json: {name}: {facts[what]:,} {what}, but {seen:,} in the shards")
+                    faults.append(f"manifest.json: {name}: {facts[what]:,} {what}, but the shards have {seen:,}")
         return faults
 
 
 def _length_faults(files: Files, manifest: Mapping[str, Any], seen: list[pa.Table | None]) -> list[str]:
-    """seen: the lengths of each shard, None where it could not be read."""
+    """Returns faults of the lengths file. seen: the lengths of each shard, None if it could not be read."""
     facts = manifest["lengths"]
     try:
         with files.local(facts["file"]) as path:
@@ -129,7 +133,8 @@ def _length_faults(files: Files, manifest: Mapping[str, Any], seen: list[pa.Tabl
         return [f"{facts['file']}: cannot be read: {error}"]
     faults = [f"{facts['file']}: {wrong}"] if wrong else []
     if not table.schema.equals(LENGTHS) or len(table) != manifest["num_samples"]:
-        return [*faults, f"{facts['file']}: {len(table):,} rows, or other columns than lengths have"]
+        expected = f"expected {manifest['num_samples']:,} rows with the schema of a lengths file"
+        return [*faults, f"{facts['file']}: {expected}, found {len(table):,} rows of {table.column_names}"]
     for shard, own in zip(manifest["shards"], seen, strict=True):
         here = table.slice(shard["first"], shard["num_samples"])
         if own is None or len(own) != len(here):
@@ -137,7 +142,7 @@ def _length_faults(files: Files, manifest: Mapping[str, Any], seen: list[pa.Tabl
         for name in LENGTHS.names:
             other = np.flatnonzero(own[name].to_numpy() != here[name].to_numpy())
             faults += [
-                f"{facts['file']}: row {shard['first'] + row}: {name} {here[name][row]}, {own[name][row]} in "
+                f"{facts['file']}: row {shard['first'] + row}: {name} is {here[name][row]}, but {own[name][row]} in "
                 f"{shard['file']}"
                 for row in other.tolist()
             ]

@@ -108,7 +108,7 @@ def test_shares_that_cannot_be_are_told(recipe_of, build_data):
         "finetune/data/datasets": ["refcoco"],
         "finetune/data/balance": {"max_epochs": 0.1},
     }
-    problem = r"max_epochs leaves \d+ samples, and 24 are wanted"
+    problem = r"max_epochs allows only \d+ samples, but 24 are wanted"
     with pytest.raises(RecipeError, match=rf"finetune.data.balance: {problem}"):
         list(plan(recipe_of(changes), training=False))
     estimated = list(plan(recipe_of({**changes, "finetune/data/max_text_tokens": 250}), training=False))

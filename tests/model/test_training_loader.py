@@ -472,7 +472,7 @@ def test_shards_at_a_url_are_read_through_a_cache(
     _flip(last, 100)
     far = Shards(url, cache=tmp_path / "another")
     assert far.read([0])[0].index == 0
-    with pytest.raises(DataError, match="is not what its manifest says"):
+    with pytest.raises(DataError, match="does not match its manifest"):
         far.read([COUNT - 1])
     with pytest.raises(DataError, match="no finished shards"):
         Shards(f"file://{tmp_path}/nowhere", cache=tmp_path / "cache")
@@ -513,7 +513,7 @@ def _drop_column(directory: Path) -> None:
     [
         (lambda directory: (directory / "manifest.json").unlink(), "never finished"),
         (lambda directory: min(directory.glob("shard-*.parquet")).unlink(), "is missing: delete"),
-        (_truncate, "bytes, its manifest says"),
+        (_truncate, "bytes, but its manifest says"),
         (_swap, "does not hold samples 0 and following: files were swapped"),
         (_drop_column, "has no columns"),
         (lambda directory: _rewrite_manifest(directory, lambda m: m.pop("tokenizer")), "has no 'tokenizer'"),

@@ -1,4 +1,4 @@
-"""Examples as the store holds them, with real pictures on disk, for the tests of shards."""
+"""Examples in the store's layout, with real images on disk, for the tests of shards."""
 
 import hashlib
 import json
@@ -19,11 +19,11 @@ COUNT = 1500
 
 
 def make_world(tmp_path: Path, tokenizer_dir: Path) -> dict[str, Any]:
-    """Two datasets of examples in the store's layout, their pictures, and the arguments of build_shards."""
+    """Writes the examples and images of two datasets; returns the arguments of build_shards."""
     examples = {}
     image_token = load_tokenizer(tokenizer_dir).image_token_id
     for name, size in SIZES.items():
-        root = tmp_path / "pictures" / name
+        root = tmp_path / "images" / name
         root.mkdir(parents=True)
         rows = []
         for i in range(size):
@@ -60,7 +60,7 @@ def make_world(tmp_path: Path, tokenizer_dir: Path) -> dict[str, Any]:
         examples[name] = directory
     return {
         "examples": examples,
-        "image_roots": {name: tmp_path / "pictures" / name for name in SIZES},
+        "image_roots": {name: tmp_path / "images" / name for name in SIZES},
         "balance": Balance(strategy="tuned"),
         "weights": {"a": 3, "b": 1},
         "num_samples": COUNT,

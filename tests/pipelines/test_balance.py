@@ -1,4 +1,4 @@
-"""Strategies by hand-computed values and by what must hold of any."""
+"""Tests of the balancing strategies, against hand-computed values and invariants."""
 
 import itertools
 
@@ -42,7 +42,7 @@ def manifests(sizes: dict[str, Size]) -> dict[str, dict]:
     [
         ({"strategy": "tuned"}, {"vqa": 0.4, "gqa": 0.3, "caption": 0.2, "chat": 0.1}),
         ({"strategy": "per-dataset"}, dict.fromkeys(SIZES, 1 / 4)),
-        # Three tasks; that of two datasets is split in halves.
+        # Three tasks; the share of the task with two datasets is halved.
         ({"strategy": "per-task"}, {"vqa": 1 / 6, "gqa": 1 / 6, "caption": 1 / 3, "chat": 1 / 3}),
         # 100k, 100k, 100k, 50k
         ({"strategy": "per-sample"}, {"vqa": 2 / 7, "gqa": 2 / 7, "caption": 2 / 7, "chat": 1 / 7}),
@@ -55,7 +55,7 @@ def manifests(sizes: dict[str, Size]) -> dict[str, dict]:
         ),
     ],
 )  # fmt: skip
-def test_shares_are_those_that_one_computes_by_hand(chosen, expected):
+def test_shares_equal_hand_computed_values(chosen, expected):
     weights = {"vqa": 4, "gqa": 3, "caption": 2, "chat": 1} if chosen["strategy"] == "tuned" else None
     got = shares(Balance(**chosen), weights, SIZES, 1000)
     assert got.wanted == pytest.approx(expected, abs=1e-5)
@@ -63,9 +63,9 @@ def test_shares_are_those_that_one_computes_by_hand(chosen, expected):
     assert not got.limited
 
 
-def test_shares_of_tokens_become_shares_of_examples_by_the_mean():
+def test_token_shares_are_converted_to_example_shares_by_the_mean():
     got = shares(Balance(strategy="per-dataset", unit="supervised_tokens"), None, SIZES, 1000)
-    # Tokens of an example: 2, 3, 20, 400. Equal tokens: examples as 1/2, 1/3, 1/20, 1/400.
+    # Tokens per example: 2, 3, 20, 400. With equal token shares, examples are in the ratio 1/2 : 1/3 : 1/20 : 1/400.
     parts = {"vqa": 600, "gqa": 400, "caption": 60, "chat": 3}
     assert got.wanted == dict.fromkeys(SIZES, 0.25)
     assert got.examples == pytest.approx({name: part / 1063 for name, part in parts.items()})
@@ -75,10 +75,10 @@ def test_shares_of_tokens_become_shares_of_examples_by_the_mean():
     assert by_size.examples == pytest.approx({name: size.examples / everything for name, size in SIZES.items()})
 
 
-def test_what_is_above_a_limit_goes_to_the_others_by_share_until_none_is_above():
+def test_excess_over_a_limit_is_redistributed_until_no_dataset_exceeds_its_limit():
     wanted = {"a": 0.4, "b": 0.3, "c": 0.2, "d": 0.1}
-    # 100 samples: a may give 10; its 30 go to the others as 3 : 2 : 1, so b would give 45 and is held at 40 in turn;
-    # of the 50 that are left, c and d take two thirds and one third.
+    # Of 100 samples, a may give 10. Its excess of 30 is split 3 : 2 : 1, so b would give 45 and is capped at 40.
+    # Of the remaining 50, c gets two thirds and d one third.
     got, limited = limit(wanted, {"a": 10, "b": 40}, 100)
     assert got == pytest.approx({"a": 0.1, "b": 0.4, "c": 1 / 3, "d": 1 / 6})
     assert limited == {"a", "b"}
@@ -93,28 +93,28 @@ def test_limits_by_name():
 
 
 def test_too_few_samples_under_the_limits_is_an_error_with_both_numbers():
-    with pytest.raises(BalanceError, match=r"leaves 3,100,000 samples, and 4,000,000 are wanted"):
+    with pytest.raises(BalanceError, match=r"allows only 3,100,000 samples, but 4,000,000 are wanted"):
         shares(Balance(strategy="size", max_epochs=2), None, SIZES, 4_000_000)
 
 
 def test_a_dataset_without_an_example_is_named():
     sizes = {**SIZES, "gqa": Size("open_question", 0, 0)}
-    with pytest.raises(BalanceError, match="gqa: a share in the mixture, but no example"):
+    with pytest.raises(BalanceError, match="gqa: in the mixture, but has no examples"):
         shares(Balance(strategy="per-dataset"), None, sizes, 10)
 
 
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ({"strategy": "size", "cap": 5}, "cap belongs to the strategy per-sample"),
-        ({"strategy": "per-sample", "unit": "supervised_tokens"}, "say the cap of per-sample in supervised tokens"),
-        ({"strategy": "temperature"}, "needs a temperature"),
-        ({"strategy": "size", "temperature": 2}, "no other takes one"),
+        ({"strategy": "size", "cap": 5}, "`cap` is only allowed with the strategy per-sample"),
+        ({"strategy": "per-sample", "unit": "supervised_tokens"}, "needs a `cap` if the unit is supervised_tokens"),
+        ({"strategy": "temperature"}, "`temperature` is required with the strategy temperature"),
+        ({"strategy": "size", "temperature": 2}, "not allowed with any other"),
         ({"strategy": "size", "max_epochs": 0}, "max_epochs"),
         ({"strategy": "largest"}, "strategy"),
     ],
 )
-def test_numbers_that_do_not_fit_the_strategy(chosen, message):
+def test_parameters_that_do_not_fit_the_strategy_are_refused(chosen, message):
     with pytest.raises(ValidationError, match=message):
         Balance(**chosen)
 
@@ -129,7 +129,7 @@ some_sizes = st.dictionaries(
 
 @settings(max_examples=200, deadline=None)
 @given(some_sizes, st.sampled_from(STRATEGIES), st.data())
-def test_shares_sum_to_one_limits_hold_and_the_free_keep_their_ratios(sizes, chosen, data):
+def test_shares_sum_to_one_limits_hold_and_unlimited_datasets_keep_their_ratios(sizes, chosen, data):
     weights = {name: data.draw(st.floats(0.01, 1)) for name in sizes} if chosen["strategy"] == "tuned" else None
     max_epochs = data.draw(
         st.none() | st.floats(0.5, 5) | st.dictionaries(st.sampled_from(sorted(sizes)), st.floats(0.5, 5))
@@ -155,9 +155,9 @@ def test_shares_sum_to_one_limits_hold_and_the_free_keep_their_ratios(sizes, cho
         assert got.examples[name] >= before[name] - 1e-9
 
 
-@settings(max_examples=6, deadline=None, phases=[Phase.generate])  # an order takes half a second
+@settings(max_examples=6, deadline=None, phases=[Phase.generate])  # each mixture takes half a second
 @given(some_sizes, st.sampled_from([1, 1.5, 2, 7]), st.floats(0.3, 1), st.sampled_from([1, 100]))
-def test_limits_hold_for_the_samples_really_drawn(sizes, epochs, part, factor):
+def test_limits_hold_for_the_samples_of_the_mixture(sizes, epochs, part, factor):
     sizes = {name: Size(size.task, size.examples * factor, size.supervised) for name, size in sizes.items()}
     total = sum(int(epochs * size.examples) for size in sizes.values())
     num_samples = max(1, int(total * part))
@@ -165,7 +165,7 @@ def test_limits_hold_for_the_samples_really_drawn(sizes, epochs, part, factor):
         got, mixture = mix(
             Balance(strategy="per-dataset", max_epochs=epochs), None, manifests(sizes), num_samples, seed=0
         )
-    except MixtureError:  # all but all that there is, in an order too long to count it out; or a share too small for it
+    except MixtureError:  # the limits leave almost no slack for quotas in a long order, or a share is too small
         assume(False)
     counts = mixture.counts(num_samples)
     assert sum(counts.values()) == num_samples
@@ -174,7 +174,7 @@ def test_limits_hold_for_the_samples_really_drawn(sizes, epochs, part, factor):
         assert abs(counts[name] - got.examples[name] * num_samples) <= 1 + len(sizes) * num_samples / PERIOD
 
 
-def test_one_epoch_of_everything_is_one_epoch_of_each():
+def test_one_epoch_in_total_is_one_epoch_of_each_dataset():
     sizes = {"a": Size("t", 311, 1), "b": Size("t", 7, 1), "c": Size("t", 5000, 1)}
     _, mixture = mix(Balance(strategy="per-dataset", max_epochs=1), None, manifests(sizes), 5318, seed=0)
     counts = mixture.counts(5318)
@@ -183,12 +183,12 @@ def test_one_epoch_of_everything_is_one_epoch_of_each():
 
 def test_limits_too_tight_for_a_long_order_are_an_error():
     sizes = {"a": Size("t", 1_000_003, 1), "b": Size("t", 77_777, 1)}
-    with pytest.raises(MixtureError, match=r"leave 1,077,\d{3} samples in whole 1/65536 .* 1,077,780 are wanted"):
+    with pytest.raises(MixtureError, match=r"allow 1,077,\d{3} samples .* 1/65536 .* 1,077,780 are wanted"):
         mix(Balance(strategy="size", max_epochs=1), None, manifests(sizes), 1_077_780, seed=0)
 
 
 @pytest.mark.parametrize("chosen", [{"strategy": "per-dataset"}, {"strategy": "temperature", "temperature": 2}])
-def test_the_tokens_of_the_written_order_have_the_wanted_shares(chosen):
+def test_the_tokens_of_the_mixture_have_the_wanted_shares(chosen):
     random = np.random.default_rng(0)
     lengths = {
         "short": random.integers(1, 4, 4000),
@@ -203,5 +203,5 @@ def test_the_tokens_of_the_written_order_have_the_wanted_shares(chosen):
     for name, wanted in got.wanted.items():
         assert tokens[name] / sum(tokens.values()) == pytest.approx(wanted, abs=0.01)
     prefix = np.cumsum(dataset[:, None] == np.arange(3), axis=0)
-    promised = np.arange(1, num_samples + 1)[:, None] * np.array(mixture.quotas) / PERIOD
-    assert np.abs(prefix - promised).max() < 1
+    expected = np.arange(1, num_samples + 1)[:, None] * np.array(mixture.quotas) / PERIOD
+    assert np.abs(prefix - expected).max() < 1

@@ -1,4 +1,4 @@
-"""Rows that stand in a benchmark: found, listed, left out or kept, and accounted for."""
+"""Tests that rows overlapping with a benchmark are found, listed, dropped or kept, and counted in the ledger."""
 
 import dataclasses
 import hashlib
@@ -24,10 +24,10 @@ from pipelines.templates import template_file
 BEAM = ["--runner=FnApiRunner"]
 LONG = "What is the tall man with the red umbrella doing beside the old yellow bus, please?"
 ROWS = 60
-PICTURES = 20  # row r shows picture r % 20
+NUM_IMAGES = 20  # row r shows image r % 20
 
 
-def picture(name: str, data: bytes) -> BenchmarkPicture:
+def benchmark_image(name: str, data: bytes) -> BenchmarkPicture:
     return BenchmarkPicture(name, hashlib.sha256(data).hexdigest(), partial(bytes, data))
 
 
@@ -38,11 +38,11 @@ def store(tmp_path):
 
 @pytest.fixture
 def benchmarks(store):
-    """Two that share a picture: number 3 of the training pictures, by its bytes, and 5 only encoded anew."""
+    """Two benchmarks with training image 3, byte for byte; the first also has image 5, resized and re-encoded."""
     shown = [
-        picture("val/three.png", encoded(noise(3))),
-        picture("val/five.jpg", encoded(noise(5).resize((100, 90)), "JPEG", quality=40)),
-        picture("val/other.png", encoded(noise(500))),
+        benchmark_image("val/three.png", encoded(noise(3))),
+        benchmark_image("val/five.jpg", encoded(noise(5).resize((100, 90)), "JPEG", quality=40)),
+        benchmark_image("val/other.png", encoded(noise(500))),
     ]
     one = BenchmarkItems("pope", shown, [("random/1", "Is there a dog?"), ("random/2", LONG)])
     two = BenchmarkItems("mme", shown[:1], [])
@@ -53,17 +53,17 @@ def benchmarks(store):
 def job(tmp_path, tokenizer_dir, benchmarks):
     for name in ("annotations", "images", "out", "pictures"):
         (tmp_path / name).mkdir()
-    for k in range(PICTURES):
+    for k in range(NUM_IMAGES):
         (tmp_path / "pictures" / f"{k}.png").write_bytes(encoded(noise(k)))
     rows = [
-        {"row": r, "image": f"{r % PICTURES}.png", "question": "Is there a dog?", "answer": "no"} for r in range(ROWS)
+        {"row": r, "image": f"{r % NUM_IMAGES}.png", "question": "Is there a dog?", "answer": "no"} for r in range(ROWS)
     ]
     rows[10]["question"] = f"Tell me: {LONG.upper().replace(',', ' —')}"
-    rows[23]["question"] = LONG  # of picture 3: both overlap
+    rows[23]["question"] = LONG  # shows image 3, so both image and question overlap
     rows[11]["answer"] = " "
     table = pa.Table.from_pylist(rows, ANNOTATIONS["open_question"])
     write_batches(tmp_path / "annotations" / "annotations-00000.arrow", table.schema, table.to_batches(25))
-    measured = images_table(tmp_path / "pictures", [f"{k}.png" for k in range(PICTURES)])
+    measured = images_table(tmp_path / "pictures", [f"{k}.png" for k in range(NUM_IMAGES)])
     write_batches(tmp_path / "images" / "images.arrow", IMAGES, measured.to_batches())
     settings = RenderSettings(
         dataset="vqav2",
@@ -84,7 +84,7 @@ def job(tmp_path, tokenizer_dir, benchmarks):
 
 
 def changed(job: ExamplesJob, tmp_path, **changes) -> ExamplesJob:
-    """The job with other settings of decontamination, and a place of its own."""
+    """The job with different decontamination settings and its own output directory."""
     settings = dataclasses.replace(job.render.decontamination, **changes)
     out = tempfile.mkdtemp(dir=tmp_path)
     return dataclasses.replace(job, render=dataclasses.replace(job.render, decontamination=settings), out=out)
@@ -100,12 +100,12 @@ def rows_in_examples(job: ExamplesJob) -> set[int]:
     return {turn["row"] for example in pa.concat_tables(tables).to_pylist() for turn in example["turns"]}
 
 
-def test_rows_that_stand_in_a_benchmark_are_left_out(job):
+def test_rows_that_overlap_with_a_benchmark_are_dropped(job):
     counts = run_examples_job(job, BEAM)
     rejects = {(e["row"], e["turn"]): (e["reason"], e["detail"]) for e in parts(job, "rejects")}
-    same = "3.png has the bytes of pope, val/three.png"
-    alike = {d for (row, _), (_, d) in rejects.items() if row % PICTURES == 5}
-    assert {place: why for place, why in rejects.items() if place[0] % PICTURES not in (3, 5)} == {
+    same = "3.png is byte-identical to pope, val/three.png"
+    alike = {d for (row, _), (_, d) in rejects.items() if row % NUM_IMAGES == 5}
+    assert {key: why for key, why in rejects.items() if key[0] % NUM_IMAGES not in (3, 5)} == {
         (10, 0): (
             "benchmark",
             "the question shares 'what is the tall man with the red umbrella doing beside the old' with pope, random/2",
@@ -114,7 +114,7 @@ def test_rows_that_stand_in_a_benchmark_are_left_out(job):
     }
     assert [rejects[row, -1] for row in (3, 23, 43)] == [("benchmark", same)] * 3
     assert len(alike) == 1 and alike.pop().startswith("5.png looks like pope, val/five.jpg (")
-    assert rows_in_examples(job) == {r for r in range(ROWS) if r % PICTURES not in (3, 5) and r not in (10, 11)}
+    assert rows_in_examples(job) == {r for r in range(ROWS) if r % NUM_IMAGES not in (3, 5) and r not in (10, 11)}
     for part in counts:
         check_ledger("rows", part["rows"])
     assert sum(part["rows"]["rejects"].get("benchmark", 0) for part in counts) == 7
@@ -125,9 +125,9 @@ def test_every_overlap_is_listed_whether_dropped_or_not(job, tmp_path):
     counts = [run_examples_job(each, BEAM) for each in (job, report)]
     listed = parts(job, "overlaps")
     assert listed == parts(report, "overlaps")
-    places = [(e["row"], e["turn"], e["benchmark"], e["item"], e["kind"]) for e in listed]
-    assert places[0] == (3, -1, "pope", "val/three.png", "bytes")
-    assert sorted(places) == sorted(
+    entries = [(e["row"], e["turn"], e["benchmark"], e["item"], e["kind"]) for e in listed]
+    assert entries[0] == (3, -1, "pope", "val/three.png", "bytes")
+    assert sorted(entries) == sorted(
         [(r, -1, name, "val/three.png", "bytes") for r in (3, 23, 43) for name in ("pope", "mme")]
         + [(r, -1, "pope", "val/five.jpg", "perceptual") for r in (5, 25, 45)]
         + [(r, 0, "pope", "random/2", "question") for r in (10, 23)]
@@ -146,17 +146,17 @@ def test_every_overlap_is_listed_whether_dropped_or_not(job, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "left"),
+    ("changes", "expected"),
     [({"pictures": "exact"}, {3, 23, 43, 10}), ({"pictures": "skip"}, {10, 23}), ({"words": 0}, None)],
 )
-def test_each_comparison_can_be_left_out(job, tmp_path, changes, left):
+def test_each_comparison_can_be_switched_off(job, tmp_path, changes, expected):
     job = changed(job, tmp_path, **changes)
     run_examples_job(job, BEAM)
-    gone = {e["row"] for e in parts(job, "rejects") if e["reason"] == "benchmark"}
-    assert gone == ({r for r in range(ROWS) if r % PICTURES in (3, 5)} if left is None else left)
+    dropped = {e["row"] for e in parts(job, "rejects") if e["reason"] == "benchmark"}
+    assert dropped == ({r for r in range(ROWS) if r % NUM_IMAGES in (3, 5)} if expected is None else expected)
 
 
-def test_bytes_do_not_depend_on_batches(job, tmp_path):
+def test_output_bytes_do_not_depend_on_batches(job, tmp_path):
     def outputs(job):
         return {p.name: hashlib.sha256(p.read_bytes()).digest() for p in sorted(job.marker(0).parent.iterdir())}
 
@@ -170,7 +170,7 @@ def test_bytes_do_not_depend_on_batches(job, tmp_path):
     assert outputs(again) == outputs(job)
 
 
-def test_of_a_conversation_only_the_turn_goes_that_a_benchmark_asks(job):
+def test_only_the_overlapping_turn_of_a_conversation_is_dropped(job):
     turns = [{"user": text, "assistant": "yes"} for text in ("Hello.", LONG, "And now?")]
     rows = [{"row": 4, "turns": turns}, {"row": 9, "turns": turns[1:2]}]
     table = pa.Table.from_pylist(rows, ANNOTATIONS["conversation"])
@@ -188,7 +188,7 @@ def test_of_a_conversation_only_the_turn_goes_that_a_benchmark_asks(job):
     assert rendered.counts["turns"]["rejects"] == {"benchmark": 2}
 
 
-def test_every_picture_of_a_row_counts(job):
+def test_every_image_of_a_row_is_compared(job):
     table = pa.table(
         {
             "row": pa.array([0, 1, 2, 3], pa.int64()),
@@ -205,10 +205,10 @@ def test_every_picture_of_a_row_counts(job):
     assert set(found.rows()) == {0, 2, 3}
 
 
-def test_of_alike_pictures_the_nearest_is_named(store, job, tmp_path):
+def test_the_nearest_of_several_similar_images_is_named(store, job, tmp_path):
     near = [
-        picture("cropped.png", encoded(noise(7).crop((2, 2, 158, 118)))),
-        picture("same pixels.bmp", encoded(noise(7), "BMP")),
+        benchmark_image("cropped.png", encoded(noise(7).crop((2, 2, 158, 118)))),
+        benchmark_image("same pixels.bmp", encoded(noise(7), "BMP")),
     ]
     entry = str(build_benchmark_items(store, BenchmarkItems("near", near, []), print))
     job = changed(job, tmp_path, benchmarks=(("near", entry),), pictures="perceptual")
@@ -216,32 +216,32 @@ def test_of_alike_pictures_the_nearest_is_named(store, job, tmp_path):
     assert {(e["item"], e["distance"]) for e in parts(job, "overlaps")} == {("same pixels.bmp", 0)}
 
 
-def test_a_picture_that_cannot_be_read_stops_the_build(store, tmp_path):
+def test_an_unreadable_image_stops_the_build(store, tmp_path):
     (tmp_path / "cut.jpg").write_bytes(encoded(noise(1), "JPEG")[:-300])
-    place = ImageRoot(tmp_path)
+    root = ImageRoot(tmp_path)
     shown = [
-        picture("good.png", encoded(noise(2))),
-        BenchmarkPicture("cut.jpg", "x", partial(place.read, "cut.jpg")),
-        BenchmarkPicture("gone.jpg", "y", partial(place.read, "gone.jpg")),
+        benchmark_image("good.png", encoded(noise(2))),
+        BenchmarkPicture("cut.jpg", "x", partial(root.read, "cut.jpg")),
+        BenchmarkPicture("gone.jpg", "y", partial(root.read, "gone.jpg")),
     ]
     with pytest.raises(BenchmarkItemsError, match=r"ours: 2 of 3 images .*cut.jpg: image_corrupt.*gone.jpg: image_mis"):
         build_benchmark_items(store, BenchmarkItems("ours", shown, []), print)
     assert not list((store.root / "benchmark_items").glob("*/manifest.json"))
 
 
-def test_an_entry_is_named_by_what_the_benchmark_shows_and_asks(store):
-    def built(pictures, questions, name="ours"):
-        return build_benchmark_items(store, BenchmarkItems(name, pictures, questions), print)
+def test_a_store_entry_depends_on_the_images_and_questions_but_not_on_the_name(store):
+    def built(images, questions, name="ours"):
+        return build_benchmark_items(store, BenchmarkItems(name, images, questions), print)
 
-    one, other = picture("a.png", encoded(noise(1))), picture("a.png", encoded(noise(2)))
+    one, other = benchmark_image("a.png", encoded(noise(1))), benchmark_image("a.png", encoded(noise(2)))
     first = built([one], [("1", LONG)])
     assert built([one], [("1", LONG)], "another name") == first
     assert len({first, built([other], [("1", LONG)]), built([one], [("1", LONG + "!")]), built([one], [])}) == 4
 
 
-def test_pictures_are_never_skipped_for_want_of_measures(job):
+def test_a_missing_images_table_is_an_error(job):
     table = read_table(job_file(job))
-    with pytest.raises(ValueError, match="pictures cannot be compared"):
+    with pytest.raises(ValueError, match="images cannot be compared"):
         Renderer(job.render).render(table, None)
 
 

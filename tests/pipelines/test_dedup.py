@@ -1,4 +1,4 @@
-"""De-duplication: the greedy rule, its options, and decisions that depend on the conversation alone."""
+"""Tests of deduplication: the greedy rule, its options, and that decisions depend only on the conversation."""
 
 import json
 from itertools import pairwise
@@ -22,14 +22,14 @@ def decide(turns: Turns, offsets=None, rule="semantic", compare="pair", threshol
 
 
 def at_angles(**degrees: float) -> Embeddings:
-    """Embeddings in the plane, of texts at the given angles."""
+    """Embeddings of texts as unit vectors in the plane at the given angles."""
     angles = np.radians(list(degrees.values()))
     vectors = pa.array(np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float16).reshape(-1))
     return Embeddings(pa.table({"text": list(degrees), "vector": pa.FixedSizeListArray.from_arrays(vectors, 2)}))
 
 
 def test_compares_with_kept_turns_only():
-    # a~b and b~c but not a~c: b goes; c stays, though it resembles the dropped b.
+    # a~b and b~c but not a~c: b is dropped, but c is kept although it is similar to the dropped b.
     plane, least = at_angles(a=0, b=20, c=40), float(np.cos(np.radians(30)))
     found = deduplicate(np.array([0, 3]), ["a", "b", "c"], [""] * 3, plane, compare="question", threshold=least)
     assert found.keep.tolist() == [True, False, True]
@@ -39,20 +39,20 @@ def test_compares_with_kept_turns_only():
     assert found.rule == ["", "semantic", ""]
 
 
-def test_logs_the_most_similar_kept_partner():
+def test_records_the_most_similar_kept_partner():
     plane = at_angles(a=0, b=50, c=30)
     found = deduplicate(np.array([0, 3]), ["a", "b", "c"], [""] * 3, plane, compare="question", threshold=0.8)
     assert found.partner.tolist() == [-1, -1, 1]
 
 
-def test_groups_do_not_touch():
+def test_groups_are_independent():
     turn = ("What color is the car?", "red")
     assert decide([turn] * 4, [0, 2, 4]).keep.tolist() == [True, False, True, False]
     assert decide([turn] * 3, [0, 1, 2, 3]).keep.all()
     assert decide([turn] * 3, [0, 0, 3, 3]).keep.tolist() == [True, False, False]
 
 
-def test_turns_that_stand_alone_need_no_vectors():
+def test_turns_that_are_alone_in_their_group_need_no_vectors():
     turns = [("Is it red?", "yes"), ("Is it red?", "yes"), ("Who never met anyone?", "a hermit")]
     embeddings = Embeddings(embed_turns(["Is it red?"] * 2, ["yes"] * 2))
     questions, answers = zip(*turns, strict=True)
@@ -70,7 +70,7 @@ def test_the_answer_rule_compares_answer_strings():
     assert not texts_to_embed(["How many cups?"], ["2"], "answer", "pair")
 
 
-def test_semantic_and_answer_together_drop_what_either_drops():
+def test_the_combined_rule_drops_what_either_rule_drops():
     turns = [
         ("How many cups?", "2"),
         ("How many plates?", "2"),
@@ -80,27 +80,27 @@ def test_semantic_and_answer_together_drop_what_either_drops():
     assert decide(turns).keep.tolist() == [True, True, True, False]
     found = decide(turns, rule="semantic+answer")
     assert found.keep.tolist() == [True, False, True, False]
-    assert found.rule == ["", "answer", "", "answer"]  # what is both is logged as the plainer
+    assert found.rule == ["", "answer", "", "answer"]  # the answer rule takes precedence
 
 
 def test_off_drops_nothing():
     assert decide([("Is it red?", "yes")] * 3, rule="off").keep.all()
 
 
-def test_the_threshold_decides():
+def test_a_similarity_that_reaches_the_threshold_is_a_duplicate():
     turns = [("What color is the car?", "red"), ("Where is the red car parked?", "on the street")]
     similarity = decide(turns, threshold=0.01).similarity[1]
     assert decide(turns, threshold=similarity).keep.tolist() == [True, False]
     assert decide(turns, threshold=min(1.0, similarity + 1e-3)).keep.all()
 
 
-def test_question_and_answer_can_be_compared_alone():
+def test_only_questions_or_only_answers_can_be_compared():
     turns = [("How many cups are there?", "2"), ("How many cups are there?", "many"), ("Who is there?", "2")]
     assert decide(turns, compare="question").keep.tolist() == [True, False, True]
     assert decide(turns, compare="answer").keep.tolist() == [True, True, False]
 
 
-def test_unknown_options_and_sizes_that_do_not_agree_are_errors():
+def test_unknown_options_and_mismatched_sizes_are_errors():
     with pytest.raises(ValueError, match="rule 'cosine'"):
         decide([], [0, 0], rule="cosine")
     with pytest.raises(ValueError, match="comparison 'both'"):
@@ -111,7 +111,7 @@ def test_unknown_options_and_sizes_that_do_not_agree_are_errors():
         deduplicate(np.array([0, 2]), ["a", "b"], ["", ""], None)
 
 
-def test_decisions_do_not_depend_on_what_else_is_decided(monkeypatch):
+def test_decisions_do_not_depend_on_other_groups_or_block_sizes(monkeypatch):
     things, colors = ["cup", "car", "dog", "tall tree", "chair"], ["red", "blue", "white"]
     turns = [(f"What color is the {t}?", c) for t in things for c in colors]
     turns += [(f"Is the {t} {c}?", "yes") for t in things for c in colors] + [
@@ -120,18 +120,18 @@ def test_decisions_do_not_depend_on_what_else_is_decided(monkeypatch):
     order = np.random.default_rng(0).permutation(len(turns))
     turns = [turns[k] for k in order]
     offsets = [0, 3, 4, 15, 24, len(turns)]
-    whole = decide(turns, offsets)
-    assert 5 < (~whole.keep).sum() < len(turns) - 5
+    complete = decide(turns, offsets)
+    assert 5 < (~complete.keep).sum() < len(turns) - 5
     for first, last in pairwise(offsets):
         part = decide(turns[first:last])
-        assert part.keep.tolist() == whole.keep[first:last].tolist()
-        assert np.array_equal(part.similarity, whole.similarity[first:last], equal_nan=True)
+        assert part.keep.tolist() == complete.keep[first:last].tolist()
+        assert np.array_equal(part.similarity, complete.similarity[first:last], equal_nan=True)
     monkeypatch.setattr("pipelines.dedup.PAIRS_AT_ONCE", 7)
     monkeypatch.setattr("pipelines.similarity.WORD_PAIRS_AT_ONCE", 20)
     monkeypatch.setattr("pipelines.similarity.VECTORS_AT_ONCE", 3)
     blocks = decide(turns, offsets)
-    assert np.array_equal(blocks.similarity, whole.similarity, equal_nan=True)
-    assert np.array_equal(blocks.partner, whole.partner)
+    assert np.array_equal(blocks.similarity, complete.similarity, equal_nan=True)
+    assert np.array_equal(blocks.partner, complete.partner)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_unusual_texts(other):
     found = decide([(other, ""), (other, ""), ("What color is the car?", "red"), ("", other)])
     assert found.keep[0] and found.keep[2]
     if any(c.isalnum() for c in other):
-        assert not found.keep[1]  # the same again
+        assert not found.keep[1]  # an exact repetition
 
 
 def test_different_emoji_are_different():

@@ -1,4 +1,4 @@
-"""The embedding table: values depend on the text alone; unusual texts; unusable models."""
+"""Tests of the embedding table: vectors depend only on the text, unusual texts, and unusable models."""
 
 import random
 
@@ -49,15 +49,15 @@ def test_table_is_sorted_distinct_and_normalised(table):
     assert np.abs(norms - 1).max() < 1e-3
 
 
-def test_a_vector_does_not_depend_on_neighbours_order_or_threads(table):
+def test_a_vector_does_not_depend_on_other_texts_their_order_or_threads(table):
     threads = torch.get_num_threads()
     full = Embeddings(table)
     try:
         for seed, number in ((1, 1), (2, 2)):
             torch.set_num_threads(number)
             some = random.Random(seed).sample(sentences(), 40)
-            alone = Embeddings(embed_texts(reversed(some + some[:5]), MODEL))
-            assert np.array_equal(alone.vectors(some), full.vectors(some))
+            separate = Embeddings(embed_texts(reversed(some + some[:5]), MODEL))
+            assert np.array_equal(separate.vectors(some), full.vectors(some))
     finally:
         torch.set_num_threads(threads)
 
@@ -87,18 +87,18 @@ def test_unusual_texts_have_vectors():
     assert np.abs(norms - 1).max() < 1e-3
 
 
-def test_a_long_text_is_its_beginning_and_this_is_logged(caplog):
+def test_a_long_text_is_truncated_and_this_is_logged(caplog):
     texts = ["cup " * 300, "cup " * 9000]
     first, second = Embeddings(embed_texts(texts, MODEL)).vectors(texts)
     assert np.array_equal(first, second)
-    assert "2 texts reach 256 tokens" in caplog.text
+    assert "2 texts reach the limit of 256 tokens" in caplog.text
 
 
-def test_no_texts_give_an_empty_table():
+def test_an_empty_input_gives_an_empty_table():
     assert embed_texts([], MODEL).num_rows == 0
 
 
-def test_vectors_come_in_the_order_asked_for_from_a_table_in_several_batches(table):
+def test_vectors_are_returned_in_the_requested_order_from_a_table_in_several_batches(table):
     parts = pa.concat_tables([table.slice(50), table.slice(0, 50)])
     texts = sentences()[::-1]
     assert np.array_equal(Embeddings(parts).vectors(texts), Embeddings(table).vectors(texts))
@@ -109,7 +109,7 @@ def test_a_missing_text_is_named(table):
         Embeddings(table).vectors(["never seen"])
 
 
-def test_a_model_that_is_not_there(tmp_path):
+def test_a_missing_model_is_an_error(tmp_path):
     for model in (str(tmp_path / "nowhere"), str(tmp_path), "all-minilm"):
         with pytest.raises(EmbedderError, match=r"modules\.json"):
             embedder_fingerprint(model)
@@ -117,13 +117,13 @@ def test_a_model_that_is_not_there(tmp_path):
             embed_texts([], model)
 
 
-def test_vectors_of_another_dimension_are_refused():
+def test_known_vectors_of_a_different_dimension_are_refused():
     other = pa.table({"text": ["cup"], "vector": pa.array([[0.0, 1.0]], pa.list_(pa.float16(), 2))})
     with pytest.raises(EmbedderError, match="2 dimensions"):
         embed_texts(["plate"], MODEL, known=other)
 
 
-def test_fingerprint_follows_the_model_files(tmp_path):
+def test_the_fingerprint_depends_on_the_model_files(tmp_path):
     (tmp_path / "modules.json").write_text("[]")
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     first = embedder_fingerprint(str(tmp_path))

@@ -1,4 +1,4 @@
-"""The embeddings stage: the same bytes cold, warm and after a kill; nothing is embedded twice."""
+"""Tests of the embeddings stage: same bytes cold, warm and after a kill, and no text is embedded twice."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ THINGS = [
 ]
 # fmt: on
 COLORS = ["red", "blue", "green", "white", "brown"]
-# A process of its own, which is killed when its third part is written.
+# Runs in a separate process, which is killed after writing its third part.
 KILLED_BUILD = """
 import os, signal, sys
 from pathlib import Path
@@ -51,7 +51,7 @@ embed_stage.build_embeddings(Store(sys.argv[2]), [DatasetSpec("vqav2", "vqav2", 
 
 
 def write_vqav2(root: Path, things: list[str]) -> DatasetSpec:
-    """Three turns about each thing, two of which tell the same, and unusual texts."""
+    """Writes three turns about each thing, two of which state the same fact, and some unusual texts."""
     turns = []
     for k, thing in enumerate(things):
         color = COLORS[k % len(COLORS)]
@@ -94,15 +94,15 @@ def table_bytes(directory: Path) -> bytes:
 
 
 def embedded(caplog) -> int:
-    """How many texts went through the model."""
+    """Returns the number of texts that the model has embedded."""
     return sum(record.args[0] for record in caplog.records if record.msg == "embedded %d texts")
 
 
-def test_only_what_is_in_doubt_is_embedded(cold):
+def test_only_contents_of_undecided_turns_are_embedded(cold):
     texts = set(read_table(cold / "embeddings.arrow")["text"].to_pylist())
     assert {"cup", "weather", "cup red"} <= texts
-    assert "weather sunny" not in texts  # like nothing else about its image
-    assert "hermit" not in texts  # alone with its image
+    assert "weather sunny" not in texts  # dissimilar to all other turns about its image
+    assert "hermit" not in texts  # the only turn about its image
     assert not list(cold.glob("part-*"))
 
 
@@ -111,9 +111,9 @@ def test_a_warm_table_is_byte_equal(cold, spec, tmp_path, caplog):
     store = Store(tmp_path / "store")
     half = build_embeddings(store, [write_vqav2(tmp_path / "half", THINGS[::2])], MODEL)
     first = embedded(caplog)
-    whole = build_embeddings(store, [spec], MODEL)
-    assert half != whole and table_bytes(whole) == table_bytes(cold)
-    assert embedded(caplog) - first < first  # only the other half
+    complete = build_embeddings(store, [spec], MODEL)
+    assert half != complete and table_bytes(complete) == table_bytes(cold)
+    assert embedded(caplog) - first < first  # only the other half is embedded
 
 
 def test_a_second_build_embeds_nothing_and_reads_no_annotation(spec, tmp_path, monkeypatch):
@@ -125,14 +125,14 @@ def test_a_second_build_embeds_nothing_and_reads_no_annotation(spec, tmp_path, m
     assert build_embeddings(store, [spec], MODEL) == first
 
 
-def test_a_killed_build_is_taken_up_again(cold, spec, tmp_path, caplog):
+def test_a_killed_build_is_resumed(cold, spec, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     command = [sys.executable, "-c", KILLED_BUILD, str(spec.annotations), str(tmp_path), MODEL]
     killed = subprocess.run(command, cwd=Path(__file__).resolve().parents[2])
     assert killed.returncode == -signal.SIGKILL
     parts = list(tmp_path.rglob("part-*.arrow"))
     assert len(parts) == 3 and not (parts[0].parent / MANIFEST).exists()
-    parts[0].write_bytes(parts[0].read_bytes()[:-1])  # a damaged part is made again, not taken over
+    parts[0].write_bytes(parts[0].read_bytes()[:-1])  # a damaged part must be rebuilt, not reused
     directory = build_embeddings(Store(tmp_path), [spec], MODEL)
     assert table_bytes(directory) == table_bytes(cold)
     assert 0 < embedded(caplog) < read_manifest(directory)["num_texts"]
@@ -140,7 +140,7 @@ def test_a_killed_build_is_taken_up_again(cold, spec, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:9000] + bytes(9) + b[9009:]])
-def test_a_damaged_table_is_made_again_and_nothing_is_taken_from_it(cold, spec, tmp_path, caplog, damage):
+def test_a_damaged_table_is_rebuilt_and_its_vectors_are_not_reused(cold, spec, tmp_path, caplog, damage):
     store = Store(tmp_path / "store")
     table = build_embeddings(store, [spec], MODEL) / "embeddings.arrow"
     table.write_bytes(damage(table.read_bytes()))
@@ -151,7 +151,7 @@ def test_a_damaged_table_is_made_again_and_nothing_is_taken_from_it(cold, spec, 
 
 
 def test_decisions_depend_on_neither_cache_nor_workers(cold, spec, tmp_path, tokenizer_dir, monkeypatch):
-    monkeypatch.setattr(build, "BYTES_PER_PARTITION", 20_000)  # several partitions, so that two workers have work
+    monkeypatch.setattr(build, "BYTES_PER_PARTITION", 20_000)  # several partitions, so that both workers get some
     options = {"templates": "fine", "chat": "honeybee", "tokenizer": tokenizer_dir, "max_text_tokens": 400, "seed": 0}
 
     def decisions(store: Store, embeddings: Path, *workers: str) -> dict[str, bytes]:
@@ -168,7 +168,7 @@ def test_decisions_depend_on_neither_cache_nor_workers(cold, spec, tmp_path, tok
     assert decisions(warm, embeddings, *two) == first
 
 
-def test_a_changed_template_of_another_dataset_embeds_nothing(spec, tmp_path, tokenizer_dir, monkeypatch):
+def test_a_changed_template_requires_no_embedding(spec, tmp_path, tokenizer_dir, monkeypatch):
     other = dataclasses.replace(write_vqav2(tmp_path / "other", THINGS[:5]), name="gqa")
     options = {"templates": "fine", "chat": "honeybee", "tokenizer": tokenizer_dir, "max_text_tokens": 400, "seed": 0}
     store = Store(tmp_path / "store")
@@ -188,7 +188,7 @@ def test_a_changed_template_of_another_dataset_embeds_nothing(spec, tmp_path, to
     assert after[:2] == before[:2] and after[2] != before[2]
 
 
-def test_thresholds_and_comparisons_have_tables_of_their_own(spec, tmp_path):
+def test_the_embedded_texts_depend_on_threshold_comparison_and_rule(spec, tmp_path):
     def texts(**dedup) -> set[str]:
         options = {f"dedup_{name}": value for name, value in dedup.items()}
         changed = DatasetSpec(**{**vars(spec), **options})
@@ -203,32 +203,32 @@ def test_thresholds_and_comparisons_have_tables_of_their_own(spec, tmp_path):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Path:
-    """An embedder of width 32 that has learned nothing."""
+    """An untrained embedder of dimension 32."""
     directory = tmp_path_factory.mktemp("small")
     AutoTokenizer.from_pretrained(str(embedder_path(MODEL))).save_pretrained(directory / "bert")
     config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
     BertModel(config).save_pretrained(directory / "bert")
     words = Transformer(str(directory / "bert"), max_seq_length=64)
-    whole = SentenceTransformer(modules=[words, Pooling(words.get_embedding_dimension())], device="cpu")
-    whole.save(str(directory / "whole"))
-    return directory / "whole"
+    model = SentenceTransformer(modules=[words, Pooling(words.get_embedding_dimension())], device="cpu")
+    model.save(str(directory / "model"))
+    return directory / "model"
 
 
-def test_an_embedder_of_another_dimension_has_a_table_of_its_own(cold, spec, small, tmp_path):
+def test_an_embedder_of_a_different_dimension_gets_its_own_table(cold, spec, small, tmp_path):
     first = build_embeddings(Store(tmp_path), [spec], MODEL)
     other = build_embeddings(Store(tmp_path), [spec], str(small))
     assert table_bytes(first) == table_bytes(cold)
     assert read_table(other / "embeddings.arrow").schema.field("vector").type.list_size == 32
 
 
-def no_numbers(model: Path, factor: float) -> None:
+def scale_layer_norm(model: Path, factor: float) -> None:
     weights = load_file(model / "model.safetensors")
     name = "embeddings.LayerNorm.weight", "embeddings.LayerNorm.bias"
     changed = {key: value * factor if key in name else value for key, value in weights.items()}
     save_file(changed, model / "model.safetensors", {"format": "pt"})
 
 
-def no_vocabulary(model: Path) -> None:
+def remove_vocabulary(model: Path) -> None:
     for file in ("tokenizer.json", "vocab.txt"):
         (model / file).unlink(missing_ok=True)
 
@@ -236,12 +236,12 @@ def no_vocabulary(model: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda model: no_numbers(model, math.nan), "without a direction"),
+        (lambda model: scale_layer_norm(model, math.nan), "zero or NaN vectors"),
         (lambda model: (model / "model.safetensors").write_bytes(b"half"), "cannot be loaded"),
-        (lambda model: (model / "model.safetensors").unlink(), "holds no weights"),
+        (lambda model: (model / "model.safetensors").unlink(), "contains no weights"),
         (lambda model: (model / "modules.json").write_text("{"), "cannot be loaded"),
         (lambda model: (model / "config.json").unlink(), "cannot be loaded"),
-        (no_vocabulary, "tells no words apart"),
+        (remove_vocabulary, "gives different words the same tokens"),
     ],
 )
 def test_a_damaged_embedder_is_an_error_and_not_a_wrong_decision(spec, small, tmp_path, damage, message):
@@ -253,8 +253,8 @@ def test_a_damaged_embedder_is_an_error_and_not_a_wrong_decision(spec, small, tm
     assert not list((tmp_path / "store").glob(f"embeddings/*/{MANIFEST}"))
 
 
-def test_unusable_embedders_are_refused_before_anything_is_read(spec, tmp_path):
+def test_unusable_embedders_are_refused_before_reading_data(spec, tmp_path):
     with pytest.raises(EmbedderError, match=r"modules\.json"):
         build_embeddings(Store(tmp_path), [spec], "nowhere")
-    with pytest.raises(EmbedderError, match="'tpu' is none of cpu, cuda"):
+    with pytest.raises(EmbedderError, match="'tpu' is not one of cpu, cuda"):
         build_embeddings(Store(tmp_path), [spec], MODEL, "tpu")

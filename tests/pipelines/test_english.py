@@ -1,4 +1,4 @@
-"""Texts as words; singulars; opposites."""
+"""Tests of the tokenizer, singulars and opposites."""
 
 import pytest
 
@@ -31,7 +31,7 @@ def test_singular(word, expected):
 
 def test_opposites():
     assert is_opposite("red", "blue") and is_opposite("small", "huge") and not is_opposite("big", "large")
-    assert not is_opposite("left", "right")  # turned round, they state the same fact
+    assert not is_opposite("left", "right")  # swapped with their objects, they state the same fact
     assert not is_opposite("cup", "red")
 
 

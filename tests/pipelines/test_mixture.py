@@ -1,3 +1,5 @@
+"""Tests of the order of samples: shares, prefixes, epochs and direct access."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ PAPER = {"coyo": 0.077, "vqav2": 0.103, "gqa": 0.103, "ocrvqa": 0.051, "vsr": 0.
 
 
 @pytest.mark.parametrize("weights", [PAPER, {"a": 1.0}, {"a": 1, "b": 1}, {"a": 0.999, "b": 0.001}])
-def test_every_prefix_holds_each_dataset_within_one_example_of_its_share(weights):
+def test_every_prefix_contains_each_dataset_to_within_one_example_of_its_share(weights):
     mixture = make_mixture(weights, dict.fromkeys(weights, 7), seed=3)
     dataset, _ = mixture.locate(np.arange(2 * PERIOD + 17))
     counts = np.cumsum(dataset[:, None] == np.arange(len(weights)), axis=0)
@@ -24,15 +26,15 @@ def test_shares_are_the_normalised_weights():
     assert sum(mixture.quotas) == PERIOD
 
 
-def test_any_index_is_found_without_walking_to_it():
+def test_any_index_can_be_located_directly():
     mixture = make_mixture({"a": 2, "b": 1}, {"a": 1000, "b": 10}, seed=1)
     dataset, example = mixture.locate(np.arange(300_000))
     for index in (0, 1, 70_000, 299_999):
-        alone = mixture.locate(np.array([index]))
-        assert (alone[0][0], alone[1][0]) == (dataset[index], example[index])
+        direct = mixture.locate(np.array([index]))
+        assert (direct[0][0], direct[1][0]) == (dataset[index], example[index])
 
 
-def test_every_epoch_of_a_dataset_shows_each_example_once_in_another_order():
+def test_every_epoch_of_a_dataset_shows_each_example_once_in_a_different_order():
     mixture = make_mixture({"a": 2, "b": 1}, {"a": 1000, "b": 10}, seed=1)
     dataset, example = mixture.locate(np.arange(9000))
     of_a = example[dataset == 0]
@@ -50,8 +52,8 @@ def test_counts_agree_with_the_order():
 @settings(max_examples=30, deadline=None)
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**64 - 1))
 def test_shuffled_is_a_permutation_of_any_size(size, seed):
-    places = shuffled(np.arange(2 * size), size, seed)
-    assert sorted(places[:size]) == sorted(places[size:]) == list(range(size))
+    examples = shuffled(np.arange(2 * size), size, seed)
+    assert sorted(examples[:size]) == sorted(examples[size:]) == list(range(size))
 
 
 def test_a_share_below_the_denominator_is_refused():

@@ -1,4 +1,4 @@
-"""Shared words, whatever the case and the punctuation."""
+"""Tests of shared n-grams, which ignore case, accents and punctuation."""
 
 import pyarrow as pa
 
@@ -11,7 +11,7 @@ def shared(texts: list[str], others: list[str], n: int = 5) -> list[tuple[int, i
     return Ngrams.of(pa.array(texts, pa.string()), n).shared_with(Ngrams.of(pa.array(others, pa.string()), n))
 
 
-def test_case_punctuation_and_what_stands_around_do_not_count():
+def test_case_punctuation_and_surrounding_words_are_ignored():
     texts = [
         "Hm… “which  OF THESE animals-would” you say?",
         "of these animals would, not",
@@ -23,7 +23,7 @@ def test_case_punctuation_and_what_stands_around_do_not_count():
     ]
 
 
-def test_words_in_another_order_are_others():
+def test_the_order_of_words_matters():
     assert shared(["rather you would animals these of which"], [LONG]) == []
 
 
@@ -32,7 +32,7 @@ def test_texts_shorter_than_an_ngram_have_none():
     assert shared(["Is there a dog?"], ["Is there a dog?"], 4) == [(0, 0, "is there a dog")]
 
 
-def test_ngrams_do_not_reach_over_the_end_of_a_text():
+def test_ngrams_do_not_span_two_texts():
     assert shared(["which of these", "animals would"], [LONG]) == []
 
 
@@ -41,12 +41,12 @@ def test_other_scripts():
     assert shared(["ÉTÉ à la plage, été"], ["un ete à la plage"], 4) == [(0, 0, "ete a la plage")]
 
 
-def test_nothing():
+def test_empty_inputs_share_nothing():
     assert shared([], [LONG]) == shared([LONG], []) == shared([], []) == []
 
 
-def test_the_form_of_many_questions_is_held_against_none():
-    form = [f"How many things of this kind are there, {k}?" for k in range(PATTERN + 1)]
-    assert shared(["Say how many things of this kind are there"], form[:PATTERN])
-    assert shared(["Say how many things of this kind are there"], form) == []
-    assert shared([form[3]], form, 9) == [(0, 3, "how many things of this kind are there 3")]
+def test_boilerplate_of_many_questions_is_ignored():
+    boilerplate = [f"How many things of this kind are there, {k}?" for k in range(PATTERN + 1)]
+    assert shared(["Say how many things of this kind are there"], boilerplate[:PATTERN])
+    assert shared(["Say how many things of this kind are there"], boilerplate) == []
+    assert shared([boilerplate[3]], boilerplate, 9) == [(0, 3, "how many things of this kind are there 3")]

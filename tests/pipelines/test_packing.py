@@ -1,4 +1,4 @@
-"""The packing plan: whole, within its limits, full, and the same however it is asked for."""
+"""Tests that the packing plan is complete, respects its limits, fills its packs and is deterministic."""
 
 import resource
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def mixed(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     threads=st.integers(1, 3),
     group=st.integers(1, 400),
 )
-def test_every_sample_is_in_one_pack_that_keeps_its_limits(
+def test_every_sample_is_in_exactly_one_pack_and_packs_respect_the_limits(
     write: Callable, seed: int, count: int, most: int, window: int, max_images: int | None, threads: int, group: int
 ) -> None:
     random = np.random.default_rng(seed)
@@ -69,20 +69,20 @@ def test_every_sample_is_in_one_pack_that_keeps_its_limits(
     assert plan.used == pytest.approx(used)
 
 
-def test_any_part_of_the_plan_is_the_same_part(write: Callable) -> None:
+def test_any_range_of_packs_equals_that_range_of_the_complete_plan(write: Callable) -> None:
     lengths = write(*mixed(3000), group=700)
     plan = make_plan(lengths, Packing(max_tokens=512, window=256), M)
-    whole = [pack.samples.tolist() for pack in plan.packs(0, plan.num_packs)]
+    complete = [pack.samples.tolist() for pack in plan.packs(0, plan.num_packs)]
     random = np.random.default_rng(3)
     for _ in range(40):
         first, stop = sorted(random.integers(0, plan.num_packs + 1, 2).tolist())
         fresh = Plan(Lengths(lengths.path), plan.packing, M, plan.starts)
-        assert [pack.samples.tolist() for pack in fresh.packs(first, stop)] == whole[first:stop]
+        assert [pack.samples.tolist() for pack in fresh.packs(first, stop)] == complete[first:stop]
     with pytest.raises(IndexError, match=f"the plan has {plan.num_packs}"):
         plan.packs(0, plan.num_packs + 1)
 
 
-def test_without_packing_every_sample_is_its_own(write: Callable) -> None:
+def test_without_packing_every_sample_is_its_own_pack(write: Callable) -> None:
     tokens, images = mixed(50)
     plan = make_plan(write(tokens, images), None, M)
     assert plan.num_packs == 50
@@ -91,27 +91,27 @@ def test_without_packing_every_sample_is_its_own(write: Callable) -> None:
     ]
 
 
-def test_packs_are_full_and_as_full_as_each_other(write: Callable) -> None:
+def test_packs_are_nearly_and_equally_full(write: Callable) -> None:
     plan = make_plan(write(*mixed(8192)), Packing(max_tokens=1024), M)
     assert plan.used > 0.98
     tokens = np.array([pack.tokens for pack in plan.packs(0, plan.num_packs)])
-    assert np.quantile(tokens, 0.05) > 0.97 * 1024  # a window may end with a pack of what is left
+    assert np.quantile(tokens, 0.05) > 0.97 * 1024  # the last pack of a window may be less full
 
 
-def test_a_pack_of_few_images_holds_what_fits(write: Callable) -> None:
-    """Where images run out first, no pack could take one more."""
+def test_packs_are_filled_up_to_the_limit_on_images(write: Callable) -> None:
+    """If the limit on images binds first, no pack has room for another sample."""
     tokens, images = np.full(64, 10), np.ones(64, int)
     plan = make_plan(write(tokens, images), Packing(max_tokens=10_000, max_images=5), M)
     assert sorted(len(pack.samples) for pack in plan.packs(0, plan.num_packs))[1:] == [5] * 12
 
 
 def test_quotas_are_exact_at_window_ends_and_bounded_inside(write: Callable) -> None:
-    """Each dataset of the mixture against its share, after every pack."""
+    """Compares each dataset of the mixture with its share after every pack."""
     shares = {"a": 0.6, "b": 0.3, "c": 0.1}
     mixture = make_mixture(shares, dict.fromkeys(shares, 500), seed=4)
     count, window = 6000, 500
     dataset, _ = mixture.locate(np.arange(count))
-    # The worst case for a plan that looks at lengths: each dataset has its own.
+    # The worst case for a plan based on lengths: each dataset has a different length.
     plan = make_plan(
         write(np.array([30, 110, 400])[dataset], np.zeros(count)), Packing(max_tokens=512, window=window), M
     )
@@ -127,13 +127,14 @@ def test_quotas_are_exact_at_window_ends_and_bounded_inside(write: Callable) -> 
 
 def test_a_sample_longer_than_a_pack_is_named(write: Callable) -> None:
     lengths = write(np.array([5, 40, 60, 50]), np.array([0, 1, 2, 0]))
-    with pytest.raises(PackingError, match=r"sample 2 has 76 positions, packing.max_tokens is 60: raise it, or lower"):
+    message = r"sample 2 has 76 positions, but packing\.max_tokens is 60: raise it, or lower"
+    with pytest.raises(PackingError, match=message):
         make_plan(lengths, Packing(max_tokens=60), M)
-    with pytest.raises(PackingError, match=r"sample 2 has 2 images, packing\.max_images is 1"):
+    with pytest.raises(PackingError, match=r"sample 2 has 2 images, but packing\.max_images is 1"):
         make_plan(lengths, Packing(max_tokens=80, max_images=1), M)
 
 
-def test_the_fingerprint_tells_plans_apart(write: Callable) -> None:
+def test_different_plans_have_different_fingerprints(write: Callable) -> None:
     lengths, other = write(*mixed(100)), write(*mixed(100, seed=1))
     packing = Packing(max_tokens=512)
     plans = [
@@ -154,10 +155,10 @@ def test_lengths_that_cannot_be_read_are_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("tokens", "images"), [(0, 0), (-3, 0), (5, -1)])
-def test_a_length_that_no_sample_has_is_named(write: Callable, tokens: int, images: int) -> None:
-    """It would reach past the ends of what compiled code counts in."""
+def test_an_impossible_length_is_named(write: Callable, tokens: int, images: int) -> None:
+    """The compiled code would index out of bounds."""
     lengths = write(np.array([5, tokens, 7]), np.array([0, images, 1]))
-    with pytest.raises(PackingError, match=r"sample 1 has .* by its length, which no sample has: build the shards"):
+    with pytest.raises(PackingError, match=r"sample 1 has .* which is impossible: build the shards again"):
         make_plan(lengths, Packing(max_tokens=60), M)
 
 
@@ -167,15 +168,15 @@ def test_lengths_with_other_columns_are_an_error(tmp_path: Path, columns: list[s
     table = pa.table([pa.array([5, 6], pa.int32()), pa.array([0, 1], pa.int16())], schema=LENGTHS)
     without = pa.table({"num_tokens": pa.array([5, None], pa.int32()), "num_images": pa.array([0, 1], pa.int16())})
     pq.write_table(table.select(columns) if columns else without, path)
-    with pytest.raises(PackingError, match=r"lengths\.parquet has other columns than lengths have: build"):
+    with pytest.raises(PackingError, match=r"lengths\.parquet does not have the schema of a lengths file: build"):
         Lengths(path)
 
 
-def test_room_that_no_window_fills_takes_no_memory(write: Callable) -> None:
-    """A row of bits for every length of a window, each as long as a pack, would be 1 GiB."""
+def test_unused_capacity_takes_no_memory(write: Callable) -> None:
+    """A bit set of `max_tokens` bits for every length in the window would take 1 GiB."""
     tokens = np.arange(1, 513)
     lengths = write(tokens, np.zeros(512))
-    make_plan(lengths, Packing(max_tokens=512), M)  # compiled before the limit
+    make_plan(lengths, Packing(max_tokens=512), M)  # compile before setting the limit
     before = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (512 << 20), before[1]))
@@ -186,18 +187,18 @@ def test_room_that_no_window_fills_takes_no_memory(write: Callable) -> None:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def test_a_kept_plan_that_is_damaged_is_named(write: Callable, tmp_path: Path) -> None:
+def test_a_damaged_saved_plan_is_named(write: Callable, tmp_path: Path) -> None:
     lengths, packing = write(*mixed(500)), Packing(max_tokens=512, window=100)
     kept_plan(tmp_path, lengths, packing, M)
     (path,) = tmp_path.iterdir()
     content = path.read_bytes()
     for damaged in (content[:-9], content[:200].replace(b"NUMPY", b"NUMPI") + content[200:], b""):
         path.write_bytes(damaged)
-        with pytest.raises(PackingError, match=rf"{path.name} cannot be read: .*; delete it, it is made again"):
+        with pytest.raises(PackingError, match=rf"{path.name} cannot be read: .*; delete it and it will be rebuilt"):
             kept_plan(tmp_path, lengths, packing, M)
 
 
-def test_a_kept_plan_is_the_same_and_a_changed_one_is_made_anew(write: Callable, tmp_path: Path) -> None:
+def test_a_saved_plan_is_reused_and_a_changed_one_is_rebuilt(write: Callable, tmp_path: Path) -> None:
     lengths = write(*mixed(500))
     packing = Packing(max_tokens=512, window=100)
     made = kept_plan(tmp_path, lengths, packing, M)

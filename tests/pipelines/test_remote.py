@@ -1,4 +1,4 @@
-"""Shards at URLs: fsspec's memory and local file systems, and an S3 server on loopback."""
+"""Tests of shards at URLs: on fsspec's memory and local file systems, and on an S3 server on localhost."""
 
 import json
 import multiprocessing
@@ -19,7 +19,7 @@ from pipelines.verify import verify
 
 
 def quiet(line: str) -> None:
-    """Progress is of no interest here."""
+    """Discards progress messages."""
 
 
 @pytest.fixture
@@ -50,14 +50,14 @@ def s3() -> Iterator[None]:
 
 @pytest.fixture(params=["memory", "file", "s3"])
 def url(request, tmp_path) -> str:
-    """A place of each kind where nothing is yet."""
+    """An empty URL of each kind."""
     if request.param == "s3":
         request.getfixturevalue("s3")
         return f"s3://bucket/{uuid.uuid4().hex}/shards"
     return f"memory://{uuid.uuid4().hex}/shards" if request.param == "memory" else f"file://{tmp_path}/remote/shards"
 
 
-def test_pushed_shards_are_whole_there_and_read_through_a_copy(shards, url, tmp_path):
+def test_pushed_shards_are_complete_and_readable_through_a_local_copy(shards, url, tmp_path):
     push(shards, url, quiet)
     assert sorted(Files(url).names()) == sorted(path.name for path in shards.iterdir())
     assert verify(url, quiet) == []
@@ -71,52 +71,53 @@ def test_pushed_shards_are_whole_there_and_read_through_a_copy(shards, url, tmp_
         copy.fetch("../secret")
 
 
-def test_a_push_goes_on_where_it_was_stopped(shards, url):
+def test_an_interrupted_push_resumes(shards, url):
     push(shards, url, quiet)
     files, manifest = Files(url), read_manifest(shards)
     first, second, third = (facts["file"] for facts in manifest["shards"][:3])
     file_system, root = fsspec.core.url_to_fs(url)
-    # As a stopped push leaves it, and with a file that is as long as it should be, but wrong.
+    # The state that an interrupted push leaves, plus a file of the right size with wrong bytes.
     files.remove("manifest.json")
     files.remove(first)
     file_system.pipe_file(f"{root}/{second}", b"x" * manifest["shards"][1]["num_bytes"])
     lines: list[str] = []
     push(shards, url, lines.append)
-    told = {line.split(": ")[0].split()[-1]: line for line in lines}
-    assert told[first].endswith("sent") and told[second].endswith("sent") and told[third].endswith("there already")
+    line_of = {line.split(": ")[0].split()[-1]: line for line in lines}
+    assert line_of[first].endswith(" bytes uploaded") and line_of[second].endswith(" bytes uploaded")
+    assert line_of[third].endswith("already uploaded")
     assert verify(url, quiet) == []
     lines.clear()
     push(shards, url, lines.append)
-    assert lines == [f"{url}: there already"]
+    assert lines == [f"{url}: already complete"]
 
 
-def test_a_file_that_is_cut_off_there_is_sent_again(shards, url):
+def test_a_truncated_remote_file_is_uploaded_again(shards, url):
     push(shards, url, quiet)
     file_system, root = fsspec.core.url_to_fs(url)
     name = read_manifest(shards)["shards"][1]["file"]
     file_system.pipe_file(f"{root}/{name}", b"x")
-    assert f"{name}: 1 bytes, the manifest says" in "\n".join(verify(url, quiet))
+    assert f"{name}: 1 bytes, but the manifest says" in "\n".join(verify(url, quiet))
     push(shards, url, quiet)
     assert verify(url, quiet) == []
 
 
-def test_other_shards_at_the_url_are_not_overwritten(shards, world, tmp_path):
+def test_different_shards_at_the_url_are_not_overwritten(shards, world, tmp_path):
     url = f"memory://{uuid.uuid4().hex}"
     push(shards, url, quiet)
     world["seed"] += 1
     other = build_shards(Store(tmp_path / "store"), **world)
-    with pytest.raises(RemoteError, match="holds other shards: give another URL"):
+    with pytest.raises(RemoteError, match="holds different shards: use another URL"):
         push(other, url, quiet)
     assert verify(url, quiet) == []
 
 
-def test_shards_that_are_not_what_was_built_are_not_sent(shards):
+def test_damaged_shards_are_not_uploaded(shards):
     url = f"memory://{uuid.uuid4().hex}"
     path = shards / read_manifest(shards)["shards"][0]["file"]
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(RemoteError, match="is not what was built: `honeybee verify"):
+    with pytest.raises(RemoteError, match="has changed since it was built: run `honeybee verify"):
         push(shards, url, quiet)
     assert "manifest.json" not in Files(url).sizes()
     (shards / "manifest.json").unlink()
@@ -124,46 +125,48 @@ def test_shards_that_are_not_what_was_built_are_not_sent(shards):
         push(shards, url, quiet)
 
 
-@pytest.mark.parametrize("harm", ["missing", "edited", "swapped", "truncated"])
-def test_a_copy_takes_no_file_that_is_not_what_the_manifest_says(shards, harm, tmp_path):
+@pytest.mark.parametrize("damage", ["missing", "edited", "swapped", "truncated"])
+def test_a_local_copy_refuses_a_file_that_does_not_match_the_manifest(shards, damage, tmp_path):
     url = f"memory://{uuid.uuid4().hex}"
     push(shards, url, quiet)
     file_system, root = fsspec.core.url_to_fs(url)
     first, second = (f"{root}/{facts['file']}" for facts in read_manifest(shards)["shards"][:2])
     content = file_system.cat_file(first)
-    if harm == "missing":
+    if damage == "missing":
         file_system.rm_file(first)
     else:
         edited = content[:100] + bytes([content[100] ^ 1]) + content[101:]
-        new = {"edited": edited, "truncated": content[:-1], "swapped": file_system.cat_file(second)}[harm]
+        new = {"edited": edited, "truncated": content[:-1], "swapped": file_system.cat_file(second)}[damage]
         file_system.pipe_file(first, new)
     copy = LocalCopy(url, tmp_path / "cache")
-    expected = "is missing: push the shards again" if harm == "missing" else "is not what its manifest says: `honeybee"
+    mismatch = "does not match its manifest: run `honeybee verify"
+    expected = "is missing: push the shards again" if damage == "missing" else mismatch
     with pytest.raises(RemoteError, match=expected):
         copy.fetch(first.rsplit("/", 1)[-1])
     assert not [path for path in (tmp_path / "cache").iterdir() if not path.name.endswith(".lock")]
 
 
-def test_what_a_push_of_other_shards_left_is_not_taken_in(shards, tmp_path):
-    """Whoever reads shard-*.parquet would read it too."""
-    left = tmp_path / "remote/shard-00000-of-00099.parquet"
-    left.parent.mkdir()
-    left.write_bytes(b"sent before it was killed")
-    with pytest.raises(RemoteError, match=r"holds other shards, such as shard-00000-of-00099\.parquet: give"):
+def test_leftovers_of_a_push_of_different_shards_are_refused(shards, tmp_path):
+    """Readers of shard-*.parquet would include the leftover file."""
+    leftover = tmp_path / "remote/shard-00000-of-00099.parquet"
+    leftover.parent.mkdir()
+    leftover.write_bytes(b"uploaded by a push that was killed")
+    with pytest.raises(RemoteError, match=r"holds different shards, such as shard-00000-of-00099\.parquet: use"):
         push(shards, f"file://{tmp_path}/remote", quiet)
-    assert list(left.parent.iterdir()) == [left]
+    assert list(leftover.parent.iterdir()) == [leftover]
 
 
-@pytest.mark.parametrize("place", ["file", "file/below"])
-def test_a_cache_that_cannot_be_is_named(shards, tmp_path, place):
+@pytest.mark.parametrize("path", ["file", "file/below"])
+def test_an_unusable_cache_directory_is_named(shards, tmp_path, path):
     url = f"file://{tmp_path}/remote"
     push(shards, url, quiet)
     (tmp_path / "file").write_text("a file")
-    with pytest.raises(RemoteError, match=rf"{tmp_path / place} cannot hold the local copy of {url}: .*: give another"):
-        LocalCopy(url, tmp_path / place)
+    message = rf"{tmp_path / path} cannot be used as the local cache of {url}: .*: use another directory"
+    with pytest.raises(RemoteError, match=message):
+        LocalCopy(url, tmp_path / path)
 
 
-def test_a_copy_of_another_format_or_of_nothing(shards, tmp_path):
+def test_a_local_copy_needs_shards_of_the_right_format(shards, tmp_path):
     url = f"memory://{uuid.uuid4().hex}"
     with pytest.raises(ShardError, match="holds no finished shards"):
         LocalCopy(url, tmp_path)
@@ -174,7 +177,7 @@ def test_a_copy_of_another_format_or_of_nothing(shards, tmp_path):
         LocalCopy(url, tmp_path)
 
 
-def test_the_files_that_were_not_asked_for_longest_make_room(shards, tmp_path):
+def test_the_least_recently_used_files_are_removed_to_make_room(shards, tmp_path):
     url = f"file://{tmp_path}/remote"
     push(shards, url, quiet)
     made = read_manifest(shards)["shards"]
@@ -183,11 +186,11 @@ def test_the_files_that_were_not_asked_for_longest_make_room(shards, tmp_path):
     limit = sum(facts["num_bytes"] for facts in made[:3])
     copy = LocalCopy(url, tmp_path / "cache", limit_bytes=limit, hold=1)
     one, two, _ = [copy.fetch(name) for name in names[:3]]
-    os.utime(two, (1, 1))  # asked for long ago
+    os.utime(two, (1, 1))  # last used long ago
     copy.fetch(names[0])
     copy.fetch(names[3])
     assert one.is_file() and not two.exists()
-    # Files in use stay, limit or not.
+    # Files in use are kept regardless of the limit.
     copy = LocalCopy(url, tmp_path / "small", limit_bytes=1, hold=2)
     held = [copy.fetch(name) for name in names]
     assert [path.is_file() for path in held] == [False, False, True, True]
@@ -196,7 +199,7 @@ def test_the_files_that_were_not_asked_for_longest_make_room(shards, tmp_path):
     assert [path.is_file() for path in held] == [True, False, False, False]
 
 
-def test_a_damaged_file_in_the_cache_is_brought_again(shards, tmp_path):
+def test_a_truncated_file_in_the_cache_is_downloaded_again(shards, tmp_path):
     url = f"file://{tmp_path}/remote"
     push(shards, url, quiet)
     facts = read_manifest(shards)["shards"][0]
@@ -217,7 +220,7 @@ def _reader(url: str, cache: str, number: int, out: str) -> None:
     Path(out).write_text(str(good))
 
 
-def test_several_processes_share_a_cache_that_is_too_small_for_them(shards, tmp_path):
+def test_several_processes_can_share_a_cache_that_is_too_small_for_them(shards, tmp_path):
     url = f"file://{tmp_path}/remote"
     push(shards, url, quiet)
     context = multiprocessing.get_context("spawn")
@@ -240,7 +243,7 @@ def test_urls_are_checked_before_anything_runs():
             check_url(wrong)
 
 
-def test_a_server_that_does_not_answer_is_named(shards, monkeypatch):
+def test_an_unreachable_server_is_named(shards, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
@@ -251,5 +254,5 @@ def test_a_server_that_does_not_answer_is_named(shards, monkeypatch):
     fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
-def test_the_shards_of_a_recipe_go_below_its_remote(tmp_path):
+def test_shards_are_stored_below_the_remote_of_the_recipe(tmp_path):
     assert shards_url("s3://bucket/p/", tmp_path / "0123") == "s3://bucket/p/shards/0123"

@@ -1,4 +1,4 @@
-"""Where shards and row groups are cut."""
+"""Tests of how samples are cut into shards and row groups."""
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ ITEMS = st.lists(st.integers(1, 5000), min_size=1, max_size=700)
 
 @settings(deadline=None)
 @given(ITEMS, st.integers(1, 30_000), st.sampled_from([64, 128, 4096]))
-def test_no_run_is_further_from_the_mean_than_the_heaviest_item(each, most, chunk):
+def test_no_run_deviates_from_the_mean_by_more_than_the_heaviest_item(each, most, chunk):
     each = np.array(each)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shard_plan, "_CHUNK", chunk)
@@ -27,16 +27,16 @@ def test_no_run_is_further_from_the_mean_than_the_heaviest_item(each, most, chun
     assert cuts[0] == 0 and cuts[-1] == len(each) and (np.diff(cuts) > 0).all()
     wanted = min(-(-each.sum() // most), len(each))
     runs = np.add.reduceat(each, cuts[:-1])
-    if each.max() < each.sum() / wanted:  # else a run may have to do without an item
+    if each.max() < each.sum() / wanted:  # otherwise a run may be empty
         assert len(runs) == wanted
     if len(runs) == wanted:
         assert np.abs(runs - each.sum() / wanted).max() <= each.max()
         assert runs.max() <= most + each.max()
 
 
-def test_shards_are_even_in_bytes_and_close_in_tokens_as_they_were_foretold():
+def test_shards_are_even_in_bytes_and_similar_in_tokens():
     random = np.random.default_rng(0)
-    each = random.lognormal(11, 0.8, 200_000).astype(np.int64)  # the bytes of photographs
+    each = random.lognormal(11, 0.8, 200_000).astype(np.int64)  # realistic file sizes of photographs
     tokens = random.integers(20, 600, len(each))
     cuts = cut_evenly(lambda items: each[items], len(each), 256 << 20)
     num_bytes, num_tokens = (np.add.reduceat(values, cuts[:-1]) for values in (each, tokens))
@@ -45,7 +45,7 @@ def test_shards_are_even_in_bytes_and_close_in_tokens_as_they_were_foretold():
     assert num_tokens.max() / num_tokens.mean() < 1.08
 
 
-def test_row_groups_hold_enough_rows_of_text_and_not_too_many_bytes_of_pictures():
+def test_row_groups_have_enough_rows_of_text_and_not_too_many_bytes_of_images():
     photographs, text = np.full(3000, 100_000), np.full(50_000, 400)
     groups = np.diff(cut_groups(photographs))
     assert groups.max() * 100_000 <= GROUP_BYTES + 100_000 and groups.min() > 100
@@ -53,7 +53,7 @@ def test_row_groups_hold_enough_rows_of_text_and_not_too_many_bytes_of_pictures(
     assert groups.min() > 2000 and groups.max() <= 4097
 
 
-def test_a_sample_weighs_its_pictures_only_where_they_are_embedded():
+def test_image_bytes_count_towards_the_weight_only_if_images_are_embedded():
     row = {"images": ["a", "b"], "image_bytes": [1000, 40_000], "image_side": [100, 800], "num_tokens": 100}
     rows = pa.Table.from_pylist([row, {"num_tokens": 100, "images": [], "image_bytes": [], "image_side": []}], EXAMPLES)
     first, second = weights(rows, Pictures("embed")).tolist()
@@ -68,7 +68,7 @@ def test_the_shards_of_a_build_are_even(world, tmp_path):
     shards = read_manifest(build_shards(Store(tmp_path / "store"), **world))["shards"]
     samples, num_bytes = (np.array([shard[key] for shard in shards]) for key in ("num_samples", "num_bytes"))
     assert len(shards) > 2
-    assert samples.max() - samples.min() <= samples.mean() * 0.1  # the last is as long as the others
+    assert samples.max() - samples.min() <= samples.mean() * 0.1  # the last shard is as large as the others
     assert num_bytes.max() / num_bytes.mean() < 1.05
 
 

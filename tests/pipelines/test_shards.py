@@ -1,4 +1,4 @@
-"""Beam job 2 on hand-made examples with real pictures on disk."""
+"""Tests of Beam job 2 on hand-made examples with real images on disk."""
 
 import hashlib
 import io
@@ -26,7 +26,7 @@ def rows_of(directory):
     return pa.concat_tables([pq.read_table(directory / shard["file"]) for shard in shards])
 
 
-def test_samples_stand_in_the_order_of_the_mixture_with_their_own_pictures(world, tmp_path):
+def test_samples_are_in_the_order_of_the_mixture_with_their_own_images(world, tmp_path):
     directory = build_shards(Store(tmp_path / "store"), **world)
     table = rows_of(directory).to_pylist()
     assert [row["index"] for row in table] == list(range(COUNT))
@@ -36,10 +36,10 @@ def test_samples_stand_in_the_order_of_the_mixture_with_their_own_pictures(world
         assert row["turns"][0]["row"] == row["example"]
         assert len(row["images"]) == (row["example"] % 10 != 9)
         assert row["num_images"] == len(row["images"])
-        assert row["image_sha256"] == [hashlib.sha256(picture["bytes"]).hexdigest() for picture in row["images"]]
-        for picture in row["images"]:
-            assert picture["path"] == f"{row['example'] % 20}.png"
-            colour = Image.open(io.BytesIO(picture["bytes"])).getpixel((0, 0))
+        assert row["image_sha256"] == [hashlib.sha256(image["bytes"]).hexdigest() for image in row["images"]]
+        for image in row["images"]:
+            assert image["path"] == f"{row['example'] % 20}.png"
+            colour = Image.open(io.BytesIO(image["bytes"])).getpixel((0, 0))
             assert colour[2] == (50 if row["dataset"] == "a" else 200)
     of_b = [row for row in table if row["dataset"] == "b"]
     ledger = {"read": 34, "examples": 31, "duplicates": 1, "rejects": {"too_long": 2}}
@@ -58,7 +58,7 @@ def test_samples_stand_in_the_order_of_the_mixture_with_their_own_pictures(world
     }
 
 
-def test_the_lengths_of_all_samples_lie_beside_the_shards(world, tmp_path):
+def test_the_lengths_file_has_the_lengths_of_all_samples(world, tmp_path):
     directory = build_shards(Store(tmp_path / "store"), **world)
     named = read_manifest(directory)["lengths"]
     path = directory / "lengths.parquet"
@@ -69,7 +69,7 @@ def test_the_lengths_of_all_samples_lie_beside_the_shards(world, tmp_path):
     assert len(lengths) == COUNT
 
 
-def test_a_limit_on_epochs_and_a_strategy_stand_in_the_manifest(world, tmp_path):
+def test_the_manifest_records_shares_and_limits_on_epochs(world, tmp_path):
     world |= {"balance": Balance(strategy="per-dataset", max_epochs={"b": 2}), "weights": None}
     datasets = read_manifest(build_shards(Store(tmp_path / "store"), **world))["datasets"]
     assert datasets["b"]["samples"] in (61, 62)
@@ -78,7 +78,7 @@ def test_a_limit_on_epochs_and_a_strategy_stand_in_the_manifest(world, tmp_path)
     assert datasets["b"]["share"] == datasets["b"]["samples"] / COUNT
 
 
-def test_a_ledger_that_does_not_add_up_stops_the_mix(world, tmp_path):
+def test_a_ledger_that_does_not_add_up_is_an_error(world, tmp_path):
     path = world["examples"]["b"] / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["rows"]["rejects"] = {"too_long": 1}
@@ -97,30 +97,30 @@ def test_the_same_recipe_gives_the_same_bytes(world, tmp_path):
         assert (one / shard["file"]).read_bytes() == (two / shard["file"]).read_bytes()
 
 
-def test_a_killed_build_is_finished_with_the_same_bytes(world, tmp_path):
+def test_a_killed_build_resumes_with_the_same_bytes(world, tmp_path):
     store = Store(tmp_path / "store")
-    whole = build_shards(store, **world)
-    before = {p.name: p.read_bytes() for p in whole.iterdir()}
-    # As a kill leaves it: no manifest, one shard gone, one half-written under its final name.
-    (whole / "manifest.json").unlink()
-    shards = sorted(whole.glob("shard-*.parquet"))
+    directory = build_shards(store, **world)
+    before = {p.name: p.read_bytes() for p in directory.iterdir()}
+    # Simulates a kill: no manifest, one shard missing, and one truncated under its final name.
+    (directory / "manifest.json").unlink()
+    shards = sorted(directory.glob("shard-*.parquet"))
     shards[0].unlink()
     shards[1].write_bytes(shards[1].read_bytes()[:100])
-    assert build_shards(store, **world) == whole
-    assert {p.name: p.read_bytes() for p in whole.iterdir()} == before
+    assert build_shards(store, **world) == directory
+    assert {p.name: p.read_bytes() for p in directory.iterdir()} == before
 
 
-def test_a_picture_that_changed_since_it_was_measured_is_an_error(world, tmp_path):
+def test_an_image_that_changed_since_it_was_measured_is_an_error(world, tmp_path):
     Image.new("RGB", (9, 9)).save(world["image_roots"]["b"] / "3.png")
-    with pytest.raises(Exception, match=r"b: image 3.png .* is not what it was"):
+    with pytest.raises(Exception, match=r"b: image 3.png .* has changed since the examples were built: build again"):
         build_shards(Store(tmp_path / "store"), **world)
     assert not list((tmp_path / "store").rglob("manifest.json"))
 
 
-@pytest.mark.parametrize("harm", ["edited", "missing"])
-def test_examples_that_are_not_what_was_built_are_an_error(world, tmp_path, harm):
+@pytest.mark.parametrize("damage", ["edited", "missing"])
+def test_damaged_examples_are_an_error(world, tmp_path, damage):
     path = world["examples"]["a"] / "examples-00001.arrow"
-    if harm == "edited":  # as many examples, of the same length
+    if damage == "edited":  # the same number of bytes
         path.write_bytes(path.read_bytes().replace(b"question 400", b"QUESTION 400"))
     else:
         path.unlink()
@@ -131,7 +131,7 @@ def test_examples_that_are_not_what_was_built_are_an_error(world, tmp_path, harm
     assert not list((tmp_path / "store").rglob("manifest.json"))
 
 
-def test_others_read_the_shards(world, tmp_path):
+def test_datasets_and_duckdb_can_read_the_shards(world, tmp_path):
     directory = build_shards(Store(tmp_path / "store"), **world)
     pattern = str(directory / "shard-*.parquet")
     dataset = load_dataset("parquet", data_files=pattern, split="train", cache_dir=str(tmp_path / "cache"))
@@ -141,21 +141,21 @@ def test_others_read_the_shards(world, tmp_path):
     assert counts == [("a", 1125), ("b", 375)]
 
 
-def test_a_bit_that_rots_in_a_picture_is_found_by_whoever_reads_it(world, tmp_path):
+def test_a_flipped_bit_in_an_image_fails_the_page_checksum(world, tmp_path):
     directory = build_shards(Store(tmp_path / "store"), **world)
     path = next(directory.glob("shard-*.parquet"))
     content = bytearray(path.read_bytes())
-    picture = pq.read_table(path)["images"].combine_chunks().values.field("bytes")[0].as_py()
-    content[content.index(picture) + len(picture) // 2] ^= 1
+    image = pq.read_table(path)["images"].combine_chunks().values.field("bytes")[0].as_py()
+    content[content.index(image) + len(image) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(OSError, match="CRC"):
         pq.ParquetFile(path, page_checksum_verification=True).read()
 
 
-def test_examples_are_read_at_random_in_any_order(world):
+def test_examples_can_be_read_in_any_order(world):
     files = ExampleFiles(world["examples"]["a"])
-    places = np.array([699, 0, 5, 350, 5, 349])
-    assert [turns[0]["row"] for turns in files.take(places)["turns"].to_pylist()] == places.tolist()
+    indices = np.array([699, 0, 5, 350, 5, 349])
+    assert [turns[0]["row"] for turns in files.take(indices)["turns"].to_pylist()] == indices.tolist()
 
 
 def test_no_shard_is_written_for_a_dataset_without_examples(world, tmp_path):
@@ -163,5 +163,5 @@ def test_no_shard_is_written_for_a_dataset_without_examples(world, tmp_path):
     none = {"read": 0, "examples": 0, "duplicates": 0, "rejects": {}}
     empty = {"files": [], "num_examples": 0, "num_supervised": 0, "task": "caption", "rows": none, "turns": none}
     manifest.write_text(json.dumps(empty))
-    with pytest.raises(ValueError, match="b: a share in the mixture, but no example"):
+    with pytest.raises(ValueError, match="b: in the mixture, but has no examples"):
         build_shards(Store(tmp_path / "store"), **world)

@@ -1,4 +1,4 @@
-"""What shards hold of pictures: their bytes, smaller ones, or references; and how others read each."""
+"""Tests of images in shards: embedded, shrunk or referenced, and how other libraries read them."""
 
 import hashlib
 import io
@@ -27,35 +27,35 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 
 def drawing(width: int, height: int, box: tuple[float, float, float, float]) -> Image.Image:
-    """White, with a red rectangle at relative coordinates."""
+    """A white image with a red rectangle at relative coordinates."""
     image = Image.new("RGB", (width, height), "white")
     corners = [round(value * side) for value, side in zip(box, (width, height, width, height), strict=True)]
     image.paste("red", tuple(corners))
     return image
 
 
-def test_only_larger_pictures_are_shrunk_and_always_to_the_same_bytes():
+def test_only_larger_images_are_shrunk_and_always_to_the_same_bytes():
     small, large = encoded(drawing(300, 200, (0, 0, 1, 1))), encoded(drawing(301, 200, (0, 0, 1, 1)))
     assert Shrink(300)(small) == small
     made = Shrink(300)(large)
     assert made == Shrink(300)(large) != large
-    picture = Image.open(io.BytesIO(made))
-    assert (picture.format, picture.size) == ("JPEG", (300, 199))
+    shrunk = Image.open(io.BytesIO(made))
+    assert (shrunk.format, shrunk.size) == ("JPEG", (300, 199))
     assert Image.open(io.BytesIO(Shrink(300)(encoded(Image.new("L", (2, 3000)))))).size == (1, 300)
 
 
 @pytest.mark.parametrize(("width", "height"), [(1000, 731), (517, 1999)])
-def test_boxes_stay_where_they_are(width, height):
+def test_shrinking_preserves_relative_boxes(width, height):
     box = (0.25, 0.4, 0.625, 0.9)
-    picture = decode(Shrink(200)(encoded(drawing(width, height, box), "JPEG", quality=95))).convert("RGB")
-    red = np.asarray(picture).astype(int)[..., 1] < 128
+    image = decode(Shrink(200)(encoded(drawing(width, height, box), "JPEG", quality=95))).convert("RGB")
+    red = np.asarray(image).astype(int)[..., 1] < 128
     rows, columns = np.flatnonzero(red.any(axis=1)), np.flatnonzero(red.any(axis=0))
     found = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-    for value, wanted, side in zip(found, box, (*picture.size, *picture.size), strict=True):
+    for value, wanted, side in zip(found, box, (*image.size, *image.size), strict=True):
         assert abs(value - wanted * side) <= 1
 
 
-def test_a_shrunk_picture_is_upright_and_has_no_alpha():
+def test_a_shrunk_image_is_upright_and_has_no_alpha():
     turned = Image.new("RGB", (400, 100), "blue")
     exif = turned.getexif()
     exif[0x0112] = 6
@@ -64,7 +64,7 @@ def test_a_shrunk_picture_is_upright_and_has_no_alpha():
     assert decode(Shrink(200)(encoded(glass))).convert("RGB").getpixel((100, 100)) == (255, 255, 255)
 
 
-def test_shards_of_shrunk_pictures_hold_the_sums_of_what_they_embed(world, tmp_path):
+def test_shards_of_shrunk_images_have_the_checksums_of_the_embedded_bytes(world, tmp_path):
     store = Store(tmp_path / "store")
     for root in world["image_roots"].values():
         assert {Image.open(path).size for path in root.iterdir()} == {(4, 3)}
@@ -87,7 +87,7 @@ def built(request, world, tmp_path):
     return request.param, build_shards(Store(tmp_path / "store"), **world, pictures=Pictures(request.param))
 
 
-def test_references_name_the_files_and_their_sums(world, tmp_path):
+def test_references_contain_the_paths_and_checksums_of_the_images(world, tmp_path):
     directory = build_shards(Store(tmp_path / "store"), **world, pictures=Pictures("reference"))
     names = 0
     for shard in read_manifest(directory)["shards"]:
@@ -100,7 +100,7 @@ def test_references_name_the_files_and_their_sums(world, tmp_path):
     assert str(tmp_path) not in (directory / "manifest.json").read_text() + (directory / "README.md").read_text()
 
 
-def test_the_folder_is_a_dataset_as_it_is(built, tmp_path):
+def test_datasets_can_load_the_directory(built, tmp_path):
     mode, directory = built
     dataset = load_dataset(str(directory), split="train", cache_dir=str(tmp_path / "cache"))
     assert len(dataset) == COUNT and dataset[7]["index"] == 7
@@ -114,7 +114,7 @@ def test_the_folder_is_a_dataset_as_it_is(built, tmp_path):
     assert next(iter(streamed))["input_ids"] == dataset[0]["input_ids"]
 
 
-def test_duckdb_and_pandas_read_it(built):
+def test_duckdb_and_pandas_can_read_the_shards(built):
     _, directory = built
     pattern = str(directory / "shard-*.parquet")
     counts = duckdb.sql(f"select dataset, count(*), sum(num_tokens) from '{pattern}' group by 1 order by 1").fetchall()
@@ -128,7 +128,7 @@ def test_duckdb_and_pandas_read_it(built):
     assert lengths["num_tokens"].sum() == frame["num_tokens"].sum()
 
 
-def test_the_card_says_what_the_manifest_says(built):
+def test_the_card_agrees_with_the_manifest(built):
     mode, directory = built
     text, manifest = (directory / "README.md").read_text(), read_manifest(directory)
     assert "| a | 75.00% | 1,125 | 700 | 1.61 |" in text and "| b | 25.00% | 375 | 31 | 12.10 |" in text

@@ -1,4 +1,4 @@
-"""What is a duplicate: paraphrases and answers given away are; like wordings about different facts are not."""
+"""Tests that paraphrases and given-away answers are duplicates, but similar wordings about different facts are not."""
 
 import numpy as np
 import pytest
@@ -79,14 +79,14 @@ def similarity_of(rows, embeddings):
     return Similarity([t for r in rows for t in r[::2]], [t for r in rows for t in r[1::2]], embeddings, "pair")
 
 
-def test_what_gives_the_answer_away_is_a_duplicate(embeddings):
+def test_a_turn_that_gives_the_answer_away_is_a_duplicate(embeddings):
     first = np.arange(0, 2 * len(SAME), 2)
     values = similarity_of(SAME, embeddings)(first, first + 1)
     missed = [(row, value) for row, value in zip(SAME, values, strict=True) if value < DEFAULT_THRESHOLD["pair"]]
     assert not missed
 
 
-def test_like_wordings_about_different_facts_are_not(embeddings):
+def test_similar_wordings_about_different_facts_are_not_duplicates(embeddings):
     first = np.arange(0, 2 * len(DIFFERENT), 2)
     values = similarity_of(DIFFERENT, embeddings)(first, first + 1)
     wrong = [(row, value) for row, value in zip(DIFFERENT, values, strict=True) if value >= DEFAULT_THRESHOLD["pair"]]
@@ -103,7 +103,7 @@ def test_like_wordings_about_different_facts_are_not(embeddings):
         ("Is the {} red?", "yes"),
     ],
 )
-def test_one_question_about_many_things_keeps_them_all(question, answer):
+def test_the_same_question_about_different_things_is_not_a_duplicate(question, answer):
     things = [
         "bicycle",
         "car",
@@ -143,39 +143,39 @@ def test_one_question_about_many_things_keeps_them_all(question, answer):
     assert not wrong
 
 
-def test_questions_about_different_places_stay_where_questions_alone_are_compared():
+def test_questions_about_different_positions_are_not_duplicates_if_only_questions_are_compared():
     corners = [f"What is at the {row} {side}?" for row in ("top", "bottom") for side in ("left", "right")]
     embeddings = Embeddings(embed_texts(corners, "all-MiniLM-L6-v2"))
     first, second = np.triu_indices(len(corners), 1)
     assert not Similarity(corners, ["cup", "fork", "cup", "plate"], embeddings, "question")(first, second).any()
 
 
-def test_it_is_symmetric_and_1_at_most(embeddings):
+def test_similarity_is_symmetric_and_between_0_and_1(embeddings):
     similarity = similarity_of(SAME + DIFFERENT, embeddings)
-    places = np.arange(2 * len(SAME + DIFFERENT))
-    first, second = (side.ravel() for side in np.meshgrid(places, places))
+    indices = np.arange(2 * len(SAME + DIFFERENT))
+    first, second = (side.ravel() for side in np.meshgrid(indices, indices))
     values = similarity(first, second)
     assert np.array_equal(values, similarity(second, first))
     assert values.min() >= 0 and values.max() <= 1
 
 
-def test_values_over_the_bound_do_not_depend_on_it(embeddings):
+def test_values_above_the_bound_do_not_depend_on_it(embeddings):
     similarity = similarity_of(SAME + DIFFERENT, embeddings)
-    places = np.arange(2 * len(SAME + DIFFERENT))
-    first, second = (side.ravel() for side in np.meshgrid(places, places))
+    indices = np.arange(2 * len(SAME + DIFFERENT))
+    first, second = (side.ravel() for side in np.meshgrid(indices, indices))
     full, bounded = similarity(first, second), similarity(first, second, at_least=0.7)
     assert np.array_equal(full >= 0.7, bounded >= 0.7)
     assert np.array_equal(full[full >= 0.7], bounded[bounded >= 0.7])
 
 
-def test_features_say_what_they_are_called():
+def test_features_have_their_documented_values():
     questions = ["What color is the car?", "Is the big car red?", "Who is there?"]
     answers = ["red", "yes", "Anna"]
     embeddings = Embeddings(embed_turns(questions, answers, threshold=0.0))
     similarity = Similarity(questions, answers, embeddings, "pair")
     row = dict(zip(FEATURES, similarity.features(np.array([0]), np.array([1]))[0], strict=True))
-    assert row["contained"] == 1  # "car red" is all said by "big car red"
-    assert row["told"] == 1  # "red" stands in the other question
-    assert row["same question"] == pytest.approx(1 / 3, abs=0.05)  # of "big car red" the other question says "car"
+    assert row["contained"] == 1  # "big car red" contains all of "car red"
+    assert row["told"] == 1  # the other question contains "red"
+    assert row["same question"] == pytest.approx(1 / 3, abs=0.05)  # of "big car red", only "car" is in the other
     other = dict(zip(FEATURES, similarity.features(np.array([0]), np.array([2]))[0], strict=True))
     assert other["contained"] == other["told"] == 0

@@ -1,4 +1,4 @@
-"""`honeybee verify`: what it finds in shards that were harmed in one way each."""
+"""Tests of `honeybee verify` on shards that are each damaged in one way."""
 
 import hashlib
 import io
@@ -24,7 +24,7 @@ from pipelines.verify import verify
 
 @pytest.fixture
 def copied(world, tmp_path) -> Path:
-    """Shards that were copied away from their store."""
+    """Shards that were copied to a location outside their store."""
     return Path(shutil.copytree(build_shards(Store(tmp_path / "store"), **world), tmp_path / "elsewhere"))
 
 
@@ -41,7 +41,7 @@ def shard(directory: Path, number: int = 0) -> Path:
 
 
 def rewrite(directory: Path, change, number: int = 0) -> None:
-    """Changes the rows of a shard, and its sum and length in the manifest, so that only its content tells."""
+    """Changes the rows of a shard; updates its checksum and size in the manifest, so that only the rows are wrong."""
     path, manifest = shard(directory, number), read_manifest(directory)
     rows = pq.read_table(path).to_pylist()
     change(rows)
@@ -50,23 +50,23 @@ def rewrite(directory: Path, change, number: int = 0) -> None:
     write(directory, manifest)
 
 
-def test_whole_shards_have_no_fault_and_every_shard_is_told(copied):
+def test_undamaged_shards_have_no_faults_and_every_shard_is_logged(copied):
     lines: list[str] = []
     assert verify(str(copied), lines.append) == []
     shards = read_manifest(copied)["shards"]
     assert len(lines) == len(shards) > 2
     for number, (line, facts) in enumerate(zip(lines, shards, strict=True)):
         assert line.startswith(f"{number + 1} of {len(shards)} {facts['file']}: {facts['num_samples']} samples")
-        assert line.endswith("fine")
+        assert line.endswith(": OK")
 
 
 @pytest.mark.parametrize("mode", ["reference", "skip"])
-def test_shards_without_bytes_have_no_fault(world, tmp_path, mode):
+def test_shards_without_image_bytes_have_no_faults(world, tmp_path, mode):
     directory = build_shards(Store(tmp_path / "store"), **world, pictures=Pictures(mode))
     assert faults_of(directory) == []
 
 
-def test_several_processes_find_the_same(copied):
+def test_several_processes_find_the_same_faults(copied):
     shard(copied, 1).unlink()
     assert faults_of(copied, 2) == faults_of(copied) == [f"{shard(copied, 1).name}: missing"]
 
@@ -74,25 +74,25 @@ def test_several_processes_find_the_same(copied):
 def test_a_truncated_shard(copied):
     path = shard(copied)
     path.write_bytes(path.read_bytes()[:-100])
-    length, unreadable = faults_of(copied)
-    assert f"{path.name}: " in length and "bytes, the manifest says" in length
+    size, unreadable = faults_of(copied)
+    assert f"{path.name}: " in size and "bytes, but the manifest says" in size
     assert f"{path.name}: cannot be read" in unreadable
 
 
-def test_a_flipped_bit_leads_to_its_row_and_picture(copied):
+def test_a_flipped_bit_is_traced_to_its_row_and_image(copied):
     path = shard(copied)
     content = bytearray(path.read_bytes())
     rows = pq.read_table(path).to_pylist()
     row = next(row for row in range(50, len(rows)) if rows[row]["images"])
-    place = 0
-    for each in rows[: row + 1]:  # pictures stand one after the other
+    offset = 0
+    for each in rows[: row + 1]:  # images are stored consecutively
         for image in each["images"]:
-            place = content.index(image["bytes"], place) + len(image["bytes"])
-    content[place - 20] ^= 1
+            offset = content.index(image["bytes"], offset) + len(image["bytes"])
+    content[offset - 20] ^= 1
     path.write_bytes(content)
     found = faults_of(copied)
-    assert "its sum is" in found[0] and "CRC" in found[1]
-    assert f"{path.name}: row {row}: picture 0 ({rows[row]['images'][0]['path']}): its sum is" in found[2]
+    assert "its checksum is" in found[0] and "CRC" in found[1]
+    assert f"{path.name}: row {row}: image 0 ({rows[row]['images'][0]['path']}): its checksum is" in found[2]
     assert len(found) == 3
 
 
@@ -103,24 +103,25 @@ def test_swapped_shards(copied):
     second.write_bytes(one)
     found = "\n".join(faults_of(copied))
     count = read_manifest(copied)["shards"][0]["num_samples"]
-    assert f"{first.name}: its sum is" in found or f"{first.name}: {len(two):,} bytes" in found
-    assert f"{first.name}: row 0: " in found and f"samples from {count} on stand where those from 0 on should" in found
+    assert f"{first.name}: its checksum is" in found or f"{first.name}: {len(two):,} bytes" in found
+    assert f"{first.name}: row 0: " in found
+    assert f"samples starting at index {count}, but index 0 is expected here" in found
     assert f"{second.name}: row 0: " in found
 
 
-def test_a_shard_too_many(copied):
+def test_an_unlisted_shard(copied):
     shutil.copy(shard(copied), copied / "shard-00000-of-00009.parquet")
     assert faults_of(copied) == [
-        "shard-00000-of-00009.parquet: not one of these shards, though whoever reads shard-*.parquet reads it"
+        "shard-00000-of-00009.parquet: not listed in the manifest, but readers of shard-*.parquet would include it"
     ]
 
 
-def no_picture(row: dict) -> None:
-    row["images"][0] = {"bytes": b"no picture", "path": "x"}
-    row["image_sha256"][0] = hashlib.sha256(b"no picture").hexdigest()
+def invalid_image(row: dict) -> None:
+    row["images"][0] = {"bytes": b"not image!", "path": "x"}
+    row["image_sha256"][0] = hashlib.sha256(b"not image!").hexdigest()
 
 
-def other_picture(row: dict) -> None:
+def different_image(row: dict) -> None:
     stream = io.BytesIO()
     Image.new("RGB", (9, 9)).save(stream, "PNG")
     row["images"][0] = {"bytes": stream.getvalue(), "path": "x"}
@@ -129,9 +130,9 @@ def other_picture(row: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (no_picture, "row {row}: picture 0 (x): does not decode: 10 bytes"),
-        (other_picture, "row {row}: picture 0 (x): its sum is"),
-        (lambda row: row["images"][0].update(bytes=None), "row {row}: picture 0 ({picture}): no bytes"),
+        (invalid_image, "row {row}: image 0 (x): does not decode: 10 bytes"),
+        (different_image, "row {row}: image 0 (x): its checksum is"),
+        (lambda row: row["images"][0].update(bytes=None), "row {row}: image 0 ({image}): no bytes"),
         (lambda row: row.update(images=[], image_sha256=[]), "row {row}: 0 images, but num_images is 1"),
         (lambda row: row["loss_mask"].append(True), "row {row}: 4 loss_mask, but num_tokens is 3"),
         (lambda row: row.update(loss_mask=[False] * 3), "row {row}: 0 supervised tokens, but num_supervised is 1"),
@@ -142,20 +143,20 @@ def other_picture(row: dict) -> None:
         (lambda row: row.update(turns=[]), "num_turns, but"),
     ],
 )
-def test_a_row_that_is_not_what_was_built(copied, change, message):
+def test_a_changed_row(copied, change, message):
     rows = pq.read_table(shard(copied)).to_pylist()
-    place = next(n for n, row in enumerate(rows) if row["dataset"] == "a" and row["images"])
-    rewrite(copied, lambda rows: change(rows[place]))
-    assert message.format(row=place, picture=rows[place]["images"][0]["path"]) in "\n".join(faults_of(copied))
+    index = next(n for n, row in enumerate(rows) if row["dataset"] == "a" and row["images"])
+    rewrite(copied, lambda rows: change(rows[index]))
+    assert message.format(row=index, image=rows[index]["images"][0]["path"]) in "\n".join(faults_of(copied))
 
 
-def test_a_row_that_is_gone(copied):
+def test_a_missing_row(copied):
     rewrite(copied, lambda rows: rows.pop())
-    assert "rows, the manifest says" in "\n".join(faults_of(copied))
+    assert "rows, but the manifest says" in "\n".join(faults_of(copied))
 
 
-def test_quotas_that_a_prefix_breaks(copied):
-    """The samples are what they should be by every other measure but their order."""
+def test_a_prefix_that_violates_the_quotas(copied):
+    """Only the order of the samples is wrong."""
 
     def change(rows: list[dict]) -> None:
         rows.sort(key=lambda row: row["dataset"])
@@ -164,44 +165,44 @@ def test_quotas_that_a_prefix_breaks(copied):
 
     rewrite(copied, change)
     found = [fault for fault in faults_of(copied) if "its share is" in fault]
-    assert len(found) == 2 and "the first 4 samples hold 4 of a, its share is 3.00" in found[0]
+    assert len(found) == 2 and "the first 4 samples contain 4 of a, but its share is 3.00" in found[0]
 
 
-@pytest.mark.parametrize("harm", ["edited", "missing", "other sum"])
-def test_lengths_that_are_not_those_of_the_shards(copied, harm):
+@pytest.mark.parametrize("damage", ["edited", "missing", "wrong checksum"])
+def test_lengths_that_do_not_match_the_shards(copied, damage):
     path, manifest = copied / "lengths.parquet", read_manifest(copied)
-    if harm == "missing":
+    if damage == "missing":
         path.unlink()
     else:
         table = pq.read_table(path)
         tokens = table["num_tokens"].to_pylist()
-        tokens[1000] += 1 if harm == "edited" else 0
+        tokens[1000] += 1 if damage == "edited" else 0
         pq.write_table(table.set_column(0, table.schema.field(0), pa.array(tokens, pa.int32())), path)
-        if harm == "edited":
+        if damage == "edited":
             manifest["lengths"] |= {"num_bytes": path.stat().st_size, "sha256": file_sha256(path)}
             write(copied, manifest)
     (fault,) = faults_of(copied)
     assert fault.startswith("lengths.parquet: ")
-    assert {"edited": "row 1000: num_tokens 4, 3 in shard-", "missing": "missing", "other sum": "the manifest says"}[
-        harm
-    ] in fault
+    expected = {"missing": "missing", "wrong checksum": "but the manifest says"}
+    assert {**expected, "edited": "row 1000: num_tokens is 4, but 3 in shard-"}[damage] in fault
 
 
 @pytest.mark.parametrize("found", [0, None, 2])
-def test_a_manifest_of_another_version(copied, found):
+def test_a_manifest_of_a_different_format(copied, found):
     manifest = read_manifest(copied)
     manifest["format"] = found
     write(copied, manifest)
-    with pytest.raises(ShardError, match=f"shards of format {found}, this version reads format 1: build them again"):
+    message = f"shards of format {found}, but this version reads format 1: build them again"
+    with pytest.raises(ShardError, match=message):
         faults_of(copied)
 
 
 @pytest.mark.parametrize("key", ["mixture", "images", "datasets"])
-def test_a_manifest_that_lacks_something(copied, key):
+def test_a_manifest_without_a_required_key(copied, key):
     manifest = read_manifest(copied)
     del manifest[key]
     write(copied, manifest)
-    with pytest.raises(ShardError, match=rf"manifest.json lacks or misstates '{key}'"):
+    with pytest.raises(ShardError, match=rf"manifest\.json is incomplete or invalid \('{key}'\)"):
         faults_of(copied)
 
 
@@ -218,21 +219,21 @@ def test_a_manifest_that_lacks_something(copied, key):
         lambda manifest: manifest.update(num_samples=None),
     ],
 )
-def test_a_manifest_that_names_no_files(copied, change):
+def test_a_manifest_with_an_invalid_list_of_files(copied, change):
     manifest = read_manifest(copied)
     change(manifest)
     write(copied, manifest)
-    with pytest.raises(ShardError, match=r"manifest\.json does not name files as shards do"):
+    with pytest.raises(ShardError, match=r"manifest\.json does not list its shards and lengths file correctly"):
         faults_of(copied)
-    with pytest.raises(ShardError, match=r"manifest\.json does not name files as shards do"):
+    with pytest.raises(ShardError, match=r"manifest\.json does not list its shards and lengths file correctly"):
         push(copied, f"file://{copied}/remote", lambda line: None)
 
 
-def test_no_shards_at_all(tmp_path):
+def test_a_directory_without_shards(tmp_path):
     with pytest.raises(ShardError, match=r"holds no finished shards: there is no manifest\.json"):
         faults_of(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(ShardError, match="is no JSON"):
+    with pytest.raises(ShardError, match="is not valid JSON"):
         faults_of(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Content words, slots, polarity, contradictions and restatements of questions and answers."""
+"""Tests of content words, slots, polarity, contradictions and restatements of questions and answers."""
 
 import pytest
 
@@ -23,7 +23,7 @@ from pipelines.wording import contradict, new_words, read_answer, read_question,
         ("", (), ()),
     ],
 )
-def test_what_a_question_speaks_of(question, words, slot):
+def test_content_words_and_slot_of_a_question(question, words, slot):
     read = read_question(question)
     assert (read.words, read.slot) == (words, slot)
 
@@ -36,19 +36,19 @@ def test_what_a_question_speaks_of(question, words, slot):
         ("No, the man is asleep.", ("man", "asleep"), -1),
         ("On the table", ("table",), 0),
         ("There are two.", ("2",), 0),
-        ("him", ("him",), 0),  # all there is
+        ("him", ("him",), 0),  # the only word
         ("", (), 0),
     ],
 )
-def test_what_an_answer_says(answer, words, polarity):
+def test_content_words_and_polarity_of_an_answer(answer, words, polarity):
     read = read_answer(answer)
     assert (read.words, read.polarity) == (words, polarity)
 
 
-def test_news_of_an_answer():
+def test_new_words_of_an_answer():
     question = read_question("Is the cat or the dog asleep?")
     assert new_words(question, read_answer("The dog is asleep on the rug")) == ("rug",)
-    assert new_words(question, read_answer("the dog")) == ("dog",)  # a choice: the question says every answer
+    assert new_words(question, read_answer("the dog")) == ("dog",)  # a choice: the question contains every answer
 
 
 @pytest.mark.parametrize(
@@ -65,13 +65,13 @@ def test_news_of_an_answer():
         (("Which food is cut?", "apple"), ("Which food is not cut?", "pear"), True),
         (("Is it open?", "yes"), ("Is it not open?", "no"), False),
         (("What does the man hold?", "cup"), ("What does the woman hold?", "cup"), True),
-        (("Who is left of the woman?", "man"), ("Who is the man left of?", "woman"), False),  # turned round
+        (("Who is left of the woman?", "man"), ("Who is the man left of?", "woman"), False),  # the same fact
         (("How many flowers are in the vase?", "1"), ("How many vases are there?", "1"), True),
         (("How many levels does the bus have?", "2"), ("What is the number of buses?", "2"), True),
         (("How many people hold cups?", "2"), ("How many people are holding the cups?", "2"), False),
         (("How many laptop computers are there?", "2"), ("How many computers are there?", "2"), False),
         (("What color is the cup?", "red"), ("What color is the plate?", "blue"), False),  # merely different
-        # A place of two words is one place, and a part of it does not exclude the whole.
+        # A position of two words is one position, and one of the two words does not exclude it.
         (("What is at the top left?", "blue cross"), ("What is at the bottom right?", "green cup"), True),
         (("What is at the top left?", "blue cross"), ("What is at the bottom left?", "blue cross"), True),
         (("What is the man at the top left holding?", "cup"), ("What is the man on the left holding?", "cup"), False),
@@ -81,7 +81,7 @@ def test_news_of_an_answer():
         (("Is the red and white sign big?", "yes"), ("Is the white and red sign big?", "yes"), False),
         (("Is the red and white sign big?", "yes"), ("Is the blue and white sign big?", "yes"), True),
         (("Is it red or blue?", "red"), ("Is it red or green?", "red"), False),
-        # Who asks by a place alone learns nothing from a turn that does not name the place.
+        # A question that identifies its object only by position is not answered by a turn that does not name it.
         (("What is at the top left?", "green cup"), ("Is the fork left of the green cup?", "no"), True),
         (("What is in the bottom right corner?", "cup"), ("Is the cup right of the fork?", "yes"), True),
         (("What is in the bottom right corner?", "cup"), ("Where is the cup?", "bottom right"), False),
@@ -98,7 +98,7 @@ def test_contradictions(a, b, expected):
     ("a", "b", "expected"),
     [
         (("Is the door open?", "no"), ("Is the door closed?", "yes"), True),
-        (("Is the door open?", "yes"), ("Is the door closed?", "yes"), False),  # then one of them is wrong
+        (("Is the door open?", "yes"), ("Is the door closed?", "yes"), False),  # inconsistent answers
         (("Is the door open?", "yes"), ("Is the window closed?", "no"), False),
         (("Is the horse brown?", "yes"), ("Are the horses white?", "no"), True),
         (("Is it day?", "yes"), ("Is it night?", "no"), True),

@@ -1,4 +1,4 @@
-"""Embeddings of everything that some turns' de-duplication asks for."""
+"""Test helper that embeds all texts that the deduplication of some turns needs."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ def embed_turns(
     compare: str = "pair",
     threshold: float | None = None,
 ) -> pa.Table:
-    """offsets: of the groups; one group where None."""
+    """Returns the table of embeddings. offsets: those of the groups; None means one group."""
     texts = texts_to_embed(questions, answers, rule, compare)
     words = embed_texts(texts, PACKAGED_MODEL)
     bounds = np.array([0, len(questions)] if offsets is None else offsets)
