@@ -1,8 +1,8 @@
-"""Small backbones for the sample recipe, where no hub is needed: a CLIP and a Llama, trained on the sample corpus.
+"""Trains small backbones on the sample corpus, so that the sample recipe needs no hub: a CLIP and a Llama.
 
 `python -m model.backbones JOB.json`; JOB = {"corpus", "output", "image_size", "vision_steps", "llm_steps", "seed"}.
-They are saved as hub models are: `output/vision` (CLIPModel, image processor, tokenizer) and `output/llm`
-(LlamaForCausalLM, tokenizer), so that everything after treats them as it treats the real ones.
+They are saved like hub models: `output/vision` (CLIPModel, image processor, tokenizer) and `output/llm`
+(LlamaForCausalLM, tokenizer), so that all later code treats them like real ones.
 """
 
 import io
@@ -23,9 +23,9 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, LlamaConf
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 VOCABULARY = 768
-CAPTION_TOKENS = 64  # of a caption, at most
-DOCUMENT_TOKENS = 160  # of a text of the language model, at most
-VISION_BATCH, LLM_BATCH = 64, 16  # many cheap steps teach small models more than few dear ones
+CAPTION_TOKENS = 64  # maximum per caption
+DOCUMENT_TOKENS = 160  # maximum per text for the language model
+VISION_BATCH, LLM_BATCH = 64, 16  # small models learn more from many cheap steps than from few expensive ones
 LOG_EVERY = 25  # steps
 
 log = logging.getLogger("backbones")
@@ -38,11 +38,11 @@ def train_backbones(
 
     The same seed, machine and number of threads give the same weights. Raises FileNotFoundError for a missing file.
     """
-    captions = list(read_captions(corpus / "COYO"))  # short: they differ by what is there, not by where
+    captions = list(read_captions(corpus / "COYO"))  # short captions: they name the shapes without their positions
     documents = read_documents(corpus)
     random.Random(seed).shuffle(documents)
     tokenizer = train_tokenizer(documents)
-    log.info("%d captioned pictures, %d texts, %d tokens known", len(captions), len(documents), len(tokenizer))
+    log.info("%d captioned images, %d texts, vocabulary of %d tokens", len(captions), len(documents), len(tokenizer))
 
     torch.manual_seed(seed)
     vision, vision_loss = train_vision(captions, tokenizer, image_size, vision_steps, seed)
@@ -57,8 +57,8 @@ def train_backbones(
     return {"vision_loss": vision_loss, "llm_loss": llm_loss}
 
 
-# Fixed texts of questions, instructions and chat style, each a single token: this halves the tokens of an example, and
-# so the time of the second stage. Any other text works too, in more tokens.
+# Fixed texts of questions, instructions and chat format, each a single token: this halves the tokens of an example and
+# thus the time of the second stage. Any other text works too, with more tokens.
 PHRASES = (
     "A person talks with an assistant that looks at pictures and answers truthfully.",
     "\nHuman:",
@@ -98,7 +98,7 @@ PHRASES = (
 
 
 def read_captions(directory: Path) -> Iterator[tuple[bytes, str]]:
-    """(JPEG, caption) of every whole sample in the webdataset tars of a directory."""
+    """Yields (JPEG, caption) for every complete sample in the webdataset tars of a directory."""
     for path in sorted(directory.glob("*.tar")):
         samples: dict[str, dict[str, bytes]] = {}
         with tarfile.open(path) as tar:
@@ -109,15 +109,15 @@ def read_captions(directory: Path) -> Iterator[tuple[bytes, str]]:
                     samples.setdefault(key, {})[extension] = content.read()
         for sample in samples.values():
             caption = sample.get("txt", b"").decode()
-            if caption and sample.get("jpg", b"").endswith(b"\xff\xd9"):  # a whole JPEG ends with this marker
+            if caption and sample.get("jpg", b"").endswith(b"\xff\xd9"):  # a complete JPEG ends with this marker
                 yield sample["jpg"], caption
 
 
 def read_documents(corpus: Path) -> list[str]:
-    """What the language model reads: captions, descriptions, and questions with answers about what was described.
+    """Returns the language model's training texts: captions, descriptions, and questions with answers about them.
 
-    From the official files of BlipCapFilt, COYO, LLaVA (conversations), and A-OKVQA (a rationale, the question,
-    its choices).
+    They come from the official files of BlipCapFilt, COYO, LLaVA (conversations), and A-OKVQA (rationale, question and
+    choices).
     """
     documents = [caption for folder in ("BLIP", "COYO") for _, caption in read_captions(corpus / folder)]
     for path in sorted((corpus / "llava_instruct").glob("*.json")):
@@ -126,7 +126,7 @@ def read_documents(corpus: Path) -> list[str]:
             if all(texts):
                 speakers = ["Human" if message["from"] == "human" else "AI" for message in row["conversations"]]
                 documents.append("".join(f"\n{who}: {text}" for who, text in zip(speakers, texts, strict=True)))
-    described: dict[int, str] = {}  # picture → its description and all its multiple-choice questions
+    described: dict[int, str] = {}  # image → its description and all its multiple-choice questions
     for row in json.loads((corpus / "A-OKVQA" / "aokvqa_v1p0_train.json").read_text()):
         if row["question"] and row["correct_choice_idx"] < len(row["choices"]):
             options = "".join(f"\n{letter}. {choice}" for letter, choice in zip("ABCD", row["choices"], strict=True))
@@ -138,7 +138,7 @@ def read_documents(corpus: Path) -> list[str]:
 
 
 def train_tokenizer(texts: list[str]) -> FastTokenizer:
-    """A byte-level BPE tokenizer: any text can be written, and the corpus's own words are single tokens."""
+    """Trains a byte-level BPE tokenizer, which encodes any text and has single tokens for the words of the corpus."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -163,7 +163,7 @@ def train_tokenizer(texts: list[str]) -> FastTokenizer:
 def train_vision(
     captions: list[tuple[bytes, str]], tokenizer: FastTokenizer, image_size: int, steps: int, seed: int
 ) -> tuple[CLIPModel, float]:
-    """A CLIP of about 0.7M parameters, contrastive over batches of (picture, caption)."""
+    """Trains a CLIP of about 0.7M parameters with the contrastive loss over batches of (image, caption)."""
     width = {"hidden_size": 96, "intermediate_size": 384, "num_attention_heads": 4}
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = CLIPConfig(
@@ -191,11 +191,11 @@ def train_vision(
 
 
 def train_llm(documents: list[str], tokenizer: FastTokenizer, steps: int, seed: int) -> tuple[LlamaForCausalLM, float]:
-    """A Llama of about 1M parameters, trained on text alone."""
+    """Trains a Llama of about 1M parameters on text only."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
-        initializer_range=0.08,  # about 1/√width; the usual 0.02 suits wide models and makes narrow ones start slowly
+        initializer_range=0.08,  # about 1/√width; the usual 0.02 suits wide models but makes narrow ones start slowly
         intermediate_size=384,
         num_hidden_layers=3,
         num_attention_heads=4,
@@ -226,7 +226,7 @@ def _optimise(
     learning_rate: float,
     seed: int,
 ) -> float:
-    """AdamW with warm-up and a cosine, in epochs over shuffled rows; returns the mean loss of the last steps."""
+    """Trains with AdamW, warm-up and cosine decay, in epochs over shuffled rows; returns the mean of recent losses."""
     model.train()
     optimiser = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     warmup = min(50, steps // 10 + 1)
@@ -257,7 +257,7 @@ def _optimise(
 
 
 def _padded(tokenizer: FastTokenizer, texts: list[str], length: int) -> torch.Tensor:
-    """Token ids (number of texts, length): begin token, text, end token, padding; what is too long is cut."""
+    """Returns token ids (number of texts, length): begin token, text, end token, padding; long texts are truncated."""
     ids = torch.full((len(texts), length), tokenizer.pad_token_id)
     for row, tokens in enumerate(tokenizer(texts, add_special_tokens=False)["input_ids"]):
         tokens = [tokenizer.bos_token_id, *tokens[: length - 2], tokenizer.eos_token_id]
@@ -266,7 +266,7 @@ def _padded(tokenizer: FastTokenizer, texts: list[str], length: int) -> torch.Te
 
 
 def _trimmed(tokens: torch.Tensor, pad: int) -> torch.Tensor:
-    """Without the columns that are padding in every row."""
+    """Removes the columns that are padding in every row."""
     return tokens[:, : int((tokens != pad).sum(1).max())]
 
 
@@ -277,11 +277,11 @@ def _image_processor(image_size: int) -> CLIPImageProcessorPil:
 
 
 def _pixels(processor: CLIPImageProcessorPil, jpegs: list[bytes]) -> torch.Tensor:
-    """(number of pictures, 3, image size, image size), in groups that bound the memory for decoded pictures."""
+    """Returns (number of images, 3, image size, image size); decodes in groups to bound the memory."""
     groups = []
     for start in range(0, len(jpegs), VISION_BATCH):
-        pictures = [Image.open(io.BytesIO(jpeg)).convert("RGB") for jpeg in jpegs[start : start + VISION_BATCH]]
-        groups.append(processor(pictures, return_tensors="pt")["pixel_values"])
+        images = [Image.open(io.BytesIO(jpeg)).convert("RGB") for jpeg in jpegs[start : start + VISION_BATCH]]
+        groups.append(processor(images, return_tensors="pt")["pixel_values"])
     return torch.cat(groups)
 
 

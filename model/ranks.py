@@ -1,4 +1,4 @@
-"""The processes of a job: one rank each, as the environment of torchrun says, or one process alone."""
+"""The ranks of a job: processes that torchrun's environment variables describe, or a single process."""
 
 import json
 import os
@@ -9,25 +9,26 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# A rank waits this long for the others, e.g. while one writes a large checkpoint or decodes its first images.
+# How long a rank waits for the others, e.g. while one writes a large checkpoint or decodes its first images.
 TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Who this process is. `control` is a group on the CPU for small facts that must not wait for the device."""
+    """The identity of this process. `control` is a CPU process group for small values that must not wait for the
+    device."""
 
     rank: int
     world: int
     device: torch.device
-    control: dist.ProcessGroup | None  # None: alone
+    control: dist.ProcessGroup | None  # None: a single process without a group
 
     @property
     def first(self) -> bool:
         return self.rank == 0
 
     def sum(self, values: list[float]) -> list[float]:
-        """Sums of the values over all ranks, the same on each; exact for counts below 2^53."""
+        """Returns the sums of the values over all ranks, on each of them; exact for counts below 2^53."""
         if self.world == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64)
@@ -35,6 +36,7 @@ class Ranks:
         return tensor.tolist()
 
     def maximum(self, values: list[float]) -> list[float]:
+        """Returns the maxima of the values over all ranks, on each of them."""
         if self.world == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64)
@@ -42,7 +44,7 @@ class Ranks:
         return tensor.tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """The value of each rank, as JSON brings it over."""
+        """Returns the value of each rank, on all of them; values are transferred as JSON."""
         if self.world == 1:
             return [value]
         own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -58,8 +60,8 @@ class Ranks:
 
 
 def choose_device(device: str) -> str:
-    """`cpu` or `cuda`, from auto (CUDA where there is one), cpu or cuda; DeepSpeed is told, so call it before its
-    import. Raises RuntimeError when CUDA is asked for and absent."""
+    """Returns `cpu` or `cuda` for auto (CUDA if available), cpu or cuda. Sets DS_ACCELERATOR for DeepSpeed, so call it
+    before importing that. Raises RuntimeError if CUDA is requested but unavailable."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
@@ -69,19 +71,19 @@ def choose_device(device: str) -> str:
 
 
 def join(device: str) -> Ranks:
-    """Joins the other ranks. Raises RuntimeError when they do not find each other in TIMEOUT."""
+    """Joins the process group of the ranks. Raises RuntimeError if they do not find each other within TIMEOUT."""
     device = choose_device(device)
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     rank, world = int(os.environ.setdefault("RANK", "0")), int(os.environ.setdefault("WORLD_SIZE", "1"))
     if device == "cuda":
         if local_rank >= torch.cuda.device_count():
             raise RuntimeError(
-                f"rank {rank} is number {local_rank + 1} of this machine, which has {torch.cuda.device_count()} GPUs: "
-                "lower launch.ranks, or its slots in launch.hostfile"
+                f"rank {rank} is process {local_rank + 1} on this host, which has {torch.cuda.device_count()} GPUs: "
+                "lower launch.ranks, or the slots of the host in launch.hostfile"
             )
         torch.cuda.set_device(local_rank)
     backend = "nccl" if device == "cuda" else "gloo"
-    if world == 1:  # alone: no port is needed
+    if world == 1:  # a single process needs no port
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
     else:
         dist.init_process_group(backend, timeout=TIMEOUT)
@@ -90,7 +92,7 @@ def join(device: str) -> Ranks:
 
 
 def alone(device: str) -> Ranks:
-    """This process by itself, without a process group. Raises RuntimeError as choose_device does."""
+    """Returns the ranks of a single process, without a process group. Raises RuntimeError as choose_device does."""
     return Ranks(0, 1, torch.device(choose_device(device)), None)
 
 

@@ -1,4 +1,4 @@
-"""`python -m model.training JOB.json`, alone or in every rank under torchrun. See model/training/job.py for the job."""
+"""Runs `python -m model.training JOB.json`, as a single process or as each rank under torchrun (see job.py)."""
 
 import logging
 import os
@@ -18,11 +18,11 @@ def main() -> int:
     rank = int(os.environ.get("RANK", "0"))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
     logging.getLogger("honeybee").setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    # DeepSpeed calls torch by names that torch is about to change: hundreds of lines.
+    # DeepSpeed uses deprecated torch names, which would print hundreds of warnings.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     job = load_job(Path(sys.argv[1]))
     choose_device(job.device)
-    from model.training.stage import run  # it imports DeepSpeed
+    from model.training.stage import run  # imports DeepSpeed, which must know the device
 
     return run(job)
 

@@ -1,8 +1,8 @@
-"""Checkpoints: whole or not there, independent of the number of ranks and of the ZeRO stage, without pickle.
+"""Checkpoints that are written atomically, independent of the number of ranks and the ZeRO stage, without pickle.
 
 `checkpoints/step-00000500/` holds, for every trained parameter, its fp32 weight and AdamW's two moments as flat
-safetensors, and `manifest.json` with the facts of the run. Frozen parameters are not in it: they come from where they
-came from before. It is written beside under another name and renamed when it is complete and on disk.
+safetensors, and `manifest.json` with the state of the run. Frozen parameters are not included: a resumed run loads them
+from their original source. A checkpoint is written under a temporary name and renamed once it is complete and synced.
 """
 
 import json
@@ -25,23 +25,23 @@ from pipelines.store import MANIFEST, write_atomic
 log = logging.getLogger("honeybee.training")
 
 VERSION = 1
-FILE_BYTES = 2 << 30  # a rank holds about this much in memory before it writes
+FILE_BYTES = 2 << 30  # a rank buffers about this many bytes before it writes a file
 _NAME = re.compile(r"step-(\d{8})")
 _FACTS = {"version": int, "step": int, "identity": dict, "files": dict, "loader": dict, "metrics": dict}
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written or resumed; the message says what to do."""
+    """Raised if a checkpoint cannot be written or resumed; the message says what to do."""
 
 
 class Checkpoints:
-    """Those of one work directory, of which the newest `keep` stay."""
+    """The checkpoints of one work directory, of which the newest `keep` are retained."""
 
     def __init__(self, work: Path, keep: int, engine: Engine, identity: dict[str, Any]):
-        """identity: what the weights depend on; a checkpoint with another is refused."""
+        """identity: everything that the weights depend on; a checkpoint with a different identity is refused."""
         self.directory = work / "checkpoints"
         self.keep, self.engine, self.identity = keep, engine, identity
-        numbers = sum(_whole_shape(parameter).numel() for _, parameter in engine.trained)
+        numbers = sum(_full_shape(parameter).numel() for _, parameter in engine.trained)
         self.num_bytes = int(numbers * len(STATE) * 4 * 1.01) + (1 << 20)
         if engine.ranks.first:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -52,8 +52,8 @@ class Checkpoints:
     def save(self, step: int, facts: dict[str, Any]) -> None:
         """Writes the state after `step` steps, with `facts` (JSON). All ranks must call it.
 
-        Raises CheckpointError, before writing, where the disk is too full for it, and DiskFullError where it fills up
-        meanwhile.
+        Raises CheckpointError before writing if the disk has too little space, and DiskFullError if it fills up while
+        writing.
         """
         ranks = self.engine.ranks
         self.check_space()
@@ -62,7 +62,7 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
         ranks.barrier()
-        # Gathered, which is a barrier too: a listing of a disk that machines share may be an old one.
+        # Gathering (also a barrier) replaces listing the directory: a listing of a shared file system may be stale.
         written = ranks.gather(self._write_tensors(partial))
         if ranks.first:
             files = {name: size for own in written for name, size in sorted(own.items())}
@@ -75,38 +75,37 @@ class Checkpoints:
             _sync(self.directory)
             for old in self.steps()[: -self.keep]:
                 _remove(self.directory / f"step-{old:08d}")
-            log.info("checkpoint of step %d: %s (%.1f MB)", step, final, sum(files.values()) / 1e6)
+            log.info("saved the checkpoint of step %d: %s (%.1f MB)", step, final, sum(files.values()) / 1e6)
         ranks.barrier()
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints that are there, ascending."""
+        """Returns the steps of the existing checkpoints, in ascending order."""
         names = [_NAME.fullmatch(path.name) for path in self.directory.iterdir()]
         return sorted(int(name[1]) for name in names if name)
 
     def load(self) -> dict[str, Any] | None:
-        """Puts the newest whole checkpoint into the engine and returns its manifest; None where there is none.
+        """Loads the newest intact checkpoint into the engine and returns its manifest, or None if there is none.
 
-        All ranks must call it. A damaged checkpoint is reported, and the one before it taken. Raises CheckpointError
-        where the newest is of another job, where there are checkpoints but every one of them is damaged, or where the
-        ranks do not see the same ones.
+        All ranks must call it. A damaged checkpoint is logged and the previous one is used. Raises CheckpointError if
+        the newest belongs to a different job, if all checkpoints are damaged, or if the ranks see different ones.
         """
         found = self._newest()
         seen = self.engine.ranks.gather(found and found[1]["step"])
         if len({str(step) for step in seen}) > 1:
             raise CheckpointError(
-                f"the ranks see different checkpoints in {self.directory}, of steps {seen}: it must be a directory "
-                "that all hosts share; if it is, run again once it shows the same on all"
+                f"the ranks see different checkpoints in {self.directory} (steps {seen}): the directory must be shared "
+                "by all hosts; if it is, run again once every host lists the same checkpoints"
             )
         if found is None:
             return None
         directory, manifest, index = found
         self._check_identity(directory, manifest)
-        # AdamW counts the steps that it took; checkpoints of before any could be left out do not say so.
+        # AdamW counts only the steps that it took; checkpoints from before steps could be skipped lack the key.
         self._read_tensors(directory, index, manifest["step"] - manifest.get("skipped_steps", 0))
         return manifest
 
     def _newest(self) -> tuple[Path, dict[str, Any], dict[str, Path]] | None:
-        """The newest whole checkpoint, its manifest, and which file holds which tensor."""
+        """Returns the newest intact checkpoint, its manifest, and its index from tensor name to file."""
         damages = []
         for step in reversed(self.steps()):
             directory = self.directory / f"step-{step:08d}"
@@ -115,7 +114,7 @@ class Checkpoints:
                 index = _index(directory, manifest)
             except CheckpointError as error:
                 damages.append(str(error))
-                log.warning("%s; the checkpoint before it is taken", error)
+                log.warning("%s; falling back to the previous checkpoint", error)
                 continue
             return directory, manifest, index
         if damages:
@@ -123,7 +122,7 @@ class Checkpoints:
         return None
 
     def check_space(self) -> None:
-        """Raises CheckpointError where the disk has no room for one more checkpoint."""
+        """Raises CheckpointError if the disk has no space for one more checkpoint."""
         require_space(self.directory, self.num_bytes)
 
     def _check_identity(self, directory: Path, manifest: dict[str, Any]) -> None:
@@ -131,11 +130,12 @@ class Checkpoints:
             return
         changes = "; ".join(_differences(manifest["identity"], self.identity))
         raise CheckpointError(
-            f"{directory} is of another job ({changes}): give another work directory, or remove {self.directory}"
+            f"{directory} belongs to a different job ({changes}): use another work directory, or remove "
+            f"{self.directory}"
         )
 
     def _write_tensors(self, directory: Path) -> dict[str, int]:
-        """Each rank writes its share of the parameters, dealt out by size; returns its files and their sizes."""
+        """Writes this rank's share of the parameters, balanced by size; returns its files and their sizes."""
         ranks = self.engine.ranks
         files: dict[str, int] = {}
         loads = [0] * ranks.world
@@ -169,8 +169,8 @@ class Checkpoints:
         expected = {f"{name}:{key}" for name, _ in self.engine.trained for key in STATE}
         if set(index) != expected:
             raise CheckpointError(
-                f"{directory} holds other parameters than those that train (e.g. {min(set(index) ^ expected)}): "
-                f"remove {self.directory}"
+                f"{directory} does not hold exactly the parameters that are trained (e.g. "
+                f"{min(set(index) ^ expected)}): remove {self.directory}"
             )
         self.engine.set_steps(steps_taken)
         files: dict[Path, Any] = {}
@@ -180,45 +180,46 @@ class Checkpoints:
                 path = index[f"{name}:{key}"]
                 if path not in files:
                     files[path] = safe_open(path, framework="pt")
-                state[key] = files[path].get_tensor(f"{name}:{key}").view(_whole_shape(parameter))
+                state[key] = files[path].get_tensor(f"{name}:{key}").view(_full_shape(parameter))
             self.engine.set_full_state(parameter, state)
 
 
 def require_space(directory: Path, num_bytes: int) -> None:
+    """Raises CheckpointError if the disk of `directory` has fewer than `num_bytes` free."""
     free = shutil.disk_usage(directory).free
     if free < num_bytes:
         raise CheckpointError(
             f"a checkpoint needs {num_bytes / 1e9:.2f} GB, but {directory} has {free / 1e9:.2f} GB free: "
-            "make room, then run again; training goes on from the last checkpoint"
+            "free up space, then run again; training resumes from the last checkpoint"
         )
 
 
-def _whole_shape(parameter: nn.Parameter) -> torch.Size:
-    return getattr(parameter, "ds_shape", parameter.shape)  # ds_shape: of a parameter that ZeRO-3 has partitioned
+def _full_shape(parameter: nn.Parameter) -> torch.Size:
+    return getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 partitions parameters and keeps their ds_shape
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:
-    """Raises CheckpointError where the checkpoint is damaged or of another version."""
+    """Raises CheckpointError if the checkpoint is damaged or of a different version."""
     path = directory / MANIFEST
     try:
         manifest = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError) as error:  # ValueError: no JSON, or no text
+    except (FileNotFoundError, ValueError) as error:  # ValueError: not JSON, or not UTF-8
         raise CheckpointError(f"{path} is damaged: {error}") from None
     facts = manifest if isinstance(manifest, dict) else {}
     lacking = [key for key, kind in _FACTS.items() if not isinstance(facts.get(key), kind)]
     if lacking:
-        raise CheckpointError(f"{path} is damaged: it does not say its {', '.join(lacking)}")
+        raise CheckpointError(f"{path} is damaged: missing or invalid keys: {', '.join(lacking)}")
     if manifest["version"] != VERSION:
-        raise CheckpointError(f"{path} is of version {manifest['version']}, this program writes version {VERSION}")
+        raise CheckpointError(f"{path} has version {manifest['version']}, but this program reads version {VERSION}")
     for name, size in manifest["files"].items():
         found = (directory / name).stat().st_size if (directory / name).is_file() else None
         if found != size:
-            raise CheckpointError(f"{directory / name} is damaged: {found} bytes instead of {size}")
+            raise CheckpointError(f"{directory / name} is damaged: found {found} bytes instead of {size}")
     return manifest
 
 
 def _index(directory: Path, manifest: dict[str, Any]) -> dict[str, Path]:
-    """Which file holds which tensor."""
+    """Returns the file that holds each tensor, by tensor name."""
     index = {}
     for name in manifest["files"]:
         try:
@@ -233,11 +234,11 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
         return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
-    return [] if old == new else [f"{path} was {old}, is {new}"]
+    return [] if old == new else [f"{path} was {old}, now {new}"]
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file, or a directory's list of names, is on disk."""
+    """Waits until a file, or the entries of a directory, are on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -246,7 +247,7 @@ def _sync(path: Path) -> None:
 
 
 def _remove(directory: Path) -> None:
-    """A reader never sees half of it: it gets a name that no reader looks for, first."""
+    """Removes a checkpoint; it is renamed first, so that no reader sees a partially deleted one."""
     doomed = directory.with_name(f".{directory.name}.old")
     directory.rename(doomed)
     shutil.rmtree(doomed)

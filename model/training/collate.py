@@ -1,4 +1,4 @@
-"""Packs of examples to the tensors of a forward pass: image tokens expanded, padded on the right to the longest."""
+"""Turns packs of examples into the tensors of a forward pass: expands image tokens and pads rows on the right."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,13 +15,14 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward pass of one rank takes, and what is known of it beforehand.
+    """The inputs of one forward pass of one rank, with facts about its examples.
 
-    input_ids, labels: (B, T), a pack to a row. position_ids: (B, T), from 0 for each example, by which attention knows
-    where one ends; padding counts on, so that it belongs to the last, which does not look ahead. example_ids: (B, T),
-    the number of the example in the batch, of padding the last's. pixel_values: (images, 3, S, S), zero images where
-    none has one. names, datasets, supervised: of each example its sample's name, the place of its dataset in the
-    collator's list (-1: it could not be read), and how many of its tokens the loss counts.
+    input_ids, labels: (B, T), one pack per row. position_ids: (B, T), restarting at 0 for each example, which tells
+    attention where an example ends; padding continues the count of the last example, whose tokens never attend to it.
+    example_ids: (B, T), the index of the example in the batch; padding has that of the last example in its row.
+    pixel_values: (images, 3, S, S), where the number of images may be 0. names, datasets, supervised: per example, the
+    name of its sample, the index of its dataset in the collator's list (-1 if it could not be read), and the number of
+    its supervised tokens.
     """
 
     input_ids: Tensor
@@ -32,8 +33,8 @@ class Batch:
     names: tuple[str, ...]
     datasets: tuple[int, ...]
     supervised: tuple[int, ...]
-    lengths: tuple[int, ...]  # of each example, tokens with visual ones; padding is in none
-    num_bad: int  # samples whose loss was set to zero since they could not be read
+    lengths: tuple[int, ...]  # tokens per example, including visual tokens, without padding
+    num_bad: int  # samples without loss because they could not be read
 
     @property
     def num_tokens(self) -> int:
@@ -52,7 +53,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Collator:
-    """max_length: the longest example, visual tokens counted, that the model takes."""
+    """Makes a Batch from packs. max_length: the longest example that the model accepts, including visual tokens."""
 
     image_token_id: int
     num_image_tokens: int  # M
@@ -61,9 +62,10 @@ class Collator:
     datasets: Sequence[str]
 
     def __call__(self, packs: Sequence[Sequence[Example]], pixel_values: Tensor, bad: Sequence[bool]) -> Batch:
-        """packs: B; pixel_values: (images, 3, S, S) in the examples' order; bad: of each example, True for no loss.
+        """packs: B packs; pixel_values: (images, 3, S, S) in the order of the examples; bad: per example, True for no
+        loss.
 
-        Raises DataError, naming the sample, for one that is too long or has not as many image tokens as images.
+        Raises DataError, naming the sample, if one is too long or its numbers of image tokens and images differ.
         """
         examples = [example for pack in packs for example in pack]
         made = [self._example(example, without_loss) for example, without_loss in zip(examples, bad, strict=True)]
@@ -99,19 +101,19 @@ class Collator:
         )
 
     def _example(self, example: Example, without_loss: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Its token ids with the image token M times for each image, and its labels: (T,), (T,)."""
+        """Returns its token ids, with M image tokens per image, and its labels: (T,), (T,)."""
         is_image = example.input_ids == self.image_token_id
         if is_image.sum() != len(example.images):
             raise DataError(f"{example.name} has {is_image.sum()} image tokens but {len(example.images)} images")
         if example.dataset not in self.datasets and example.dataset != UNREADABLE:
-            raise DataError(f"{example.name} is of a dataset that the shards' manifest does not name")
+            raise DataError(f"{example.name} belongs to a dataset that is not in the manifest of the shards")
         repeats = np.where(is_image, self.num_image_tokens, 1)
         ids = np.repeat(example.input_ids, repeats)
         if len(ids) > self.max_length:
             raise DataError(
-                f"{example.name} has {len(ids)} tokens with {self.num_image_tokens} per image, the model takes "
-                f"{self.max_length}: lower max_text_tokens and build again"
+                f"{example.name} has {len(ids)} tokens with {self.num_image_tokens} per image, but the model accepts "
+                f"only {self.max_length}: lower max_text_tokens and rebuild the shards"
             )
         counts = np.repeat(example.loss_mask & ~is_image, repeats) & (not without_loss)
-        counts[:1] = False  # the first token has nothing that it could be foretold from
+        counts[:1] = False  # nothing precedes the first token, so it cannot be predicted
         return ids, np.where(counts, ids, IGNORED)

@@ -1,4 +1,4 @@
-"""Disks that take no more: said in words, whoever was writing."""
+"""Turns full-disk errors (ENOSPC and similar) into a clear message, regardless of which writer hit them."""
 
 import re
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from pipelines.shards import FULL
 
 
 class DiskFullError(RuntimeError):
-    """Something could not be written; the message says where and what to do."""
+    """Raised if a file cannot be written because the disk is full; the message names the file and says what to do."""
 
 
 @contextmanager
 def says_if_full(path: Path) -> Iterator[None]:
-    """Turns the errors of a disk that takes no more into a DiskFullError. path: what was being written, for errors that
-    do not name a file: those of safetensors carry their number in the text alone."""
+    """Turns full-disk errors into a DiskFullError. path: what is being written, for errors without a file name, such as
+    those of safetensors, which have the errno only in their text."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -27,6 +27,6 @@ def says_if_full(path: Path) -> Iterator[None]:
             raise
         where = getattr(error, "filename", None) or path
         raise DiskFullError(
-            f"{where} cannot be written: {FULL[number]}. Nothing half-written counts; make room, then run again: "
-            "training goes on from the last checkpoint"
+            f"{where} cannot be written: {FULL[number]}. Partially written files are ignored; free up space, then run "
+            "again: training resumes from the last checkpoint"
         ) from error

@@ -1,4 +1,4 @@
-"""The DeepSpeed engine of a stage, and one view of its optimiser state for every ZeRO stage and precision."""
+"""The DeepSpeed engine of a stage, with a uniform view of its optimiser state across ZeRO stages and precisions."""
 
 import itertools
 import logging
@@ -22,15 +22,15 @@ from model.training.job import Train
 from model.training.optimizer import adamw
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-STATE = ("weight", *MOMENTS)  # what AdamW knows of a trained parameter, each in fp32
+STATE = ("weight", *MOMENTS)  # the state of a trained parameter, each in fp32
 
 
 class Engine:
-    """Forward, backward and step of a model whose frozen parameters have requires_grad False."""
+    """Runs forward, backward and step of a model whose frozen parameters have requires_grad=False."""
 
     def __init__(self, model: nn.Module, train: Train, ranks: Ranks):
         deepspeed.utils.logger.setLevel(logging.WARNING)
-        # Else it is compiled when the ranks are joined, for more than a minute.
+        # Otherwise DeepSpeed compiles this op for more than a minute when the ranks are joined.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
         self.train, self.ranks = train, ranks
@@ -38,49 +38,49 @@ class Engine:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.optimizer = adamw(model, train)
         for group in self.optimizer.param_groups:
-            group["lr"] = 0.0  # DeepSpeed may take a step of its own, to make the optimiser's state: see _begin_state
+            group["lr"] = 0.0  # DeepSpeed may take a step itself to create the optimiser state: see _init_state
         self.deepspeed = deepspeed.initialize(
             model=model,
             optimizer=self.optimizer,
             config=deepspeed_config(train, self.accumulation, trained, ranks.device.type),
             dist_init_required=False,
         )[0]
-        if ranks.world == 1 and train.zero_stage == 0:  # else all gradients are copied to buckets and back, unchanged
+        if ranks.world == 1 and train.zero_stage == 0:  # saves copying all gradients to buckets and back, unchanged
             self.deepspeed.enable_backward_allreduce = False
         self.model = model
         self.trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        # At stage 0: the fp32 tensor that AdamW updates for each parameter.
+        # For ZeRO stage 0: the fp32 tensor that AdamW updates for each parameter.
         self._master_of: dict[nn.Parameter, Tensor] = {}
         if train.zero_stage == 0 and train.precision == "fp32":
             self._master_of = {p: p for _, p in self.trained}
         elif train.zero_stage == 0:
             own, masters = self.deepspeed.optimizer.fp16_groups, self.deepspeed.optimizer.fp32_groups
             self._master_of = dict(zip(itertools.chain(*own), itertools.chain(*masters), strict=True))
-        self._begin_state()
-        # Where DeepSpeed does not clip: its plain fp32 engine, which does not report the norm either.
+        self._init_state()
+        # DeepSpeed's plain fp32 engine neither clips here nor reports the norm.
         self._clips = train.zero_stage == 0 and train.precision == "fp32"
         self._in_step = 0
         self._skip, self._norm = False, 0.0
         self.optimizer.held = lambda: self._skip or not math.isfinite(self._current_norm())
 
     def forward(self, **inputs: Any) -> Any:
-        """What the model returns."""
+        """Returns the output of the model."""
         return self.deepspeed(**inputs)
 
     def backward(self, loss: Tensor) -> None:
-        """loss: this forward pass's share of the loss of the global batch; shares of all passes and ranks are added."""
-        # DeepSpeed takes the mean over ranks.
+        """loss: the share of this forward pass in the loss of the global batch, the sum over all passes and ranks."""
+        # DeepSpeed averages over ranks.
         self.deepspeed.backward(loss * self.ranks.world, scale_wrt_gas=False)
         self._in_step += 1
         if self._in_step < self.accumulation:
             self.deepspeed.step()  # only counts
 
     def step(self, learning_rate: float, skip: bool = False) -> float:
-        """Updates the weights; returns the norm of the gradient before clipping. Call it after the last backward.
+        """Updates the weights and returns the gradient norm before clipping. Call it after the last backward.
 
-        learning_rate: of this step; each group takes it times its own `rate_scale` (model/training/optimizer.py). With
-        `skip`, or where the norm is not finite, weights and optimiser stay as they are, on all ranks alike. Else
-        DeepSpeed does all that it does in a step, so that the next one begins as usual.
+        learning_rate: of this step; each group multiplies it by its `rate_scale` (model/training/optimizer.py). With
+        `skip`, or if the norm is not finite, weights and optimiser state stay unchanged on all ranks, but DeepSpeed
+        does everything else of a step, so that the next one starts normally.
         """
         assert self._in_step == self.accumulation, "step before the last backward of the global batch"
         self._in_step = 0
@@ -94,21 +94,24 @@ class Engine:
         return self._current_norm()
 
     def _current_norm(self) -> float:
-        """Of the step in progress, as soon as its gradient is whole."""
+        """Returns the gradient norm of the current step; valid once the gradient is complete."""
         return self._norm if self._clips else float(self.deepspeed.optimizer._global_grad_norm)
 
     def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter by name, whole, as the model computes with it. All ranks must iterate."""
+        """Yields the name and full tensor of every parameter, in the model's precision. All ranks must iterate."""
         for name, parameter in self.model.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.train.zero_stage == 3):
                 yield name, parameter.detach()
 
     def gathered(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager:
-        """Within it the parameters are whole, and may be changed: all ranks to the same. All ranks must enter it."""
+        """Inside this context the parameters are gathered in full and may be changed, identically on all ranks.
+
+        All ranks must enter it.
+        """
         return deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0, enabled=self.train.zero_stage == 3)
 
     def full_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """STATE of a trained parameter, whole. All ranks must call it, in the same order."""
+        """Returns the full STATE of a trained parameter. All ranks must call it, in the same order."""
         if self.train.zero_stage == 0:
             master = self._master_of[parameter]
             return {"weight": master.detach(), **{key: self.optimizer.state[master][key] for key in MOMENTS}}
@@ -116,7 +119,7 @@ class Engine:
         return {"weight": safe_get_full_fp32_param(parameter), **moments}
 
     def set_full_state(self, parameter: nn.Parameter, state: dict[str, Tensor]) -> None:
-        """The inverse of full_state. All ranks must call it, with the same state."""
+        """Sets what full_state returns. All ranks must call it, with the same state."""
         if self.train.zero_stage == 0:
             master = self._master_of[parameter]
             master.data.copy_(state["weight"])
@@ -126,19 +129,19 @@ class Engine:
             safe_set_full_fp32_param(parameter, state["weight"].to(self.ranks.device))
             for key in MOMENTS:
                 safe_set_full_optimizer_state(parameter, state[key].to(self.ranks.device), key)
-        # The copy that the model computes with.
+        # The copy of the weight that the model computes with.
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.train.zero_stage == 3):
             if self.train.zero_stage < 3 or self.ranks.first:
                 parameter.data.copy_(state["weight"])
 
     def set_steps(self, steps: int) -> None:
-        """Tells AdamW, which corrects the bias of its moments by it, how many steps they come from."""
+        """Sets the number of steps that AdamW has taken, by which it corrects the bias of its moments."""
         for master in self._masters():
             self.optimizer.state[master]["step"].fill_(steps)
 
-    def _begin_state(self) -> None:
-        """Makes AdamW's state before the first step, as torch does at that step. DeepSpeed may have taken a step of
-        its own, and at stage 2 it looks for the state of all groups when only the first has any."""
+    def _init_state(self) -> None:
+        """Creates AdamW's state before the first step, as torch does in that step. DeepSpeed may have taken a step
+        itself, and ZeRO stage 2 looks up the state of all groups while only the first has any."""
         self.optimizer.state.clear()
         for master in self._masters():
             self.optimizer.state[master] = {
@@ -149,7 +152,7 @@ class Engine:
             self.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _masters(self) -> list[Tensor]:
-        """The tensors that AdamW updates on this rank."""
+        """Returns the tensors that AdamW updates on this rank."""
         if self.train.zero_stage == 2:
             return self.deepspeed.optimizer.single_partition_of_fp32_groups
         if self.train.zero_stage == 3:
@@ -158,12 +161,12 @@ class Engine:
 
 
 def deepspeed_config(train: Train, accumulation: int, trained: int, device: str) -> dict:
-    """trained: how many numbers are trained; no bucket needs to be larger."""
+    """Returns DeepSpeed's config. trained: the number of trained parameters, which bounds the bucket size."""
     on_gpu = device == "cuda"
     bucket = min(500_000_000, trained + trained % 2)
     zero: dict = {"stage": train.zero_stage, "reduce_bucket_size": bucket, "overlap_comm": on_gpu}
     if train.zero_stage == 2:
-        # Contiguous gradients mean a new buffer in every step, which costs time on a CPU.
+        # Contiguous gradients allocate a new buffer in every step, which costs time on a CPU.
         zero |= {"allgather_bucket_size": bucket, "contiguous_gradients": on_gpu}
     config = {
         "train_micro_batch_size_per_gpu": train.micro_batch,
@@ -171,9 +174,9 @@ def deepspeed_config(train: Train, accumulation: int, trained: int, device: str)
         "gradient_clipping": 0.0 if train.zero_stage == 0 and train.precision == "fp32" else train.clip_norm,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # with offload too, torch's AdamW
-        # The optimiser looks at the norm itself (HeldAdamW). DeepSpeed's own way out keeps, with offload, a gradient
-        # that is no number for the next step.
+        "zero_force_ds_cpu_optimizer": False,  # use torch's AdamW with offload, too
+        # HeldAdamW checks the norm itself: with offload, DeepSpeed's own overflow check would carry a non-finite
+        # gradient over to the next step.
         "bf16": {"enabled": train.precision == "bf16", "check_grad_overflow": False},
     }
     if train.offload:

@@ -1,8 +1,8 @@
-"""Benchmarks that the model answers while it trains: the first questions of each, by all ranks together.
+"""Evaluates the model on benchmarks during training: all ranks together answer the first questions of each.
 
-The model is put in evaluation mode and back, nothing of it is changed and no random number is drawn, so training goes
-on as if nobody had asked. `work/evaluations/step-<n>/` keeps answers and scores; a run that comes to the same step
-again takes them from there.
+The model is switched to evaluation mode and back, nothing in it changes and no random number is drawn, so evaluation
+does not affect training. Answers and scores are cached in `work/evaluations/step-<n>/`; a run that reaches the same
+step again reuses the scores.
 """
 
 import json
@@ -31,7 +31,7 @@ log = logging.getLogger("honeybee.training")
 
 
 class Evaluation:
-    """Questions and pictures are read once, when it is made."""
+    """The benchmarks of a stage; questions and images are read once, by the constructor."""
 
     def __init__(
         self,
@@ -43,9 +43,9 @@ class Evaluation:
         work: Path,
         identity: Mapping[str, Any],
     ):
-        """identity: what the trained weights depend on; answers of another job in the same place are not taken.
+        """identity: what the trained weights depend on; cached scores of a different job are not reused.
 
-        Raises JobError where questions cannot be read, asked or scored.
+        Raises JobError if the questions of a benchmark cannot be read, asked or scored.
         """
         self.settings, self.ranks, self.identity = settings, ranks, fingerprint(identity)
         self.directory = work / "evaluations"
@@ -59,18 +59,21 @@ class Evaluation:
                 self.generator.encode([(prompt.render(questions[0]), len(questions[0].images))])
                 benchmark.score(
                     Predictions(questions, {each.id: Answer("") for each in questions})
-                )  # these can be scored
+                )  # raises if these questions cannot be scored
             except (ValueError, OSError) as error:
                 raise JobError(f"train.evaluate: {name}: {error}") from None
             self.images.inspect(questions[ranks.rank :: ranks.world])
             self.work.append((benchmark, prompt, questions))
 
     def scores(self, step: int) -> dict[str, float]:
-        """{"eval/<benchmark>/<score>": value} after `step` steps; all ranks must call it, only the first gets them."""
+        """Returns {"eval/<benchmark>/<score>": value} after `step` steps on the first rank, {} on the others.
+
+        All ranks must call it.
+        """
         directory = self.directory / f"step-{step:08d}"
-        kept = self._kept(directory) if self.ranks.first else None
-        if self.ranks.sum([kept is not None])[0]:
-            return kept or {}
+        cached = self._cached(directory) if self.ranks.first else None
+        if self.ranks.sum([cached is not None])[0]:
+            return cached or {}
         directory.mkdir(parents=True, exist_ok=True)
         found: dict[str, float] = {}
         with _evaluating(self.generator.model):
@@ -89,30 +92,30 @@ class Evaluation:
                         answers |= load(benchmark, part).answers
                     try:
                         result = benchmark.score(Predictions(questions, answers))
-                    except EvaluationError as error:  # as when no picture can be read; no reason to end a training
-                        log.warning("step %d: %s is not scored: %s", step, benchmark.name, error)
+                    except EvaluationError as error:  # e.g. no image can be read; this must not end the training
+                        log.warning("step %d: %s cannot be scored: %s", step, benchmark.name, error)
                         result = {}
                     own = {key: value for key, value in result.items() if isinstance(value, float)}
                     found |= {f"eval/{benchmark.name}/{key}": value for key, value in own.items()}
                     shown = "  ".join(f"{key} {value:.1f}" for key, value in own.items())
                     log.info("step %d: %s, %d questions: %s", step, benchmark.name, len(questions), shown)
         if self.ranks.first:
-            whole = {"job": self.identity, "settings": self.settings.model_dump(mode="json"), "scores": found}
-            write_atomic(directory / "scores.json", json.dumps(whole, indent=1) + "\n")
+            record = {"job": self.identity, "settings": self.settings.model_dump(mode="json"), "scores": found}
+            write_atomic(directory / "scores.json", json.dumps(record, indent=1) + "\n")
         return found
 
-    def _kept(self, directory: Path) -> dict[str, float] | None:
+    def _cached(self, directory: Path) -> dict[str, float] | None:
         path = directory / "scores.json"
         if not path.is_file():
             return None
-        kept = json.loads(path.read_text())
-        same = (kept["job"], kept["settings"]) == (self.identity, self.settings.model_dump(mode="json"))
-        return kept["scores"] if same else None
+        cached = json.loads(path.read_text())
+        same = (cached["job"], cached["settings"]) == (self.identity, self.settings.model_dump(mode="json"))
+        return cached["scores"] if same else None
 
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """In evaluation mode; afterwards each module is as it was, for a frozen part may have been in it before."""
+    """Puts the model in evaluation mode, then restores the mode of each module: a frozen part may already be in it."""
     before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Writes the trained model, its processor and tokenizer as one directory, whole when its manifest is there."""
+"""Writes the trained model, its processor and tokenizer to one directory, which is complete once it has a manifest."""
 
 import json
 import os
@@ -23,27 +23,27 @@ def save_model(
     output: Path,
     facts: dict[str, Any],
 ) -> None:
-    """All ranks must call it. tokenizer: the directory that the run's tokenizer came from; its tokenizer.json is kept
-    as it is, since its sum says which shards fit. facts: what the manifest shall say, and the model card.
+    """Writes the model directory, which loads with `from_pretrained`. All ranks must call it.
 
-    The directory loads with `from_pretrained`; adapters are merged, and lie in `adapter/` as well. Raises OSError or
-    SafetensorError where the disk is full; there is no manifest then.
+    tokenizer: the directory of the run's tokenizer; its tokenizer.json is copied unchanged, since its checksum tells
+    which shards fit. facts: the content of the manifest and model card. Adapters are merged and also saved separately
+    in `adapter/`. Raises OSError or SafetensorError if the disk is full; no manifest is written then.
     """
     lora = engine.train.lora
     adapters = merge_adapters(model.llm, engine.gathered) if lora else {}
-    whole = {}
+    gathered = {}
     for name, parameter in engine.full_parameters():
         if engine.train.zero_stage == 3 and engine.ranks.first:
-            whole[name] = parameter.to("cpu", copy=True)
+            gathered[name] = parameter.to("cpu", copy=True)
     if engine.ranks.first:
         partial = output / ".partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         state = None
-        if whole:
+        if gathered:
             names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
             buffers = {key: value for key, value in model.state_dict().items() if key not in names}
-            state = {**whole, **buffers}
+            state = {**gathered, **buffers}
         model.save_pretrained(partial, state_dict=state)
         processor.save_pretrained(partial)
         shutil.copyfile(tokenizer / "tokenizer.json", partial / "tokenizer.json")
@@ -63,7 +63,7 @@ def save_model(
 
 
 def language_model(facts: dict[str, Any]) -> str | None:
-    """The hub name of the language model that the last stage began with; None where it is on no hub, or not any more
-    what it was there."""
+    """Returns the hub name of the language model that the last stage started from; None if it did not come from a hub
+    or an earlier stage has trained it."""
     name = facts["parts"]["llm"]
     return None if name == LOCAL or any("llm" in stage["trains"] for stage in facts["stages"][:-1]) else name

@@ -1,20 +1,22 @@
-"""The floating-point operations that a step of training needs, and how much of the device's peak they are (MFU).
+"""Counts the floating-point operations of a training step, for model FLOPs utilisation (MFU).
 
-After Chowdhery et al., "PaLM" (2022), appendix B: model FLOPs utilisation counts what the model needs, not what was
-done for it, so neither recomputation (gradient checkpointing) nor padding counts. Of a step, in multiply-adds × 2:
+Follows Chowdhery et al., "PaLM" (2022), appendix B: MFU counts the operations that the model needs, not those that the
+hardware executes, so neither recomputation (gradient checkpointing) nor padding counts. A step has, with two FLOPs per
+multiply-add:
 
     language model   (2 · W · t + 2 · V · s) · b  +  4 · a · d · Σ pairs(n) · 3      summed over its layers
     an image         vision forward · 3 if it trains, else 1;  projector forward · b
 
 W: weights of the layers' matrices, t: tokens, V: weights of the head, s: supervised tokens, the only ones with logits;
-a: heads, d: their width, n: tokens of one example, pairs(n) = n (n + 1) / 2, since an example sees itself alone, each
-token what is before it, in a sliding window no more than that. b, forward and backward of a part: 3 where it trains
-(the gradients of weights and of activations), 2 where it is frozen and the gradient passes through it to a part below,
-1 where it is frozen with all below it. Attention has no weights: its backward is always twice its forward.
+a: heads, d: their width, n: tokens of one example, pairs(n) = n (n + 1) / 2, since a token attends only to itself and
+to the earlier tokens of its example, at most to the length of a sliding window. b, the passes through a part, in
+forwards: 3 if it trains (gradients of weights and activations), 2 if it is frozen and the gradient passes through it to
+a part below, 1 if it and everything below it is frozen. Attention has no weights: its backward is always twice its
+forward.
 
-What differs from the kernels' own count: fused attention may compute the whole square; nothing below the first trained
-matrix asks for the gradient of its input, which is counted all the same; a batch without images runs a blank one.
-Norms, activations, embeddings and the optimiser do not count.
+The count differs from what kernels execute: fused attention may compute the full square; the gradient of the input of
+the first trained matrix is counted although it is not computed; a batch without images runs the encoder on a blank one.
+Norms, activations, embeddings and the optimiser are not counted.
 """
 
 import logging
@@ -33,8 +35,8 @@ from model.training.job import Job
 
 log = logging.getLogger("honeybee.training")
 
-# Dense bf16 with fp32 accumulation, in TFLOPS, after NVIDIA's data sheets (which print twice that, with sparsity).
-# The whole name must match: a MIG slice or a laptop's chip of the same family is another device.
+# Dense bf16 with fp32 accumulation, in TFLOPS, from NVIDIA's data sheets (which print twice that, with sparsity).
+# The full name must match: a MIG slice or a laptop chip of the same family has a different peak.
 PEAK_TFLOPS = {
     r"NVIDIA A100[ -].*": 312.0,
     r"NVIDIA A800[ -].*": 312.0,
@@ -55,24 +57,25 @@ PEAK_TFLOPS = {
 
 
 class UncountedError(ValueError):
-    """A model whose operations these formulas do not count; the message says why."""
+    """Raised for a model whose operations these formulas do not cover; the message says why."""
 
 
 def peak_tflops(device_name: str) -> float | None:
-    """Of a GPU by the name that CUDA gives it; None where it is not known."""
+    """Returns the peak of a GPU by its CUDA device name, or None if it is unknown."""
     if "MIG" in device_name:
         return None
     return next((peak for name, peak in PEAK_TFLOPS.items() if re.fullmatch(name, device_name)), None)
 
 
 def attended_pairs(length: int, window: int | None = None) -> int:
-    """Pairs (token, token that it sees) of an example: itself and all before it, `window` in all where one is set."""
-    seen = min(length, window or length)
-    return seen * (seen + 1) // 2 + (length - seen) * seen
+    """Returns the number of pairs (token, token it attends to) of an example: itself and earlier ones, up to `window`
+    in total."""
+    span = min(length, window or length)
+    return span * (span + 1) // 2 + (length - span) * span
 
 
 def peak_flops(job: Job, device: torch.device) -> float | None:
-    """FLOPs a second that the device of a rank can do at most: what the job says, or bf16 on a GPU that is known."""
+    """Returns the peak FLOPs per second of a rank's device: the job's `peak_tflops`, or that of bf16 on a known GPU."""
     if job.peak_tflops is None and device.type == "cuda" and job.train.precision == "bf16":
         known = peak_tflops(torch.cuda.get_device_name(device))
         return None if known is None else known * 1e12
@@ -81,25 +84,29 @@ def peak_flops(job: Job, device: torch.device) -> float | None:
 
 @dataclass(frozen=True)
 class Flops:
-    """What a step needs, for one choice of the parts that train. All numbers are FLOPs, forward and backward."""
+    """Costs of a step for one choice of trained parts, in FLOPs, forward and backward."""
 
-    token: int  # of the language model's layers, without attention scores
-    supervised_token: int  # of its head
-    pair: tuple[tuple[int | None, int], ...]  # (sliding window, FLOPs of a pair of tokens in all layers with it)
-    image: int  # of vision encoder and projector
+    token: int  # per token in the layers of the language model, without attention scores
+    supervised_token: int  # per supervised token in its head
+    pair: tuple[tuple[int | None, int], ...]  # (sliding window, cost of a pair of tokens in all layers with it)
+    image: int  # per image in vision encoder and projector
 
     def of(self, lengths: Sequence[int], supervised: int, images: int) -> int:
-        """lengths: the tokens of each example, visual ones included; supervised: of all; images: that they show."""
+        """Returns the FLOPs of examples.
+
+        lengths: tokens per example, including visual tokens. supervised, images: their numbers over all examples.
+        """
         scores = sum(cost * attended_pairs(length, window) for window, cost in self.pair for length in lengths)
         return self.token * sum(lengths) + self.supervised_token * supervised + scores + self.image * images
 
     @classmethod
     def count(cls, config: HoneybeeConfig, trains: Iterable[str], adapters: bool = False) -> "Flops":
-        """trains: of vision, projector, llm. adapters: of llm only these train; they themselves are not counted.
+        """Counts the costs for a model. trains: a subset of vision, projector, llm. adapters: of llm only adapters
+        train; their own operations are not counted.
 
-        Runs the vision encoder and the projector once on one image, without weights or memory (torch's meta device), so
-        that every type of them is counted. Raises UncountedError for language models with other layers than attention
-        and linear ones.
+        Runs the vision encoder and the projector once on one image on torch's meta device (no weights, no memory), so
+        that every type is covered. Raises UncountedError if the language model has layers other than attention and
+        linear ones.
         """
         trained = set(trains)
         with torch.device("meta"):
@@ -112,10 +119,10 @@ class Flops:
             features = model.get_vision_features(torch.empty(1, 3, side, side, device="meta"))
         with FlopCounterMode(display=False) as projector:
             model.projector(features)
-        of_llm = _passes("llm" in trained and not adapters, below or adapters)
+        llm_passes = _passes("llm" in trained and not adapters, below or adapters)
         return cls(
-            token=2 * layers * of_llm,
-            supervised_token=2 * head.weight.numel() * of_llm,
+            token=2 * layers * llm_passes,
+            supervised_token=2 * head.weight.numel() * llm_passes,
             pair=_attention(config.text_config),
             image=vision.get_total_flops() * _passes("vision" in trained, False)
             + projector.get_total_flops() * _passes("projector" in trained, "vision" in trained),
@@ -123,22 +130,22 @@ class Flops:
 
 
 def count_flops(config: Any, trains: Iterable[str], adapters: bool = False) -> Flops | None:
-    """Flops.count; None, with a line in the log, for a model that it does not count."""
+    """Returns Flops.count, or logs the reason and returns None if the model is not covered."""
     try:
         return Flops.count(config, trains, adapters)
     except UncountedError as error:
-        log.warning("FLOPs and MFU are not told: %s", error)
+        log.warning("FLOPs and MFU are not reported: %s", error)
         return None
 
 
 def _passes(trains: bool, below: bool) -> int:
-    """Forward and backward of a part's matrices, in forwards. below: whether a part below it trains."""
+    """Returns the cost of forward and backward in a part's matrices, in forwards. below: a part below it trains."""
     return 3 if trains else 2 if below else 1
 
 
 def _linear_weights(llm: nn.Module) -> int:
-    """The weights of its linear layers, head included. Raises UncountedError if it has other matrices than these and
-    embeddings, as a mixture of experts does."""
+    """Returns the number of weights in linear layers, including the head. Raises UncountedError if there are matrices
+    other than these and embeddings, as in a mixture of experts."""
     known: dict[int, int] = {}
     for module in llm.modules():
         if isinstance(module, nn.Linear):
@@ -146,21 +153,21 @@ def _linear_weights(llm: nn.Module) -> int:
     embeddings = {id(module.weight) for module in llm.modules() if isinstance(module, nn.Embedding)}
     for name, parameter in llm.named_parameters():
         if parameter.ndim > 1 and id(parameter) not in known and id(parameter) not in embeddings:
-            raise UncountedError(f"llm.{name} is no weight of a linear layer")
+            raise UncountedError(f"llm.{name} is not the weight of a linear layer")
     return sum(known.values())
 
 
 def _attention(config: object) -> tuple[tuple[int | None, int], ...]:
-    """FLOPs of a pair of tokens, by sliding window: two products forward, twice that backward, in every head."""
+    """Returns the FLOPs per pair of tokens, by sliding window: two products forward and four backward in each head."""
     heads, layers = getattr(config, "num_attention_heads", None), getattr(config, "num_hidden_layers", None)
     width = getattr(config, "hidden_size", None)
     if not heads or not layers or not width:
-        raise UncountedError(f"{type(config).__name__} does not say its heads, layers and width")
+        raise UncountedError(f"{type(config).__name__} does not define its numbers of heads and layers and its width")
     each = 3 * 2 * 2 * heads * (getattr(config, "head_dim", None) or width // heads)
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * layers
     other = sorted(set(kinds) - {"full_attention", "sliding_attention"})
     if other:
-        raise UncountedError(f"the language model has layers of {', '.join(other)}")
+        raise UncountedError(f"the language model has layers of unsupported types: {', '.join(other)}")
     windows = [window if kind == "sliding_attention" else None for kind in kinds]
     return tuple((kind, each * windows.count(kind)) for kind in dict.fromkeys(windows))

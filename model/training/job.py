@@ -1,4 +1,4 @@
-"""The job of one stage: a JSON file that says all of it, checked before anything is loaded. Needs no torch."""
+"""The job of one stage: a JSON file with all its settings, validated before anything is loaded. Needs no torch."""
 
 import json
 from collections.abc import Sequence
@@ -15,117 +15,154 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-PeakTflops = Annotated[float, Field(gt=0)]  # dense, in the precision of the training
+PeakTflops = Annotated[float, Field(gt=0)]  # dense, in the training precision
 PartName = Literal["vision", "projector", "llm"]
 
 
 class JobError(ValueError):
-    """A job that cannot run; the message names the file, the key and what to do."""
+    """Raised for a job that cannot run; the message names the file and the key and says what to do."""
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Lora(Settings):
-    """Adapters of the language model (model/training/lora.py). Defaults are those of the paper's authors."""
+    """Adapters of the language model (model/training/lora.py). The defaults are those of the paper's official code."""
 
     rank: PositiveInt = 8
-    alpha: PositiveInt = 32  # what they add is scaled by alpha ÷ rank
+    """Rank of the adapters."""
+    alpha: PositiveInt = 32
+    """The output of an adapter is scaled by alpha / rank."""
     dropout: Fraction = 0.05
-    targets: tuple[str, ...] = ("q_proj", "v_proj")  # names of linear layers
+    """Dropout probability on the input of an adapter."""
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    """Names of the linear layers that get an adapter."""
 
     @model_validator(mode="after")
-    def _names_targets(self) -> "Lora":
+    def _targets_are_unique(self) -> "Lora":
         if not self.targets or len(set(self.targets)) != len(self.targets):
-            raise ValueError("targets: name at least one linear layer, each once")
+            raise ValueError("targets: name at least one linear layer, without repetitions")
         return self
 
 
 class Wandb(Settings):
-    """A run of Weights & Biases, beside TensorBoard."""
+    """A run of Weights & Biases, in addition to TensorBoard."""
 
     project: Annotated[str, Field(min_length=1)]
+    """Project that the run belongs to."""
     entity: str | None = None
+    """User or team that owns the project; by default that of the login."""
     name: str | None = None
+    """Display name of the run; by default Weights & Biases chooses one."""
 
 
 class Evaluate(Settings):
-    """Benchmarks that are asked while a stage trains, by their names in the recipe's `evaluation`."""
+    """Benchmarks that are evaluated during training, by their names in the recipe's `evaluation`."""
 
     benchmarks: Annotated[tuple[str, ...], Field(min_length=1)]
-    questions: PositiveInt = 200  # the first of each benchmark
-    batch_size: PositiveInt = 32  # of a rank
+    """Names of the benchmarks."""
+    questions: PositiveInt = 200
+    """Number of questions per benchmark, taken from its beginning."""
+    batch_size: PositiveInt = 32
+    """Questions per batch on each rank."""
 
 
 class Train(Settings):
-    """How a stage learns. Defaults are those of the paper's instruction tuning."""
+    """Training settings of a stage. The defaults are those of the paper's instruction tuning."""
 
     trains: tuple[PartName, ...] = ("projector", "llm")
-    lora: Lora | None = None  # of the language model only adapters train; None: the whole
-    steps: PositiveInt | None = None  # None: as many as the samples give
-    packing: Packing | None = None  # None: every example is a sequence of its own
-    # `packed` computes each example of a sequence by itself, where `sdpa` masks a product of all positions with all; it
-    # suits long packs (model/training/attention.py).
+    """Parts of the model that are trained; the others are frozen."""
+    lora: Lora | None = None
+    """Trains only adapters of the language model; None trains all its weights."""
+    steps: PositiveInt | None = None
+    """Number of optimiser steps; None trains one pass over the samples."""
+    packing: Packing | None = None
+    """Packs several examples into one sequence; None makes every example its own sequence."""
     attention: Literal["sdpa", "packed"] = "sdpa"
-    global_batch: PositiveInt  # sequences in an optimiser step, over all ranks: packs, or examples without packing
-    micro_batch: PositiveInt  # sequences in a forward pass of one rank
-    learning_rate: Rate = 2e-5  # the peak of the schedule
-    learning_rates: dict[PartName, Rate] = {}  # the peaks of single parts, whose schedules are scaled as a whole
+    """`sdpa` masks attention over the whole sequence; `packed` attends within each example, which suits long packs."""
+    global_batch: PositiveInt
+    """Sequences per optimiser step over all ranks: packs, or examples without packing."""
+    micro_batch: PositiveInt
+    """Sequences per forward pass of one rank."""
+    learning_rate: Rate = 2e-5
+    """Peak of the learning rate schedule."""
+    learning_rates: dict[PartName, Rate] = {}
+    """Peaks for individual parts, by part; each scales the entire schedule."""
     min_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
+    """Learning rate at the end of the cosine decay."""
     warmup_steps: Count = 150
+    """Steps of linear warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """AdamW's weight decay, which applies to matrices only, not to norms and biases."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    """AdamW's coefficients of the running averages."""
     epsilon: Annotated[float, Field(gt=0)] = 1e-6
+    """AdamW's epsilon."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Maximum norm to which the gradient is clipped."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    # How pictures become pixels (model/training/decode.py). It belongs here and not to Loading, for what is learned
-    # depends on it: `exact` as the model's processor does it but for rounding, `fast` large JPEGs less exactly.
+    """Precision of the forward and backward pass; the optimiser state is always fp32."""
+    # Belongs here and not to Loading, because the learned weights depend on it.
     decode: Literal["exact", "fast"] = "exact"
+    """`exact` decodes images like the model's processor up to rounding; `fast` decodes large JPEGs less exactly."""
     zero_stage: Literal[0, 2, 3] = 2
+    """DeepSpeed ZeRO stage."""
     offload: bool = False
+    """Keeps the optimiser state in host memory; needs ZeRO stage 2 or 3."""
     gradient_checkpointing: bool = True
-    save_every: PositiveInt = 500  # steps between checkpoints
+    """Recomputes activations in the backward pass to save memory."""
+    save_every: PositiveInt = 500
+    """Steps between checkpoints."""
     keep_checkpoints: PositiveInt = 2
+    """Number of most recent checkpoints to retain."""
     log_every: PositiveInt = 10
-    # A spike: a loss above the running median by so many times its usual change from step to step (spikes.py).
+    """Steps between lines of metrics."""
     spike_threshold: Annotated[float, Field(gt=0)] = 8.0
-    on_spike: Literal["report", "skip"] = "report"  # skip: without the optimiser's step
-    on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is no number
+    """A loss is a spike if it exceeds the running median by more than this multiple of its usual change per step."""
+    on_spike: Literal["report", "skip"] = "report"
+    """What to do at a loss spike: `report` only logs it, `skip` also skips the optimiser's step."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do if the loss or gradient is not finite: `stop` ends the run, `skip` skips the optimiser's step."""
     wandb: Wandb | None = None
-    evaluate_every: PositiveInt | None = None  # steps; None: never
+    """Logs the metrics to Weights & Biases, too."""
+    evaluate_every: PositiveInt | None = None
+    """Steps between evaluations; None never evaluates during training."""
     evaluate: Evaluate | None = None
+    """Benchmarks to evaluate during training."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Train":
         if not self.trains or len(set(self.trains)) != len(self.trains):
-            raise ValueError("trains: name at least one of vision, projector, llm, each once")
+            raise ValueError("trains: name at least one of vision, projector, llm, without repetitions")
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
         if self.lora is not None and "llm" not in self.trains:
-            raise ValueError("lora adapts the language model: add llm to `trains`, or leave lora out")
-        asleep = sorted(set(self.learning_rates) - set(self.trains))
-        if asleep:
-            raise ValueError(f"learning_rates names {', '.join(asleep)}, not in `trains`: leave it out, or train it")
+            raise ValueError("lora adapts the language model: add llm to `trains`, or omit lora")
+        frozen = sorted(set(self.learning_rates) - set(self.trains))
+        if frozen:
+            raise ValueError(f"learning_rates names {', '.join(frozen)}, not in `trains`: omit or train it")
         if self.steps is not None and self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps {self.warmup_steps} leave nothing of {self.steps} steps: lower them")
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} must be less than the {self.steps} steps: lower warmup_steps"
+            )
         if self.offload and self.zero_stage == 0:
             raise ValueError("offload needs zero_stage 2 or 3")
         if (self.evaluate_every is None) != (self.evaluate is None):
-            raise ValueError("evaluate_every and evaluate go together: how often, and which benchmarks")
+            raise ValueError("evaluate_every and evaluate go together: set both, or neither")
         if self.evaluate is not None and self.zero_stage == 3:
             raise ValueError(
-                "evaluate needs whole weights on every rank, which zero_stage 3 does not keep: take 2, or leave out "
-                "evaluate and evaluate_every; the recipe's benchmarks are asked after training all the same"
+                "evaluate needs the full weights on every rank, which zero_stage 3 does not keep: set zero_stage to 2, "
+                "or omit evaluate and evaluate_every; the recipe's benchmarks are still evaluated after training"
             )
         return self
 
     def rate_scale(self, part: PartName) -> float:
-        """What the schedule of `learning_rate` is multiplied by for a part: its peak ÷ learning_rate."""
+        """Returns the factor on the schedule of `learning_rate` for a part: its peak / learning_rate."""
         return self.learning_rates.get(part, self.learning_rate) / self.learning_rate
 
     def accumulation(self, ranks: int) -> int:
-        """Forward passes of a rank in one step. Raises ValueError when global_batch does not divide."""
+        """Returns the forward passes of a rank per step. Raises ValueError if global_batch is not divisible."""
         if self.global_batch % (self.micro_batch * ranks):
             raise ValueError(
                 f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch} × {ranks} "
@@ -141,7 +178,7 @@ class Projector(Settings):
 
 
 class Init(Settings):
-    """Where the weights come from: the directory of a Honeybee model, or backbones with a new projector."""
+    """Where the initial weights come from: the directory of a Honeybee model, or backbones with a new projector."""
 
     model: Path | None = None
     vision: str | None = None
@@ -159,52 +196,57 @@ class Init(Settings):
             raise ValueError("give either `model`, or all of `vision`, `llm`, `tokenizer` and `projector`")
         others = sorted(name for name in self.model_fields_set - {"model"} if getattr(self, name) is not None)
         if self.model is not None and others:
-            raise ValueError(f"`model` says all of it: leave out {', '.join(others)}")
+            raise ValueError(f"`model` already determines the other settings: omit {', '.join(others)}")
         return self
 
     @property
     def tokenizer_directory(self) -> Path:
         directory = self.model or self.tokenizer
-        assert directory is not None  # by _one_origin
+        assert directory is not None  # guaranteed by _one_origin
         return directory
 
 
 class Loading(Settings):
-    """How samples are read. Nothing of it changes what is learned."""
+    """How samples are read. These settings do not affect the learned weights."""
 
-    decode_threads: PositiveInt = 2  # of one rank
-    prefetch_steps: PositiveInt = 2  # steps made ready ahead of the model
-    max_bad_samples: Count = 10  # samples that cannot be read, or whose image does not decode; one more stops the run
-    cache: Path | None = None  # a local directory, through which shards at a URL are read
-    cache_gib: Annotated[float, Field(gt=0)] | None = None  # the most that it takes; None: no limit
+    decode_threads: PositiveInt = 2
+    """Decoding threads per rank."""
+    prefetch_steps: PositiveInt = 2
+    """Number of steps whose batches are prepared ahead of the model."""
+    max_bad_samples: Count = 10
+    """Maximum number of samples that cannot be read or whose image does not decode; one more stops the run."""
+    cache: Path | None = None
+    """Local directory through which shards at a URL are read."""
+    cache_gib: Annotated[float, Field(gt=0)] | None = None
+    """Maximum size of the cache in GiB; None means no limit."""
 
 
 class Job(Settings):
-    """output: the final model, processor and tokenizer, whole when its manifest.json is there.
-    work: checkpoints, metrics.jsonl and tensorboard, on a disk that all ranks see."""
+    """All settings of a stage. output: directory of the final model, processor and tokenizer, complete once it has a
+    manifest.json. work: directory of checkpoints, metrics.jsonl and tensorboard, which all ranks must see."""
 
     stage: str
     seed: int = 0
-    shards: str  # a directory, or the URL of one, which needs loading.cache
-    image_roots: dict[str, Path] = {}  # of each dataset, for shards that hold references instead of images
+    shards: str  # a directory, or a URL, which needs loading.cache
+    image_roots: dict[str, Path] = {}  # by dataset, for shards that hold references instead of images
     init: Init
     train: Train
-    benchmarks: dict[str, Place] = {}  # those that train.evaluate asks
+    benchmarks: dict[str, Place] = {}  # locations of the benchmarks in train.evaluate
     loading: Loading = Loading()
     output: Path
     work: Path
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    peak_tflops: PeakTflops | None = None  # of a rank's device, for MFU; None: of the GPUs that flops.py knows
+    peak_tflops: PeakTflops | None = None  # of a rank's device, for MFU; None: looked up in flops.py
 
     @model_validator(mode="after")
-    def _knows_its_benchmarks(self) -> "Job":
+    def _evaluated_benchmarks_have_paths(self) -> "Job":
         unknown = sorted(set(self.train.evaluate.benchmarks if self.train.evaluate else ()) - set(self.benchmarks))
         if unknown:
-            raise ValueError(f"train.evaluate names {unknown}, which `benchmarks` does not place")
+            raise ValueError(f"train.evaluate names {unknown}, for which `benchmarks` has no path")
         return self
 
     def identity(self) -> dict[str, Any]:
-        """All that the learned weights depend on, as JSON. A checkpoint is resumed only by a job with the same."""
+        """Returns everything that the learned weights depend on, as JSON. Resuming requires an identical identity."""
         free = {
             "attention",
             "micro_batch",
@@ -218,14 +260,14 @@ class Job(Settings):
             "evaluate_every",
             "evaluate",
         }
-        # Settings that came later count only where they are used: what was trained before them keeps its identity.
+        # Settings added later count only if used, so that the identities of earlier runs stay the same.
         free |= {key for key in ("lora", "learning_rates") if not getattr(self.train, key)}
-        # What reports changes nothing; what leaves steps out does.
+        # Reporting a step does not change the weights; skipping it does.
         if self.train.on_spike == "report":
             free |= {"spike_threshold", "on_spike"}
         if self.train.on_nonfinite == "stop":
             free.add("on_nonfinite")
-        # The seed, the stage's name and the origin of the weights; the shards add what they are made of.
+        # The fingerprint of the shards is added by stage.py.
         return {
             "stage": self.stage,
             "seed": self.seed,
@@ -235,7 +277,7 @@ class Job(Settings):
 
 
 def describe_trained(trains: Sequence[str], lora: Lora | None) -> str:
-    """For people: `projector and llm`, or `projector and llm (adapters of rank 8 on q_proj, v_proj)`."""
+    """Returns a description: `projector and llm`, or `projector and llm (adapters of rank 8 on q_proj, v_proj)`."""
     text = " and ".join(trains)
     if lora is None:
         return text
@@ -244,11 +286,11 @@ def describe_trained(trains: Sequence[str], lora: Lora | None) -> str:
 
 
 def load_job(path: Path) -> Job:
-    """Reads a job file. Raises JobError naming the file, each wrong key and what is wrong with it."""
+    """Reads a job file. Raises JobError naming the file and, for each invalid key, what is wrong with it."""
     try:
         return Job.model_validate(json.loads(path.read_text()))
     except FileNotFoundError:
-        raise JobError(f"no job file {path}") from None
+        raise JobError(f"there is no job file {path}") from None
     except json.JSONDecodeError as error:
         raise JobError(f"{path} is not valid JSON: {error}") from None
     except ValidationError as error:

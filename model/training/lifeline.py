@@ -1,4 +1,4 @@
-"""A rank must not outlive the process that launched it, however that one ends."""
+"""Ends a rank when the process that launched it is gone, however the launcher ended."""
 
 import os
 import signal
@@ -6,12 +6,12 @@ import sys
 import threading
 import time
 
-VARIABLE = "HONEYBEE_LIFELINE"  # set by the launcher, which holds the other end of our standard input
+VARIABLE = "HONEYBEE_LIFELINE"  # set to "stdin" by the launcher, which holds the other end of our standard input
 GRACE = 120.0  # seconds to write a checkpoint
 
 
 def hold() -> None:
-    """If the launcher asked for it: sends this process SIGTERM when the launcher is gone, and ends it after GRACE."""
+    """Watches the launcher if it set VARIABLE: sends this process SIGTERM once it is gone, and exits after GRACE."""
     if os.environ.get(VARIABLE) == "stdin":
         threading.Thread(target=_watch, name="lifeline", daemon=True).start()
 

@@ -1,7 +1,7 @@
-"""Brings a rank's batches of each step, read and decoded by background threads ahead of time.
+"""Prefetches a rank's batches of each step: background threads read and decode them ahead of time.
 
-A step is `global_batch` packs of the plan, so the whole state of loading is one integer, the next pack: whatever the
-number of ranks and threads, and at any place.
+A step consists of `global_batch` packs of the plan, so the full state of loading is one integer, the index of the next
+pack, which is independent of the number of ranks and threads.
 """
 
 import itertools
@@ -25,15 +25,15 @@ from pipelines.packing import Pack, Plan
 
 log = logging.getLogger("honeybee.training")
 
-DECODED_TOGETHER = 8  # images that one thread takes at a time
+DECODED_TOGETHER = 8  # images per decoding task
 
-# Encoded images → pixels (n, 3, S, S), and for each what was wrong with it; a bad one is black.
+# Encoded images → pixels (n, 3, S, S), and for each its problem or None; an image with a problem is black.
 Decode = Callable[[list[bytes]], tuple[Tensor, list[str | None]]]
 
 
 class Loader:
-    """Iterates over steps: each gives this rank's batches of one step, one for each forward pass, until fewer packs
-    than a global batch are left. `wait` sums up the seconds waited for data."""
+    """Iterates over steps, yielding this rank's batches of a step, one per forward pass, until fewer packs than a
+    global batch are left. `wait` accumulates the seconds spent waiting for data."""
 
     def __init__(
         self,
@@ -51,20 +51,20 @@ class Loader:
         self.wait = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """What to go on from: after the last step that was taken from the iterator."""
+        """Returns the state after the last step that was taken from the iterator."""
         return {"next_pack": self.next_pack, "plan": self.plan.fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from there. Raises DataError for the state of another plan."""
+        """Resumes from `state`. Raises DataError if it belongs to a different plan."""
         if state["plan"] != self.plan.fingerprint:
             raise DataError(
-                f"this is pack {state['next_pack']} of the plan {state['plan']}, but these shards, packing and M give "
-                f"{self.plan.fingerprint}: the order of samples would not go on where it stopped"
+                f"the state is at pack {state['next_pack']} of plan {state['plan']}, but these shards, packing and M "
+                f"give plan {self.plan.fingerprint}: the order of samples would not continue where it stopped"
             )
         self.next_pack = state["next_pack"]
 
     def __iter__(self) -> Generator[list[Batch]]:
-        """Raises what reading raised, DataError above all."""
+        """Raises the errors of reading, in particular DataError."""
         size = self.deal.global_batch
         firsts = range(self.next_pack, self.plan.num_packs - size + 1, size)
         ready: queue.Queue[list[Batch] | BaseException] = queue.Queue(self.loading.prefetch_steps)
@@ -73,9 +73,9 @@ class Loader:
         thread.start()
         try:
             for first in firsts:
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 item = _get(ready, thread)
-                self.wait += time.perf_counter() - begun
+                self.wait += time.perf_counter() - started
                 if isinstance(item, BaseException):
                     raise item
                 self.next_pack = first + size
@@ -93,27 +93,27 @@ class Loader:
                     continue
 
         try:
-            # One thread of torch each: the model needs the others.
+            # One torch thread per worker, to leave the other cores to the model.
             with ThreadPoolExecutor(self.loading.decode_threads, "decode", torch.set_num_threads, (1,)) as pool:
-                begun: deque[list[_Pass]] = deque()
+                started: deque[list[_Pass]] = deque()
                 for first in firsts:
                     if closed.is_set():
                         return
                     packs = self.plan.packs(first, first + self.deal.global_batch)
                     oldest = min(pack.window for pack in packs)
-                    begun.append([_Pass(self, pool, own, oldest) for own in self.deal.own(packs)])
-                    # While one step is put together, the threads decode the next; but nobody waits for the first.
-                    if len(begun) > 1 or first == firsts[0]:
-                        put([each.batch() for each in begun.popleft()])
-                while begun and not closed.is_set():
-                    put([each.batch() for each in begun.popleft()])
-        except BaseException as error:  # raised again where the batches are taken
+                    started.append([_Pass(self, pool, own, oldest) for own in self.deal.own(packs)])
+                    # While a step is collated the threads decode the next one; the first step is not delayed by this.
+                    if len(started) > 1 or first == firsts[0]:
+                        put([each.batch() for each in started.popleft()])
+                while started and not closed.is_set():
+                    put([each.batch() for each in started.popleft()])
+        except BaseException as error:  # re-raised by the consumer, in __iter__
             put(error)
 
 
 class _Pass:
-    """A forward pass whose samples are read and whose images are being decoded. oldest: no sample before it will be
-    read again."""
+    """A forward pass whose samples have been read and whose images are being decoded. oldest: no sample with a lower
+    index will be read again."""
 
     def __init__(self, loader: Loader, pool: ThreadPoolExecutor, packs: list[Pack], oldest: int):
         self.loader = loader
@@ -127,7 +127,7 @@ class _Pass:
         ]
 
     def batch(self) -> Batch:
-        """Waits for the images."""
+        """Waits for the images and returns the collated batch."""
         decoded = [future.result() for future in self.decoded]
         problems = iter([problem for _, chunk in decoded for problem in chunk])
         bad = []
@@ -143,21 +143,21 @@ class _Pass:
     def _decode(self, images: list[EmbeddedImage | ImageFile]) -> tuple[Tensor, list[str | None]]:
         encoded: list[bytes] = []
         unread: dict[int, str] = {}
-        for place, image in enumerate(images):
+        for index, image in enumerate(images):
             try:
                 encoded.append(image.read())
             except (OSError, ValueError) as error:
-                unread[place] = str(error)
+                unread[index] = str(error)
                 encoded.append(b"")
         pixels, problems = self.loader.decode(encoded)
-        return pixels, [unread.get(place, problem) for place, problem in enumerate(problems)]
+        return pixels, [unread.get(index, problem) for index, problem in enumerate(problems)]
 
 
 def _get(ready: queue.Queue, thread: threading.Thread) -> list[Batch] | BaseException:
-    """The next item; never waits for a thread that is gone."""
+    """Returns the next item, or an error if the thread has ended without leaving one."""
     while True:
         try:
             return ready.get(timeout=1.0)
         except queue.Empty:
             if not thread.is_alive() and ready.empty():
-                return RuntimeError("the loader's thread ended without a word")
+                return RuntimeError("the loader thread ended without a result or an error")

@@ -1,4 +1,4 @@
-"""One run at a time in a work directory."""
+"""Lets only one run at a time use a work directory."""
 
 import contextlib
 import fcntl
@@ -9,12 +9,15 @@ from pathlib import Path
 from model.ranks import Ranks
 from model.training.checkpoint import CheckpointError
 
-PATIENCE = 20.0  # seconds for an earlier run in the same work directory, that was told to stop, to end
+PATIENCE = 20.0  # seconds to wait for an earlier run in the same work directory to end after it was told to stop
 
 
 @contextlib.contextmanager
 def alone_in(work: Path, ranks: Ranks) -> Iterator[None]:
-    """Holds the work directory against another run; the kernel lets go of it when we die."""
+    """Locks the work directory against other runs; the kernel releases the lock when the process dies.
+
+    Raises CheckpointError if another run holds it for longer than PATIENCE.
+    """
     if not ranks.first:
         yield
         return
@@ -27,6 +30,6 @@ def alone_in(work: Path, ranks: Ranks) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise CheckpointError(f"another run is training in {work}: wait for it, or stop it") from None
+                    raise CheckpointError(f"another run is training in {work}: wait for it or stop it") from None
                 time.sleep(0.5)
         yield

@@ -1,7 +1,7 @@
-"""LoRA: of the language model only small adapters train, an option of the paper's authors.
+"""LoRA: trains only small adapters of the language model, an option in the paper's official code.
 
-Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021). The adapters are peft's; at the end of a stage
-they are merged into the weights, and saved beside them too.
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021). The adapters are those of peft; at the end of a
+stage they are merged into the weights, and also saved separately.
 """
 
 import json
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from model.training.job import JobError, Lora
 
-ADAPTER = "adapter"  # the directory of it, in that of the model
-_NAME = "default"  # peft's name of the only adapter of a model
+ADAPTER = "adapter"  # the subdirectory of the model directory that holds the adapter
+_NAME = "default"  # peft's name for the only adapter of a model
 
 
 def is_adapter(parameter: str) -> bool:
@@ -26,8 +26,8 @@ def is_adapter(parameter: str) -> bool:
 
 
 def target_sizes(llm: nn.Module) -> dict[str, int]:
-    """What can be adapted: the last names of the linear layers but for the one that makes the logits, sorted, each with
-    the sum of inputs and outputs of its layers; adapters of rank r have r times as many parameters."""
+    """Returns the possible targets: the last name components of all linear layers except the output head, sorted, each
+    with the summed input and output sizes of its layers; adapters of rank r have r times that number of parameters."""
     sizes: dict[str, int] = {}
     last: Any = getattr(llm, "get_output_embeddings", lambda: None)()
     for path, layer in llm.named_modules():
@@ -38,7 +38,7 @@ def target_sizes(llm: nn.Module) -> dict[str, int]:
 
 
 def check_targets(llm: nn.Module, targets: Iterable[str]) -> None:
-    """Raises JobError, naming those that there are, for a target that is the name of no linear layer."""
+    """Raises JobError, listing the possible targets, if a target does not name a linear layer."""
     known = target_sizes(llm)
     unknown = [name for name in targets if name not in known]
     if unknown:
@@ -49,12 +49,12 @@ def check_targets(llm: nn.Module, targets: Iterable[str]) -> None:
 
 
 def add_adapters(llm: nn.Module, lora: Lora, seed: int) -> None:
-    """Puts adapters, which at first change nothing, into the model. The same seed gives the same ones on every rank.
+    """Injects adapters into the model, initially without effect. The same seed gives the same ones on every rank.
 
     A layer `….q_proj` gets the parameters `….q_proj.lora_A.default.weight` (rank, inputs) and `lora_B` (outputs, rank);
-    its own are then `….q_proj.base_layer.weight`. Raises JobError for targets that are not there.
+    its own weight becomes `….q_proj.base_layer.weight`. Raises JobError for targets that do not exist.
     """
-    import peft  # takes seconds, and most stages do without
+    import peft  # the import takes seconds, and most stages do not need it
 
     check_targets(llm, lora.targets)
     with torch.random.fork_rng():
@@ -65,10 +65,10 @@ def add_adapters(llm: nn.Module, lora: Lora, seed: int) -> None:
 def merge_adapters(
     llm: nn.Module, gathered: Callable[[Sequence[nn.Parameter]], AbstractContextManager]
 ) -> dict[str, Tensor]:
-    """Adds the adapters to the weights, in fp32, and takes them out of the model: it is one without peft again.
+    """Merges the adapters into the weights, in fp32, and removes them, which leaves a model without peft layers.
 
-    gathered: within it the given parameters are whole, and may be changed. Returns the adapters as peft names them in a
-    file, on the CPU. All ranks must call it.
+    gathered: a context in which the given parameters are complete and may be changed. Returns the adapter weights on
+    the CPU, under the names of peft's files. All ranks must call it.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -86,20 +86,20 @@ def merge_adapters(
                 adapters[f"base_model.model.{path}.{name}.weight"] = part.weight.detach().to("cpu", copy=True)
         parent, _, name = path.rpartition(".")
         setattr(llm.get_submodule(parent), name, base)
-    del llm.peft_config  # left there by peft
+    del llm.peft_config  # left behind by peft
     return adapters
 
 
 def save_adapter(directory: Path, lora: Lora, adapters: dict[str, Tensor], base: str | None) -> None:
-    """Writes adapter_config.json and adapter_model.safetensors, as `peft.PeftModel.from_pretrained` reads them.
+    """Writes adapter_config.json and adapter_model.safetensors, in the format of `peft.PeftModel.from_pretrained`.
 
-    base: the hub name of the language model that they were trained for, where it is one.
+    base: the hub name of the language model that the adapters were trained for, or None.
     """
     directory.mkdir()
     config = _config(lora)
     config.base_model_name_or_path = base
     config.inference_mode = True
-    # Sets have no order that lasts.
+    # Sort sets, whose order is not stable.
     content = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     (directory / "adapter_config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     save_file(adapters, directory / "adapter_model.safetensors", {"format": "pt"})

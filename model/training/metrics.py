@@ -1,4 +1,4 @@
-"""What a person watches: metrics.jsonl, TensorBoard, and a line of progress."""
+"""Reports the progress of training: metrics.jsonl, TensorBoard, Weights & Biases, and a log line."""
 
 import json
 import logging
@@ -22,10 +22,10 @@ log = logging.getLogger("honeybee.training")
 
 
 class Metrics:
-    """Sums over the steps since the last line of metrics.jsonl.
+    """Accumulates metrics over the steps since the last line of metrics.jsonl.
 
-    Its `state` is part of a checkpoint, so that the lines of a run that was stopped are those of one that was not:
-    losses in it are sums over all ranks, and each is added in the order of the steps.
+    Its `state` is part of a checkpoint, so that a stopped and resumed run writes the same lines as an uninterrupted
+    one: its losses are sums over all ranks, added in the order of the steps.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class Metrics:
         peak: float | None = None,
         wandb: WandbRun | None = None,
     ):
-        """steps: how many the stage has, for the estimate of its end. rate_scales: of each part that trains, what the
-        learning rate is multiplied by. peak: FLOPs a second that the device of a rank can do at most, where that is
-        known. wandb: takes the scalars too; of the first rank."""
+        """steps: the number of steps of the stage, for the time estimate. rate_scales: the factor on the learning rate
+        of each trained part. peak: the peak FLOPs per second of a rank's device, if known. wandb: also receives the
+        scalars; only on the first rank."""
         self.peak, self.wandb = peak, wandb
         self.path, self.datasets, self.ranks, self.steps = work / "metrics.jsonl", datasets, ranks, steps
         self.rate_scales = rate_scales if set(rate_scales.values()) - {1.0} else {}
@@ -50,10 +50,10 @@ class Metrics:
         self._flops: int | None = None
         self._tensorboard = work / "tensorboard"
         self._restart_clock()
-        self.begun: tuple[float, int] | None = None  # when this process began, and after how many steps
+        self.begun: tuple[float, int] | None = None  # when this process started training, and after how many steps
 
     def begin(self, step: int, state: dict[str, Any] | None) -> None:
-        """`step` steps are done: forgets lines of later ones, which will be written again."""
+        """Starts after `step` completed steps; drops the lines of later steps, which will be written again."""
         if state:
             self.losses, self.supervised = list(state["losses"]), list(state["supervised"])
         if self.ranks.first:
@@ -66,7 +66,7 @@ class Metrics:
         self.begun = (time.perf_counter(), step)
 
     def leave_out(self, seconds: float) -> None:
-        """What of the time since the last line was no training, such as an evaluation."""
+        """Excludes time since the last line that was not spent on training, such as an evaluation."""
         self._since += seconds
 
     def state(self) -> dict[str, Any]:
@@ -81,8 +81,8 @@ class Metrics:
         positions: int,
         flops: int | None,
     ) -> None:
-        """Adds a step. losses, supervised: by dataset, over all ranks; the others over this rank; flops: what the step
-        needs, None where the model's are not counted."""
+        """Adds a step. losses, supervised: by dataset, summed over all ranks; the others are of this rank only. flops:
+        of the step, or None if the model is not covered by flops.py."""
         self.losses = [total + new for total, new in zip(self.losses, losses, strict=True)]
         self.supervised = [total + new for total, new in zip(self.supervised, supervised, strict=True)]
         self._supervised += sum(supervised)
@@ -92,8 +92,8 @@ class Metrics:
         self._flops = None if flops is None else (self._flops or 0) + flops
 
     def write(self, step: int, learning_rate: float, grad_norm: float, data_wait: float, **others: float) -> None:
-        """Writes the line of a step and begins anew. data_wait: seconds of this rank. others: as they are, by name. All
-        ranks must call it."""
+        """Writes the line of a step and resets the sums. data_wait: seconds on this rank. others: additional metrics,
+        written unchanged. All ranks must call it."""
         seconds = time.perf_counter() - self._since
         sums: list[float] = [self._samples, self._tokens, self._positions, self._flops or 0]
         samples, tokens, positions, flops = self.ranks.sum(sums)
@@ -121,8 +121,8 @@ class Metrics:
                 "tokens_per_second": tokens / seconds,
                 **self._speed(flops / seconds),
                 "padding_share": 1 - tokens / positions if positions else 0.0,
-                "data_wait_share": wait,  # of the rank that waited most
-                "host_memory_bytes": int(host),  # peak of the largest rank
+                "data_wait_share": wait,  # of the rank that waited longest
+                "host_memory_bytes": int(host),  # peak, of the rank with the highest
                 "device_memory_bytes": int(device),
                 **others,
                 "time": time.time(),
@@ -133,7 +133,7 @@ class Metrics:
         self._restart_clock()
 
     def _rates(self, learning_rate: float) -> dict[str, Any]:
-        """The rate of each part, where any differs from the stage's."""
+        """Returns the learning rate of each part, if any differs from that of the stage."""
         rates = {part: learning_rate * scale for part, scale in self.rate_scales.items()}
         return {"learning_rates": rates} if rates else {}
 
@@ -150,7 +150,7 @@ class Metrics:
         self._since = time.perf_counter()
 
     def _speed(self, flops_per_second: float) -> dict[str, float]:
-        """flops_per_second: of all ranks."""
+        """flops_per_second: over all ranks."""
         if self._flops is None:
             return {}
         share = {} if self.peak is None else {"mfu": flops_per_second / (self.peak * self.ranks.world)}
@@ -170,7 +170,7 @@ class Metrics:
         if self.wandb is not None:
             self.wandb.log(scalars, step)
         log.info(
-            "step %d/%d  loss %.4f  rate %.2e  gradient %.3f  %.0f samples/s  %.0f tokens/s  %s left",
+            "step %d/%d  loss %.4f  learning rate %.2e  gradient norm %.3f  %.0f samples/s  %.0f tokens/s  %s left",
             step,
             self.steps,
             line["loss"],

@@ -1,4 +1,4 @@
-"""What trains: freezing by part, parameter groups, AdamW."""
+"""Freezes parts of the model, builds parameter groups, and makes the AdamW optimiser."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,11 +13,11 @@ PARTS: tuple[PartName, ...] = ("vision", "projector", "llm")
 
 
 def freeze(model: nn.Module, trains: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Lets exactly the named parts of `model.vision`, `model.projector`, `model.llm` learn; of a part with adapters
-    (model/training/lora.py) only these.
+    """Makes exactly the named parts of `model.vision`, `model.projector`, `model.llm` trainable; in a part with
+    adapters (model/training/lora.py) only these.
 
-    Returns {part: (parameters that train, all its parameters)}. A frozen vision encoder is put in evaluation mode.
-    Raises JobError if a parameter belongs to none of the three or to two of them (it could not be frozen by part).
+    Returns {part: (number of trainable parameters, number of parameters)}. A frozen vision encoder is put in evaluation
+    mode. Raises JobError if a parameter belongs to none of the parts or to two, as it could not be frozen by part.
     """
     owner: dict[int, str] = {}
     counts: dict[str, tuple[int, int]] = {}
@@ -29,25 +29,28 @@ def freeze(model: nn.Module, trains: Iterable[str]) -> dict[str, tuple[int, int]
         trained = 0
         for name, parameter in parameters.items():
             if owner.setdefault(id(parameter), part) != part:
-                raise JobError(f"{part} and {owner[id(parameter)]} share a parameter: they cannot be frozen apart")
+                raise JobError(
+                    f"{part} and {owner[id(parameter)]} share a parameter ({name}): they cannot be frozen separately"
+                )
             parameter.requires_grad_(learns and (not adapted or is_adapter(name)))
             trained += parameter.numel() if parameter.requires_grad else 0
         counts[part] = (trained, sum(parameter.numel() for parameter in parameters.values()))
         if part == "vision":
             module.train(learns)
-    homeless = [name for name, parameter in model.named_parameters() if id(parameter) not in owner]
-    if homeless:
-        raise JobError(f"parameters outside of vision, projector and llm: {', '.join(homeless[:5])}")
+    orphans = [name for name, parameter in model.named_parameters() if id(parameter) not in owner]
+    if orphans:
+        raise JobError(f"the model has parameters outside of vision, projector and llm: {', '.join(orphans[:5])}")
     return counts
 
 
 def parameter_groups(
     model: nn.Module, weight_decay: float, rate_scales: Mapping[PartName, float] | None = None
 ) -> list[dict]:
-    """AdamW's groups of what trains: matrices with weight decay; norms, biases and other vectors without.
+    """Returns AdamW's groups of trainable parameters: matrices with weight decay; norms, biases and other vectors
+    without.
 
-    rate_scales: of each part, what the stage's learning rate is multiplied by (1 where absent); it stands in its groups
-    as `rate_scale`. Parts with the same one share their groups.
+    rate_scales: the factor on the stage's learning rate for each part (default 1), stored in its groups as
+    `rate_scale`. Parts with the same factor share their groups.
     """
     scales = rate_scales or {}
     scale_of = {id(p): scales.get(part, 1.0) for part in PARTS for p in getattr(model, part).parameters()}
@@ -64,7 +67,7 @@ def parameter_groups(
 
 
 class HeldAdamW(torch.optim.AdamW):
-    """AdamW that takes no step while `held` says so: weights, moments and its count of steps stay as they are."""
+    """AdamW that skips its step while `held()` is true: weights, moments and step count stay unchanged."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -75,6 +78,6 @@ class HeldAdamW(torch.optim.AdamW):
 
 
 def adamw(model: nn.Module, train: Train) -> HeldAdamW:
-    """torch's fused AdamW, which runs on CPU and CUDA without a compiler."""
+    """Returns torch's fused AdamW, which runs on CPU and CUDA without a compiler."""
     groups = parameter_groups(model, train.weight_decay, {part: train.rate_scale(part) for part in PARTS})
     return HeldAdamW(groups, lr=train.learning_rate, betas=train.betas, eps=train.epsilon, fused=True)

@@ -1,8 +1,8 @@
-"""What the passes of a model take beyond its weights, found by running them without data.
+"""Measures the memory that a model's forward and backward pass take beyond its weights, by running them without data.
 
-Tensors on PyTorch's meta device have shapes and no memory. So the model that a stage trains, of any size, goes forward
-and backward in a second, by the code that will train it, and what each operation makes and what autograd keeps for the
-backward pass is added up until it is let go of.
+Tensors on PyTorch's meta device have shapes but no memory. The model that a stage trains, of any size, therefore runs
+forward and backward in a second, with the code that will train it, while the sizes of all live tensors (outputs of
+operations and tensors that autograd saves for the backward pass) are added up.
 """
 
 import weakref
@@ -23,31 +23,31 @@ from model.training.attention import Examples
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a forward pass: B rows of T positions, the pictures in all of them, and positions with logits."""
+    """The shape of a forward pass: B rows of T positions, and over all rows the images and positions with logits."""
 
     rows: int
     positions: int
     images: int
     supervised: int
-    masked: bool = False  # several examples to a row, which a matrix T × T keeps apart
+    masked: bool = False  # rows hold several examples, separated by a T × T mask
 
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes. handed_on: the most at a time where each parameter's gradient is taken away as soon as it is whole.
-    growing: the same where gradients stay, so that they grow while activations shrink."""
+    """Peak memory in bytes. handed_on: if each parameter's gradient is released as soon as it is complete. growing: if
+    gradients are retained, so that they grow while activations shrink."""
 
     handed_on: int
     growing: int
 
 
 def peak(model: Any, shape: Shape, attention: str = "sdpa") -> Peak:
-    """Of one pass forward and backward, with the loss of model/training/stage.py.
+    """Returns the peak of one forward and backward pass, with the loss of model/training/stage.py.
 
     model: a HoneybeeForConditionalGeneration on the meta device, in training mode, in the precision of the training,
-    with what does not learn frozen.
+    with the untrained parts frozen.
     """
-    model.vision.set_attn_implementation("sdpa")  # as models have that are loaded, and those that are made have not
+    model.vision.set_attn_implementation("sdpa")  # the default of loaded models, but not of newly constructed ones
     model.llm.set_attn_implementation(attention)
     return Peak(_run(model, shape, attention, False), _run(model, shape, attention, True))
 
@@ -69,21 +69,21 @@ def _drop(parameter: Tensor) -> None:
 
 
 def _losses(model: Any, shape: Shape, attention: str) -> Tensor:
-    """As Loop._losses and the model's forward, but for their checks, which look at values."""
+    """Like Loop._losses and the model's forward, without their checks, which need values."""
     meta = torch.device("meta")
     size = (shape.rows, shape.positions)
     image_size = model.config.vision_config.image_size
     embeddings = model.get_input_embeddings()(torch.zeros(size, dtype=torch.long, device=meta))
     tokens = model.get_image_features(torch.zeros(max(shape.images, 1), 3, image_size, image_size, device=meta))
-    places = torch.zeros(size, dtype=torch.bool, device=meta).unsqueeze(-1)
-    embeddings = embeddings.masked_scatter(places, tokens.to(embeddings.dtype))
+    is_image = torch.zeros(size, dtype=torch.bool, device=meta).unsqueeze(-1)
+    embeddings = embeddings.masked_scatter(is_image, tokens.to(embeddings.dtype))
     more: dict[str, Any] = {}
     if attention == PACKED:
         lengths = (shape.positions,) * shape.rows
         more = Examples(lengths, torch.zeros(shape.rows + 1, dtype=torch.int32, device=meta)).inputs()
     elif shape.masked:
         more["attention_mask"] = torch.zeros(shape.rows, 1, *size[1:], size[1], dtype=torch.bool, device=meta)
-    else:  # it says that none is to be made, which would look at values; _attention knows it
+    else:  # an empty mask, recognised by _attention, prevents building one, which would need values
         more["attention_mask"] = torch.empty(1, 1, 0, 0, device=meta)
     each = -(-shape.supervised // shape.rows)
     logits = model.llm(
@@ -97,10 +97,10 @@ def _losses(model: Any, shape: Shape, attention: str) -> Tensor:
 
 
 class Live(TorchDispatchMode):
-    """Adds up the memory of tensors that are made while it is entered; `peak` is the most at a time."""
+    """Tracks the memory of tensors created inside this context; `peak` is the maximum at any time."""
 
     def __init__(self, there: Iterable[Tensor] = ()) -> None:
-        """there: what is there already; views of it take nothing."""
+        """there: tensors that exist already; they and their views do not count."""
         super().__init__()
         self.now = self.peak = 0
         self._seen = weakref.WeakSet([tensor.untyped_storage() for tensor in there])
@@ -127,8 +127,8 @@ class Live(TorchDispatchMode):
 
 @contextmanager
 def _fused() -> Iterator[None]:
-    """Scaled dot-product attention by a fused kernel, which keeps no T × T matrix; on the meta device torch would take
-    the plain one. A TorchFunctionMode would not be met in what a backward pass computes again."""
+    """Makes scaled dot-product attention use a fused kernel, which keeps no T × T matrix; on the meta device torch
+    would pick the unfused one. A TorchFunctionMode would not reach what the backward pass recomputes."""
     own: Any = F
     plain = own.scaled_dot_product_attention
     own.scaled_dot_product_attention = _attention
@@ -150,7 +150,7 @@ def _attention(
 ) -> Tensor:
     if attn_mask is not None and not attn_mask.numel():
         attn_mask, is_causal = None, True
-    if attn_mask is not None and attn_mask.dtype == torch.bool:  # as torch does for its kernels
+    if attn_mask is not None and attn_mask.dtype == torch.bool:  # torch converts it for its kernels, too
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     return kernel(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]

@@ -1,12 +1,12 @@
-"""The learning rate as a pure function of the step, so that resuming needs no state of it."""
+"""The learning rate as a pure function of the step, so that resuming needs no scheduler state."""
 
 import math
 
 
 def learning_rate(step: int, *, steps: int, peak: float, floor: float, warmup_steps: int) -> float:
-    """The rate of the step with this number, counted from 0: linear warm-up to `peak`, then cosine to `floor`.
+    """Returns the learning rate of a step, counted from 0: linear warm-up to `peak`, then cosine decay to `floor`.
 
-    The first step takes peak / warmup_steps, step `warmup_steps` the peak, the last step (steps - 1) the floor.
+    The first step has peak / warmup_steps, step `warmup_steps` the peak, and the last step (steps - 1) the floor.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps

@@ -1,4 +1,4 @@
-"""What a stage begins with: its model, its plan, and whether they fit its shards."""
+"""Prepares a stage: loads its model, plans its steps, and checks that both fit the shards."""
 
 import hashlib
 import json
@@ -20,8 +20,8 @@ log = logging.getLogger("honeybee.training")
 
 
 def plan_steps(job: Job, shards: Shards, image_tokens: int, keep: bool = True) -> tuple[Plan, int]:
-    """The packs of the stage, and the number of its steps. keep: leave the plan in the work directory, for a run that
-    goes on. Raises DataError or JobError where they cannot be, with what to change."""
+    """Returns the plan of the stage's packs and its number of steps. keep: cache the plan in the work directory, for a
+    resumed run. Raises DataError or JobError, saying what to change, if the plan is impossible or has too few packs."""
     train = job.train
     try:
         threads = job.loading.decode_threads
@@ -32,23 +32,23 @@ def plan_steps(job: Job, shards: Shards, image_tokens: int, keep: bool = True) -
     what = "packs" if train.packing else "samples"
     if (train.steps or 1) > steps:
         raise JobError(
-            f"{train.steps or 1} steps of {train.global_batch} take {(train.steps or 1) * train.global_batch} {what}, "
-            f"{job.shards} has {plan.num_packs}: build more or train fewer steps"
+            f"{train.steps or 1} steps of {train.global_batch} need {(train.steps or 1) * train.global_batch} {what}, "
+            f"but {job.shards} has {plan.num_packs}: build more samples or lower train.steps"
         )
     if train.packing:
         log.info(
-            "%s samples in %s packs of %s positions, %.2f %% of them used",
+            "packed %s samples into %s packs of %s positions, %.2f %% of which are used",
             *(f"{shards.num_samples:,}", f"{plan.num_packs:,}", f"{train.packing.max_tokens:,}", 100 * plan.used),
         )
     if train.steps is None:
-        log.info("%s steps; the last %d %s are too few for another", f"{steps:,}", left, what)
+        log.info("%s steps; the last %d %s do not fill a global batch", f"{steps:,}", left, what)
         if train.warmup_steps >= steps:
-            raise JobError(f"warmup_steps {train.warmup_steps} leave nothing of {steps} steps: lower them")
+            raise JobError(f"warmup_steps {train.warmup_steps} must be less than the {steps} steps: lower warmup_steps")
     return plan, train.steps or steps
 
 
 def load(init: Init, seed: int, dtype: torch.dtype) -> tuple[HoneybeeForConditionalGeneration, HoneybeeProcessor]:
-    """The model and processor that a stage starts from."""
+    """Returns the model and processor that a stage starts from."""
     if init.model is not None:
         model = HoneybeeForConditionalGeneration.from_pretrained(init.model, dtype=dtype)
         return model, HoneybeeProcessor.from_pretrained(init.model)
@@ -70,7 +70,7 @@ def load(init: Init, seed: int, dtype: torch.dtype) -> tuple[HoneybeeForConditio
 
 
 def origin(init: Init) -> dict[str, Any]:
-    """For the manifest and card of a model: `parts`, the names of its backbones, and its `stages` so far."""
+    """Returns, for the manifest and card of a model, `parts`, the names of its backbones, and its previous `stages`."""
     if init.model is None:
         return {"parts": {"vision": part_name(str(init.vision)), "llm": part_name(str(init.llm))}, "stages": []}
     manifest = init.model / MANIFEST
@@ -84,21 +84,23 @@ def origin(init: Init) -> dict[str, Any]:
 def check_fit(
     shards: Shards, model: HoneybeeForConditionalGeneration, processor: HoneybeeProcessor, tokenizer: Path
 ) -> None:
-    """Raises JobError or DataError unless shards, tokenizer and model are of one kind."""
-    lacking = [name for name in ("pad", "bos", "eos") if getattr(processor.tokenizer, f"{name}_token_id") is None]
-    if lacking:
-        raise JobError(f"the tokenizer in {tokenizer} has no {' and no '.join(lacking)} token")
+    """Raises JobError or DataError unless shards, tokenizer and model match."""
+    missing = [name for name in ("pad", "bos", "eos") if getattr(processor.tokenizer, f"{name}_token_id") is None]
+    if missing:
+        raise JobError(f"the tokenizer in {tokenizer} has no {' and no '.join(missing)} token")
     rows, known = model.config.text_config.vocab_size, len(processor.tokenizer)
     if rows < known:
-        raise JobError(f"the language model has {rows} token embeddings, the tokenizer in {tokenizer} {known} tokens")
+        raise JobError(
+            f"the language model has {rows} token embeddings, but the tokenizer in {tokenizer} has {known} tokens"
+        )
     digest = hashlib.sha256((tokenizer / "tokenizer.json").read_bytes()).hexdigest()[:16]
     if shards.tokenizer != digest:
         raise DataError(
             f"{shards.where} was built with tokenizer {shards.tokenizer}, but {tokenizer} is {digest}: "
-            "build the shards again with this one"
+            "rebuild the shards with this tokenizer"
         )
     if shards.image_token_id != model.config.image_token_id:
         raise DataError(
-            f"{shards.where} has image token {shards.image_token_id}, the model {model.config.image_token_id}: "
-            "build the shards again"
+            f"{shards.where} has image token {shards.image_token_id}, but the model has "
+            f"{model.config.image_token_id}: rebuild the shards"
         )

@@ -1,4 +1,4 @@
-"""Reads the samples of a shards directory by their place in the order, a few row groups in memory at a time."""
+"""Reads the samples of a shards directory by index, with a few row groups in memory at a time."""
 
 import bisect
 import contextlib
@@ -26,37 +26,37 @@ log = logging.getLogger("honeybee.training")
 
 SMALL_COLUMNS = ["index", "dataset", "example", "image_sha256", "input_ids", "loss_mask"]
 COLUMNS = [*SMALL_COLUMNS, "images"]
-UNREADABLE = "unreadable"  # stands for the dataset of a sample that cannot be read
+UNREADABLE = "unreadable"  # the dataset name of a sample that cannot be read
 
 
 class DataError(ValueError):
-    """Training data that cannot be used; the message names the file or sample and what to do."""
+    """Raised if training data cannot be used; the message names the file or sample and says what to do."""
 
 
 @dataclass(frozen=True)
 class EmbeddedImage:
-    """An image in the shard. sha256: what its bytes were when the shard was built."""
+    """An image stored in the shard. sha256: the checksum of its bytes when the shard was built."""
 
     name: str
     data: bytes
     sha256: str
 
     def read(self) -> bytes:
-        """Its bytes. Raises ValueError where they are not what they were."""
-        return _checked(self.data, self.sha256, f"{self.name} is not the image that was written")
+        """Returns the bytes. Raises ValueError if their checksum does not match."""
+        return _checked(self.data, self.sha256, f"{self.name} does not match its checksum in the shard")
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image that the shard only refers to. sha256: what its bytes were when the shard was built."""
+    """An image that the shard only refers to. sha256: the checksum of its bytes when the shard was built."""
 
     root: ImageRoot
     name: str
     sha256: str
 
     def read(self) -> bytes:
-        """Its bytes. Raises ValueError where they are not what they were, or there is no such image; OSError."""
-        problem = f"{self.name} is not the file that the shard was built with"
+        """Returns the bytes. Raises ValueError if the checksum does not match or the image is missing, or OSError."""
+        problem = f"{self.name} has changed since the shard was built"
         return _checked(self.root.read(self.name), self.sha256, problem)
 
 
@@ -68,12 +68,12 @@ def _checked(data: bytes, sha256: str, problem: str) -> bytes:
 
 @dataclass(frozen=True)
 class Example:
-    """One sample. input_ids, loss_mask: (T,) with the image token once per image; images: what gives their encoded
-    bytes. problem: why it cannot be trained on; it then keeps its place, without loss."""
+    """One sample. input_ids, loss_mask: (T,), with the image token once per image. images: sources of the encoded
+    bytes. problem: why the sample cannot be trained on; it then keeps its slot, without loss."""
 
-    index: int  # place in the order of all samples
+    index: int  # in the order of all samples
     dataset: str
-    number: int  # place in its dataset
+    number: int  # index in its dataset
     input_ids: np.ndarray
     loss_mask: np.ndarray
     images: tuple[EmbeddedImage | ImageFile, ...]
@@ -85,13 +85,13 @@ class Example:
 
 
 class Shards:
-    """The shards of a directory, or at a URL, as their manifest lists them.
+    """The shards in a directory or at a URL, as listed in their manifest.
 
-    image_roots: dataset → the directory of its images, for shards that hold references instead of bytes. cache: for a
-    URL, the local directory through which it is read, of at most `cache_bytes` (None: no limit).
-    Raises DataError where the shards were not finished, or a file is missing, is not as long as the manifest says, does
-    not follow the one before it, or holds other samples than its place says. What rots inside a file is found by the
-    sums of its pages: the samples in question are given back with their `problem`.
+    image_roots: dataset → directory of its images, for shards that hold references instead of bytes. cache: for a URL,
+    the local cache directory, limited to `cache_bytes` (None: no limit).
+    Raises DataError if the shards are unfinished, or a file is missing, differs in size from the manifest, does not
+    follow its predecessor, or holds the wrong samples. Damage inside a file is detected by page checksums: the affected
+    samples are returned with their `problem`.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Shards:
         try:
             if is_url(self.where):
                 if cache is None:
-                    raise DataError(f"{where} is read through a local directory: give loading.cache")
+                    raise DataError(f"{where} is a URL, which needs a local cache directory: set loading.cache")
                 self._copy = LocalCopy(self.where, cache, cache_bytes)
                 self._ahead = _Ahead(LocalCopy(self.where, cache, cache_bytes, hold=1))
                 manifest = self._copy.manifest
@@ -119,36 +119,36 @@ class Shards:
         except (ShardError, RemoteError, PackingError) as error:
             raise DataError(str(error)) from None
         except KeyError as error:
-            raise DataError(f"{where}/manifest.json has no {error}: it was made by another version") from None
+            raise DataError(f"{where}/manifest.json has no {error}: it was written by a different version") from None
 
     def _read_manifest(self, manifest: dict[str, Any]) -> None:
         self.num_samples: int = manifest["num_samples"]
         self.datasets: list[str] = list(manifest["datasets"])
         self.shares = {name: part["samples"] / self.num_samples for name, part in manifest["datasets"].items()}
         self.image_token_id: int = manifest["image_token_id"]
-        self._filler = int(self.image_token_id == 0)  # a token that stands for those that cannot be read
+        self._filler = int(self.image_token_id == 0)  # replaces the tokens of unreadable samples; not the image token
         self.tokenizer: str = manifest["tokenizer"]
         self.key = manifest.get("key")
         self._names = [shard["file"] for shard in manifest["shards"]]
         self._firsts = [shard["first"] for shard in manifest["shards"]]
         lengths = self._path(manifest["lengths"]["file"])
         if file_sha256(lengths) != manifest["lengths"]["sha256"]:
-            remedy = "build the shards again" if self._copy is None else "delete it, and it is brought again"
-            raise DataError(f"{lengths} is not the file that was built: {remedy}")
+            remedy = "rebuild the shards" if self._copy is None else "delete it, then run again to download it anew"
+            raise DataError(f"{lengths} does not match its checksum in the manifest: {remedy}")
         self.lengths = Lengths(lengths)
         counts = sum(shard["num_samples"] for shard in manifest["shards"]), len(self.lengths)
         if counts != (self.num_samples, self.num_samples):
             raise DataError(
-                f"{self.where}: {counts[0]} samples in its shards, {counts[1]} lengths, {self.num_samples} in the "
-                "manifest: build again"
+                f"{self.where}: {counts[0]} samples in its shards, {counts[1]} in lengths.parquet, but "
+                f"{self.num_samples} in the manifest: rebuild the shards"
             )
 
     def _path(self, name: str) -> Path:
         return Path(self.where) / name if self._copy is None else self._copy.fetch(name)
 
     def read(self, indices: Sequence[int], forget_before: int = 0) -> list[Example]:
-        """The samples at these places, which ascend. Row groups stay in memory until none of their samples is at or
-        after `forget_before`."""
+        """Returns the samples at these indices, which should ascend. Row groups are freed once all their samples are
+        before `forget_before`."""
         for shard in [s for s in self._files if self._end(s) <= forget_before]:
             self._files.pop(shard).close()
         for file in self._files.values():
@@ -175,7 +175,7 @@ class Shards:
 
 
 class _Ahead:
-    """Brings the next file while the one before it is read."""
+    """Downloads the next file in the background while the current one is read."""
 
     def __init__(self, copy: LocalCopy):
         self._copy = copy
@@ -187,12 +187,12 @@ class _Ahead:
             self._thread.start()
 
     def _fetch(self, name: str) -> None:
-        with contextlib.suppress(ShardError, RemoteError):  # the reader will meet it, and say so
+        with contextlib.suppress(ShardError, RemoteError):  # the reader will hit and report the same error
             self._copy.fetch(name)
 
 
 class _ShardFile:
-    """One open shard: samples first … end - 1."""
+    """One open shard with the samples first … end - 1."""
 
     def __init__(self, path: Path, first: int, end: int, lengths: Lengths, roots: Mapping[str, ImageRoot], filler: int):
         self.path, self.lengths, self.roots, self.filler = path, lengths, roots, filler
@@ -203,11 +203,11 @@ class _ShardFile:
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read: {error}") from None
         if missing:
-            raise DataError(f"{path} has no columns {missing}: it was made by another version")
+            raise DataError(f"{path} lacks the columns {missing}: it was written by a different version")
         groups = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
         self._firsts = [first, *(first + np.cumsum(groups)).tolist()]
         if self._firsts[-1] != end:
-            raise DataError(f"{path} does not hold the {end - first} samples that its manifest says")
+            raise DataError(f"{path} does not hold the {end - first} samples that are listed in the manifest")
         self._groups: dict[int, _RowGroup] = {}
 
     def example(self, index: int) -> Example:
@@ -226,42 +226,41 @@ class _ShardFile:
 
     def _read(self, group: int) -> "_RowGroup":
         first, end = self._firsts[group], self._firsts[group + 1]
-        place = f"{self.path}, row group {group}"
+        where = f"{self.path}, row group {group}"
         try:
             table = self._file.read_row_group(group, columns=SMALL_COLUMNS)
-            # Without the sums of their pages, which take ten times as long: every image has a sum of its own.
+            # Without page checksums, which take ten times as long: every image has its own checksum.
             images = self._unchecked.read_row_group(group, columns=["images"])
             table = table.append_column("images", images["images"])
-            table.validate(full=True)  # no sum covers the heads of the pages
+            table.validate(full=True)  # page checksums do not cover page headers
         except (pa.ArrowException, OSError) as error:
-            log.warning("%s is damaged: %s", place, error)
-            return _RowGroup(first, None, f"{place}: {error}", self.lengths, self.roots, self.filler)
+            log.warning("%s is damaged: %s", where, error)
+            return _RowGroup(first, None, f"{where}: {error}", self.lengths, self.roots, self.filler)
         index = table["index"].combine_chunks().to_numpy(zero_copy_only=False)
         if not np.array_equal(index, np.arange(first, end)):
             raise DataError(
-                f"{place}, does not hold samples {first} and following: files were swapped or edited; build the "
-                "shards again"
+                f"{where} does not hold samples {first} and following: files were swapped or edited; rebuild the shards"
             )
-        self._check_lengths(first, table, place)
+        self._check_lengths(first, table, where)
         return _RowGroup(first, table, None, self.lengths, self.roots, self.filler)
 
-    def _check_lengths(self, first: int, table: pa.Table, place: str) -> None:
-        """Raises DataError unless the samples are as long as the plan takes them for: a pack would hold too much."""
+    def _check_lengths(self, first: int, table: pa.Table, where: str) -> None:
+        """Raises DataError unless the samples have the lengths that the plan assumes; else packs could overflow."""
         planned = self.lengths.read(first, first + len(table))
-        for what, column, says in (("tokens", "input_ids", planned[0]), ("images", "image_sha256", planned[1])):
+        for what, column, expected in (("tokens", "input_ids", planned[0]), ("images", "image_sha256", planned[1])):
             counts = pc.fill_null(pc.list_value_length(table[column].combine_chunks()), 0)
             found = counts.to_numpy(zero_copy_only=False)
-            wrong = np.flatnonzero(found != says)
+            wrong = np.flatnonzero(found != expected)
             if len(wrong):
                 row = int(wrong[0])
                 raise DataError(
-                    f"{place}: sample {first + row} has {found[row]} {what}, {self.lengths.path} says {says[row]}: "
-                    "they are not of one build; build the shards again"
+                    f"{where}: sample {first + row} has {found[row]} {what}, but {self.lengths.path} lists "
+                    f"{expected[row]}: the files come from different builds; rebuild the shards"
                 )
 
 
 class _RowGroup:
-    """The samples of a row group, each made when it is asked for. damage: why there is no table."""
+    """The samples of a row group, converted on demand. damage: why there is no table."""
 
     def __init__(
         self,
@@ -286,21 +285,21 @@ class _RowGroup:
         )
         name = f"sample {index} ({dataset} example {values['example'].as_py()})"
         if len(input_ids) != len(loss_mask):
-            raise DataError(f"{name}: {len(input_ids)} tokens, but a loss mask of {len(loss_mask)}")
+            raise DataError(f"{name} has {len(input_ids)} tokens, but its loss mask has {len(loss_mask)} values")
         images: list[EmbeddedImage | ImageFile] = []
-        sums = values["image_sha256"].as_py() or ()
+        checksums = values["image_sha256"].as_py() or ()
         encoded = values["images"].as_py() or ()
-        if len(encoded) != len(sums):
-            return self._unreadable(index, f"{len(encoded)} images, but {len(sums)} were written")
-        for image, sha256 in zip(encoded, sums, strict=True):
+        if len(encoded) != len(checksums):
+            return self._unreadable(index, f"{len(encoded)} images, but {len(checksums)} checksums")
+        for image, sha256 in zip(encoded, checksums, strict=True):
             if image["bytes"] is not None:
                 images.append(EmbeddedImage(image["path"], image["bytes"], sha256))
             elif dataset in self.roots:
                 images.append(ImageFile(self.roots[dataset], image["path"], sha256))
             else:
                 raise DataError(
-                    f"{name} has an image reference but no bytes, and no image root is given for {dataset}: build the "
-                    "shards with `images: embed`"
+                    f"{name} has an image reference but no bytes, and no image root is given for {dataset}: rebuild "
+                    "the shards with `images: embed`"
                 )
         return Example(index, dataset, values["example"].as_py(), input_ids, loss_mask, tuple(images))
 

@@ -1,10 +1,10 @@
-"""Steps whose loss jumps or is no number: noticed before the optimiser's step, reported with their samples.
+"""Detects steps whose loss jumps or is not finite before the optimiser's step, and reports them with their samples.
 
-A loss is a spike where it is above the median of the last 50 by more than `spike_threshold` times the usual change: the
-median of what it changed from one step to the next, which does not grow while the loss falls, but at least 2 % of the
-loss, since else every change of one that hardly moves would be a spike. Judging begins after 20 steps.
-`work/spikes.jsonl` holds a line for each such step. All ranks judge the same number, and what they judge by is part of
-a checkpoint, so a run that was stopped decides as one that was not.
+A loss is a spike if it exceeds the median of the last 50 losses by more than `spike_threshold` times the usual change.
+The usual change is the median absolute difference of consecutive losses, which does not grow while the loss falls, but
+at least 2 % of the median loss, since otherwise any change of a nearly constant loss would be a spike. Detection starts
+after 20 steps. `work/spikes.jsonl` gets a line for each such step. All ranks judge the same number, and the history is
+part of a checkpoint, so a stopped and resumed run decides like an uninterrupted one.
 """
 
 import json
@@ -26,38 +26,38 @@ from pipelines.store import whole_lines, write_atomic
 
 log = logging.getLogger("honeybee.training")
 
-WINDOW = 50  # steps whose losses say what is usual
-LEAST = 20  # of them, before any is judged
-LEAST_CHANGE = 0.02  # of the median loss
-IN_A_ROW = 10  # steps without a finite loss or gradient that may be left out one after another
-SHOWN = 5  # samples in a message
+WINDOW = 50  # steps whose losses define what is usual
+LEAST = 20  # steps with a finite loss before detection starts
+LEAST_CHANGE = 0.02  # as a fraction of the median loss
+IN_A_ROW = 10  # maximum number of consecutive skipped steps without a finite loss or gradient
+SHOWN = 5  # samples listed in a message
 
 Reason = Literal["spike", "loss not finite", "gradient not finite"]
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss or gradient that is no number; the message names step, datasets and samples."""
+    """Raised if a loss or gradient is not finite; the message names the step and its samples."""
 
 
 @dataclass(frozen=True)
 class Usual:
-    """What losses were before a step: None while too few are known."""
+    """The usual loss before a step; the median is None while too few losses are known."""
 
     median: float | None
     limit: float = math.inf  # a loss above it is a spike
 
 
 class Spikes:
-    """What a stage's losses were, and which of its steps were left out."""
+    """Tracks the recent losses of a stage and its skipped steps."""
 
     def __init__(self, work: Path, train: Train, ranks: Ranks):
         self.path, self.train, self.ranks = work / "spikes.jsonl", train, ranks
         self._losses: deque[float] = deque(maxlen=WINDOW)
-        self._not_finite = 0  # steps in a row
+        self._not_finite = 0  # consecutive steps
         self.skipped_steps = 0
 
     def begin(self, step: int, state: dict[str, Any] | None) -> None:
-        """`step` steps are done: forgets reports of later ones, which will be written again."""
+        """Starts after `step` completed steps; drops the reports of later steps, which will be written again."""
         if state:
             self._losses.extend(state["losses"])
             self._not_finite, self.skipped_steps = state["not_finite"], state["skipped_steps"]
@@ -73,7 +73,7 @@ class Spikes:
         }
 
     def judge(self, loss: float) -> tuple[Reason | None, Usual]:
-        """loss: of the whole step, the same on every rank. Remembers it."""
+        """Classifies and records a loss: that of the complete step, identical on every rank."""
         usual = self._usual()
         if not math.isfinite(loss):
             return "loss not finite", usual
@@ -81,7 +81,7 @@ class Spikes:
         return ("spike" if loss > usual.limit else None), usual
 
     def skips(self, reason: Reason | None) -> bool:
-        """Whether the optimiser's step is left out."""
+        """Whether the optimiser's step is skipped."""
         return reason is not None and (reason != "spike" or self.train.on_spike == "skip")
 
     def close_step(
@@ -94,10 +94,10 @@ class Spikes:
         batches: Sequence[Batch],
         losses: Sequence[Sequence[float]],
     ) -> None:
-        """Counts and reports a step, numbered from 1. losses: of each example of this rank's batches, summed over its
+        """Counts and reports a step, numbered from 1. losses: per example of this rank's batches, summed over its
         tokens. All ranks must call it.
 
-        Raises NonFiniteError, on every rank alike, where the run must not go on.
+        Raises NonFiniteError, on every rank, if the run must not continue.
         """
         self._not_finite = self._not_finite + 1 if reason and reason != "spike" else 0
         if reason is None:
@@ -122,10 +122,10 @@ class Spikes:
         if ends:
             raise NonFiniteError(self._error(step, reason, samples))
         if self.ranks.first:
-            done = "the step was left out" if skipped else "the step was taken"
+            done = "the step was skipped" if skipped else "the step was taken"
             usually = "not known yet" if usual.median is None else f"{usual.median:.4f}"
             log.warning(
-                "step %d: %s: loss %.4f (usually %s), gradient %.3f; %s. Worst: %s. %s lists all",
+                "step %d: %s: loss %.4f (usually %s), gradient norm %.3f; %s. Highest losses: %s. %s lists all samples",
                 *(step, reason, loss, usually, grad_norm, done, _named(samples), self.path),
             )
 
@@ -137,7 +137,7 @@ class Spikes:
         return Usual(median, median + self.train.spike_threshold * max(change, LEAST_CHANGE * median))
 
     def _samples(self, batches: Sequence[Batch], losses: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
-        """Of all ranks, those without a finite loss first, then by falling loss."""
+        """Returns the samples of all ranks: those without a finite loss first, then by descending loss."""
         own = [
             {"sample": name, "loss": loss / max(tokens, 1), "supervised_tokens": tokens}
             for batch, of_batch in zip(batches, losses, strict=True)
@@ -147,16 +147,17 @@ class Spikes:
         return sorted(everyone, key=lambda s: -s["loss"] if math.isfinite(s["loss"]) else -math.inf)
 
     def _error(self, step: int, reason: Reason, samples: list[dict[str, Any]]) -> str:
-        remedy = "Lower learning_rate, set precision to fp32, or look at these samples"
+        remedy = "Lower learning_rate, set precision to fp32, or inspect these samples"
         if reason == "loss not finite":
-            what = f"the loss is no finite number in {_named([s for s in samples if not math.isfinite(s['loss'])])}"
+            what = f"the loss is not finite in {_named([s for s in samples if not math.isfinite(s['loss'])])}"
         else:
-            what = f"the gradient's norm is not finite though every loss is; the step had {_named(samples)}"
+            what = f"the gradient norm is not finite although all losses are; the step had {_named(samples)}"
         if self.train.on_nonfinite == "skip":
             what += (
-                f" (and so {IN_A_ROW} steps before, which were left out; on_nonfinite: skip allows no more in a row)"
+                f" (the {IN_A_ROW} steps before were skipped for the same reason; "
+                "on_nonfinite: skip allows no more in a row)"
             )
-        return f"step {step}: {what}. {remedy}; {self.path} lists all. The last checkpoint is from before"
+        return f"step {step}: {what}. {remedy}; {self.path} lists all samples. The last checkpoint precedes this step"
 
 
 def _named(samples: Sequence[dict[str, Any]]) -> str:
@@ -165,5 +166,5 @@ def _named(samples: Sequence[dict[str, Any]]) -> str:
 
 
 def _number(value: float) -> float | str:
-    """As JSON, which has no word for infinity."""
+    """Returns a JSON value: JSON has no infinity and no NaN, so these become strings."""
     return value if math.isfinite(value) else str(value)

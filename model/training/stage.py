@@ -1,4 +1,4 @@
-"""One stage of training: what `python -m model.training JOB.json` does in every rank."""
+"""Runs one stage of training: what `python -m model.training JOB.json` does in every rank."""
 
 import contextlib
 import logging
@@ -49,7 +49,7 @@ def run(job: Job) -> int:
     Raises JobError, DataError, CheckpointError, DiskFullError or NonFiniteError, whose messages say what to do.
     """
     if (job.output / MANIFEST).is_file():
-        log.info("%s is whole already: nothing to train", job.output)
+        log.info("%s is already complete: nothing to train", job.output)
         return 0
     try:
         job.train.accumulation(int(os.environ.get("WORLD_SIZE", "1")))
@@ -60,7 +60,7 @@ def run(job: Job) -> int:
     ranks = process.join(job.device)
     with says_if_full(job.work), alone_in(job.work, ranks):
         code = _run(job, shards, ranks)
-    process.leave()  # not after an error: the other ranks would fail before this one has said what it was
+    process.leave()  # not after an error: the other ranks would fail before this one has reported it
     return code
 
 
@@ -84,10 +84,10 @@ def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
         *(ranks.world, ranks.device.type, train.accumulation(ranks.world), train.micro_batch),
         *(train.zero_stage, train.precision),
     )
-    log.info("%s trains", describe_trained(train.trains, train.lora))
+    log.info("training %s", describe_trained(train.trains, train.lora))
     model.train()
     for part, (trained, size) in freeze(model, train.trains).items():
-        log.info("%s: %s of %s parameters train", part, f"{trained:,}", f"{size:,}")
+        log.info("%s: %s of %s parameters are trainable", part, f"{trained:,}", f"{size:,}")
     if train.attention == "packed":
         model.llm.set_attn_implementation(PACKED)
     if train.gradient_checkpointing:
@@ -136,12 +136,12 @@ def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
     facts = {**before, "stages": [*before["stages"], stage]}
     with says_if_full(job.output):
         save_model(engine, model, processor, job.init.tokenizer_directory, job.output, facts)
-    log.info("the model is in %s", job.output)
+    log.info("saved the model to %s", job.output)
     return 0
 
 
 class Loop:
-    """The steps of a stage."""
+    """The training loop of a stage."""
 
     def __init__(
         self,
@@ -154,14 +154,14 @@ class Loop:
         flops: Flops | None,
         evaluation: Evaluation | None,
     ):
-        """flops: None where the model's are not counted; evaluation: None where none is asked for."""
+        """flops: None if the model is not covered by flops.py. evaluation: None if the stage has none."""
         self.job, self.steps, self.engine, self.loader = job, steps, engine, loader
         self.checkpoints, self.metrics, self.ranks = checkpoints, metrics, engine.ranks
         self.flops, self.evaluation, self.spikes = flops, evaluation, Spikes(job.work, job.train, engine.ranks)
         self.bad_samples = 0
 
     def train(self) -> bool:
-        """Takes the steps that are left; False if it was asked to stop before the last, and saved."""
+        """Trains the remaining steps. Returns False if it was told to stop before the last and saved a checkpoint."""
         with StopRequest() as stop:
             return self._train(stop)
 
@@ -176,7 +176,7 @@ class Loop:
         else:
             self.checkpoints.check_space()
         self.metrics.begin(done, resumed and resumed["metrics"])
-        self.spikes.begin(done, resumed and resumed.get("spikes"))  # which older checkpoints do not have
+        self.spikes.begin(done, resumed and resumed.get("spikes"))  # older checkpoints lack it
         stopping = False
         with contextlib.closing(iter(self.loader)) as steps:
             while done < self.steps and not stopping:
@@ -190,12 +190,12 @@ class Loop:
                 if done % train.save_every == 0 or done == self.steps or stopping:
                     self.checkpoints.save(done, self._state())
         if done < self.steps:
-            log.info("stopped after step %d, as asked; run again to go on", done)
+            log.info("stopped after step %d as requested; run again to resume", done)
         self.metrics.close()
         return done == self.steps
 
     def _evaluate(self, done: int) -> dict[str, float] | None:
-        """What the first rank gets of the model's scores after `done` steps; None if it is not asked now."""
+        """Returns the scores after `done` steps ({} except on the first rank), or None if no evaluation is due."""
         if self.evaluation is None or self.job.train.evaluate_every is None or done % self.job.train.evaluate_every:
             return None
         started = time.perf_counter()
@@ -213,9 +213,9 @@ class Loop:
         }
 
     def _step(self, step: int, batches: list[Batch], stop: StopRequest) -> tuple[float, float, bool]:
-        """Step number `step`, from 0. Returns learning rate, gradient norm, and whether any rank was asked to stop."""
+        """Runs a step, counted from 0. Returns learning rate, gradient norm, and whether any rank was told to stop."""
         train = self.job.train
-        # Of the whole global batch, before its first forward pass: the loss is the mean over all supervised tokens.
+        # Summed over the global batch before its first forward pass: the loss is the mean over all supervised tokens.
         supervised, bad, stopping = self.ranks.sum(
             [sum(sum(b.supervised) for b in batches), sum(b.num_bad for b in batches), stop.received]
         )
@@ -224,9 +224,9 @@ class Loop:
             raise DataError(
                 f"{self.bad_samples} samples cannot be read or have images that do not decode (the log names each), "
                 f"more than loading.max_bad_samples {self.job.loading.max_bad_samples}: check the disk, then run "
-                "`honeybee verify` and build again"
+                "`honeybee verify` and rebuild the shards"
             )
-        # Chance (dropout) is a function of seed, step and rank: nothing of it needs saving.
+        # Seeding dropout by seed, step and rank means that no random state needs saving.
         torch.manual_seed(int(fingerprint([self.job.seed, step, self.ranks.rank]), 16) % 2**63)
         losses = []
         for batch in batches:
@@ -235,8 +235,8 @@ class Loop:
             loss_of_example = self._losses(batch, more)
             self.engine.backward(loss_of_example.sum() / max(supervised, 1))
             losses.append(loss_of_example.detach())
-        of_examples = [own.tolist() for own in losses]
-        by_dataset, tokens_by_dataset = self._by_dataset(batches, of_examples)
+        example_losses = [own.tolist() for own in losses]
+        by_dataset, tokens_by_dataset = self._by_dataset(batches, example_losses)
         sums = self.ranks.sum([*by_dataset, *tokens_by_dataset])
         loss = sum(sums[: len(by_dataset)]) / max(supervised, 1)
         reason, usual = self.spikes.judge(loss)
@@ -250,9 +250,9 @@ class Loop:
         norm = self.engine.step(rate, skip=self.spikes.skips(reason))
         if reason != "loss not finite" and not math.isfinite(norm):
             reason = "gradient not finite"
-        self.spikes.close_step(step + 1, reason, loss, usual, norm, batches, of_examples)
+        self.spikes.close_step(step + 1, reason, loss, usual, norm, batches, example_losses)
         if reason == "loss not finite":
-            sums = [0.0] * len(sums)  # else no mean of the following steps would be a number
+            sums = [0.0] * len(sums)  # otherwise the mean over the following steps would not be finite either
         self.metrics.add(
             sums[: len(by_dataset)],
             sums[len(by_dataset) :],
@@ -269,15 +269,15 @@ class Loop:
         return sum(self.flops.of(b.lengths, sum(b.supervised), len(b.pixel_values)) for b in batches)
 
     def _attention(self, batch: Batch) -> dict[str, Any]:
-        """How the language model learns where examples end: it finds it out itself, or is told."""
+        """Returns extra model inputs: the boundaries of examples for packed attention, nothing for SDPA."""
         if self.job.train.attention == "sdpa":
             return {}
         return Examples.of(batch.position_ids, self.ranks.device).inputs()
 
     def _losses(self, batch: Batch, more: dict[str, Any]) -> Tensor:
-        """The cross-entropy of each example, (E,), summed over its supervised tokens; logits only for these. more:
-        inputs of the model besides."""
-        targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORED)  # position t foretells token t + 1
+        """Returns the cross-entropy of each example, (E,), summed over its supervised tokens; only these get logits.
+        more: additional inputs of the model."""
+        targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORED)  # position t predicts token t + 1
         supervised = targets != IGNORED
         logits = self.engine.forward(
             input_ids=batch.input_ids,
@@ -292,7 +292,7 @@ class Loop:
         return torch.zeros(len(batch.names), device=losses.device).index_add(0, example_of_token, losses)
 
     def _by_dataset(self, batches: list[Batch], losses: list[list[float]]) -> tuple[list[float], list[float]]:
-        """Sums of loss and supervised tokens by dataset, of this rank."""
+        """Returns the sums of loss and of supervised tokens by dataset, for this rank."""
         total = [0.0] * len(self.loader.shards.datasets)
         tokens = [0.0] * len(total)
         for batch, own in zip(batches, losses, strict=True):

@@ -1,13 +1,13 @@
-"""A rank that is asked to stop ends its step, saves and leaves."""
+"""Handles stop signals: a rank finishes its step, saves a checkpoint and exits."""
 
 import signal
 from typing import Any
 
-STOPPED = 128 + signal.SIGTERM  # exit code of a rank that saved and left because it was asked to
+STOPPED = 128 + signal.SIGTERM  # exit code of a rank that saved a checkpoint and exited on request
 
 
 class StopRequest:
-    """Remembers SIGTERM and SIGINT, so that the step in progress ends and a checkpoint is written."""
+    """Records SIGTERM and SIGINT, so that the current step can finish and a checkpoint is written."""
 
     def __enter__(self) -> "StopRequest":
         self.received = False

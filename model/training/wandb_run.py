@@ -1,8 +1,8 @@
-"""Scalars for Weights & Biases, of which a recipe may ask; nothing is imported, and no network used, unless it does.
+"""Logs scalars to Weights & Biases if a recipe enables it; otherwise nothing is imported and no network is used.
 
-WANDB_MODE=offline writes them to the work directory alone, from where `wandb sync` brings them up later. The id of the
-run is kept there, so that a stage that is resumed goes on in the same one. Steps that were logged before it was stopped
-and are trained again are left out by wandb, whose steps only rise.
+With WANDB_MODE=offline they are written only to the work directory, from which `wandb sync` can upload them later. The
+run id is stored there, so that a resumed stage continues the same run. wandb ignores steps that were logged before the
+stage was stopped and are trained again, since its steps must increase.
 """
 
 import importlib.util
@@ -19,16 +19,16 @@ log = logging.getLogger("honeybee.training")
 
 
 def check_installed() -> None:
-    """Raises JobError where the package is missing."""
+    """Raises JobError if the package is missing."""
     if importlib.util.find_spec("wandb") is None:
-        raise JobError("the package wandb is not installed: `pip install 'honeybee-mllm[wandb]'`, or leave wandb out")
+        raise JobError("the package wandb is not installed: `pip install 'honeybee-mllm[wandb]'`, or omit `wandb`")
 
 
 class WandbRun:
     """One run; see https://docs.wandb.ai/ref/python/init."""
 
     def __init__(self, settings: Wandb, work: Path, config: Mapping[str, Any]):
-        """config: what the run's page tells of its settings. Raises JobError where wandb is missing or refuses."""
+        """config: the settings shown on the page of the run. Raises JobError if wandb is missing or fails to start."""
         check_installed()
         import wandb
 
@@ -45,10 +45,10 @@ class WandbRun:
                 resume="allow",
                 dir=str(work),
                 config=dict(config),
-                settings=wandb.Settings(console="off"),  # the lines of a rank are read by who launched it
+                settings=wandb.Settings(console="off"),  # the launcher reads the output of a rank
             )
         except wandb.Error as error:
-            raise JobError(f"train.wandb: {error}. `wandb login` once, or set WANDB_MODE=offline") from None
+            raise JobError(f"train.wandb: {error}. Run `wandb login` once, or set WANDB_MODE=offline") from None
         log.info("wandb run %s in %s", id_file.read_text(), work)
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:

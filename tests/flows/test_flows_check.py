@@ -46,7 +46,7 @@ def test_a_good_recipe_passes(write_recipe):
         ),
         ({"finetune/data/chat": "honeybear"}, ["finetune.data.chat: no chat style 'honeybear'", "caption, honeybee"]),
         ({"finetune/train/micro_batch": 3}, ["finetune.train: global_batch 8 is not a multiple of micro_batch 3"]),
-        ({"finetune/train/warmup_steps": 9}, ["finetune.train", "warmup_steps 9 leave nothing of 3 steps"]),
+        ({"finetune/train/warmup_steps": 9}, ["finetune.train", "warmup_steps 9 must be less than the 3 steps"]),
         ({"model/projector/num_tokens": 5}, ["model.projector: num_tokens of the c-abstractor is 5", "4 or 9"]),
         ({"model/projector/type": "q-former"}, ["model.projector: unknown projector type 'q-former'", "linear"]),
         ({"model/projector/settings": {"dept": 1}}, ["model.projector: settings of the c-abstractor", "dept"]),

@@ -1,4 +1,4 @@
-"""A random CLIP and a random Llama, small enough to train a few steps in a test."""
+"""Fixtures: a random CLIP and a random Llama, small enough to train for a few steps in a test."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ SENTENCES = [
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of about 320 tokens: any text survives a round trip."""
+    """Makes a byte-level BPE of about 320 tokens, so that any text survives a round trip."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -88,7 +88,7 @@ def tiny_backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_model(tiny_backbones: Path) -> HoneybeeForConditionalGeneration:
-    """A C-Abstractor model of M = 4 on the tiny backbones, fresh for every test, in evaluation mode."""
+    """A C-Abstractor model with M = 4 on the tiny backbones, new for every test, in evaluation mode."""
     return HoneybeeForConditionalGeneration.from_backbones(
         tiny_backbones / "vision",
         tiny_backbones / "llm",

@@ -1,4 +1,4 @@
-"""The sample backbones: saved as hub models are, the same from the same seed, and learning something."""
+"""Tests the sample backbones: they are saved like hub models, reproducible from the seed, and their losses fall."""
 
 import hashlib
 import json
@@ -43,12 +43,12 @@ def trained(corpus, tmp_path_factory) -> Path:
     return output
 
 
-def test_both_load_as_hub_models_do(trained):
+def test_both_load_like_hub_models(trained):
     vision, llm = AutoModel.from_pretrained(trained / "vision"), AutoModelForCausalLM.from_pretrained(trained / "llm")
     assert isinstance(vision, CLIPModel) and isinstance(llm, LlamaForCausalLM)
     processor = AutoImageProcessor.from_pretrained(trained / "vision")
-    picture = Image.fromarray(np.zeros((50, 70, 3), dtype=np.uint8))
-    pixels = processor(picture, return_tensors="pt")["pixel_values"]
+    image = Image.fromarray(np.zeros((50, 70, 3), dtype=np.uint8))
+    pixels = processor(image, return_tensors="pt")["pixel_values"]
     assert pixels.shape == (1, 3, 32, 32)
     features = vision.vision_model(pixels, output_hidden_states=True).hidden_states[-2]
     assert features.shape == (1, 17, vision.config.vision_config.hidden_size)
@@ -57,7 +57,7 @@ def test_both_load_as_hub_models_do(trained):
     assert not list(trained.rglob("*.bin"))
 
 
-def test_the_tokenizer_writes_any_text(trained):
+def test_tokenizer_round_trips_any_text(trained):
     tokenizer = AutoTokenizer.from_pretrained(trained / "llm")
     for text in ("Is there a red circle in the image?", "Où est l’œuvre? 漢字 🐝\n\tend ", "A. red\nB. top left"):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -68,7 +68,7 @@ def test_the_tokenizer_writes_any_text(trained):
     assert len(tokenizer(" red circle at the top left", add_special_tokens=False)["input_ids"]) == 5
 
 
-def test_the_log_shows_each_loss_falling(trained):
+def test_logged_losses_fall(trained):
     text = (trained / "log").read_text()
     losses = {
         name: [float(line.split("loss ")[1].split()[0]) for line in text.splitlines() if f" {name} step " in line]
@@ -78,7 +78,7 @@ def test_the_log_shows_each_loss_falling(trained):
     assert losses["llm"][1] < losses["llm"][0] - 0.5
 
 
-def test_the_same_seed_gives_the_same_bytes(corpus, trained, tmp_path):
+def test_same_seed_gives_the_same_bytes(corpus, trained, tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -91,17 +91,17 @@ def test_the_same_seed_gives_the_same_bytes(corpus, trained, tmp_path):
         assert hashlib.sha256(first).hexdigest() == hashlib.sha256(second).hexdigest(), name
 
 
-def test_broken_rows_are_not_learnt_from(corpus):
+def test_invalid_rows_are_skipped(corpus):
     captions = list(read_captions(corpus / "BLIP"))
     assert len(captions) == 64 and all(caption for _, caption in captions)
     documents = read_documents(corpus)
     rows = json.loads((corpus / "manifest.json").read_text())["layouts"]["llava150k"]["rows"]
     conversations = sum(rows.values()) - 1  # one has an empty answer
-    described = 64 + 1  # each picture, and the one that is missing
+    described = 64 + 1  # each image, and the missing one
     assert len(documents) == 2 * 64 + conversations + described and all(documents)
     assert not any("<image>" in text for text in documents)
 
 
-def test_a_missing_file_is_named(corpus, tmp_path):
+def test_error_names_a_missing_file(corpus, tmp_path):
     with pytest.raises(FileNotFoundError, match="aokvqa_v1p0_train"):
         list(read_documents(tmp_path))

@@ -131,7 +131,7 @@ def test_the_code_of_a_model_card_runs(
     card = model_card(tiny_model.config, FACTS)
     assert "base_model:\n- openai/clip-vit-large-patch14" in card and "vqav2 60.0 %, gqa 40.0 %" in card
     code = card.split("```python\n")[1].split("```")[0]
-    Image.new("RGB", (40, 30), "red").save(saved / "picture.jpg")
+    Image.new("RGB", (40, 30), "red").save(saved / "image.jpg")
     monkeypatch.chdir(saved)
     exec(code, {})
     assert capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Pixels for training against those of the processor, over everything that an image file can be."""
+"""Compares the training decoder with the model's processor, over all kinds of valid and invalid image files."""
 
 import io
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ PROCESSOR = PROCESSORS["stretch"]
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Of torch, as in the loader: images are too small for more."""
+    """Uses one torch thread, as in the loader: images are too small for more."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -36,14 +36,14 @@ def reference(data: bytes, fit: Fit = "stretch") -> Tensor:
 
 
 def steps(a: Tensor, b: Tensor) -> Tensor:
-    """Differences in steps of 1/255, before normalisation."""
+    """Returns absolute differences in steps of 1/255, before normalisation."""
     return (a - b).abs() * (torch.tensor(PROCESSOR.image_std) * 255).view(3, 1, 1)
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
 @pytest.mark.parametrize("fit", FITS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_pixels_are_the_processors_but_for_rounding(kind: str, fit: Fit, mode: decode.Mode) -> None:
+def test_pixels_match_the_processor_up_to_rounding(kind: str, fit: Fit, mode: decode.Mode) -> None:
     data = KINDS[kind]()
     pixels, problems = Decoder.like(PROCESSORS[fit], mode)([data])
     assert problems == [None]
@@ -55,7 +55,7 @@ def test_pixels_are_the_processors_but_for_rounding(kind: str, fit: Fit, mode: d
         assert torch.equal(pixels, reference(data, fit))
 
 
-def test_a_processor_of_another_shape() -> None:
+def test_processor_with_other_size_and_normalisation() -> None:
     processor = HoneybeeImageProcessor(
         size={"height": 48, "width": 80}, image_mean=[0.1, 0.2, 0.3], image_std=[0.5] * 3
     )
@@ -69,8 +69,8 @@ def test_a_processor_of_another_shape() -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(256, 256), (285, 301), (515, 513), (1029, 513), (1027, 1031)])
 @pytest.mark.parametrize("subsampling", [0, 2])
-def test_fast_is_near_on_large_jpegs(width: int, height: int, subsampling: int) -> None:
-    """Sides that eight does not divide, too: a picture must not be stretched by the part of a pixel at its edge."""
+def test_fast_is_close_to_exact_on_large_jpegs(width: int, height: int, subsampling: int) -> None:
+    """Includes sides not divisible by 8: the partial pixel at the edge must not stretch the image."""
     processor = HoneybeeImageProcessor(size={"height": 64, "width": 64})
     data = encode(photo(width, height), quality=92, subsampling=subsampling)
     pixels, problems = Decoder.like(processor, "fast")([data])
@@ -79,21 +79,21 @@ def test_fast_is_near_on_large_jpegs(width: int, height: int, subsampling: int) 
     different = (pixels - exact)[0] * (torch.tensor(processor.image_std) * 255).view(3, 1, 1)
     brightness = (different * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0).abs()
     assert brightness.mean() < 0.6 and brightness.max() < 4
-    assert different.abs().max() < 16  # colours are sharper where what was stored at half size is not enlarged again
+    assert different.abs().max() < 16  # subsampled chroma is not upsampled first, so colours are sharper
 
 
 @pytest.mark.parametrize(
     ("size", "part"),
     [((480, 640), 1), ((895, 5000), 1), ((896, 896), 2), ((1791, 1792), 2), ((1792, 1792), 4), ((4000, 6000), 8)],
 )
-def test_what_fast_decodes_is_never_less_than_twice_the_size(size: tuple[int, int], part: int) -> None:
+def test_fast_decodes_to_at_least_twice_the_target_size(size: tuple[int, int], part: int) -> None:
     assert Decoder.like(PROCESSOR, "fast")._part(*size) == part
     assert Decoder.like(PROCESSOR, "exact")._part(*size) == 1
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
 @pytest.mark.parametrize("fit", FITS)
-def test_bad_images_are_black_and_move_no_other(fit: Fit, mode: decode.Mode) -> None:
+def test_bad_images_are_black_and_do_not_affect_others(fit: Fit, mode: decode.Mode) -> None:
     good = encode(photo(640, 480))
     decoder = Decoder.like(PROCESSORS[fit], mode)
     (expected,), _ = decoder([good])
@@ -108,7 +108,7 @@ def test_bad_images_are_black_and_move_no_other(fit: Fit, mode: decode.Mode) -> 
     assert nothing.shape == (0, 3, S, S) and none == []
 
 
-def test_an_image_of_too_many_bytes_or_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_with_too_many_bytes_or_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode(photo(640, 480))
     monkeypatch.setattr(decode, "MAX_BYTES", len(data) - 1)
     _, (problem,) = Decoder.like(PROCESSOR)([data])
@@ -120,8 +120,8 @@ def test_an_image_of_too_many_bytes_or_pixels_is_refused(monkeypatch: pytest.Mon
     assert "image_too_large: 640 by 480 pixels" in str(problem)
 
 
-def test_damage_that_pillow_reads_over_is_read_over() -> None:
-    """Bytes between two markers: libjpeg warns and goes on; so does the reference."""
+def test_damage_that_pillow_tolerates_is_tolerated() -> None:
+    """With stray bytes between two markers libjpeg warns and continues, and so does the reference."""
     data = encode(photo(640, 480), restart_marker_rows=4)
     at = data.index(b"\xff\xd1")
     damaged = data[:at] + b"\x12\x34\x56" + data[at:]
@@ -131,7 +131,7 @@ def test_damage_that_pillow_reads_over_is_read_over() -> None:
 
 
 def test_flipped_bits_never_raise_and_agree_with_pillow() -> None:
-    """Whatever is still an image to Pillow has its pixels; whatever is none has a problem."""
+    """If Pillow can still decode the bytes, the pixels agree; otherwise a problem is reported."""
     data = encode(photo(200, 150), quality=80)
     random = np.random.default_rng(0)
     damaged = []
@@ -152,8 +152,8 @@ def test_flipped_bits_never_raise_and_agree_with_pillow() -> None:
     assert 10 < sum(problem is None for problem in problems) < 150
 
 
-def test_threads_change_nothing() -> None:
-    """Images of many sizes take turns in the threads' buffers."""
+def test_threads_do_not_change_the_result() -> None:
+    """Images of many sizes share the buffers of the threads."""
     encoded = [make() for make in (*KINDS.values(), *(make for make, _ in BAD.values()))] * 2
     for mode, fit in (("exact", "stretch"), ("fast", "stretch"), ("exact", "pad"), ("fast", "crop")):
         decoder = Decoder.like(PROCESSORS[fit], mode)
@@ -167,14 +167,14 @@ def test_threads_change_nothing() -> None:
 @pytest.mark.realdata
 @pytest.mark.parametrize("fit", FITS)
 def test_real_images(realdata: Path, fit: Fit) -> None:
-    """The bounds that model/training/decode.py states; for `fast` at a size where COCO's pictures are large."""
+    """Checks the bounds stated in model/training/decode.py; for `fast` at a size for which COCO images are large."""
     files = sorted(p for p in (realdata / "corpus").rglob("*") if p.suffix in (".jpg", ".png"))
     encoded = [path.read_bytes() for path in files]
     images = [Image.open(io.BytesIO(data)) for data in encoded]
     assert len(encoded) > 250
 
     def differences(mode: decode.Mode, size: int) -> tuple[Tensor, int]:
-        """Of all images, or for `fast` of those that it scales; and how many these are."""
+        """Returns the differences of all images, for `fast` of those it decodes at reduced scale, and their number."""
         processor = HoneybeeImageProcessor(fit, size={"height": size, "width": size})
         decoder, found = Decoder.like(processor, mode), []
         pixels, problems = decoder(encoded)

@@ -1,4 +1,4 @@
-"""A disk that fills up while a stage trains: what is said, and what is left."""
+"""Tests a disk that fills up during training: the error message, and the state that is left behind."""
 
 import resource
 import signal
@@ -23,23 +23,23 @@ def job(tiny_backbones: Path, tmp_path: Path) -> dict[str, Any]:
     return make_job(tiny_backbones, shards, tmp_path, save_every=2)
 
 
-def _train_with_small_files(job: dict[str, Any], most: int, said: str) -> None:
-    """In a process of its own: no file may grow beyond `most` bytes."""
+def _train_with_small_files(job: dict[str, Any], max_bytes: int, message: str) -> None:
+    """Trains with a file size limit of `max_bytes` and expects an error with `message`; runs in its own process."""
     from model.training.job import Job
     from model.training.stage import run
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
     try:
         run(Job.model_validate(job))
     except DiskFullError as error:
-        assert said in str(error), error
-        assert "the file is too large. Nothing half-written counts; make room, then run again" in str(error)
+        assert message in str(error), error
+        assert "the file is too large. Partially written files are ignored; free up space, then run again" in str(error)
     else:
-        raise AssertionError("it was written")
+        raise AssertionError("training succeeded despite the file size limit")
 
 
-def test_what_cannot_be_written_is_named_and_training_goes_on_once_there_is_room(job: dict[str, Any]) -> None:
+def test_full_disk_is_reported_and_training_succeeds_once_there_is_space(job: dict[str, Any]) -> None:
     in_a_rank(_train_with_small_files, job, 100_000, "step-00000002/rank-00000-000.safetensors cannot be written")
     assert not list((Path(job["work"]) / "checkpoints").glob("step-*"))
     running = Ranks(job)
@@ -47,6 +47,6 @@ def test_what_cannot_be_written_is_named_and_training_goes_on_once_there_is_room
     assert (Path(job["output"]) / "manifest.json").is_file()
 
 
-def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
+def test_other_errors_pass_through(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), says_if_full(tmp_path):
         (tmp_path / "nothing").read_bytes()

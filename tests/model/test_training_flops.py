@@ -1,4 +1,4 @@
-"""The FLOPs of a step agree with what torch counts while it runs, and the peaks with the names that CUDA gives."""
+"""Compares the FLOPs of a step with torch's count during a real step, and looks up peaks by CUDA device name."""
 
 from typing import Any
 
@@ -14,17 +14,17 @@ from model.training.optimizer import freeze
 
 LENGTH, ROWS = 20, 3
 HEADS, HEAD_WIDTH, LAYERS = 4, 8, 2  # of the tiny language model
-SUPERVISED = 5  # of a row
+SUPERVISED = 5  # tokens per row
 
 
 def measured(model: HoneybeeForConditionalGeneration, backward: bool) -> int:
-    """What torch counts for ROWS rows of LENGTH tokens, an image in each."""
+    """Returns torch's count for ROWS rows of LENGTH tokens with one image each."""
     images = model.config.num_image_tokens
     ids = torch.full((ROWS, LENGTH), 7)
     ids[:, 1 : 1 + images] = model.config.image_token_id
     labels = torch.where(torch.arange(LENGTH) >= LENGTH - SUPERVISED, ids, -100)
     pixels = torch.zeros(ROWS, 3, 32, 32)
-    # The kernel for CPUs is one operation that the counter does not know.
+    # The fused CPU kernel is unknown to the counter.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         loss = model(input_ids=ids, labels=labels, pixel_values=pixels).loss
         if backward:
@@ -33,7 +33,7 @@ def measured(model: HoneybeeForConditionalGeneration, backward: bool) -> int:
 
 
 def other_half(passes: int) -> int:
-    """The scores of tokens after a token, which attention without a fused kernel computes, and the formula leaves."""
+    """Returns the FLOPs of scores above the diagonal, which unfused attention computes but the formula omits."""
     pairs = ROWS * (LENGTH**2 - attended_pairs(LENGTH))
     return passes * 2 * 2 * LAYERS * HEADS * HEAD_WIDTH * pairs
 
@@ -43,7 +43,7 @@ def step(model: HoneybeeForConditionalGeneration, trains: tuple[str, ...]) -> in
 
 
 def unasked(model: HoneybeeForConditionalGeneration, part: str) -> int:
-    """The gradient of the input of a part's first matrices, which nobody asks for."""
+    """Returns the FLOPs of the gradient of the input of a part's first matrices, which is not computed."""
     if part == "vision":  # the patches' convolution
         return ROWS * 2 * 16 * model.vision.embeddings.patch_embedding.weight.numel()
     return ROWS * 2 * 16 * model.projector.net[0].weight.numel()
@@ -60,7 +60,7 @@ def model(tiny_backbones: Any) -> HoneybeeForConditionalGeneration:
 
 def test_a_forward_pass(model: HoneybeeForConditionalGeneration) -> None:
     found = measured(model.requires_grad_(False), backward=False)
-    # Nothing trains but the language model's attention is always counted with its backward.
+    # Nothing is trained, but the attention of the language model is always counted with its backward.
     forward = step(model, ()) - 2 * (3 * 4 * LAYERS * HEADS * HEAD_WIDTH * ROWS * attended_pairs(LENGTH)) // 3
     assert found == forward + other_half(1)
 
@@ -78,7 +78,7 @@ def test_forward_and_backward(model: HoneybeeForConditionalGeneration, trains: t
     assert measured(model, backward=True) == step(model, trains) + other_half(3) - unasked(model, first)
 
 
-def test_a_language_model_alone(model: HoneybeeForConditionalGeneration) -> None:
+def test_forward_and_backward_of_the_language_model_only(model: HoneybeeForConditionalGeneration) -> None:
     freeze(model, ("llm",))
     assert measured(model, backward=True) == step(model, ("llm",)) + other_half(3)
 
@@ -98,14 +98,14 @@ def test_every_projector_is_counted(tiny_backbones: Any, projector: dict[str, An
     assert found == forward + other_half(1)
 
 
-def test_packed_examples_see_themselves_alone(model: HoneybeeForConditionalGeneration) -> None:
+def test_packed_examples_attend_only_to_themselves(model: HoneybeeForConditionalGeneration) -> None:
     flops = Flops.count(model.config, ("llm",))
-    together, apart = flops.of([30], 0, 0), flops.of([10, 20], 0, 0)
-    assert together - apart == 3 * 4 * LAYERS * HEADS * HEAD_WIDTH * 10 * 20
+    one_example, two_examples = flops.of([30], 0, 0), flops.of([10, 20], 0, 0)
+    assert one_example - two_examples == 3 * 4 * LAYERS * HEADS * HEAD_WIDTH * 10 * 20
 
 
 @pytest.mark.parametrize(("length", "window", "pairs"), [(4, None, 10), (4, 9, 10), (4, 2, 7), (1, 1, 1), (0, None, 0)])
-def test_pairs(length: int, window: int | None, pairs: int) -> None:
+def test_attended_pairs(length: int, window: int | None, pairs: int) -> None:
     assert attended_pairs(length, window) == pairs
     assert pairs == sum(min(i + 1, window or length) for i in range(length))
 
@@ -126,9 +126,9 @@ def test_tied_embeddings_have_a_head(model: HoneybeeForConditionalGeneration) ->
     assert Flops.count(model.config, ("llm",)).supervised_token == 3 * 2 * 32 * 64
 
 
-def test_experts_are_not_counted_wrongly(model: HoneybeeForConditionalGeneration) -> None:
+def test_mixture_of_experts_is_refused(model: HoneybeeForConditionalGeneration) -> None:
     model.config.text_config = MixtralConfig(**SMALL, num_local_experts=2)
-    with pytest.raises(UncountedError, match="is no weight of a linear layer"):
+    with pytest.raises(UncountedError, match="is not the weight of a linear layer"):
         Flops.count(model.config, ("llm",))
 
 
@@ -149,5 +149,5 @@ def test_experts_are_not_counted_wrongly(model: HoneybeeForConditionalGeneration
         ("NVIDIA L40", None),
     ],
 )
-def test_peaks(name: str, peak: float | None) -> None:
+def test_peak_by_device_name(name: str, peak: float | None) -> None:
     assert peak_tflops(name) == peak

@@ -1,4 +1,4 @@
-"""A job is checked before anything is loaded."""
+"""Tests the validation of a job, which happens before anything is loaded."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_a_job_is_read(tmp_path: Path) -> None:
         ({"train": {"steps": 0, "global_batch": 8, "micro_batch": 8, "warmup_steps": 0}}, "train.steps"),
         (
             {"train": {"steps": 9, "global_batch": 8, "micro_batch": 8, "warmup_steps": 9}},
-            "warmup_steps 9 leave nothing",
+            "warmup_steps 9 must be less than the 9 steps",
         ),
         ({"train": {"steps": 900, "global_batch": 8, "micro_batch": 8, "min_learning_rate": 1}}, "min_learning_rate"),
         ({"train": {"steps": 900, "global_batch": 8, "micro_batch": 8, "zero_stage": 1}}, "train.zero_stage"),
@@ -54,23 +54,23 @@ def test_a_job_is_read(tmp_path: Path) -> None:
                 "train": {"steps": 900, "global_batch": 8, "micro_batch": 8, "evaluate_every": 5}
                 | {"evaluate": {"benchmarks": ["pope"]}}
             },
-            r"train.evaluate names \['pope'\], which `benchmarks` does not place",
+            r"train.evaluate names \['pope'\], for which `benchmarks` has no path",
         ),
         ({"peak_tflops": -1}, "peak_tflops"),
         ({"init": {"vision": "v", "llm": "l"}}, "give either `model`, or all of"),
-        ({"init": {"model": "m", "llm": "l"}}, "leave out llm"),
-        ({"init": {"model": "m", "image_fit": "pad", "image_size": 9}}, "leave out image_fit, image_size"),
+        ({"init": {"model": "m", "llm": "l"}}, "omit llm"),
+        ({"init": {"model": "m", "image_fit": "pad", "image_size": 9}}, "omit image_fit, image_size"),
         ({"colour": "blue"}, "colour"),
     ],
 )
-def test_a_wrong_job_names_file_and_key(tmp_path: Path, change: dict, message: str) -> None:
+def test_error_names_file_and_key(tmp_path: Path, change: dict, message: str) -> None:
     path = write(tmp_path, make_job(tmp_path, tmp_path, tmp_path) | change)
     with pytest.raises(JobError, match=message) as error:
         load_job(path)
     assert str(path) in str(error.value)
 
 
-def test_a_job_that_is_not_json_names_the_position(tmp_path: Path) -> None:
+def test_json_error_names_the_position(tmp_path: Path) -> None:
     path = tmp_path / "job.json"
     path.write_text('{"stage": ')
     with pytest.raises(JobError, match="line 1 column"):
@@ -79,14 +79,14 @@ def test_a_job_that_is_not_json_names_the_position(tmp_path: Path) -> None:
         load_job(tmp_path / "absent.json")
 
 
-def test_the_global_batch_must_divide() -> None:
+def test_global_batch_must_be_divisible() -> None:
     train = Train(steps=900, global_batch=24, micro_batch=4)
     assert [train.accumulation(ranks) for ranks in (1, 2, 3, 6)] == [6, 3, 2, 1]
     with pytest.raises(ValueError, match="24 is not a multiple of micro_batch 4 × 4 ranks = 16"):
         train.accumulation(4)
 
 
-def test_identity_leaves_out_what_does_not_change_the_weights(tmp_path: Path) -> None:
+def test_identity_omits_settings_that_do_not_affect_the_weights(tmp_path: Path) -> None:
     job = make_job(tmp_path, tmp_path / "shards", tmp_path)
     identity = load_job(write(tmp_path, job)).identity()
     same = job | {"work": "elsewhere", "device": "auto", "train": {**job["train"], "micro_batch": 2, "zero_stage": 2}}

@@ -1,4 +1,4 @@
-"""A stage in processes of its own, as a flow runs it: cancelled, it saves; run again, it goes on."""
+"""A stage in separate processes, as a flow runs it: it saves a checkpoint if cancelled, and resumes when run again."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ class Cancelled(BaseException):
     pass
 
 
-def test_cancelled_and_launched_again(tiny_backbones: Path, tmp_path: Path) -> None:
+def test_cancelled_stage_resumes_when_launched_again(tiny_backbones: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_backbones / "llm")
     shards = write_shards(tmp_path / "shards", rows(tokenizer, 120 * 4), tiny_backbones / "llm", 3)
     job = make_job(tiny_backbones, shards, tmp_path, steps=120, global_batch=4, micro_batch=2)
@@ -38,12 +38,12 @@ def test_cancelled_and_launched_again(tiny_backbones: Path, tmp_path: Path) -> N
     lines: list[str] = []
     launch("model.training", path, ranks=2, threads=1, log=lines.append)
     assert f"resumed after step {saved}" in lines
-    assert "projector: 1,056 of 1,056 parameters train" in lines
+    assert "projector: 1,056 of 1,056 parameters are trainable" in lines
     assert [line["step"] for line in curve(job)] == list(range(1, 121))
     assert (tmp_path / "output" / "manifest.json").is_file()
 
 
-def test_a_wrong_job_is_the_error_of_the_launch(tmp_path: Path) -> None:
+def test_job_error_becomes_the_launch_error(tmp_path: Path) -> None:
     path = tmp_path / "job.json"
     path.write_text("{}")
     with pytest.raises(LaunchError, match=r"job\.json: stage: Field required"):

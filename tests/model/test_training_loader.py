@@ -1,4 +1,4 @@
-"""Which samples a rank gets, what their tensors are, and what happens to data that is damaged."""
+"""Tests the loader: which samples a rank gets, the tensors made from them, and the handling of damaged data."""
 
 import hashlib
 import itertools
@@ -64,7 +64,7 @@ def loader(
 
 
 def first_batch(loader: Loader) -> Batch:
-    """That of a loader with one forward pass in a step."""
+    """Returns the only batch of the first step, for a loader with one forward pass per step."""
     steps = iter(loader)
     (batch,) = next(steps)
     steps.close()
@@ -79,7 +79,7 @@ def expected_names(samples: list[dict], indices: Iterable[int]) -> list[str]:
     return [f"sample {i} ({samples[i]['dataset']} example {samples[i]['example']})" for i in indices]
 
 
-def test_rows_come_back_as_they_were_written(write: Callable, samples: list[dict]) -> None:
+def test_samples_are_read_as_written(write: Callable, samples: list[dict]) -> None:
     read = write(samples).read(range(COUNT))
     assert [example.index for example in read] == list(range(COUNT))
     for example, sample in zip(read, samples, strict=True):
@@ -88,7 +88,7 @@ def test_rows_come_back_as_they_were_written(write: Callable, samples: list[dict
         assert [image.read() for image in example.images] == [image["bytes"] for image in sample["images"]]
 
 
-def test_a_slice_across_shards_and_row_groups(write: Callable, samples: list[dict]) -> None:
+def test_indices_across_shards_and_row_groups(write: Callable, samples: list[dict]) -> None:
     shards = write(samples)
     for wanted in (range(30, 90), [3, 4], [], [0, 15, 16, 39, 40, 95], [95, 0, 50]):  # shards of 40, groups of 16
         assert [example.index for example in shards.read(wanted)] == list(wanted)
@@ -96,24 +96,24 @@ def test_a_slice_across_shards_and_row_groups(write: Callable, samples: list[dic
         shards.read([96])
 
 
-def test_what_is_behind_is_let_go(write: Callable, samples: list[dict]) -> None:
+def test_files_before_the_limit_are_closed(write: Callable, samples: list[dict]) -> None:
     shards = write(samples)
     before = len(_paths_held(shards))
     shards.read(range(COUNT))
-    assert len(_paths_held(shards)) == before + 2 * 3  # each twice: with the sums of its pages and without
+    assert len(_paths_held(shards)) == before + 2 * 3  # each twice: with and without page checksums
     shards.read([90], forget_before=81)
     assert len(_paths_held(shards)) == before + 2
 
 
 def _paths_held(shards: Shards) -> list[str]:
-    """Which shards this process has open."""
+    """Returns the shard files that this process has open."""
     links = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.exists()]
     return [str(path) for path in links if path.is_relative_to(Path(shards.where)) and "shard-" in path.name]
 
 
 @pytest.mark.parametrize("packing", [None, Packing(max_tokens=120, window=24)])
 @pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 12), (2, 3), (3, 2), (4, 1), (6, 2)])
-def test_a_step_has_the_same_samples_with_any_ranks(
+def test_samples_of_a_step_do_not_depend_on_ranks(
     write: Callable,
     processor: HoneybeeProcessor,
     samples: list[dict],
@@ -121,14 +121,14 @@ def test_a_step_has_the_same_samples_with_any_ranks(
     micro_batch: int,
     packing: Packing | None,
 ) -> None:
-    """Resumed after the first step with other ranks: each step has the samples of the plan, each once."""
+    """Resumes after the first step with different ranks: each step has each sample of the plan exactly once."""
     shards = write(samples)
     plan = make_plan(shards.lengths, packing, M)
-    alone = loader(processor, shards, Deal(12, 12), packing)
-    steps = iter(alone)
+    first = loader(processor, shards, Deal(12, 12), packing)
+    steps = iter(first)
     next(steps)
     steps.close()
-    state = json.loads(json.dumps(alone.state_dict()))
+    state = json.loads(json.dumps(first.state_dict()))
     count = plan.num_packs // 12 - 1
     assert count > 0
     found: list[list[str]] = [[] for _ in range(count)]
@@ -146,18 +146,18 @@ def test_a_step_has_the_same_samples_with_any_ranks(
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_stopped_anywhere_and_resumed_the_sequence_is_the_same(
+def test_steps_are_the_same_wherever_the_run_is_stopped_and_resumed(
     write: Callable, processor: HoneybeeProcessor, samples: list[dict], tmp_path_factory: Any, data: st.DataObject
 ) -> None:
-    """Over kill points, ranks, micro-batches, threads and packings: the steps of a run that was stopped several times,
-    each time going on with other ranks, are those of one that was not."""
+    """A run stopped several times and resumed with different ranks has the same steps as an uninterrupted one, for any
+    stopping points, ranks, micro-batches, threads and packings."""
     packing = data.draw(st.sampled_from([None, Packing(max_tokens=100, window=20), Packing(max_tokens=64, window=7)]))
     directory = str(tmp_path_factory.mktemp("any"))
     shards = write(samples[: data.draw(st.integers(40, COUNT))], directory)
     size = data.draw(st.sampled_from([4, 6, 12]))
 
     def run(state: dict | None, steps: int) -> tuple[list[set[str]], dict]:
-        """The samples of some steps, by all ranks; and the state after them."""
+        """Returns the samples of some steps over all ranks, and the state after them."""
         ranks = data.draw(st.sampled_from([n for n in (1, 2, 3, 4, 6) if size % n == 0]))
         micro = data.draw(st.sampled_from([n for n in (1, 2, 3) if size // ranks % n == 0]))
         threads, ahead = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 4))
@@ -176,22 +176,22 @@ def test_stopped_anywhere_and_resumed_the_sequence_is_the_same(
                 step.update(more)
         return taken, own.state_dict()
 
-    whole, _ = run(None, 1000)
-    parts: list[set[str]] = []
+    uninterrupted, _ = run(None, 1000)
+    resumed: list[set[str]] = []
     state = None
-    while len(parts) < len(whole):
+    while len(resumed) < len(uninterrupted):
         more, state = run(state, data.draw(st.integers(1, 3)))
-        parts += more
-    assert parts == whole
+        resumed += more
+    assert resumed == uninterrupted
     assert run(state, 1)[0] == []
 
 
-def test_the_state_of_another_plan_is_refused(
+def test_state_of_a_different_plan_is_refused(
     write: Callable, processor: HoneybeeProcessor, samples: list[dict]
 ) -> None:
     shards = write(samples)
     state = loader(processor, shards, Deal(4, 4), Packing(max_tokens=100)).state_dict()
-    with pytest.raises(DataError, match=r"pack 0 of the plan [0-9a-f]{16}, but these shards, packing and M give"):
+    with pytest.raises(DataError, match=r"pack 0 of plan [0-9a-f]{16}, but these shards, packing and M give plan"):
         loader(processor, shards, Deal(4, 4), Packing(max_tokens=101)).load_state_dict(state)
 
 
@@ -205,12 +205,12 @@ def test_each_row_group_is_read_once(
 ) -> None:
     shards = write(samples)
     read: list[int] = []
-    whole = pq.ParquetFile.read_row_group
+    original = pq.ParquetFile.read_row_group
 
     def counted(file: pq.ParquetFile, group: int, columns: list[str]) -> Any:
         if "images" in columns:
             read.append(group)
-        return whole(file, group, columns=columns)
+        return original(file, group, columns=columns)
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
     for _ in loader(processor, shards, Deal(4, 1), packing):
@@ -219,7 +219,7 @@ def test_each_row_group_is_read_once(
     assert sorted(read) == sorted(group for path in files for group in range(pq.ParquetFile(path).num_row_groups))
 
 
-def test_ranks_have_like_many_tokens(write: Callable, processor: HoneybeeProcessor, samples: list[dict]) -> None:
+def test_ranks_have_similar_token_counts(write: Callable, processor: HoneybeeProcessor, samples: list[dict]) -> None:
     plan = make_plan(write(samples).lengths, None, M)
     packs = plan.packs(0, COUNT)
     loads = [sum(p.tokens for passes in Deal(COUNT, 8, r, 4).own(packs) for p in passes) for r in range(4)]
@@ -228,14 +228,14 @@ def test_ranks_have_like_many_tokens(write: Callable, processor: HoneybeeProcess
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "packed"])
-def test_packed_examples_learn_as_if_alone(
+def test_packed_examples_have_the_gradients_of_separate_ones(
     write: Callable, processor: HoneybeeProcessor, samples: list[dict], tiny_model: Any, attention: str
 ) -> None:
-    """Attention and positions of an example end where it ends: loss and gradients are those of the examples alone."""
+    """Attention and positions do not cross example boundaries: loss and gradients equal those of separate examples."""
     shards = write(samples)
     packed = first_batch(loader(processor, shards, Deal(6, 6), Packing(max_tokens=150, window=48)))
     assert len(packed.names) > 3 * len(packed.input_ids)
-    alone = [
+    separate = [
         collator(processor, shards)([[example]], decoded, [False])
         for example in shards.read([int(name.split()[1]) for name in packed.names])
         for decoded in [Decoder.like(processor.image_processor)([image.read() for image in example.images])[0]]
@@ -256,10 +256,10 @@ def test_packed_examples_learn_as_if_alone(
         return total, [p.grad.clone() for p in tiny_model.parameters() if p.grad is not None]
 
     loss, gradients = learn([packed], attention)
-    expected_loss, expected_gradients = learn(alone, "sdpa")
+    expected_loss, expected_gradients = learn(separate, "sdpa")
     tiny_model.zero_grad()
     assert loss == pytest.approx(expected_loss, abs=1e-5)
-    assert sum(packed.supervised) == sum(sum(batch.supervised) for batch in alone)
+    assert sum(packed.supervised) == sum(sum(batch.supervised) for batch in separate)
     for own, expected in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(own, expected, atol=1e-5, rtol=0)
 
@@ -271,10 +271,10 @@ def test_a_batch_expands_images_pads_and_masks(processor: HoneybeeProcessor) -> 
     collate = Collator(image, M, 0, 512, ["a", "b"])
     batch = collate([[first], [second]], torch.zeros(1, 3, 32, 32), [False, False])
     assert batch.input_ids.tolist() == [[1, image, image, image, image, 7, 8, 2], [1, 9, 2, 0, 0, 0, 0, 0]]
-    assert batch.position_ids.tolist() == [list(range(8))] * 2  # padding looks back only, so it harms nobody
+    assert batch.position_ids.tolist() == [list(range(8))] * 2  # padding comes last, so no token attends to it
     no = IGNORED
     assert batch.labels.tolist() == [[no, no, no, no, no, no, 8, 2], [no, no, 2, no, no, no, no, no]]
-    assert batch.supervised == (2, 1)  # the label of the first token has nothing that foretells it
+    assert batch.supervised == (2, 1)  # nothing predicts the first token
     assert (batch.num_tokens, batch.datasets, batch.num_bad) == (11, (0, 1), 0)
 
 
@@ -291,27 +291,28 @@ def test_a_pack_is_one_row(processor: HoneybeeProcessor) -> None:
     assert (batch.supervised, batch.datasets, batch.num_tokens) == ((1, 1, 1), (0, 1, 1), 10)
 
 
-def test_a_row_that_is_too_long_or_lacks_an_image_is_an_error(processor: HoneybeeProcessor) -> None:
+def test_example_that_is_too_long_or_lacks_an_image_is_refused(processor: HoneybeeProcessor) -> None:
     image = processor.image_token_id
     example = Example(5, "a", 3, np.array([1, image, 2]), np.array([0, 0, 1], bool), (b"",))
-    with pytest.raises(DataError, match=r"sample 5 \(a example 3\) has 6 tokens with 4 per image, the model takes 5"):
+    message = r"sample 5 \(a example 3\) has 6 tokens with 4 per image, but the model accepts only 5"
+    with pytest.raises(DataError, match=message):
         Collator(image, M, 0, 5, ["a"])([[example]], torch.zeros(1, 3, 32, 32), [False])
     without = Example(5, "a", 3, example.input_ids, example.loss_mask, ())
     with pytest.raises(DataError, match="1 image tokens but 0 images"):
         Collator(image, M, 0, 512, ["a"])([[without]], torch.zeros(0, 3, 32, 32), [False])
 
 
-def test_pixels_are_those_of_the_processor_in_order(
+def test_pixels_match_the_processor_and_keep_their_order(
     write: Callable, processor: HoneybeeProcessor, samples: list[dict]
 ) -> None:
     batch = first_batch(loader(processor, write(samples), Deal(COUNT, COUNT)))
     order = [int(name.split()[1]) for name in batch.names]
-    pictures = [Image.open(_stream(image["bytes"])) for i in order for image in samples[i]["images"]]
-    expected = processor(images=pictures, return_tensors="pt")["pixel_values"]
+    images = [Image.open(_stream(image["bytes"])) for i in order for image in samples[i]["images"]]
+    expected = processor(images=images, return_tensors="pt")["pixel_values"]
     assert torch.equal(batch.pixel_values, expected)
 
 
-def test_a_batch_of_text_alone_has_no_pictures(write: Callable, processor: HoneybeeProcessor) -> None:
+def test_text_only_batch_has_no_images(write: Callable, processor: HoneybeeProcessor) -> None:
     texts = rows(processor.tokenizer, 8, text_only_every=1)
     batch = first_batch(loader(processor, write(texts), Deal(8, 8)))
     assert batch.pixel_values.shape == (0, 3, 32, 32)
@@ -319,7 +320,7 @@ def test_a_batch_of_text_alone_has_no_pictures(write: Callable, processor: Honey
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"no image"])
-def test_a_damaged_image_keeps_its_slot_without_loss(
+def test_sample_with_damaged_image_keeps_its_slot_without_loss(
     write: Callable,
     processor: HoneybeeProcessor,
     samples: list[dict],
@@ -329,27 +330,27 @@ def test_a_damaged_image_keeps_its_slot_without_loss(
     damaged = [dict(sample) for sample in samples[:8]]
     bad = damage(picture("red", 2))
     damaged[2] |= {"images": [{"bytes": bad, "path": "2.png"}], "image_sha256": [hashlib.sha256(bad).hexdigest()]}
-    whole = first_batch(loader(processor, write(samples[:8], "whole"), Deal(8, 8)))
+    intact = first_batch(loader(processor, write(samples[:8], "intact"), Deal(8, 8)))
     with caplog.at_level(logging.WARNING, "honeybee.training"):
         batch = first_batch(loader(processor, write(damaged, "damaged"), Deal(8, 8)))
-    assert torch.equal(batch.input_ids, whole.input_ids)
+    assert torch.equal(batch.input_ids, intact.input_ids)
     row = [name.split()[1] for name in batch.names].index("2")
-    kept = [i for i in range(8) if i != row]
+    others = [i for i in range(8) if i != row]
     assert (batch.labels[row] == IGNORED).all()
-    assert torch.equal(batch.labels[kept], whole.labels[kept])
+    assert torch.equal(batch.labels[others], intact.labels[others])
     assert (batch.num_bad, batch.supervised[row]) == (1, 0)
-    changed = (batch.pixel_values != whole.pixel_values).flatten(1).any(1)
-    assert changed.sum() == 1  # the others have not moved
+    changed = (batch.pixel_values != intact.pixel_values).flatten(1).any(1)
+    assert changed.sum() == 1  # the other images are unaffected
     assert "sample 2 (captions example 1) cannot be used (an image does not decode: " in caplog.text
 
 
-def _flip(path: Path, place: int) -> None:
+def _flip(path: Path, offset: int) -> None:
     data = bytearray(path.read_bytes())
-    data[place] ^= 1
+    data[offset] ^= 1
     path.write_bytes(data)
 
 
-def test_a_flipped_bit_in_a_picture_costs_that_sample_alone(
+def test_flipped_bit_in_an_image_loses_only_that_sample(
     write: Callable, processor: HoneybeeProcessor, samples: list[dict], caplog: pytest.LogCaptureFixture
 ) -> None:
     directory = Path(write(samples).where)
@@ -359,13 +360,15 @@ def test_a_flipped_bit_in_a_picture_costs_that_sample_alone(
         batch = first_batch(loader(processor, Shards(directory), Deal(COUNT, COUNT)))
     lost = [name for name, count in zip(batch.names, batch.supervised, strict=True) if not count]
     assert lost == ["sample 2 (captions example 1)"] and batch.num_bad == 1
-    assert "sample 2 (captions example 1) cannot be used (2.png is not the image that was written)" in caplog.text
+    assert (
+        "sample 2 (captions example 1) cannot be used (2.png does not match its checksum in the shard)" in caplog.text
+    )
 
 
-def test_a_flipped_bit_in_the_tokens_costs_their_row_group(
+def test_flipped_bit_in_the_tokens_loses_their_row_group(
     write: Callable, processor: HoneybeeProcessor, samples: list[dict]
 ) -> None:
-    """Its samples keep their slots, without loss, and with their number of tokens."""
+    """The samples of the row group keep their slots and numbers of tokens, without loss."""
     directory = Path(write(samples).where)
     first = min(directory.glob("shard-*.parquet"))
     chunk = _leaf(pq.ParquetFile(first), "input_ids")
@@ -383,8 +386,8 @@ def test_a_flipped_bit_in_the_tokens_costs_their_row_group(
     assert all(batch.supervised[i] > 0 for i in range(24) if i not in lost)
 
 
-def test_a_picture_whose_name_is_damaged_costs_its_row_group(write: Callable, samples: list[dict]) -> None:
-    """Its name is no UTF-8, which no one but Arrow's own check would notice before it is shown."""
+def test_damaged_image_name_loses_its_row_group(write: Callable, samples: list[dict]) -> None:
+    """The name is not valid UTF-8, which only Arrow's full validation notices before the name is used."""
     directory = Path(write(samples).where)
     first = min(directory.glob("shard-*.parquet"))
     data = bytearray(first.read_bytes())
@@ -395,32 +398,34 @@ def test_a_picture_whose_name_is_damaged_costs_its_row_group(write: Callable, sa
     assert [example.index for example in read if example.problem] == list(range(16))
 
 
-def test_what_cannot_be_read_shows_no_picture_where_zero_is_the_image_token(
+def test_unreadable_samples_have_no_image_tokens_if_the_image_token_is_zero(
     tiny_backbones: Path, processor: HoneybeeProcessor, samples: list[dict], tmp_path: Path
 ) -> None:
     text = [sample for sample in samples if not sample["images"]][:8]
     text = [dict(sample, index=index) for index, sample in enumerate(text)]
     directory = write_shards(tmp_path / "zero", text, tiny_backbones / "llm", image_token_id=0)
-    _flip(directory / "shard-00000-of-00001.parquet", _leaf_place(directory, "loss_mask"))
+    _flip(directory / "shard-00000-of-00001.parquet", _leaf_offset(directory, "loss_mask"))
     shards = Shards(directory)
     lost = shards.read(range(8))
     assert all(example.problem and not (example.input_ids == 0).any() for example in lost)
 
 
-def _leaf_place(directory: Path, column: str) -> int:
+def _leaf_offset(directory: Path, column: str) -> int:
     return _leaf(pq.ParquetFile(min(directory.glob("shard-*.parquet"))), column).data_page_offset + 45
 
 
 @pytest.mark.parametrize("column", ["num_tokens", "num_images"])
-def test_samples_that_are_longer_than_their_lengths_are_refused(
+def test_samples_longer_than_in_lengths_parquet_are_refused(
     write: Callable, processor: HoneybeeProcessor, samples: list[dict], column: str
 ) -> None:
-    """A pack would hold more than its positions."""
+    """Otherwise a pack could exceed its number of positions."""
     samples = [dict(sample) for sample in samples]
     samples[20][column] = 1 if column == "num_tokens" else 0
     shards = write(samples)
     wrong = "tokens" if column == "num_tokens" else "images"
-    with pytest.raises(DataError, match=rf"row group 1: sample 20 has \d+ {wrong}, .*lengths.parquet says .*: they"):
+    with pytest.raises(
+        DataError, match=rf"row group 1: sample 20 has \d+ {wrong}, but .*lengths.parquet lists .*: the"
+    ):
         list(loader(processor, shards, Deal(2, 2), Packing(max_tokens=120, window=24)))
 
 
@@ -429,10 +434,10 @@ def _leaf(file: pq.ParquetFile, column: str) -> Any:
     return next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema.startswith(column))
 
 
-def test_references_are_read_from_their_roots_and_checked(
+def test_referenced_images_are_read_from_their_roots_and_verified(
     write: Callable, processor: HoneybeeProcessor, samples: list[dict], tmp_path: Path
 ) -> None:
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     root.mkdir()
     referring = []
     for sample in samples[:8]:
@@ -466,14 +471,14 @@ def test_shards_at_a_url_are_read_through_a_cache(
         for example, other in zip(read, expected, strict=True):
             assert (example.name, example.images, example.problem) == (other.name, other.images, None)
             assert example.input_ids.tolist() == other.input_ids.tolist()
-    with pytest.raises(DataError, match=r"give loading\.cache"):
+    with pytest.raises(DataError, match=r"set loading\.cache"):
         Shards(url)
     last = max(path for path in (tmp_path / "remote").glob("shard-*.parquet"))
     _flip(last, 100)
-    far = Shards(url, cache=tmp_path / "another")
-    assert far.read([0])[0].index == 0
+    remote = Shards(url, cache=tmp_path / "another")
+    assert remote.read([0])[0].index == 0
     with pytest.raises(DataError, match="does not match its manifest"):
-        far.read([COUNT - 1])
+        remote.read([COUNT - 1])
     with pytest.raises(DataError, match="no finished shards"):
         Shards(f"file://{tmp_path}/nowhere", cache=tmp_path / "cache")
 
@@ -515,13 +520,13 @@ def _drop_column(directory: Path) -> None:
         (lambda directory: min(directory.glob("shard-*.parquet")).unlink(), "is missing: delete"),
         (_truncate, "bytes, but its manifest says"),
         (_swap, "does not hold samples 0 and following: files were swapped"),
-        (_drop_column, "has no columns"),
+        (_drop_column, "lacks the columns"),
         (lambda directory: _rewrite_manifest(directory, lambda m: m.pop("tokenizer")), "has no 'tokenizer'"),
         (lambda directory: _rewrite_manifest(directory, lambda m: m["shards"].pop(0)), "begins at sample 40, but 0"),
         (lambda directory: _rewrite_manifest(directory, lambda m: m.update(num_samples=97)), "97 in the "),
     ],
 )
-def test_damaged_shards_are_named(
+def test_error_names_the_damaged_shards(
     write: Callable, samples: list[dict], damage: Callable[[Path], object], message: str
 ) -> None:
     directory = Path(write(samples).where)
@@ -537,13 +542,13 @@ def test_shards_without_image_bytes_are_refused(write: Callable, samples: list[d
         write(samples).read([0])
 
 
-def test_an_error_in_the_background_reaches_the_loop_and_ends_the_threads(
+def test_background_error_reaches_the_loop_and_ends_the_threads(
     write: Callable, processor: HoneybeeProcessor, samples: list[dict]
 ) -> None:
     shards = write(samples)
     broken = loader(processor, shards, Deal(8, 8))
     broken.collate = collator(processor, shards, 10)
-    with pytest.raises(DataError, match="the model takes 10"):
+    with pytest.raises(DataError, match="the model accepts only 10"):
         list(broken)
     steps = iter(loader(processor, shards, Deal(8, 8)))
     next(steps)
@@ -558,10 +563,10 @@ def _stream(data: bytes):
     return io.BytesIO(data)
 
 
-def test_many_pictures_stand_in_order_and_text_alone_has_none(
+def test_multiple_images_keep_their_order_and_text_only_samples_have_none(
     write: Callable, processor: HoneybeeProcessor, tiny_model: Any
 ) -> None:
-    """What is trained on is what the processor makes of the same conversation, given as pictures and texts."""
+    """Training batches equal what the processor makes from the same conversations, given as images and texts."""
     tokenizer = processor.tokenizer
     colours = [["red", "green", "blue"], [], ["yellow"]]
     talks: list[list[dict]] = [
@@ -573,17 +578,17 @@ def test_many_pictures_stand_in_order_and_text_alone_has_none(
     samples, expected = [], []
     for index, (names, parts) in enumerate(zip(colours, talks, strict=True)):
         encoded = [picture(colour, index * 3 + i) for i, colour in enumerate(names)]
-        pictures = [Image.open(_stream(data)) for data in encoded]
-        shown = iter(pictures)
-        given = [{**part, "image": next(shown)} if part["type"] == "image" else part for part in parts]
+        images = [Image.open(_stream(data)) for data in encoded]
+        remaining = iter(images)
+        given = [{**part, "image": next(remaining)} if part["type"] == "image" else part for part in parts]
         answer = {"role": "assistant", "content": [{"type": "text", "text": f"yes {index}"}]}
         messages: Any = [{"role": "user", "content": given}, answer]
         options: Any = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
-        whole = processor.apply_chat_template(messages, **options, return_tensors="pt")
-        expected.append((whole["input_ids"][0], whole["assistant_masks"][0].bool(), pictures))
+        processed = processor.apply_chat_template(messages, **options, return_tensors="pt")
+        expected.append((processed["input_ids"][0], processed["assistant_masks"][0].bool(), images))
         text = processor.apply_chat_template(messages)
         ids = tokenizer.encode(text, add_special_tokens=False)
-        tail = int(whole["assistant_masks"].sum())
+        tail = int(processed["assistant_masks"].sum())
         samples.append(
             {
                 "index": index,
@@ -602,23 +607,23 @@ def test_many_pictures_stand_in_order_and_text_alone_has_none(
     order = [int(name.split()[1]) for name in batch.names]
     assert order[0] == 0  # the longest
     expected = [expected[i] for i in order]
-    assert torch.equal(batch.pixel_values, processor.preprocess([p for *_, pictures in expected for p in pictures]))
+    assert torch.equal(batch.pixel_values, processor.preprocess([i for *_, images in expected for i in images]))
     for row, (ids, mask, _) in enumerate(expected):
         assert batch.input_ids[row, : len(ids)].tolist() == ids.tolist()
         assert batch.labels[row, : len(ids)].tolist() == torch.where(mask, ids, IGNORED).tolist()
-    whole_loss = tiny_model(
+    batch_loss = tiny_model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
         pixel_values=batch.pixel_values,
         labels=batch.labels,
     ).loss
-    alone, supervised = 0.0, 0
-    for ids, mask, pictures in expected:
+    total, supervised = 0.0, 0
+    for ids, mask, images in expected:
         labels = torch.where(mask, ids, IGNORED)[None]
-        loss = tiny_model(input_ids=ids[None], pixel_values=processor.preprocess(pictures), labels=labels).loss
+        loss = tiny_model(input_ids=ids[None], pixel_values=processor.preprocess(images), labels=labels).loss
         count = int(mask.sum())
-        alone, supervised = alone + loss.item() * count, supervised + count
-    assert whole_loss.item() == pytest.approx(alone / supervised, rel=1e-4)
+        total, supervised = total + loss.item() * count, supervised + count
+    assert batch_loss.item() == pytest.approx(total / supervised, rel=1e-4)
     swapped = batch.pixel_values[[1, 0, 2, 3]]
     other = tiny_model(input_ids=batch.input_ids, position_ids=batch.position_ids, pixel_values=swapped)
     same = tiny_model(input_ids=batch.input_ids, position_ids=batch.position_ids, pixel_values=batch.pixel_values)

@@ -1,4 +1,4 @@
-"""LoRA in a stage: only adapters of the language model train, in any layout; the output is a model like any other."""
+"""LoRA in a stage: only adapters of the language model are trained, in any layout, and the output is a normal model."""
 
 import json
 import signal
@@ -22,7 +22,7 @@ from model.training.job import Job, JobError, Lora, load_job
 from model.training.lora import add_adapters, check_targets, save_adapter, target_sizes
 from model.training.optimizer import freeze
 
-LORA = {"rank": 4, "alpha": 16, "dropout": 0.0}  # chance differs by rank, so layouts agree only without
+LORA = {"rank": 4, "alpha": 16, "dropout": 0.0}  # dropout masks differ by rank, so layouts agree only without dropout
 DROPPING = {**LORA, "dropout": 0.1}
 
 
@@ -34,14 +34,14 @@ def shards(tiny_backbones: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def usual(tiny_backbones: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The job of one rank with one forward pass a step, already trained."""
+    """A job with one rank and one forward pass per step, already trained."""
     job = make_job(tiny_backbones, shards, tmp_path_factory.mktemp("usual"), lora=LORA, learning_rate=1e-2)
     train(job)
     return job
 
 
-def begun(job: dict[str, Any]) -> HoneybeeForConditionalGeneration:
-    """The model that a job starts from."""
+def initial_model(job: dict[str, Any]) -> HoneybeeForConditionalGeneration:
+    """Returns the model that a job starts from."""
     init = Job.model_validate(job).init
     projector = {"type": "linear", "num_tokens": 16}
     return HoneybeeForConditionalGeneration.from_backbones(
@@ -58,8 +58,8 @@ def logits_of(model: Any) -> torch.Tensor:
         return model.eval()(input_ids=ids, pixel_values=pixels).logits
 
 
-def only_what_trains_changed(job: dict[str, Any]) -> None:
-    before, after = begun(job).state_dict(), weights(job)
+def assert_only_trained_weights_changed(job: dict[str, Any]) -> None:
+    before, after = initial_model(job).state_dict(), weights(job)
     assert after.keys() == before.keys()
     changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name].to(tensor.dtype))}
     layers = {f"llm.model.layers.{layer}.self_attn.{name}.weight" for layer in (0, 1) for name in ("q_proj", "v_proj")}
@@ -67,7 +67,7 @@ def only_what_trains_changed(job: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_it_learns_what_a_plain_loop_with_peft_learns(usual: dict[str, Any]) -> None:
+def test_losses_match_a_plain_loop_with_peft(usual: dict[str, Any]) -> None:
     def groups(model: HoneybeeForConditionalGeneration) -> list[dict[str, Any]]:
         add_adapters(model.llm, Lora(**LORA), seed=usual["seed"])
         freeze(model, ["projector", "llm"])
@@ -84,19 +84,19 @@ def test_it_learns_what_a_plain_loop_with_peft_learns(usual: dict[str, Any]) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("zero_stage", "precision"), [(0, "fp32"), (3, "fp32"), (2, "bf16"), (3, "bf16")])
-def test_the_output_is_a_merged_model_with_its_adapter_beside(
+def test_output_is_a_merged_model_with_a_separate_adapter(
     usual: dict[str, Any], tiny_backbones: Path, tmp_path: Path, zero_stage: int, precision: str
 ) -> None:
     job = usual
     if (zero_stage, precision) != (0, "fp32"):
         job = elsewhere(usual, tmp_path, zero_stage=zero_stage, precision=precision, micro_batch=4)
         train(job, 2)
-    only_what_trains_changed(job)
+    assert_only_trained_weights_changed(job)
     output = Path(job["output"])
     merged = HoneybeeForConditionalGeneration.from_pretrained(output, dtype=torch.float32)
     assert not any("lora" in name for name, _ in merged.named_modules())
 
-    adapted: Any = begun(job).to(torch.float32 if precision == "fp32" else torch.bfloat16).float()
+    adapted: Any = initial_model(job).to(torch.float32 if precision == "fp32" else torch.bfloat16).float()
     adapted.projector.load_state_dict(merged.projector.state_dict())
     without = logits_of(adapted)
     adapted.llm = peft.PeftModel.from_pretrained(adapted.llm, str(output / "adapter"))
@@ -105,7 +105,7 @@ def test_the_output_is_a_merged_model_with_its_adapter_beside(
     torch.testing.assert_close(
         logits_of(merged), expected, **(exact if precision == "fp32" else {"atol": 0.05, "rtol": 0.05})
     )
-    assert (without - expected).abs().max() > 0.1  # it is the adapter that does it
+    assert (without - expected).abs().max() > 0.1  # the adapter makes the difference
 
     manifest = json.loads((output / "manifest.json").read_text())
     assert manifest["stages"][0]["lora"] == {**LORA, "targets": ["q_proj", "v_proj"]}
@@ -119,12 +119,12 @@ def test_the_output_is_a_merged_model_with_its_adapter_beside(
 
 
 @pytest.mark.slow
-def test_merging_in_bf16_is_the_rounded_sum_in_fp32(usual: dict[str, Any], tmp_path: Path) -> None:
+def test_merging_in_bf16_rounds_the_fp32_sum(usual: dict[str, Any], tmp_path: Path) -> None:
     job = elsewhere(usual, tmp_path, precision="bf16", zero_stage=3, micro_batch=4, steps=3)
     train(job, 2)
     adapter, after = load_file(Path(job["output"]) / "adapter" / "adapter_model.safetensors"), weights(job)
     assert {tensor.dtype for tensor in adapter.values()} == {torch.bfloat16}
-    for name, before in begun(job).llm.state_dict().items():
+    for name, before in initial_model(job).llm.state_dict().items():
         if name.endswith(("q_proj.weight", "v_proj.weight")):
             path = f"base_model.model.{name.removesuffix('.weight')}"
             up, down = adapter[f"{path}.lora_B.weight"].float(), adapter[f"{path}.lora_A.weight"].float()
@@ -143,7 +143,7 @@ def test_merging_in_bf16_is_the_rounded_sum_in_fp32(usual: dict[str, Any], tmp_p
         (2, {"micro_batch": 4, "zero_stage": 2, "offload": True}),
     ],
 )
-def test_the_layout_does_not_change_what_is_learned(
+def test_layout_does_not_affect_learning(
     usual: dict[str, Any], tmp_path: Path, ranks: int, settings: dict[str, Any]
 ) -> None:
     job = elsewhere(usual, tmp_path, **settings)
@@ -158,7 +158,7 @@ def test_the_layout_does_not_change_what_is_learned(
 
 
 @pytest.mark.slow
-def test_packs_of_adapters_alone(usual: dict[str, Any], tmp_path: Path) -> None:
+def test_packing_with_only_adapters_trained(usual: dict[str, Any], tmp_path: Path) -> None:
     packed = {"packing": {"max_tokens": 200, "window": 24}, "global_batch": 4, "micro_batch": 4, "steps": None}
     packed |= {"trains": ["llm"]}
     one = elsewhere(usual, tmp_path / "one", **packed)
@@ -166,7 +166,7 @@ def test_packs_of_adapters_alone(usual: dict[str, Any], tmp_path: Path) -> None:
     two = elsewhere(usual, tmp_path / "two", **packed | {"micro_batch": 1, "zero_stage": 2})
     two["train"]["gradient_checkpointing"] = True
     train(two, 2)
-    only_what_trains_changed(one)
+    assert_only_trained_weights_changed(one)
     assert [loss for _, loss, _ in losses(two)] == pytest.approx([loss for _, loss, _ in losses(one)], abs=1e-4)
 
 
@@ -174,7 +174,7 @@ def test_packs_of_adapters_alone(usual: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ranks", "zero_stage", "precision"), [(1, 0, "fp32"), (2, 2, "fp32"), (1, 0, "bf16"), (2, 3, "bf16")]
 )
-def test_killed_and_run_again_it_is_as_if_never_killed(
+def test_killed_run_resumes_bit_for_bit(
     usual: dict[str, Any], tmp_path: Path, ranks: int, zero_stage: int, precision: str
 ) -> None:
     layout = {"zero_stage": zero_stage, "micro_batch": 8 // ranks, "precision": precision}
@@ -185,20 +185,20 @@ def test_killed_and_run_again_it_is_as_if_never_killed(
         "steps": 12,
         "gradient_checkpointing": zero_stage == 3,
     }
-    whole = elsewhere(usual, tmp_path / "whole", **layout)
-    train(whole, ranks)
+    uninterrupted = elsewhere(usual, tmp_path / "uninterrupted", **layout)
+    train(uninterrupted, ranks)
     killed = elsewhere(usual, tmp_path / "killed", **layout)
     for step in (3, 6):
-        place = Path(killed["work"]) / "checkpoints" / f"step-{step:08d}"
-        assert set(Ranks(killed, ranks).signal_when(place, signal.SIGKILL)) == {-signal.SIGKILL}
+        checkpoint = Path(killed["work"]) / "checkpoints" / f"step-{step:08d}"
+        assert set(Ranks(killed, ranks).signal_when(checkpoint, signal.SIGKILL)) == {-signal.SIGKILL}
     train(killed, ranks)
-    assert_bit_equal(killed, whole)
-    adapters = [Path(job["output"]) / "adapter" / "adapter_model.safetensors" for job in (killed, whole)]
+    assert_bit_equal(killed, uninterrupted)
+    adapters = [Path(job["output"]) / "adapter" / "adapter_model.safetensors" for job in (killed, uninterrupted)]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
 
 
 @pytest.mark.slow
-def test_a_checkpoint_goes_on_in_another_layout(usual: dict[str, Any], tmp_path: Path) -> None:
+def test_checkpoint_resumes_in_a_different_layout(usual: dict[str, Any], tmp_path: Path) -> None:
     moved = elsewhere(usual, tmp_path, zero_stage=3, micro_batch=4, save_every=3)
     for step, (ranks, zero_stage) in zip((3, 6), ((2, 3), (1, 0)), strict=True):
         moved["train"] |= {"zero_stage": zero_stage}
@@ -209,24 +209,24 @@ def test_a_checkpoint_goes_on_in_another_layout(usual: dict[str, Any], tmp_path:
 
 
 @pytest.mark.slow
-def test_the_next_stage_starts_from_the_output(usual: dict[str, Any], tmp_path: Path) -> None:
-    whole = elsewhere(usual, tmp_path / "whole", lora=None, steps=2, warmup_steps=0)
-    train(whole | {"init": {"model": usual["output"]}})
-    assert losses(whole)[0][1] < losses(usual)[0][1] - 0.1
-    assert not (Path(whole["output"]) / "adapter").exists()
-    assert "adapters of rank 4" in (Path(whole["output"]) / "README.md").read_text()  # of the stage before
+def test_next_stage_starts_from_the_output(usual: dict[str, Any], tmp_path: Path) -> None:
+    full = elsewhere(usual, tmp_path / "full", lora=None, steps=2, warmup_steps=0)
+    train(full | {"init": {"model": usual["output"]}})
+    assert losses(full)[0][1] < losses(usual)[0][1] - 0.1
+    assert not (Path(full["output"]) / "adapter").exists()
+    assert "adapters of rank 4" in (Path(full["output"]) / "README.md").read_text()  # of the previous stage
     again = elsewhere(usual, tmp_path / "again", steps=2, warmup_steps=0) | {"init": {"model": usual["output"]}}
     train(again)
     assert (Path(again["output"]) / "adapter").is_dir()
 
 
 @pytest.mark.slow
-def test_a_target_that_is_not_there_stops_the_stage_at_its_beginning(usual: dict[str, Any], tmp_path: Path) -> None:
-    said = fails(elsewhere(usual, tmp_path, lora={**LORA, "targets": ["q_proj", "c_attn"]}))
-    assert "lora.targets: the language model has no linear layers named c_attn; it has down_proj, gate_proj," in said
+def test_unknown_target_stops_the_stage_at_the_start(usual: dict[str, Any], tmp_path: Path) -> None:
+    output = fails(elsewhere(usual, tmp_path, lora={**LORA, "targets": ["q_proj", "c_attn"]}))
+    assert "lora.targets: the language model has no linear layers named c_attn; it has down_proj, gate_proj," in output
 
 
-def test_freezing_counts_the_adapters(tiny_model: HoneybeeForConditionalGeneration) -> None:
+def test_freeze_counts_the_adapters(tiny_model: HoneybeeForConditionalGeneration) -> None:
     size = sum(p.numel() for p in tiny_model.llm.parameters())
     sizes = target_sizes(tiny_model.llm)
     assert sizes["q_proj"] == 2 * (32 + 32) and sizes["v_proj"] == 2 * (32 + 16) and "lm_head" not in sizes
@@ -246,17 +246,17 @@ def logits_of_text(model: HoneybeeForConditionalGeneration) -> torch.Tensor:
         return model(input_ids=torch.arange(5, 25)[None]).logits
 
 
-def test_the_same_seed_makes_the_same_adapters(tiny_backbones: Path) -> None:
+def test_same_seed_gives_the_same_adapters(tiny_backbones: Path) -> None:
     made = []
     for seed in (1, 1, 2):
         llm = AutoModelForCausalLM.from_pretrained(tiny_backbones / "llm")
-        torch.rand(seed)  # what chance was used for before does not matter
+        torch.rand(seed)  # the state of the random generator does not matter
         add_adapters(llm, Lora(), seed)
         made.append(llm.state_dict()["model.layers.1.self_attn.v_proj.lora_A.default.weight"])
     assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
 
 
-def test_targets_are_names_of_linear_layers(tiny_model: HoneybeeForConditionalGeneration) -> None:
+def test_targets_must_name_linear_layers(tiny_model: HoneybeeForConditionalGeneration) -> None:
     check_targets(tiny_model.llm, ["q_proj", "down_proj"])
     for wrong in ("lm_head", "embed_tokens", "proj", "self_attn"):
         with pytest.raises(JobError, match=f"no linear layers named {wrong}; it has down_proj, gate_proj, k_proj, o_"):
@@ -273,14 +273,14 @@ def test_targets_are_names_of_linear_layers(tiny_model: HoneybeeForConditionalGe
         ({"lora": {"dropout": 1.0}}, r"train\.lora\.dropout"),
     ],
 )
-def test_settings_that_cannot_be(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     path = tmp_path / "job.json"
     path.write_text(json.dumps(make_job(tmp_path, tmp_path, tmp_path, **settings)))
     with pytest.raises(JobError, match=message):
         load_job(path)
 
 
-def test_adapters_are_part_of_the_identity_and_their_absence_is_not(tmp_path: Path) -> None:
+def test_identity_contains_lora_only_if_used(tmp_path: Path) -> None:
     path = tmp_path / "job.json"
     path.write_text(json.dumps(make_job(tmp_path, tmp_path, tmp_path)))
     assert "lora" not in load_job(path).identity()["train"]
@@ -293,13 +293,11 @@ def test_adapters_are_part_of_the_identity_and_their_absence_is_not(tmp_path: Pa
     ("llm", "stages", "base"),
     [
         ("lmsys/vicuna-7b-v1.5", [["projector"], ["projector", "llm"]], "lmsys/vicuna-7b-v1.5"),
-        ("lmsys/vicuna-7b-v1.5", [["llm"], ["llm"]], None),  # it began with a model that the hub does not have
+        ("lmsys/vicuna-7b-v1.5", [["llm"], ["llm"]], None),  # the last stage started from a model that is on no hub
         (LOCAL, [["llm"]], None),
     ],
 )
-def test_an_adapter_names_the_model_that_it_was_trained_for(
-    tmp_path: Path, llm: str, stages: list[list[str]], base: str | None
-) -> None:
+def test_adapter_names_its_base_model(tmp_path: Path, llm: str, stages: list[list[str]], base: str | None) -> None:
     facts = {"parts": {"vision": LOCAL, "llm": llm}, "stages": [{"trains": trains} for trains in stages]}
     found = language_model(facts)
     assert found == base

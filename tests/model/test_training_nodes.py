@@ -1,4 +1,4 @@
-"""A stage on two hosts: bit for bit what two ranks of one host make of it, also when one of them is lost on the way."""
+"""A stage on two hosts gives bit-identical results to two ranks on one host, even if one host's rank is killed."""
 
 import json
 import os
@@ -18,15 +18,15 @@ from flows.launch import LaunchError, launch
 pytestmark = pytest.mark.slow
 
 
-def test_a_rank_lost_on_another_host_and_the_same_weights_after_all(
+def test_stage_resumes_to_the_same_weights_after_a_rank_on_another_host_is_killed(
     tiny_backbones: Path, two_namespaces: TwoHosts, tmp_path: Path
 ) -> None:
     hosts = two_namespaces
     tokenizer = AutoTokenizer.from_pretrained(tiny_backbones / "llm")
     shards = write_shards(tmp_path / "shards", rows(tokenizer, 12 * 4), tiny_backbones / "llm", 3)
     job = make_job(tiny_backbones, shards, tmp_path / "two", steps=12, global_batch=4, micro_batch=2, save_every=2)
-    alone = elsewhere(job, tmp_path / "one")
-    train(alone, ranks=2)
+    one_host = elsewhere(job, tmp_path / "one")
+    train(one_host, ranks=2)
 
     path = tmp_path / "job.json"
     path.write_text(json.dumps(job))
@@ -46,21 +46,21 @@ def test_a_rank_lost_on_another_host_and_the_same_weights_after_all(
     assert hosts.pids() == []
     resumed = [int(line.rpartition(" ")[2]) for line in lines if line.startswith("resumed after step")]
     assert len(resumed) == 1 and 2 <= resumed[0] < 12
-    assert losses(job) == losses(alone)
+    assert losses(job) == losses(one_host)
     for name in ("two", "one"):
         assert (tmp_path / name / "output" / "manifest.json").is_file()
     weights = [(tmp_path / name / "output" / "model.safetensors").read_bytes() for name in ("two", "one")]
     assert weights[0] == weights[1]
 
 
-def test_the_interface_that_a_recipe_names_is_used(two_namespaces: TwoHosts, tmp_path: Path) -> None:
-    """Gloo finds it by itself otherwise: by the way to the first host."""
+def test_interface_named_in_the_recipe_is_used(two_namespaces: TwoHosts, tmp_path: Path) -> None:
+    """Otherwise the interface that routes to the first host is used."""
     path = tmp_path / "job.json"
     path.write_text("{}")
-    code = "import os, sys; print('by', os.environ['GLOO_SOCKET_IFNAME'])"
-    (tmp_path / "says.py").write_text(code)
+    code = "import os, sys; print('interface', os.environ['GLOO_SOCKET_IFNAME'])"
+    (tmp_path / "report_interface.py").write_text(code)
     for env, interface in (({}, INTERFACE), ({"GLOO_SOCKET_IFNAME": "other0"}, "other0")):
         lines: list[str] = []
         more = {"PYTHONPATH": str(tmp_path), **env}
-        launch("says", path, log=lines.append, env=more, cluster=two_namespaces.cluster)
-        assert {f"by {interface}", f"[rank 1] by {interface}"} < set(lines)
+        launch("report_interface", path, log=lines.append, env=more, cluster=two_namespaces.cluster)
+        assert {f"interface {interface}", f"[rank 1] interface {interface}"} < set(lines)

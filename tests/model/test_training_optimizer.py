@@ -1,4 +1,4 @@
-"""What trains, with which decay, at which rate."""
+"""Tests which parameters are trained, with which weight decay and learning rate."""
 
 import math
 from pathlib import Path
@@ -21,7 +21,7 @@ def model(tiny_backbones: Path) -> HoneybeeForConditionalGeneration:
     return HoneybeeForConditionalGeneration.from_backbones(vision, llm, projector, llm)
 
 
-def test_freezing_is_exact(model: HoneybeeForConditionalGeneration) -> None:
+def test_freeze_trains_exactly_the_named_parts(model: HoneybeeForConditionalGeneration) -> None:
     counts = freeze(model, ["projector"])
     trained = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == {"projector"}
@@ -35,7 +35,7 @@ def test_freezing_is_exact(model: HoneybeeForConditionalGeneration) -> None:
     assert not model.vision.training
 
 
-def test_a_parameter_outside_of_the_parts_is_refused(model: HoneybeeForConditionalGeneration) -> None:
+def test_parameter_outside_of_the_parts_is_refused(model: HoneybeeForConditionalGeneration) -> None:
     model.register_parameter("scale", torch.nn.Parameter(torch.ones(1)))
     with pytest.raises(JobError, match="outside of vision, projector and llm: scale"):
         freeze(model, ["llm"])
@@ -43,19 +43,19 @@ def test_a_parameter_outside_of_the_parts_is_refused(model: HoneybeeForCondition
 
 def test_norms_and_biases_do_not_decay(model: HoneybeeForConditionalGeneration) -> None:
     freeze(model, ["projector", "llm"])
-    decayed, spared = parameter_groups(model, weight_decay=0.1)
+    decayed, undecayed = parameter_groups(model, weight_decay=0.1)
     assert decayed["weight_decay"] == 0.1
-    assert spared["weight_decay"] == 0.0
+    assert undecayed["weight_decay"] == 0.0
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    spared_names = {names[id(parameter)] for parameter in spared["params"]}
-    assert all("norm" in name or name.endswith("bias") or ".bn" in name for name in spared_names if "llm" in name)
-    assert "llm.model.norm.weight" in spared_names
+    undecayed_names = {names[id(parameter)] for parameter in undecayed["params"]}
+    assert all("norm" in name or name.endswith("bias") or ".bn" in name for name in undecayed_names if "llm" in name)
+    assert "llm.model.norm.weight" in undecayed_names
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    assert {id(p) for p in decayed["params"] + spared["params"]} == {id(p) for p in trained}
-    assert not {id(p) for p in decayed["params"]} & {id(p) for p in spared["params"]}
+    assert {id(p) for p in decayed["params"] + undecayed["params"]} == {id(p) for p in trained}
+    assert not {id(p) for p in decayed["params"]} & {id(p) for p in undecayed["params"]}
 
 
-def test_the_rate_warms_up_and_falls_as_a_cosine_to_the_floor() -> None:
+def test_learning_rate_warms_up_and_decays_to_the_floor() -> None:
     rates = [learning_rate(step, **SCHEDULE) for step in range(100)]
     assert rates[0] == pytest.approx(1e-4)
     assert rates[9] == pytest.approx(1e-3)

@@ -1,4 +1,4 @@
-"""What passes take, found without data, against what PyTorch's own profiler counts in real ones."""
+"""Compares the memory measured on the meta device with what PyTorch's profiler counts in a real pass."""
 
 from itertools import accumulate
 from typing import Any
@@ -34,16 +34,16 @@ def model(trains: tuple[str, ...], checkpointing: bool = False) -> HoneybeeForCo
 
 
 def measured(real: HoneybeeForConditionalGeneration, attention: str) -> int:
-    """Bytes that a pass forward and backward takes at most; gradients stay."""
+    """Returns the peak bytes of a forward and backward pass that retains gradients."""
     ids = torch.ones(ROWS, POSITIONS, dtype=torch.long)
     ids[:, :TOKENS] = 0
     labels = ids.masked_fill(torch.arange(POSITIONS) < POSITIONS - SUPERVISED, -100)
-    places = torch.arange(POSITIONS).expand(ROWS, -1)
-    more = Examples.of(places, torch.device("cpu")).inputs() if attention == PACKED else {}
+    positions = torch.arange(POSITIONS).expand(ROWS, -1)
+    more = Examples.of(positions, torch.device("cpu")).inputs() if attention == PACKED else {}
     real.llm.set_attn_implementation(attention)
     pixels = torch.randn(ROWS, 3, 64, 64)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        real(input_ids=ids, pixel_values=pixels, labels=labels, position_ids=places, **more).loss.backward()
+        real(input_ids=ids, pixel_values=pixels, labels=labels, position_ids=positions, **more).loss.backward()
     events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
     return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
@@ -59,7 +59,7 @@ def measured(real: HoneybeeForConditionalGeneration, attention: str) -> int:
         (("vision", "projector", "llm"), False, "sdpa"),
     ],
 )
-def test_it_is_what_the_profiler_counts(trains: tuple[str, ...], checkpointing: bool, attention: str) -> None:
+def test_peak_matches_the_profiler(trains: tuple[str, ...], checkpointing: bool, attention: str) -> None:
     with torch.device("meta"):
         bare = model(trains, checkpointing)
     found = peak(bare, Shape(ROWS, POSITIONS, ROWS, ROWS * SUPERVISED), attention)

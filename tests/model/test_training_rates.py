@@ -1,4 +1,4 @@
-"""A learning rate of its own for each part: what plain torch learns with such groups, in any ZeRO stage."""
+"""Separate learning rates per part: results match plain torch with such parameter groups, in every ZeRO stage."""
 
 import json
 import signal
@@ -28,7 +28,7 @@ def shards(tiny_backbones: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def usual(tiny_backbones: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The job of one rank, already trained."""
+    """A job with one rank, already trained."""
     job = make_job(tiny_backbones, shards, tmp_path_factory.mktemp("usual"), learning_rates=RATES, save_every=3)
     train(job)
     return job
@@ -40,7 +40,7 @@ def plain(usual: dict[str, Any]) -> tuple[list[float], dict[str, torch.Tensor]]:
 
 
 def groups(model: HoneybeeForConditionalGeneration) -> list[dict[str, Any]]:
-    """Each part's matrices and vectors, at its own peak."""
+    """Returns the matrices and vectors of each part as groups, each with the peak of its part."""
     made = []
     for part, peak in RATES.items():
         parameters = list(getattr(model, part).parameters())
@@ -51,7 +51,7 @@ def groups(model: HoneybeeForConditionalGeneration) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "zero_stage"), [(1, 0), (2, 0), (1, 2), (2, 2), (2, 3)])
-def test_each_part_learns_at_its_rate(
+def test_each_part_trains_at_its_learning_rate(
     usual: dict[str, Any],
     plain: tuple[list[float], dict[str, torch.Tensor]],
     tmp_path: Path,
@@ -77,7 +77,7 @@ def test_the_rates_make_a_difference(usual: dict[str, Any], plain: tuple[list[fl
 
 
 @pytest.mark.slow
-def test_the_metrics_say_the_rate_of_each_part(usual: dict[str, Any], tmp_path: Path) -> None:
+def test_metrics_contain_the_learning_rate_of_each_part(usual: dict[str, Any], tmp_path: Path) -> None:
     last = curve(usual)[-1]
     assert last["learning_rate"] == pytest.approx(3e-4)
     assert last["learning_rates"] == pytest.approx({"projector": 1e-3, "llm": 1e-4})  # a tenth of each peak
@@ -88,18 +88,18 @@ def test_the_metrics_say_the_rate_of_each_part(usual: dict[str, Any], tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "zero_stage"), [(1, 2), (2, 3)])
-def test_killed_and_run_again(usual: dict[str, Any], tmp_path: Path, ranks: int, zero_stage: int) -> None:
+def test_killed_run_resumes_bit_for_bit(usual: dict[str, Any], tmp_path: Path, ranks: int, zero_stage: int) -> None:
     layout = {"zero_stage": zero_stage, "micro_batch": 8 // ranks, "precision": "bf16"}
-    whole = elsewhere(usual, tmp_path / "whole", **layout)
-    train(whole, ranks)
+    uninterrupted = elsewhere(usual, tmp_path / "uninterrupted", **layout)
+    train(uninterrupted, ranks)
     killed = elsewhere(usual, tmp_path / "killed", **layout)
     Ranks(killed, ranks).signal_when(Path(killed["work"]) / "checkpoints" / "step-00000003", signal.SIGKILL)
     train(killed, ranks)
-    assert_bit_equal(killed, whole)
+    assert_bit_equal(killed, uninterrupted)
 
 
 @pytest.mark.slow
-def test_a_checkpoint_goes_on_in_another_layout(usual: dict[str, Any], tmp_path: Path) -> None:
+def test_checkpoint_resumes_in_a_different_layout(usual: dict[str, Any], tmp_path: Path) -> None:
     moved = elsewhere(usual, tmp_path, zero_stage=3, micro_batch=4)
     for step, (ranks, zero_stage) in zip((3, 6), ((2, 3), (1, 0)), strict=True):
         moved["train"] |= {"zero_stage": zero_stage}
@@ -109,7 +109,7 @@ def test_a_checkpoint_goes_on_in_another_layout(usual: dict[str, Any], tmp_path:
     assert [loss for _, loss, _ in losses(moved)] == pytest.approx([loss for _, loss, _ in losses(usual)], abs=1e-3)
 
 
-def test_parts_of_one_rate_share_their_groups(tiny_model: HoneybeeForConditionalGeneration) -> None:
+def test_parts_with_the_same_rate_share_groups(tiny_model: HoneybeeForConditionalGeneration) -> None:
     freeze(tiny_model, PARTS)
     groups = parameter_groups(tiny_model, 0.1, {"vision": 0.5, "llm": 0.5})
     assert [(group["rate_scale"], group["weight_decay"]) for group in groups] == [
@@ -123,7 +123,7 @@ def test_parts_of_one_rate_share_their_groups(tiny_model: HoneybeeForConditional
     assert len(parameter_groups(tiny_model, 0.1)) == 2
 
 
-def test_a_rate_for_a_part_that_does_not_train_is_refused(tmp_path: Path) -> None:
+def test_rate_for_a_frozen_part_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "job.json"
     path.write_text(json.dumps(make_job(tmp_path, tmp_path, tmp_path, learning_rates={"vision": 1e-3})))
     with pytest.raises(JobError, match="learning_rates names vision, not in `trains`"):
@@ -133,7 +133,7 @@ def test_a_rate_for_a_part_that_does_not_train_is_refused(tmp_path: Path) -> Non
         load_job(path)
 
 
-def test_no_rates_leave_the_identity_of_a_job_as_it_was(tmp_path: Path) -> None:
+def test_identity_contains_learning_rates_only_if_used(tmp_path: Path) -> None:
     path = tmp_path / "job.json"
     path.write_text(json.dumps(make_job(tmp_path, tmp_path, tmp_path)))
     assert "learning_rates" not in load_job(path).identity()["train"]

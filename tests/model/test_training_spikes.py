@@ -1,4 +1,4 @@
-"""Steps whose loss jumps or is no number are named, and left out where the job says so."""
+"""Steps with a loss spike or a non-finite loss or gradient are reported, and skipped if the job says so."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from model.training.job import Job, Train
 
 pytestmark = pytest.mark.slow
 IMAGE = 3  # the id of <image> in the tiny tokenizer
-STEPS, ODD = 32, 28  # the samples of step ODD say other things than all before
+STEPS, ODD = 32, 28  # the samples of step ODD have tokens unlike all earlier ones
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def shards(tiny_backbones: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return write_shards(tmp_path_factory.mktemp("shards"), samples, llm, IMAGE)
 
 
-def job_of(tiny_backbones: Path, shards: Path, place: Path, **settings: Any) -> dict[str, Any]:
-    return make_job(tiny_backbones, shards, place, steps=STEPS, save_every=6, **settings)
+def job_of(tiny_backbones: Path, shards: Path, directory: Path, **settings: Any) -> dict[str, Any]:
+    return make_job(tiny_backbones, shards, directory, steps=STEPS, save_every=6, **settings)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def job(tiny_backbones: Path, shards: Path, tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def skipping(tiny_backbones: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A job that leaves spikes out, already trained."""
+    """A job that skips spikes, already trained."""
     job = job_of(tiny_backbones, shards, tmp_path_factory.mktemp("skipping"), on_spike="skip")
     train(job)
     return job
@@ -59,7 +59,7 @@ def without_time(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if key != "time"} for record in records]
 
 
-def test_a_spike_is_reported_with_the_samples_of_all_ranks(job: dict[str, Any]) -> None:
+def test_spike_is_reported_with_the_samples_of_all_ranks(job: dict[str, Any]) -> None:
     job["train"]["micro_batch"] = 4
     running = Ranks(job, 2)
     assert running.wait() == [0, 0]
@@ -74,17 +74,17 @@ def test_a_spike_is_reported_with_the_samples_of_all_ranks(job: dict[str, Any]) 
     total = sum(sample["loss"] * sample["supervised_tokens"] for sample in spike["samples"])
     assert total / sum(sample["supervised_tokens"] for sample in spike["samples"]) == pytest.approx(spike["loss"])
     assert f"step {ODD}: spike: loss {spike['loss']:.4f} (usually {spike['usual_loss']:.4f})" in running.output()
-    assert "the step was taken. Worst: sample" in running.output()
+    assert "the step was taken. Highest losses: sample" in running.output()
     assert {line["skipped_steps"] for line in curve(job)} == {0}
 
 
-def test_a_spike_is_left_out(job: dict[str, Any], skipping: dict[str, Any]) -> None:
+def test_spike_is_skipped(job: dict[str, Any], skipping: dict[str, Any]) -> None:
     (spike,) = spikes(skipping)
     assert (spike["step"], spike["skipped"]) == (ODD, True)
     lines = curve(skipping)
     assert [line["skipped_steps"] for line in lines] == [int(line["step"] >= ODD) for line in lines]
-    assert len(lines) == STEPS  # the step counts
-    train(job)  # takes it
+    assert len(lines) == STEPS  # a skipped step counts as a step
+    train(job)  # does not skip it
     assert losses(job)[:ODD] == losses(skipping)[:ODD]
     assert losses(job)[ODD] != losses(skipping)[ODD]
     assert [line["learning_rate"] for line in curve(job)] == [line["learning_rate"] for line in lines]
@@ -92,9 +92,9 @@ def test_a_spike_is_left_out(job: dict[str, Any], skipping: dict[str, Any]) -> N
     assert manifest["stages"][-1]["skipped_steps"] == 1
 
 
-# Killed before the spike, when the running median must come back, and after it, when AdamW has taken a step less.
+# Killed before the spike, so that the running median must be restored, and after it, when AdamW took one step less.
 @pytest.mark.parametrize(("step", "zero_stage"), [(24, 0), (30, 0), (30, 2)])
-def test_a_run_that_is_killed_decides_the_same(
+def test_killed_run_makes_the_same_decisions(
     skipping: dict[str, Any], tmp_path: Path, step: int, zero_stage: int
 ) -> None:
     reference = skipping
@@ -115,16 +115,16 @@ def test_a_run_that_is_killed_decides_the_same(
 @pytest.mark.parametrize(
     ("rate", "reason", "message"),
     [
-        (1e12, "loss not finite", "step 12: the loss is no finite number in sample"),
-        (1e30, "gradient not finite", "step 12: the gradient's norm is not finite though every loss is"),
+        (1e12, "loss not finite", "step 12: the loss is not finite in sample"),
+        (1e30, "gradient not finite", "step 12: the gradient norm is not finite although all losses are"),
     ],
 )
-def test_ten_steps_without_a_number_are_left_out_and_no_more(
+def test_at_most_ten_consecutive_non_finite_steps_are_skipped(
     job: dict[str, Any], rate: float, reason: str, message: str
 ) -> None:
     job["train"] |= {"learning_rate": rate, "warmup_steps": 0, "on_nonfinite": "skip", "micro_batch": 4}
-    said = fails(job, 2)
-    assert f"NonFiniteError: {message}" in said and "on_nonfinite: skip allows no more in a row" in said
+    output = fails(job, 2)
+    assert f"NonFiniteError: {message}" in output and "on_nonfinite: skip allows no more in a row" in output
     found = spikes(job)
     assert [record["step"] for record in found] == list(range(2, 13))
     assert [record["skipped"] for record in found] == [True] * 10 + [False]
@@ -133,15 +133,15 @@ def test_ten_steps_without_a_number_are_left_out_and_no_more(
     assert isinstance(found[0]["loss"], float) == (reason == "gradient not finite")
 
 
-def test_a_run_that_stops_reports_too(job: dict[str, Any]) -> None:
+def test_run_that_stops_also_reports(job: dict[str, Any]) -> None:
     job["train"] |= {"learning_rate": 1e12, "warmup_steps": 0}
     fails(job)
     (record,) = spikes(job)
     assert (record["step"], record["reason"], record["skipped"]) == (2, "loss not finite", False)
 
 
-def left_out(zero_stage: int, precision: str, offload: bool, nan: bool) -> None:
-    """A step that is left out, by our choice or since its gradient is no number, changes nothing of those after it."""
+def check_skipped_step(zero_stage: int, precision: str, offload: bool, nan: bool) -> None:
+    """A step that is skipped, on request or because its gradient is not finite, does not affect later steps."""
     from model import ranks as process
     from model.training.engine import Engine
 
@@ -174,11 +174,11 @@ def left_out(zero_stage: int, precision: str, offload: bool, nan: bool) -> None:
     [(0, "fp32", False), (0, "bf16", False), (2, "fp32", False), (2, "bf16", False), (2, "bf16", True)]
     + [(3, "fp32", False), (3, "bf16", False)],
 )
-def test_a_step_left_out_changes_nothing(zero_stage: int, precision: str, offload: bool, nan: bool) -> None:
-    in_a_rank(left_out, zero_stage, precision, offload, nan)
+def test_skipped_step_changes_nothing(zero_stage: int, precision: str, offload: bool, nan: bool) -> None:
+    in_a_rank(check_skipped_step, zero_stage, precision, offload, nan)
 
 
-def test_only_what_leaves_steps_out_is_part_of_what_a_job_is(job: dict[str, Any]) -> None:
+def test_identity_contains_spike_settings_only_if_they_skip_steps(job: dict[str, Any]) -> None:
     def identity(**settings: Any) -> dict[str, Any]:
         return Job.model_validate({**job, "train": {**job["train"], **settings}}).identity()
 

@@ -1,4 +1,4 @@
-"""A stage learns what plain torch learns, in any layout; it can be killed anywhere; its output is a whole model."""
+"""A stage matches plain torch in any layout, resumes wherever it is killed, and writes a complete model."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from model.training.job import Job
 
 pytestmark = pytest.mark.slow
 IMAGE = 3  # the id of <image> in the tiny tokenizer
-LONG = 24  # steps of a run that is stopped: it must not end before
+LONG = 24  # steps of a run that is stopped, enough that it cannot finish before
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def job(tiny_backbones: Path, shards: Path, tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def usual(tiny_backbones: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The job of one rank with one forward pass a step, already trained."""
+    """A job with one rank and one forward pass per step, already trained."""
     job = make_job(tiny_backbones, shards, tmp_path_factory.mktemp("usual"))
     train(job)
     return job
@@ -52,14 +52,14 @@ def usual(tiny_backbones: Path, shards: Path, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def uninterrupted(tiny_backbones: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A longer job that nobody stops, already trained."""
-    place = tmp_path_factory.mktemp("uninterrupted")
-    job = make_job(tiny_backbones, shards, place, steps=LONG, save_every=5, log_every=4)
+    """A longer job, already trained without interruption."""
+    directory = tmp_path_factory.mktemp("uninterrupted")
+    job = make_job(tiny_backbones, shards, directory, steps=LONG, save_every=5, log_every=4)
     train(job)
     return job
 
 
-def test_it_learns_what_plain_torch_learns(usual: dict[str, Any]) -> None:
+def test_losses_and_weights_match_plain_torch(usual: dict[str, Any]) -> None:
     history, state = plain_torch(usual)
     assert [loss for _, loss, _ in losses(usual)] == pytest.approx(history, abs=1e-5)
     assert history[-1] < history[0] - 0.3
@@ -70,12 +70,12 @@ def test_it_learns_what_plain_torch_learns(usual: dict[str, Any]) -> None:
 PACKED = {"packing": {"max_tokens": 200, "window": 24}, "global_batch": 4, "micro_batch": 4, "steps": None}
 
 
-def test_packs_learn_what_their_examples_learn_alone(job: dict[str, Any]) -> None:
+def test_packed_training_matches_separate_examples(job: dict[str, Any]) -> None:
     job["train"] |= PACKED
     history, state = plain_torch(job)
     train(job)
     assert [loss for _, loss, _ in losses(job)] == pytest.approx(history, abs=1e-5)
-    assert len(history) >= 4  # as many as the samples give
+    assert len(history) >= 4  # the number of steps follows from the samples
     for name, tensor in weights(job).items():
         torch.testing.assert_close(tensor, state[name], atol=1e-5, rtol=1e-4)
 
@@ -88,7 +88,7 @@ def test_packs_learn_what_their_examples_learn_alone(job: dict[str, Any]) -> Non
         (1, {"micro_batch": 2, "attention": "packed", "gradient_checkpointing": True}),
     ],
 )
-def test_the_layout_of_packs_does_not_change_what_is_learned(
+def test_layout_does_not_affect_packed_training(
     job: dict[str, Any], tmp_path: Path, ranks: int, settings: dict[str, Any]
 ) -> None:
     job["train"] |= PACKED
@@ -99,7 +99,7 @@ def test_the_layout_of_packs_does_not_change_what_is_learned(
         assert step == same_step and loss == pytest.approx(same_loss, abs=1e-4)
 
 
-def test_packs_killed_and_run_again_are_as_if_never_killed(job: dict[str, Any], tmp_path: Path) -> None:
+def test_killed_packed_run_resumes_bit_for_bit(job: dict[str, Any], tmp_path: Path) -> None:
     job["train"] |= PACKED | {"save_every": 2}
     train(job)
     other = elsewhere(job, tmp_path / "other")
@@ -109,7 +109,7 @@ def test_packs_killed_and_run_again_are_as_if_never_killed(job: dict[str, Any], 
     assert_bit_equal(other, job)
 
 
-# Rows of one and two samples: some forward passes have no image at all, on one rank but not on the other.
+# With micro-batches of one or two samples, some forward passes have no image, on one rank but not on the other.
 @pytest.mark.parametrize(
     ("ranks", "train_settings"),
     [
@@ -122,7 +122,7 @@ def test_packs_killed_and_run_again_are_as_if_never_killed(job: dict[str, Any], 
         (4, {"micro_batch": 1, "zero_stage": 2}),
     ],
 )
-def test_the_layout_does_not_change_what_is_learned(
+def test_layout_does_not_affect_training(
     job: dict[str, Any], usual: dict[str, Any], ranks: int, train_settings: dict[str, Any]
 ) -> None:
     job["train"] |= train_settings
@@ -137,14 +137,14 @@ def test_the_layout_does_not_change_what_is_learned(
 
 
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])
-def test_bf16_learns_nearly_the_same(job: dict[str, Any], usual: dict[str, Any], zero_stage: int) -> None:
+def test_bf16_losses_are_close_to_fp32(job: dict[str, Any], usual: dict[str, Any], zero_stage: int) -> None:
     job["train"] |= {"precision": "bf16", "zero_stage": zero_stage, "micro_batch": 4}
     train(job)
     assert [loss for _, loss, _ in losses(job)] == pytest.approx([loss for _, loss, _ in losses(usual)], abs=2e-2)
     assert {tensor.dtype for tensor in weights(job).values()} == {torch.bfloat16}
 
 
-def test_only_what_trains_changes(job: dict[str, Any], tmp_path: Path) -> None:
+def test_frozen_weights_do_not_change(job: dict[str, Any], tmp_path: Path) -> None:
     job["train"] |= {"trains": ["projector"], "steps": 4, "weight_decay": 0.5}
     train(job)
     init = Job.model_validate(job).init
@@ -154,14 +154,14 @@ def test_only_what_trains_changes(job: dict[str, Any], tmp_path: Path) -> None:
     after = weights(job)
     changed = {name.split(".")[0] for name in after if not torch.equal(after[name], before[name])}
     assert changed == {"projector"}
-    # Some of these forward passes have no image, so nothing of what trains.
+    # Some of these forward passes have no image, so they involve no trained parameter.
     single = elsewhere(job, tmp_path / "single", micro_batch=1, zero_stage=2, gradient_checkpointing=True)
     train(single, 2)
     for name, tensor in weights(single).items():
         torch.testing.assert_close(tensor, after[name], atol=1e-4, rtol=1e-3)
 
 
-def test_the_output_is_a_whole_model_that_the_next_stage_starts_from(
+def test_output_is_a_complete_model_for_the_next_stage(
     tiny_backbones: Path, usual: dict[str, Any], tmp_path: Path
 ) -> None:
     output = Path(usual["output"])
@@ -175,7 +175,7 @@ def test_the_output_is_a_whole_model_that_the_next_stage_starts_from(
     assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n")
     assert "linear, 16 visual tokens" in card and "finetune: 8 steps of 8 samples; projector and llm trained" in card
     assert all(f"{name} {100 * share:.1f} %" in card for name, share in stage["datasets"].items())
-    assert str(tiny_backbones) not in card + json.dumps(manifest)  # a machine's paths are nobody else's business
+    assert str(tiny_backbones) not in card + json.dumps(manifest)  # local paths are not published
 
     model, processor = AutoModelForImageTextToText.from_pretrained(output), AutoProcessor.from_pretrained(output)
     inputs = processor(text="<s><image>Human: Hello AI:", images=Image.new("RGB", (9, 9)), return_tensors="pt")
@@ -191,7 +191,7 @@ def test_the_output_is_a_whole_model_that_the_next_stage_starts_from(
     log = tmp_path / "aside"
     log.rename(output / "manifest.json")
     before = (output / "model.safetensors").stat().st_mtime_ns
-    train(usual)  # whole already: nothing to do
+    train(usual)  # already complete: nothing to do
     assert (output / "model.safetensors").stat().st_mtime_ns == before
 
 
@@ -199,7 +199,7 @@ def test_the_output_is_a_whole_model_that_the_next_stage_starts_from(
     ("ranks", "zero_stage", "precision"),
     [(1, 0, "fp32"), (2, 2, "fp32"), (1, 0, "bf16"), (1, 3, "bf16")],
 )
-def test_killed_and_run_again_it_is_as_if_never_killed(
+def test_killed_run_resumes_bit_for_bit(
     job: dict[str, Any], uninterrupted: dict[str, Any], tmp_path: Path, ranks: int, zero_stage: int, precision: str
 ) -> None:
     layout = {"zero_stage": zero_stage, "micro_batch": 8 // ranks, "precision": precision}
@@ -219,9 +219,7 @@ def test_killed_and_run_again_it_is_as_if_never_killed(
     assert len(list(checkpoints.iterdir())) == 2
 
 
-def test_a_checkpoint_goes_on_with_other_ranks_and_another_zero_stage(
-    uninterrupted: dict[str, Any], tmp_path: Path
-) -> None:
+def test_checkpoint_resumes_with_different_ranks_and_zero_stage(uninterrupted: dict[str, Any], tmp_path: Path) -> None:
     moved = elsewhere(uninterrupted, tmp_path, zero_stage=2, micro_batch=4)
     Ranks(moved, 2).signal_when(Path(moved["work"]) / "checkpoints" / "step-00000005", signal.SIGKILL)
     moved["train"] |= {"zero_stage": 0, "micro_batch": 8}
@@ -233,7 +231,7 @@ def test_a_checkpoint_goes_on_with_other_ranks_and_another_zero_stage(
     )
 
 
-def test_told_to_stop_it_saves_first(uninterrupted: dict[str, Any], tmp_path: Path) -> None:
+def test_sigterm_saves_a_checkpoint(uninterrupted: dict[str, Any], tmp_path: Path) -> None:
     stopped = elsewhere(uninterrupted, tmp_path, save_every=1000)
     codes = Ranks(stopped).signal_when(Path(stopped["work"]) / "metrics.jsonl", signal.SIGTERM)
     assert codes == [128 + signal.SIGTERM]
@@ -256,7 +254,7 @@ def _edit(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [_halve, _edit, lambda checkpoint: (checkpoint / "manifest.json").unlink()])
-def test_a_damaged_checkpoint_is_never_loaded(
+def test_damaged_checkpoint_is_not_loaded(
     uninterrupted: dict[str, Any], tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     damaged = elsewhere(uninterrupted, tmp_path)
@@ -264,44 +262,44 @@ def test_a_damaged_checkpoint_is_never_loaded(
     Ranks(damaged).signal_when(checkpoints / "step-00000010", signal.SIGKILL)
     newest = max(checkpoints.glob("step-*"))
     damage(newest)
-    (checkpoints / ".step-00000099").mkdir()  # what a rank that was killed while saving leaves
+    (checkpoints / ".step-00000099").mkdir()  # left behind by a rank that was killed while saving
     running = Ranks(damaged)
     assert running.wait() == [0]
-    assert "the checkpoint before it is taken" in running.output()
+    assert "falling back to the previous checkpoint" in running.output()
     assert str(newest) in running.output()
     assert_bit_equal(damaged, uninterrupted)
     assert not (checkpoints / ".step-00000099").exists()
 
 
-def test_a_checkpoint_of_another_job_is_refused(uninterrupted: dict[str, Any], tmp_path: Path) -> None:
+def test_checkpoint_of_a_different_job_is_refused(uninterrupted: dict[str, Any], tmp_path: Path) -> None:
     changed = elsewhere(uninterrupted, tmp_path, learning_rate=1e-3)
     shutil.copytree(Path(uninterrupted["work"]), changed["work"])
-    said = fails(changed)
-    assert "train.learning_rate was 0.003, is 0.001" in said
-    assert "give another work directory" in said
+    output = fails(changed)
+    assert "train.learning_rate was 0.003, now 0.001" in output
+    assert "use another work directory" in output
     fitted = {**changed, "train": uninterrupted["train"], "init": {**uninterrupted["init"], "image_fit": "crop"}}
-    assert "init.image_fit was stretch, is crop" in fails(fitted)
+    assert "init.image_fit was stretch, now crop" in fails(fitted)
 
 
 @pytest.mark.parametrize(
     ("rate", "message"),
     [
-        (1e12, "step 2: the loss is no finite number in sample"),
-        (1e30, "step 2: the gradient's norm is not finite though every loss is; the step had sample"),
+        (1e12, "step 2: the loss is not finite in sample"),
+        (1e30, "step 2: the gradient norm is not finite although all losses are; the step had sample"),
     ],
 )
 @pytest.mark.parametrize("zero_stage", [0, 2])
-def test_what_is_no_number_stops_the_run_and_is_named(
+def test_non_finite_step_stops_the_run_and_is_named(
     job: dict[str, Any], rate: float, message: str, zero_stage: int
 ) -> None:
     job["train"] |= {"learning_rate": rate, "warmup_steps": 0, "zero_stage": zero_stage}
-    said = fails(job)
-    assert f"NonFiniteError: {message}" in said
+    output = fails(job)
+    assert f"NonFiniteError: {message}" in output
     assert [line["step"] for line in curve(job)] == [1]
 
 
 @pytest.mark.parametrize(("allowed", "ends_well"), [(2, True), (1, False)])
-def test_so_many_damaged_images_and_no_more(
+def test_run_stops_above_the_limit_of_damaged_images(
     tiny_backbones: Path,
     processor: HoneybeeProcessor,
     job: dict[str, Any],
@@ -323,12 +321,12 @@ def test_so_many_damaged_images_and_no_more(
         train(job, 2)
         assert [line["bad_samples"] for line in curve(job)] == [1, 1, 2]
     else:
-        said = fails(job, 2)
-        assert "2 samples cannot be read or have images that do not decode" in said
-        assert "sample 18 (captions example 9) cannot be used (an image does not decode: " in said
+        output = fails(job, 2)
+        assert "2 samples cannot be read or have images that do not decode" in output
+        assert "sample 18 (captions example 9) cannot be used (an image does not decode: " in output
 
 
-def test_the_metrics_say_what_was_learned(usual: dict[str, Any]) -> None:
+def test_metrics_describe_the_step(usual: dict[str, Any]) -> None:
     line = curve(usual)[-1]
     assert set(line["losses"]) == {"captions", "questions"}
     assert min(line["losses"].values()) <= line["loss"] <= max(line["losses"].values())
@@ -342,12 +340,12 @@ def test_the_metrics_say_what_was_learned(usual: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"train": {"steps": 25}}, "25 steps of 8 take 200 samples"),
+        ({"train": {"steps": 25}}, "25 steps of 8 need 200 samples"),
         ({"train": {"micro_batch": 3}}, "global_batch 8 is not a multiple of micro_batch 3"),
         ({"device": "cuda"}, "torch sees no CUDA device"),
     ],
 )
-def test_a_job_that_cannot_run_says_why(job: dict[str, Any], change: dict[str, Any], message: str) -> None:
+def test_error_explains_why_a_job_cannot_run(job: dict[str, Any], change: dict[str, Any], message: str) -> None:
     if change == {"device": "cuda"} and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     merged = job | change | {"train": {**job["train"], **change.get("train", {})}}
@@ -358,10 +356,10 @@ def test_a_job_that_cannot_run_says_why(job: dict[str, Any], change: dict[str, A
     ("key", "value", "message"),
     [
         ("tokenizer", "0123456789abcdef", "was built with tokenizer 0123456789abcdef, but"),
-        ("image_token_id", 7, "has image token 7, the model 3"),
+        ("image_token_id", 7, "has image token 7, but the model has 3"),
     ],
 )
-def test_shards_of_another_tokenizer_are_refused(
+def test_shards_of_a_different_tokenizer_are_refused(
     job: dict[str, Any], shards: Path, tmp_path: Path, key: str, value: Any, message: str
 ) -> None:
     shutil.copytree(shards, tmp_path / "shards")
@@ -370,9 +368,9 @@ def test_shards_of_another_tokenizer_are_refused(
     assert message in fails(job | {"shards": str(tmp_path / "shards")})
 
 
-def test_a_full_disk_is_noticed_before_writing(tmp_path: Path) -> None:
+def test_full_disk_is_noticed_before_writing(tmp_path: Path) -> None:
     require_space(tmp_path, 1000)
-    with pytest.raises(CheckpointError, match=r"needs 1000000000\.00 GB, but .* GB free: make room"):
+    with pytest.raises(CheckpointError, match=r"needs 1000000000\.00 GB, but .* GB free: free up space"):
         require_space(tmp_path, 10**18)
 
 
@@ -381,5 +379,5 @@ def test_two_runs_do_not_share_a_work_directory(uninterrupted: dict[str, Any], t
     running = Ranks(first)
     again = Ranks(first)
     codes = [running.wait()[0], again.wait()[0]]
-    assert codes == [0, 0]  # the second waits for the first, and finds its work done
+    assert codes == [0, 0]  # the second waits for the first and finds the output complete
     assert_bit_equal(first, uninterrupted)

@@ -1,4 +1,4 @@
-"""What a person watches while a stage trains: speed, spikes, scores."""
+"""Tests what is reported during training: FLOPs, MFU, and Weights & Biases."""
 
 import importlib.util
 from pathlib import Path
@@ -50,10 +50,10 @@ def test_flops_and_mfu(job: dict[str, Any], tmp_path: Path, ranks: int) -> None:
 
     unknown = elsewhere(job, tmp_path / "unknown")
     train(unknown, ranks)
-    assert "flops_per_second" in curve(unknown)[0] and "mfu" not in curve(unknown)[0]  # nobody knows a CPU's peak
+    assert "flops_per_second" in curve(unknown)[0] and "mfu" not in curve(unknown)[0]  # a CPU's peak is unknown
 
 
-def test_wandb_that_is_missing_is_said_at_once(job: dict[str, Any]) -> None:
+def test_missing_wandb_is_reported_at_the_start(job: dict[str, Any]) -> None:
     if importlib.util.find_spec("wandb"):
         pytest.skip("wandb is installed")
     job["train"]["wandb"] = {"project": "bees"}
@@ -62,7 +62,7 @@ def test_wandb_that_is_missing_is_said_at_once(job: dict[str, Any]) -> None:
 
 
 def test_wandb_offline(job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run where the package is installed; it needs no account and no network."""
+    """Runs only if the package is installed; needs no account and no network."""
     pytest.importorskip("wandb", reason="the optional package wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     job["train"] |= {"wandb": {"project": "bees"}, "steps": 4, "save_every": 2, "warmup_steps": 0}

@@ -1,4 +1,4 @@
-"""Small shards directories, written by hand as the contract of pipelines/shards.py says."""
+"""Writes small shards directories by hand, in the format that pipelines/shards.py defines."""
 
 import hashlib
 import io
@@ -20,7 +20,7 @@ COLOURS = ["red", "green", "blue", "yellow"]
 
 
 def picture(colour: str, seed: int, size: int = 32) -> bytes:
-    """A PNG: noise and a square of the colour."""
+    """Returns a PNG image: noise and a square of the colour."""
     random = np.random.default_rng(seed)
     image = Image.fromarray(random.integers(0, 60, (size, size, 3), dtype=np.uint8))
     left, top = random.integers(0, size // 2, 2).tolist()
@@ -31,7 +31,7 @@ def picture(colour: str, seed: int, size: int = 32) -> bytes:
 
 
 def rows(tokenizer: PreTrainedTokenizerBase, count: int, text_only_every: int = 5) -> list[dict]:
-    """Samples 0 … count - 1 of two datasets: captions, and questions of unequal length, some without an image."""
+    """Returns samples 0 … count - 1 of two datasets: captions, and questions of various lengths; some have no image."""
     samples = []
     for index in range(count):
         colour = COLOURS[index % 4]
@@ -44,7 +44,7 @@ def rows(tokenizer: PreTrainedTokenizerBase, count: int, text_only_every: int = 
             )
         else:
             dataset, prompt, answer = "captions", "", f"A {colour} square." + " It is here." * (index % 3)
-        pictures = [] if text_only else [{"bytes": picture(colour, index), "path": f"{index}.png"}]
+        images = [] if text_only else [{"bytes": picture(colour, index), "path": f"{index}.png"}]
         image = "" if text_only else "<image>"
         before = tokenizer.encode(f"<s>{image}{prompt}", add_special_tokens=False)
         after = tokenizer.encode(f"{answer}</s>", add_special_tokens=False)
@@ -53,8 +53,8 @@ def rows(tokenizer: PreTrainedTokenizerBase, count: int, text_only_every: int = 
                 "index": index,
                 "dataset": dataset,
                 "example": index // 2,
-                "images": pictures,
-                "image_sha256": [hashlib.sha256(each["bytes"]).hexdigest() for each in pictures],
+                "images": images,
+                "image_sha256": [hashlib.sha256(each["bytes"]).hexdigest() for each in images],
                 "turns": [{"user": prompt, "assistant": answer, "template": "t", "row": index}],
                 "input_ids": before + after,
                 "loss_mask": [False] * len(before) + [True] * len(after),

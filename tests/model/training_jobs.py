@@ -1,12 +1,12 @@
-"""A tiny job for the training tests."""
+"""Makes tiny jobs for the training tests."""
 
 import copy
 from pathlib import Path
 from typing import Any
 
 
-def make_job(backbones: Path, shards: Path, place: Path, **train: Any) -> dict[str, Any]:
-    """A job that trains all but the vision encoder of the tiny backbones for 8 steps of 8 samples, in fp32."""
+def make_job(backbones: Path, shards: Path, directory: Path, **train: Any) -> dict[str, Any]:
+    """Returns a job that trains projector and llm of the tiny backbones for 8 steps of 8 samples, in fp32."""
     return {
         "stage": "finetune",
         "seed": 1,
@@ -33,15 +33,15 @@ def make_job(backbones: Path, shards: Path, place: Path, **train: Any) -> dict[s
             "log_every": 1,
             **train,
         },
-        "output": str(place / "output"),
-        "work": str(place / "work"),
+        "output": str(directory / "output"),
+        "work": str(directory / "work"),
         "device": "cpu",
     }
 
 
-def elsewhere(job: dict[str, Any], place: Path, **train: Any) -> dict[str, Any]:
-    """The same job in other directories, with some settings of `train` changed."""
+def elsewhere(job: dict[str, Any], directory: Path, **train: Any) -> dict[str, Any]:
+    """Returns the same job in other directories, with some settings of `train` changed."""
     changed = copy.deepcopy(job)
     changed["train"] |= train
-    place.mkdir(parents=True, exist_ok=True)
-    return changed | {"output": str(place / "output"), "work": str(place / "work")}
+    directory.mkdir(parents=True, exist_ok=True)
+    return changed | {"output": str(directory / "output"), "work": str(directory / "work")}

@@ -1,4 +1,4 @@
-"""What a training job must learn: the same stage by a plain loop of torch; and how results are compared."""
+"""Reference for the training tests: the same stage in a plain torch loop; and helpers to compare results."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +21,9 @@ Groups = Callable[[HoneybeeForConditionalGeneration], list[dict[str, Any]]]
 
 
 def plain_torch(job: dict[str, Any], groups: Groups | None = None) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """The same stage without our loop, packs and masks: the loss of each step, and the weights at the end.
+    """Trains the stage without our loop, packs and masks; returns the loss of each step and the final weights.
 
-    groups: makes AdamW's groups of the model, each with its `peak` rate; None: those of our own."""
+    groups: makes AdamW's parameter groups of the model, each with its `peak` rate; None: parameter_groups."""
     checked = Job.model_validate(job)
     settings, init = checked.train, checked.init
     model = HoneybeeForConditionalGeneration.from_backbones(
@@ -49,7 +49,7 @@ def plain_torch(job: dict[str, Any], groups: Groups | None = None) -> tuple[list
         pixels, _ = Decoder.like(processor.image_processor)(
             [image.read() for example in examples for image in example.images]
         )
-        batch = collator([[example] for example in examples], pixels, [False] * len(examples))  # each alone in its row
+        batch = collator([[example] for example in examples], pixels, [False] * len(examples))  # one example per row
         loss = model(input_ids=batch.input_ids, labels=batch.labels, pixel_values=pixels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)

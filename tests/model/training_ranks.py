@@ -1,4 +1,4 @@
-"""Runs training jobs in real processes, forked from a server that has imported torch and DeepSpeed once."""
+"""Runs training jobs in real processes, forked from a server that has already imported torch and DeepSpeed."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ TIMEOUT = 120.0  # seconds
 
 
 class Ranks:
-    """The processes of a job. `errors` has the traceback of each rank that raised, "" for the others."""
+    """The processes of a job; each logs to its own file, including the traceback of an error."""
 
     def __init__(self, job: Mapping[str, Any], ranks: int = 1):
         with socket.socket() as probe:
@@ -38,7 +38,7 @@ class Ranks:
             self.processes.append(process)
 
     def wait(self) -> list[int | None]:
-        """Exit codes; a rank that takes too long is killed."""
+        """Returns the exit codes; a rank that takes longer than TIMEOUT is killed."""
         deadline = time.monotonic() + TIMEOUT
         for process in self.processes:
             process.join(max(0.1, deadline - time.monotonic()))
@@ -48,7 +48,7 @@ class Ranks:
         return [process.exitcode for process in self.processes]
 
     def signal_when(self, path: Path, number: signal.Signals) -> list[int | None]:
-        """Sends the signal to every rank as soon as the path is there; then waits."""
+        """Sends the signal to every rank as soon as the path exists; then waits."""
         deadline = time.monotonic() + TIMEOUT
         while not path.exists():
             assert all(process.is_alive() for process in self.processes), self.output()
@@ -71,24 +71,24 @@ def train(job: Mapping[str, Any], ranks: int = 1) -> None:
 
 
 def fails(job: Mapping[str, Any], ranks: int = 1) -> str:
-    """Trains a job that must fail; returns what its ranks said."""
+    """Trains a job that must fail; returns the output of its ranks."""
     running = Ranks(job, ranks)
     assert 0 not in running.wait()
     return running.output()
 
 
 def curve(job: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl."""
+    """Returns the lines of metrics.jsonl."""
     return [json.loads(line) for line in (Path(job["work"]) / "metrics.jsonl").read_text().splitlines()]
 
 
 def losses(job: Mapping[str, Any]) -> list[tuple[int, float, float]]:
-    """(step, loss, gradient norm) of each line."""
+    """Returns (step, loss, gradient norm) of each line."""
     return [(line["step"], line["loss"], line["grad_norm"]) for line in curve(job)]
 
 
 def in_a_rank(function: Callable[..., None], *arguments: Any) -> None:
-    """Calls a function of a module, which must not raise, in a process of its own."""
+    """Calls a module-level function, which must not raise, in a separate process."""
     process = _server.Process(target=_alone, args=(function, arguments))
     process.start()
     process.join(TIMEOUT)
@@ -119,5 +119,5 @@ def _rank(job: str, environment: Mapping[str, Any], log: str) -> None:
     except Exception:
         with Path(log).open("a") as file:
             file.write(traceback.format_exc())
-        os._exit(1)  # as a rank of its own would: at once, also if others wait for it
+        os._exit(1)  # exit at once like a real rank, even if others are waiting for it
     sys.exit(code)
