@@ -1,5 +1,5 @@
-"""The Honeybee model. Its classes are loaded when one is asked for, since torch and transformers take seconds; all at
-once, so that the Auto classes of transformers know them."""
+"""The Honeybee model. Its classes are imported lazily because torch and transformers take seconds to import, and all
+together, so that they are registered with the Auto classes of transformers."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Talk with a trained model about pictures; answers come piece by piece."""
+"""Chats with a trained model about images and streams its answers."""
 
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -18,11 +18,11 @@ Picture = Image.Image | str | Path
 
 
 class ChatError(ValueError):
-    """A question or a picture that cannot be used."""
+    """Raised for a question or an image that cannot be used."""
 
 
 def open_picture(picture: Picture) -> Image.Image:
-    """The picture for `ask`, read whole. Raises ChatError for a URL and for what is no picture that can be read."""
+    """Opens an image for `ask` and loads its pixels. Raises ChatError for a URL or an unreadable image."""
     try:
         return picture if isinstance(picture, Image.Image) else open_image(picture)
     except ValueError as error:
@@ -30,9 +30,9 @@ def open_picture(picture: Picture) -> Image.Image:
 
 
 class Chat:
-    """A conversation; every question sees the pictures and turns before it.
+    """A conversation; each question is answered with all earlier images and turns as context.
 
-    messages: the conversation so far, in the form of chat templates; may be set to a history, or emptied.
+    messages: the conversation so far, in chat-template format. It may be replaced by an existing history or cleared.
     """
 
     def __init__(self, model: HoneybeeForConditionalGeneration, processor: HoneybeeProcessor):
@@ -41,7 +41,7 @@ class Chat:
 
     @classmethod
     def load(cls, model_dir: Path | str, device: str = "auto", dtype: torch.dtype | str = "auto") -> "Chat":
-        """model_dir: a saved model with its processor. dtype: "auto" is as it was saved. Raises ModelError."""
+        """Loads a saved model with its processor. dtype: "auto" keeps the saved precision. Raises ModelError."""
         return cls(*load(model_dir, device, dtype))
 
     def ask(
@@ -51,28 +51,29 @@ class Chat:
         max_new_tokens: int = 512,
         temperature: float = 0.0,
     ) -> Generator[str, None, None]:
-        """Yields the answer in pieces as they are generated, and then adds the turn to `messages`.
+        """Yields the answer piece by piece as it is generated, then appends the turn to `messages`.
 
-        images: new in this turn, Pillow images or local files. temperature: 0 is greedy. The answer ends where the
-        model's context ends. A reader that stops early ends the generation; what it read becomes the turn. Raises
-        ChatError for an image that cannot be read, for a question that is empty or holds the image token, and for a
-        conversation that leaves no room for an answer; and whatever generation raises. Then no turn is added.
+        images: the images that are new in this turn, as Pillow images or local files. temperature: 0 means greedy. An
+        answer is cut off at the end of the model's context. Closing the generator early stops the generation, and the
+        text yielded so far becomes the turn. Raises ChatError for an unreadable image, for a question that is empty or
+        contains the image token, and for a conversation that leaves no room for an answer; exceptions during generation
+        propagate. If an exception is raised, no turn is added.
         """
-        question = question.encode(errors="replace").decode()  # halves of characters, which no tokenizer takes
+        question = question.encode(errors="replace").decode()  # tokenizers reject lone surrogates
         token = self.processor.image_token
         if token in question:
-            raise ChatError(f"the question holds {token}, which is the model's own: give images beside the text")
+            raise ChatError(f"the question contains {token}, which is a reserved token: pass images separately")
         if not question.strip():
             raise ChatError("the question is empty")
-        pictures = [{"type": "image", "image": open_picture(image)} for image in images]
-        user = {"role": "user", "content": [*pictures, {"type": "text", "text": question}]}
+        image_parts = [{"type": "image", "image": open_picture(image)} for image in images]
+        user = {"role": "user", "content": [*image_parts, {"type": "text", "text": question}]}
         messages = [*self.messages, user]
         shown = [part["image"] for message in messages for part in message["content"] if part["type"] == "image"]
         prompt, context = encode(self.processor, messages), context_of(self.model)
         if context is not None and len(prompt) >= context:
             raise ChatError(
-                f"the conversation has {len(prompt)} tokens and the model's context {context}: "
-                "ask something shorter, or begin a new conversation"
+                f"the conversation has {len(prompt)} tokens, but the model's context is {context} tokens: "
+                "ask a shorter question or start a new conversation"
             )
         answers: SimpleQueue[Progress] = SimpleQueue()
         row = Row(
@@ -88,7 +89,7 @@ class Chat:
         def work() -> None:
             try:
                 generate(self.model, self.processor, [row])
-            except Exception as error:  # raised again below, in the reader's thread
+            except Exception as error:  # re-raised below, in the consumer's thread
                 row.finish(error)
 
         thread = Thread(target=work, daemon=True)

@@ -1,4 +1,4 @@
-"""Answers to several prompts in one batch, each given out token by token and ended by its own rules."""
+"""Generates answers to several prompts in one batch; each is streamed and has its own stopping conditions."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,22 +20,22 @@ from model.text_stream import Detokenizer, StopStrings
 
 @dataclass(frozen=True)
 class End:
-    """How an answer ended: `stop` (the model's end token or a stop string), `length`, or `cancelled`. tokens: how many
-    were generated, the end token among them."""
+    """The reason why an answer ended: `stop` (the model's end token or a stop string), `length` or `cancelled`.
+    tokens: the number of generated tokens, including the end token."""
 
     reason: Literal["stop", "length", "cancelled"]
     tokens: int
 
 
-Progress = str | End | Exception  # an answer is pieces of text and then one of the others
+Progress = str | End | Exception  # an answer consists of pieces of text, followed by one End or Exception
 
 
 @dataclass
 class Row:
     """One prompt of a batch.
 
-    input_ids: as `encode` gives them. pixels: (n, 3, S, S), its pictures in order; None for none. report: is called
-    from the generating thread. cancelled: set by whoever no longer wants the answer.
+    input_ids: the result of `encode`. pixels: the images in order, (n, 3, S, S), or None if there are none. report:
+    called from the generating thread. cancelled: set by a caller that no longer wants the answer.
     """
 
     input_ids: Sequence[int]
@@ -48,7 +48,7 @@ class Row:
     ended: bool = False
 
     def finish(self, how: End | Exception) -> None:
-        """Reports the end, once."""
+        """Reports the end of the answer; later calls have no effect."""
         if not self.ended:
             self.ended = True
             self.report(how)
@@ -57,24 +57,25 @@ class Row:
 def load(
     directory: Path | str, device: str = "auto", dtype: torch.dtype | str = "auto"
 ) -> tuple[HoneybeeForConditionalGeneration, HoneybeeProcessor]:
-    """A saved model with its processor. dtype: "auto" is as it was saved. Raises ModelError, naming the directory."""
+    """Loads a saved model with its processor. dtype: "auto" keeps the saved precision. Raises ModelError, naming the
+    directory."""
     check_model(Path(directory))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         processor = HoneybeeProcessor.from_pretrained(directory)
-        processor.check_model(HoneybeeConfig.from_pretrained(directory))  # before the weights: they take long
+        processor.check_model(HoneybeeConfig.from_pretrained(directory))  # fails fast, before the weights are loaded
         model = HoneybeeForConditionalGeneration.from_pretrained(directory, dtype=dtype)
-    except Exception as error:  # transformers raises anything for files that are not as it wrote them
+    except Exception as error:  # transformers raises arbitrary exceptions for corrupt files
         what = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
         raise ModelError(f"the model in {directory} cannot be loaded: {what}") from error
     return model.to(device).eval(), processor
 
 
 def encode(processor: HoneybeeProcessor, messages: Sequence[Any]) -> list[int]:
-    """A conversation in the form of chat templates → the token ids of its prompt, M image tokens an image.
+    """Returns the prompt's token ids for a conversation in chat-template format, with M image tokens per image.
 
-    Texts must not hold the image token. Raises jinja2.TemplateError where the template refuses the conversation.
+    Texts must not contain the image token. Raises jinja2.TemplateError if the template rejects the conversation.
     """
     text = processor.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
     text = text.replace(processor.image_token, processor.image_token * processor.num_image_tokens)
@@ -82,7 +83,7 @@ def encode(processor: HoneybeeProcessor, messages: Sequence[Any]) -> list[int]:
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask of a batch, (B, T) each: prompts end together, so that answers begin together."""
+    """Returns token ids and attention mask, (B, T) each, padded on the left so that all answers start at column T."""
     width = max(map(len, prompts))
     input_ids = torch.full((len(prompts), width), pad)
     mask = torch.zeros_like(input_ids)
@@ -93,15 +94,15 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Ten
 
 
 def context_of(model: HoneybeeForConditionalGeneration) -> int | None:
-    """How many tokens a prompt and its answer may have together; None where the language model sets no limit."""
+    """Returns the maximum number of tokens of a prompt and its answer together, or None if there is no limit."""
     return getattr(model.config.text_config, "max_position_embeddings", None)
 
 
 def generate(model: Any, processor: HoneybeeProcessor, rows: Sequence[Row]) -> None:
-    """Answers all rows in one batch, padded on the left; reports to each as its answer grows and when it ends.
+    """Answers all rows in one left-padded batch and reports each row's text, and its end, as soon as it is known.
 
-    A row that ends, or is cancelled, frees nothing until the longest answer of the batch is there, but is told at once.
-    Raises whatever the model raises; then rows without an end were not reported one.
+    The end of a row is reported immediately, but its memory is freed only when the longest answer of the batch is
+    complete. Exceptions of the model propagate; unfinished rows then receive no End.
     """
     tokenizer = processor.tokenizer
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -112,7 +113,7 @@ def generate(model: Any, processor: HoneybeeProcessor, rows: Sequence[Row]) -> N
         attention_mask=mask.to(model.device),
         pixel_values=torch.cat(pixels).to(model.device) if pixels else None,
         max_new_tokens=max(row.max_new_tokens for row in rows),
-        do_sample=False,  # RowSampler does it
+        do_sample=False,  # RowSampler samples
         num_beams=1,
         repetition_penalty=1.0,
         pad_token_id=pad,
@@ -127,13 +128,13 @@ def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
 
 
 class _Reporter(StoppingCriteria):
-    """Sees every new token, and says which rows are done."""
+    """Passes each new token to its row's answer and tells `generate` which rows are done."""
 
     def __init__(self, rows: Sequence[Row], tokenizer: Any, end_tokens: set[int]):
         self._answers = [_Answer(row, tokenizer, end_tokens) for row in rows]
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
-        """input_ids: (B, T), the new tokens in the last column → (B,), which rows are done."""
+        """input_ids: (B, T) with the new tokens in the last column → (B,), True for rows that are done."""
         for answer, token in zip(self._answers, input_ids[:, -1].tolist(), strict=True):
             answer.take(token)
         return torch.tensor([answer.row.ended for answer in self._answers], device=input_ids.device)
@@ -160,7 +161,7 @@ class _Answer:
             ended = self._stops.found
         if ended or self._count == row.max_new_tokens:
             self._give(self._text.end())
-            ended = ended or self._stops.found  # in a last character that was not whole
+            ended = ended or self._stops.found  # flushing an incomplete last character may complete a stop string
             if piece := self._stops.end():
                 row.report(piece)
             row.finish(End("stop" if ended else "length", self._count))

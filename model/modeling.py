@@ -24,19 +24,19 @@ from model import pretrained as backbone
 from model.configuration import HoneybeeConfig
 from model.projectors import PROJECTORS, Projector, Shape, build_projector
 
-# Encoders whose forward is embeddings → (norm) → layers, so that we can stop after the layer that we read.
+# Encoders whose forward pass is embeddings → (norm) → layers, so that it can stop after the layer that is read.
 CLIP_LIKE = {"clip_vision_model", "siglip_vision_model"}
 
 
 @dataclass
 class HoneybeeOutput(CausalLMOutputWithPast):
-    """`image_hidden_states`: the visual tokens (num_images, M, D), where images were given."""
+    """Output of the model. image_hidden_states: visual tokens, (num_images, M, D), if images were given."""
 
     image_hidden_states: Tensor | None = None
 
 
 class HoneybeeForConditionalGeneration(PreTrainedModel, GenerationMixin):
-    """The model; its three parts are `vision`, `projector` and `llm`."""
+    """The Honeybee model with its three parts `vision`, `projector` and `llm`."""
 
     config_class = HoneybeeConfig
     input_modalities = ["image", "text"]
@@ -57,7 +57,7 @@ class HoneybeeForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, Projector):  # everything else belongs to a part that initialises itself
+        if isinstance(module, Projector):  # all other modules belong to parts that initialise themselves
             module.initialize()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -76,9 +76,9 @@ class HoneybeeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.llm.get_decoder()
 
     def get_vision_features(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values: (n, 3, S, S) → the patch features of hidden_states[vision_layer], (n, N, C), no class token.
+        """pixel_values: (n, 3, S, S) → patch features of hidden_states[vision_layer], (n, N, C), without class token.
 
-        Layers above that one do not run, and no graph is kept while no parameter of the encoder is trained.
+        Layers above that one do not run, and no autograd graph is recorded if all encoder parameters are frozen.
         """
         config, vision = self.config, self.vision
         trained = any(parameter.requires_grad for parameter in vision.parameters())
@@ -96,7 +96,7 @@ class HoneybeeForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """pixel_values: (n, 3, S, S), n may be 0 → visual tokens (n, M, D)."""
-        if len(pixel_values) == 0:  # run all parts on a blank image: ranks that share parameters must do the same calls
+        if len(pixel_values) == 0:  # run on a blank image: ranks with sharded parameters must make the same calls
             return self.get_image_features(pixel_values.new_zeros(1, *pixel_values.shape[1:]))[:0]
         features = self.get_vision_features(pixel_values)
         return self.projector(features.to(next(self.projector.parameters()).dtype))
@@ -104,25 +104,23 @@ class HoneybeeForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def embed(
         self, input_ids: Tensor | None, pixel_values: Tensor | None, inputs_embeds: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The language model's input, (B, T, D), with the visual tokens in their places; and the visual tokens.
-
-        Raises ValueError, with both counts, where image tokens and images do not match.
-        """
+        """Returns the language model's input, (B, T, D), with visual tokens in place of image tokens, and the visual
+        tokens. Raises ValueError, stating both counts, if the image tokens do not match the images."""
         embedding = self.get_input_embeddings()
         if inputs_embeds is None:
             inputs_embeds = embedding(input_ids)
-            places = input_ids == self.config.image_token_id
+            is_image = input_ids == self.config.image_token_id
         else:
             image_embedding = embedding(torch.tensor(self.config.image_token_id, device=inputs_embeds.device))
-            places = (inputs_embeds == image_embedding).all(dim=-1)
+            is_image = (inputs_embeds == image_embedding).all(dim=-1)
         if pixel_values is None:
             torch_compilable_check(
-                ~places.any(), lambda: f"found {int(places.sum())} image tokens but 0 images: give pixel_values"
+                ~is_image.any(), lambda: f"found {int(is_image.sum())} image tokens but 0 images: pass pixel_values"
             )
             return inputs_embeds, None
         tokens = self.get_image_features(pixel_values)
         images, per_image = tokens.shape[:2]
-        in_rows = places.sum(dim=1)
+        in_rows = is_image.sum(dim=1)
         torch_compilable_check(
             in_rows.sum() == images * per_image,
             lambda: (
@@ -133,12 +131,12 @@ class HoneybeeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         torch_compilable_check(
             (in_rows % per_image == 0).all(),
             lambda: (
-                f"the rows hold {in_rows.tolist()} image tokens: each count must be a multiple of {per_image}, "
-                "the tokens of an image"
+                f"the rows contain {in_rows.tolist()} image tokens: each count must be a multiple of {per_image}, "
+                "the number of tokens per image"
             ),
         )
         tokens = tokens.to(inputs_embeds.device, inputs_embeds.dtype)
-        return inputs_embeds.masked_scatter(places.unsqueeze(-1), tokens), tokens
+        return inputs_embeds.masked_scatter(is_image.unsqueeze(-1), tokens), tokens
 
     def forward(
         self,
@@ -154,24 +152,24 @@ class HoneybeeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> HoneybeeOutput:
-        """One pass.
+        """Runs one forward pass.
 
-        input_ids: (B, T), config.num_image_tokens image tokens in a row for each image, or inputs_embeds (B, T, D).
-        pixel_values: (num_images, 3, S, S), in the order of their image tokens, row by row. In training give an empty
-        (0, 3, S, S) to a batch without images, so that the projector has a (zero) gradient on every rank.
-        attention_mask: (B, T), or any form that the language model takes, as a 4-D mask for packed sequences.
-        labels: (B, T), aligned with input_ids; -100 is not supervised. The loss is the mean cross-entropy over the
-        supervised tokens, or their sum divided by num_items_in_batch. With labels, logits are computed for supervised
-        positions only and not returned, unless return_logits is set.
+        input_ids: (B, T) with config.num_image_tokens consecutive image tokens per image; or inputs_embeds: (B, T, D).
+        pixel_values: (num_images, 3, S, S), in the order of their image tokens, row by row. In training, pass an empty
+        (0, 3, S, S) for a batch without images, so that the projector has a (zero) gradient on every rank.
+        attention_mask: (B, T), or any form that the language model accepts, such as a 4-D mask for packed sequences.
+        labels: (B, T), aligned with input_ids; -100 marks unsupervised tokens. The loss is the mean cross-entropy over
+        the supervised tokens, or their sum divided by num_items_in_batch. With labels, logits are computed only for
+        supervised positions and are not returned, unless return_logits is set.
 
-        Raises ValueError where image tokens and images do not match, or not exactly one of the two inputs is given.
+        Raises ValueError if image tokens and images do not match, or if not exactly one of the two inputs is given.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
+            raise ValueError("pass exactly one of input_ids and inputs_embeds")
         tokens = None
         if past_key_values is None or past_key_values.get_seq_length() == 0 or pixel_values is not None:
             inputs_embeds, tokens = self.embed(input_ids, pixel_values, inputs_embeds)
-        elif inputs_embeds is None:  # decoding: pictures were in the prefill
+        elif inputs_embeds is None:  # decoding: the prefill has already processed the images
             inputs_embeds = self.get_input_embeddings()(input_ids)
 
         if labels is not None:
@@ -205,11 +203,11 @@ class HoneybeeForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _expand_inputs_for_generation(  # type: ignore[override, misc]
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
     ) -> Any:
-        # Rows are repeated (beams, several answers); the images of a row must be repeated together, not one by one.
+        # Rows are repeated for beams and for multiple answers; the images of a row must be repeated as a group.
         pixel_values = kwargs.pop("pixel_values", None)
         if pixel_values is not None and expand_size > 1:
             if input_ids is None or input_ids.shape[1] == 0:
-                raise ValueError("beams and several answers need input_ids, to know which images belong to which row")
+                raise ValueError("beam search and multiple answers need input_ids, to assign the images to rows")
             per_row = (input_ids == self.config.image_token_id).sum(dim=1) // self.config.num_image_tokens
             of_rows = pixel_values.split(per_row.tolist())
             pixel_values = torch.cat([images for images in of_rows for _ in range(expand_size)])
@@ -220,22 +218,22 @@ class HoneybeeForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, and strict: raises ValueError, naming the keys, for weights that are missing from the
-        checkpoint, that the model does not have, of another shape, or not finite."""
+        """Loads as in transformers, but strictly: raises ValueError, naming the keys, for weights that are missing,
+        unexpected, of the wrong shape or not finite."""
         report = kwargs.pop("output_loading_info", False)
         lenient = kwargs.get("ignore_mismatched_sizes", False)
-        kwargs["ignore_mismatched_sizes"] = True  # we raise ourselves, and name the key
+        kwargs["ignore_mismatched_sizes"] = True  # reported below, together with the key
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
         problems = [f"missing {key}" for key in sorted(info["missing_keys"])]
-        problems += [f"surplus {key}" for key in sorted(info["unexpected_keys"])]
+        problems += [f"unexpected {key}" for key in sorted(info["unexpected_keys"])]
         if not lenient:
             problems += [
-                f"{key} has shape {tuple(found)} where the model has {tuple(expected)}"
+                f"{key} has shape {tuple(found)}, but the model expects {tuple(expected)}"
                 for key, found, expected in sorted(info["mismatched_keys"])
             ]
         problems += [
-            f"{key} has values that are not finite"
+            f"{key} contains non-finite values"
             for key, tensor in model.state_dict().items()
             if not tensor.is_meta and tensor.is_floating_point() and not torch.isfinite(tensor).all()
         ]
@@ -256,12 +254,12 @@ class HoneybeeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> "HoneybeeForConditionalGeneration":
-        """A model before its first training: pre-trained parts, and a projector initialised from `seed`.
+        """Builds an untrained model from pre-trained parts and a projector that is initialised from `seed`.
 
-        vision, llm: directories or hub names of a CLIP-like model (or its vision encoder alone) and of a causal
-        language model. projector: as in HoneybeeConfig. tokenizer: one that has `<image>`; the language model's
-        embeddings grow where it has more tokens. image_size: S; the encoder's position embeddings are interpolated
-        where it is not their own. Raises ValueError where the parts do not fit, OSError where one is not found.
+        vision, llm: directories or hub names of a CLIP-like model (or only its vision encoder) and of a causal
+        language model. projector: as in HoneybeeConfig. tokenizer: must have `<image>`; the language model's embeddings
+        are extended if it has more tokens. image_size: S; the encoder's position embeddings are interpolated if it
+        differs from theirs. Raises ValueError if the parts do not fit together, OSError if one is not found.
         """
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
@@ -269,7 +267,7 @@ class HoneybeeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         encoder = backbone.load_vision(vision, image_size, dtype)
         language_model = backbone.load_llm(llm, tokenizer, dtype)
         for part in (encoder, language_model):
-            part.config.name_or_path = ""  # where it lay on this machine is no property of the new model
+            part.config.name_or_path = ""  # do not record local paths in the new model
         config = HoneybeeConfig(
             vision_config=encoder.config,
             text_config=language_model.config,
@@ -288,7 +286,7 @@ class HoneybeeForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
 
 def projector_of(config: HoneybeeConfig) -> Projector:
-    """The initialised projector that a configuration describes."""
+    """Builds the projector that a configuration describes, with initialised weights."""
     shape = Shape(
         num_features=config.num_features,
         num_tokens=config.projector["num_tokens"],

@@ -1,6 +1,6 @@
-"""The authors' projectors → ours, and back: their configuration keys, their parameter names, equal outputs.
+"""Converts the authors' projectors to ours and back: configuration keys and parameter names, with equal outputs.
 
-`FORMATS` is all that is known of them; source: the configurations and state dicts of the released checkpoints.
+`FORMATS` describes the supported types; source: the configurations and state dicts of the released checkpoints.
 """
 
 import re
@@ -20,9 +20,9 @@ REQUIRED = object()
 class Format:
     """One of the authors' projector types.
 
-    type: ours. settings: our setting → their key, and the value that their code takes where the key is absent.
-    name: our parameter name → theirs. tokens: their key for M; None where M is N. fixed: keys of theirs that may only
-    have this value, if they are there. values: our setting → their value → ours, where these differ.
+    type: our name of the type. settings: our setting → their key, and their default for an absent key. name: maps our
+    parameter names to theirs. tokens: their key for M; None if M equals N. fixed: their keys for which only one value
+    is supported. values: our setting → their value → our value, where the values differ.
     """
 
     type: str
@@ -100,8 +100,8 @@ def _d_abstractor_name(name: str) -> str:
         ".down.": ".fc2.",
         ".mlp_norm.": ".final_layer_norm.",
     }
-    whole = {"position_embedding": "v_pos_emb", "queries": "query_position_embeddings.weight"}
-    return whole.get(name) or _mlp_name(_replace(name, parts))
+    exact = {"position_embedding": "v_pos_emb", "queries": "query_position_embeddings.weight"}
+    return exact.get(name) or _mlp_name(_replace(name, parts))
 
 
 _COMMON: dict[str, tuple[str, Any]] = {
@@ -165,34 +165,34 @@ FORMATS = {
 
 
 def projector_settings(config: dict[str, Any], num_input_tokens: int) -> dict[str, Any]:
-    """`projector` of HoneybeeConfig, from the projector's part of their configuration; N as `num_input_tokens`.
+    """Converts the projector part of their configuration to `projector` of HoneybeeConfig. num_input_tokens: N.
 
-    Raises ValueError, naming the key, for an unknown type, an absent key and a value that has no counterpart.
+    Raises ValueError, naming the key, for an unknown type, a missing key and a value that has no counterpart.
     """
     type = config.get("projector_type")
     if type not in FORMATS:
-        raise ValueError(f"unknown projector_type {type!r}: the known ones are {', '.join(FORMATS)}")
+        raise ValueError(f"unknown projector_type {type!r}: the supported types are {', '.join(FORMATS)}")
     format = FORMATS[type]
     needed = {"encoder_hidden_size", "output_hidden_size"} | ({format.tokens} if format.tokens else set())
     needed |= {theirs for theirs, default in format.settings.values() if default is REQUIRED}
     if needed - set(config):
-        raise ValueError(f"the configuration of a {type} projector must have {sorted(needed - set(config))}")
+        raise ValueError(f"the configuration of the {type} projector lacks {sorted(needed - set(config))}")
     for key, only in format.fixed.items():
         if config.get(key, only) != only:
-            raise ValueError(f"{key} is {config[key]!r} in the configuration: only {only!r} is supported")
+            raise ValueError(f"{key} is {config[key]!r} in the configuration, but only {only!r} is supported")
     settings = {ours: config.get(theirs, default) for ours, (theirs, default) in format.settings.items()}
     for ours, meaning in format.values.items():
         if settings[ours] not in meaning:
-            raise ValueError(f"{format.settings[ours][0]} is {settings[ours]!r}: the known values are {list(meaning)}")
+            raise ValueError(f"{format.settings[ours][0]} is {settings[ours]!r}, but must be one of {list(meaning)}")
         settings[ours] = meaning[settings[ours]]
     num_tokens = config[format.tokens] if format.tokens else num_input_tokens
     return {"type": format.type, "num_tokens": num_tokens, "settings": settings}
 
 
 def projector_config(projector: Projector) -> dict[str, Any]:
-    """The projector's part of their configuration; the inverse of projector_settings.
+    """Returns the projector part of their configuration; the inverse of projector_settings.
 
-    Raises ValueError for a setting that theirs lacks.
+    Raises ValueError for a setting that their code does not support.
     """
     theirs, format = _format_of(projector)
     settings = projector.settings.model_dump() | ({"depth": 1} if projector.name == "linear" else {})
@@ -215,20 +215,20 @@ def projector_config(projector: Projector) -> dict[str, Any]:
 
 
 def _format_of(projector: Projector) -> tuple[str, Format]:
-    """Their name of its type, and the type."""
-    type = "mlp" if projector.name == "linear" else projector.name  # theirs is an MLP of depth 1
+    """Returns their name for the projector's type, and its format."""
+    type = "mlp" if projector.name == "linear" else projector.name  # their linear projector is an MLP of depth 1
     ((theirs, format),) = ((theirs, format) for theirs, format in FORMATS.items() if format.type == type)
     return theirs, format
 
 
 def projector_from_official(config: dict[str, Any], state: dict[str, Tensor], num_input_tokens: int) -> Projector:
-    """Their projector as one of ours, in evaluation mode, in the precision of its weights.
+    """Converts their projector to ours, in evaluation mode and in the precision of its weights.
 
-    config: the projector's part of their configuration. state: its state dict, names as in their module (in a
-    released checkpoint they stand under `abstractor.`). num_input_tokens: N, without the class token.
+    config: the projector part of their configuration. state: its state dict, with the names of their module (released
+    checkpoints prefix them with `abstractor.`). num_input_tokens: N, without the class token.
 
-    Raises ValueError, naming the key, for an unknown type, an absent configuration key, and weights that are missing,
-    surplus or of another shape.
+    Raises ValueError, naming the key, for an unknown type, a missing configuration key, and weights that are missing,
+    unexpected or of the wrong shape.
     """
     described = projector_settings(config, num_input_tokens)
     format = FORMATS[config["projector_type"]]
@@ -238,7 +238,7 @@ def projector_from_official(config: dict[str, Any], state: dict[str, Tensor], nu
         encoder_width=config["encoder_hidden_size"],
         output_width=config["output_hidden_size"],
     )
-    with torch.device("meta"):  # all of its values come from the state dict
+    with torch.device("meta"):  # the state dict provides all values
         projector = build_projector(described["type"], shape, described["settings"])
     state = dict(state)
     own = projector.state_dict()
@@ -248,23 +248,23 @@ def projector_from_official(config: dict[str, Any], state: dict[str, Tensor], nu
             raise ValueError(f"the state dict lacks {theirs!r} (ours: {ours})")
         tensor = state.pop(theirs)
         if ours == "position_embedding" and tensor.shape[1] == wanted.shape[1] + 1:
-            tensor = tensor[:, 1:]  # old checkpoints have one for the class token too
+            tensor = tensor[:, 1:]  # old checkpoints also have a row for the class token
         if tensor.ndim == 4 and wanted.ndim == 2 and tensor.shape[2:] == (1, 1):
             tensor = tensor[:, :, 0, 0]  # a 1×1 convolution is a linear layer
         if tensor.shape != wanted.shape:
             raise ValueError(f"{theirs!r} has shape {tuple(tensor.shape)}, expected {tuple(wanted.shape)}")
         own[ours] = tensor
     if state:
-        raise ValueError(f"the state dict has weights that a {config['projector_type']} has not: {sorted(state)}")
+        raise ValueError(f"the state dict has unexpected weights for a {config['projector_type']}: {sorted(state)}")
     projector.load_state_dict(own, assign=True)
     return projector.eval()
 
 
 def official_state(projector: Projector) -> dict[str, Tensor]:
-    """The projector's state dict under their names and in their shapes; the inverse of projector_from_official."""
+    """Returns the state dict with their names and shapes; the inverse of projector_from_official."""
     _, format = _format_of(projector)
     state = {format.name(ours): tensor for ours, tensor in projector.state_dict().items()}
-    # their convolutions have four dimensions, ours are linear layers where the kernel is 1×1
+    # their 1×1 convolutions have four-dimensional weights; ours are linear layers
     of_convolution = re.compile(r"\.(conv|se\.fc1|se\.fc2)\.weight$")
     return {
         theirs: tensor[:, :, None, None] if of_convolution.search(theirs) and tensor.ndim == 2 else tensor

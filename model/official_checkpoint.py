@@ -1,8 +1,8 @@
-"""Checkpoints as the paper's authors released them → model directories of ours, and back; no bit of a weight changes.
+"""Converts the checkpoints released by the paper's authors to our model directories and back, without loss.
 
-Source: their model class. Keys stand under `vision_model.` (a CLIPVisionModel), `abstractor.` (model/official.py) and
-`language_model.` (a LlamaForCausalLM). Their code holds visual tokens by negative ids, ours by the token `<image>`,
-so that our tables of embeddings have a row more.
+Source: their model class. Keys are prefixed with `vision_model.` (a CLIPVisionModel), `abstractor.` (see
+model/official.py) or `language_model.` (a LlamaForCausalLM). Their code marks visual tokens by negative ids, ours by
+the token `<image>`, so that our embedding tables have an additional row.
 """
 
 import json
@@ -27,12 +27,12 @@ from model.weight_files import SHARD_BYTES, CheckpointError, Weights, read_json,
 from pipelines.store import partial_of, write_atomic
 from pipelines.tokenizer import TokenizerError, add_image_token
 
-KEPT = "official"  # directory of a model: what is in their checkpoint besides weights, to go back from
+KEPT = "official"  # subdirectory of a model with the checkpoint's other files, which an export restores
 PREFIXES = {"vision.": "vision_model.vision_model.", "llm.": "language_model.", "projector.": "abstractor."}
-TABLES = ("llm.model.embed_tokens.weight", "llm.lm_head.weight")  # a row for each token
+TABLES = ("llm.model.embed_tokens.weight", "llm.lm_head.weight")  # one row per token
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 _OTHERS = ("config.json", "generation_config.json", "added_tokens.json", *_TOKENIZER)
-# buffers that older transformers wrote: they follow from the configuration, and are no weights
+# buffers that older versions of transformers saved; they are derived from the configuration
 _BUFFERS = re.compile(r"\.(position_ids|rotary_emb\.inv_freq)$")
 
 
@@ -44,19 +44,19 @@ def import_official(
     llm: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> HoneybeeConfig:
-    """Writes the directory of a model that computes what the checkpoint's does; whole, or not at all.
+    """Converts a checkpoint to a model directory that computes the same outputs; writes it completely or not at all.
 
-    checkpoint: a directory with config.json and weights. output: absent or empty. tokenizer: a directory or hub name,
-    needed where the checkpoint has none (the released ones have none: theirs is Llama 2's). vision, llm: as in
-    `from_official`. The precision of every weight is kept. A position embedding's row for the class token, which old
-    checkpoints have and nothing reads, is left out. Memory: one file of `shard_bytes`, and the projector.
+    checkpoint: a directory with config.json and weights. output: must be absent or empty. tokenizer: a directory or
+    hub name, required if the checkpoint has none (the released ones do not include theirs, which is Llama 2's).
+    vision, llm: as in `from_official`. Each weight keeps its precision. The position embedding's row for the class
+    token, which old checkpoints have but nothing reads, is dropped. Memory: a file of `shard_bytes` and the projector.
 
-    Raises CheckpointError, naming file and key, for whatever does not fit; OSError where the disk is full.
+    Raises CheckpointError, naming file and key, for any mismatch; OSError if the disk is full.
     """
     if (checkpoint / "adapter_config.json").is_file():
         raise CheckpointError(
-            f"{checkpoint / 'adapter_config.json'}: this is a LoRA adapter without its model; merge it into its base "
-            "first (peft's merge_and_unload, then save_pretrained)"
+            f"{checkpoint / 'adapter_config.json'}: this is a LoRA adapter without its base model; merge it into the "
+            "base model first (peft's merge_and_unload, then save_pretrained)"
         )
     official = read_json(checkpoint / "config.json")
     with _naming(checkpoint / "config.json"):
@@ -74,29 +74,29 @@ def import_official(
 
     state = {key.removeprefix("abstractor."): weights.read(key) for key in theirs if key.startswith("abstractor.")}
     projector = projector_from_official(projector_part(official, config), state, config.num_features)
-    made = {f"projector.{key}": tensor for key, tensor in projector.state_dict().items()}
-    places = {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in made.items()}
-    for key, place in weights.places.items():  # in the order of their files, so that each is opened once
+    converted = {f"projector.{key}": tensor for key, tensor in projector.state_dict().items()}
+    specs = {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in converted.items()}
+    for key, place in weights.places.items():  # in file order, so that each file is opened once
         ours = _ours(key)
         if not ours.startswith("projector.") and place.dtype is not None:
-            places[ours] = ((rows, *place.shape[1:]) if ours in TABLES else place.shape, place.dtype)
+            specs[ours] = ((rows, *place.shape[1:]) if ours in TABLES else place.shape, place.dtype)
 
     def read(key: str) -> Tensor:
-        if key in made:
-            return made[key]
+        if key in converted:
+            return converted[key]
         tensor = weights.read(_theirs(key))
         return _grown(tensor, rows) if key in TABLES else tensor
 
     config.text_config.vocab_size = rows
     config.architectures = [HoneybeeForConditionalGeneration.__name__]
-    config.dtype = places[TABLES[0]][1]
+    config.dtype = specs[TABLES[0]][1]
     size = config.vision_config.image_size
     images = HoneybeeImageProcessor(size={"height": size, "width": size}, image_mean=mean, image_std=std)
     template = (CHAT_TEMPLATES / "honeybee.jinja").read_text()
     with_image.chat_template = template
     processor = HoneybeeProcessor(images, with_image, config.num_image_tokens, template)
     with _whole_directory(output) as partial:
-        write_weights(partial, places, read, shard_bytes)
+        write_weights(partial, specs, read, shard_bytes)
         config.save_pretrained(partial)
         backbone.generation_config(with_image, config.image_token_id).save_pretrained(partial)
         processor.save_pretrained(partial)
@@ -107,21 +107,21 @@ def import_official(
 def export_official(
     model: Path, output: Path, names: dict[str, str] | None = None, shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Writes a checkpoint for the authors' code, as safetensors; whole, or not at all.
+    """Writes a safetensors checkpoint for the authors' code, completely or not at all.
 
-    model: a directory of ours. output: absent or empty. names: `vision`, `llm` and `tokenizer`, under which their
-    code finds these parts; needed where the model did not come from a checkpoint of theirs. The row of `<image>` is
-    left out, and so are all others that an import added. Raises CheckpointError, naming file and key, for whatever
-    does not fit, and for parts that their code lacks; OSError where the disk is full.
+    model: one of our model directories. output: must be absent or empty. names: directories or hub names `vision`,
+    `llm` and `tokenizer` from which their code loads these parts; required unless the model was imported from one of
+    their checkpoints. The row of `<image>` and all other rows that an import added are dropped. Raises CheckpointError,
+    naming file and key, for any mismatch and for parts that their code does not support; OSError if the disk is full.
     """
     kept = model / KEPT
     if read_json(model / "config.json").get("model_type") != HoneybeeConfig.model_type:
-        raise CheckpointError(f"{model / 'config.json'} is not that of a Honeybee model of ours")
+        raise CheckpointError(f"{model / 'config.json'} is not the configuration of one of our Honeybee models")
     with _naming(model / "config.json"):
         config = HoneybeeConfig.from_pretrained(model)
     images = HoneybeeImageProcessor.from_pretrained(model)
     if images.fit != "stretch":
-        raise CheckpointError(f"{model} was trained with image_fit {images.fit}, and their code only stretches")
+        raise CheckpointError(f"{model} was trained with image_fit {images.fit}, but their code supports only stretch")
     vocabulary = config.text_config.vocab_size
     if (kept / "config.json").is_file():
         official = read_json(kept / "config.json")
@@ -129,36 +129,36 @@ def export_official(
         rows = from_official(official).text_config.vocab_size
     else:
         rows = vocabulary - 1 if config.image_token_id == vocabulary - 1 else vocabulary
-        lacking = [f"--{name}" for name in ("vision", "llm", "tokenizer") if not (names or {}).get(name)]
-        if lacking:
+        missing = [f"--{name}" for name in ("vision", "llm", "tokenizer") if not (names or {}).get(name)]
+        if missing:
             raise CheckpointError(
-                f"{model} was not imported from a checkpoint of theirs: say with {', '.join(lacking)} by which names "
-                "their code shall load its parts"
+                f"{model} was not imported from one of their checkpoints: use {', '.join(missing)} to specify where "
+                "their code loads these parts from"
             )
         official = to_official(config, names or {}, images.image_mean, images.image_std, rows)
     weights = Weights(model)
     with torch.device("meta"):
-        whole = HoneybeeForConditionalGeneration(config)
-    weights.check({key: [tuple(t.shape)] for key, t in whole.state_dict().items()}, _optional(config, "llm."))
+        skeleton = HoneybeeForConditionalGeneration(config)
+    weights.check({key: [tuple(t.shape)] for key, t in skeleton.state_dict().items()}, _optional(config, "llm."))
 
-    projector = whole.projector
+    projector = skeleton.projector
     state = {key: weights.read(f"projector.{key}") for key in projector.state_dict()}
     projector.load_state_dict(state, assign=True)
-    made = {f"abstractor.{key}": tensor for key, tensor in official_state(projector).items()}
-    places = {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in made.items()}
+    converted = {f"abstractor.{key}": tensor for key, tensor in official_state(projector).items()}
+    specs = {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in converted.items()}
     for key, place in weights.places.items():
         if not key.startswith("projector.") and place.dtype is not None:
-            places[_theirs(key)] = ((rows, *place.shape[1:]) if key in TABLES else place.shape, place.dtype)
+            specs[_theirs(key)] = ((rows, *place.shape[1:]) if key in TABLES else place.shape, place.dtype)
 
     def read(key: str) -> Tensor:
-        if key in made:
-            return made[key]
+        if key in converted:
+            return converted[key]
         ours = _ours(key)
         tensor = weights.read(ours)
         return tensor[:rows] if ours in TABLES else tensor
 
     with _whole_directory(output) as partial:
-        write_weights(partial, places, read, shard_bytes)
+        write_weights(partial, specs, read, shard_bytes)
         if (kept / "config.json").is_file():
             _copy(kept, partial)
         else:
@@ -179,14 +179,14 @@ def _with_prefix(key: str, prefixes: dict[str, str]) -> str:
 
 
 def _official_keys(config: HoneybeeConfig) -> dict[str, list[tuple[int, ...]]]:
-    """Every key that their checkpoint must have, and its possible shapes."""
+    """Returns every key that their checkpoint must have, with its allowed shapes."""
     with torch.device("meta"):
         model = HoneybeeForConditionalGeneration(config)
     parts = {"vision.": model.vision.state_dict(), "llm.": model.llm.state_dict()}
     keys = {PREFIXES[part] + key: [tuple(t.shape)] for part, state in parts.items() for key, t in state.items()}
     for key, tensor in official_state(model.projector).items():
         shape = tuple(tensor.shape)
-        old = [(1, shape[1] + 1, shape[2])] if key.endswith("pos_emb") else []  # with one for the class token
+        old = [(1, shape[1] + 1, shape[2])] if key.endswith("pos_emb") else []  # with a row for the class token
         keys[f"abstractor.{key}"] = [shape, *old]
     return keys
 
@@ -196,38 +196,38 @@ def _optional(config: HoneybeeConfig, prefix: str) -> list[str]:
 
 
 def _grown(table: Tensor, rows: int) -> Tensor:
-    """New rows are the mean of the old, as in `load_llm`."""
+    """Extends the table to `rows` rows; new rows are the mean of the old ones, as in `load_llm`."""
     if rows == len(table):
         return table
     return torch.cat([table, table.mean(dim=0, keepdim=True).expand(rows - len(table), -1)])
 
 
 def _tokenizer(checkpoint: Path, name: str | None) -> PreTrainedTokenizerBase:
-    """The tokenizer with `<image>`; the checkpoint's own if no other is named."""
+    """Loads the named tokenizer, or the checkpoint's own for None, and adds `<image>`."""
     own = [file for file in _TOKENIZER if (checkpoint / file).is_file()]
     if name is None and not {"tokenizer.json", "tokenizer.model"} & set(own):
         raise CheckpointError(
-            f"{checkpoint} has no tokenizer.json: say with --tokenizer where the language model's tokenizer is"
+            f"{checkpoint} has no tokenizer.json: use --tokenizer to specify the language model's tokenizer"
         )
     if name is not None and not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
-        raise CheckpointError(f"--tokenizer {name}: there is no such directory")  # a hub name is NAME or OWNER/NAME
-    with TemporaryDirectory() as alone:
-        if name is None:  # their config.json beside it would be read for a model of transformers
-            _copy(checkpoint, Path(alone))
-            (Path(alone) / "config.json").unlink()
+        raise CheckpointError(f"--tokenizer {name}: no such directory")  # a hub name is NAME or OWNER/NAME
+    with TemporaryDirectory() as isolated:
+        if name is None:  # without their config.json, which transformers would mistake for that of one of its models
+            _copy(checkpoint, Path(isolated))
+            (Path(isolated) / "config.json").unlink()
         where = str(checkpoint) if name is None else name
         try:
-            tokenizer = AutoTokenizer.from_pretrained(alone if name is None else name, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(isolated if name is None else name, trust_remote_code=False)
             add_image_token(tokenizer, where)
         except TokenizerError:
             raise
-        except Exception as error:  # the tokenizers library raises nothing narrower for a bad file
+        except Exception as error:  # the tokenizers library raises plain Exceptions for corrupt files
             raise CheckpointError(f"the tokenizer of {where} cannot be read: {error}") from None
     return tokenizer
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Their files besides weights."""
+    """Copies the checkpoint's files other than the weights."""
     target.mkdir(exist_ok=True)
     for name in _OTHERS:
         if (source / name).is_file():
@@ -236,13 +236,13 @@ def _copy(source: Path, target: Path) -> None:
 
 @contextmanager
 def _whole_directory(output: Path) -> Iterator[Path]:
-    """Yields a directory to fill; it becomes `output` when the block ends without an error, and is removed otherwise.
+    """Yields a temporary directory; renames it to `output` if the block ends without an error, else removes it.
 
-    Raises CheckpointError where `output` is a file or not empty.
+    Raises CheckpointError if `output` is a file or a non-empty directory.
     """
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        raise CheckpointError(f"{output} is there already: name a new or empty directory")
-    output = output.resolve()  # `.` and links have no place beside them otherwise
+        raise CheckpointError(f"{output} already exists: specify a new or empty directory")
+    output = output.resolve()  # the temporary directory is a sibling, which `.` and symbolic links do not have
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(output)
     partial.mkdir()
@@ -256,7 +256,7 @@ def _whole_directory(output: Path) -> Iterator[Path]:
 
 @contextmanager
 def _naming(file: Path) -> Iterator[None]:
-    """Puts the file's directory before messages about it."""
+    """Prefixes errors about the file with its directory."""
     try:
         yield
     except ValueError as error:

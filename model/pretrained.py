@@ -1,4 +1,4 @@
-"""Loads the pre-trained parts that a new Honeybee model starts from."""
+"""Loads the pre-trained parts of a new Honeybee model."""
 
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,18 @@ IMAGE_TOKEN = "<image>"
 
 
 def image_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of `<image>`. Raises ValueError if it is not one token of the tokenizer."""
+    """Returns the id of `<image>`. Raises ValueError if it is not a single token of the tokenizer."""
     ids = tokenizer.encode(IMAGE_TOKEN, add_special_tokens=False)
     if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
         raise ValueError(
-            f"the tokenizer {tokenizer.name_or_path} has no token {IMAGE_TOKEN} (it gives {ids}): "
+            f"the tokenizer {tokenizer.name_or_path} has no token {IMAGE_TOKEN} (it encodes it as {ids}): "
             "add it as a special token first"
         )
     return ids[0]
 
 
 def generation_config(tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> GenerationConfig:
-    """How a model with this tokenizer ends its text and fills up; it never says the image token."""
+    """Returns the generation settings for a tokenizer: begin, end and padding tokens; the image token is suppressed."""
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -38,14 +38,14 @@ def generation_config(tokenizer: PreTrainedTokenizerBase, image_token_id: int) -
 
 
 def token_rows(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many rows a table of embeddings must have for every token of the tokenizer."""
+    """Returns the number of embedding rows that are needed to cover every token of the tokenizer."""
     return max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
 
 
 def load_vision(name: str | Path, image_size: int | None, dtype: torch.dtype) -> PreTrainedModel:
-    """A vision encoder, or that of a CLIP-like pair of encoders, for images of `image_size` (None: its own).
+    """Loads a vision encoder, or the one of a CLIP-like model, for images of `image_size` (None: its own size).
 
-    name: a directory or a hub name. Raises ValueError where weights are missing or the size does not fit.
+    name: a directory or a hub name. Raises ValueError if weights are missing or the size is not supported.
     """
     model, info = AutoModel.from_pretrained(name, dtype=dtype, output_loading_info=True, trust_remote_code=False)
     _refuse_missing(name, info)
@@ -56,17 +56,19 @@ def load_vision(name: str | Path, image_size: int | None, dtype: torch.dtype) ->
 
 
 def _resize(vision: PreTrainedModel, image_size: int) -> PreTrainedModel:
-    """The same encoder with position embeddings interpolated, bicubic, from its own grid of patches to another."""
+    """Returns the same encoder with position embeddings that are interpolated (bicubic) to the new patch grid."""
     config = vision.config
     state = vision.state_dict()
     keys = [key for key in state if key.endswith("position_embedding.weight")]
     if len(keys) != 1:
-        raise ValueError(f"image_size: the position embeddings of a {config.model_type} cannot be interpolated")
+        raise ValueError(
+            f"image_size {image_size}: position embeddings of a {config.model_type} cannot be interpolated"
+        )
     if image_size % config.patch_size:
-        raise ValueError(f"image_size {image_size} is not a multiple of the patch size, {config.patch_size}")
+        raise ValueError(f"image_size {image_size} must be a multiple of the patch size, {config.patch_size}")
     positions = state[keys[0]]
     old, new = config.image_size // config.patch_size, image_size // config.patch_size
-    first = len(positions) - old * old  # a class token has a position of its own
+    first = len(positions) - old * old  # a class token has its own position
     grid = positions[first:].float().T.reshape(1, -1, old, old)
     grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
     state[keys[0]] = torch.cat([positions[:first], grid.flatten(2)[0].T.to(positions.dtype)])
@@ -77,10 +79,8 @@ def _resize(vision: PreTrainedModel, image_size: int) -> PreTrainedModel:
 
 
 def load_llm(name: str | Path, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> PreTrainedModel:
-    """A causal language model with an embedding for every token of the tokenizer; new ones are the mean of the old.
-
-    name: a directory or a hub name. Raises ValueError where weights are missing.
-    """
+    """Loads a causal language model with an embedding for every token of the tokenizer; new embeddings are the mean of
+    the old ones. name: a directory or a hub name. Raises ValueError if weights are missing."""
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         name, dtype=dtype, output_loading_info=True, trust_remote_code=False
     )
@@ -99,4 +99,4 @@ def load_llm(name: str | Path, tokenizer: PreTrainedTokenizerBase, dtype: torch.
 def _refuse_missing(name: str | Path, info: dict[str, Any]) -> None:
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
-        raise ValueError(f"{name} lacks {len(missing)} weights that its model has; the first is {missing[0]}")
+        raise ValueError(f"{name} lacks {len(missing)} weights of its model; the first is {missing[0]}")

@@ -1,4 +1,4 @@
-"""Images to pixel_values, and text with `<image>` places to input_ids with M image tokens in each."""
+"""Converts images to pixel_values and texts to input_ids, with M image tokens for each `<image>` placeholder."""
 
 import math
 from pathlib import Path
@@ -30,24 +30,24 @@ CHAT_TEMPLATES = Path(__file__).parent.parent / "templates" / "chat"
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """A local picture of the formats of pipelines.images, read whole, in its own mode and orientation.
+    """Opens and decodes a local image in one of the formats of pipelines.images, without changing mode or orientation.
 
-    Raises ValueError, naming it, for a URL and for what is no picture that can be read.
+    Raises ValueError, naming the path, for a URL and for a file that cannot be read as an image.
     """
     if "://" in str(path) or str(path).startswith("data:"):
-        raise ValueError(f"images are not fetched from addresses: open {str(path)[:80]} and give the image")
+        raise ValueError(f"images are not fetched from URLs: open {str(path)[:80]} yourself and pass the image")
     try:
         file = Path(path)
         if file.exists() and not file.is_file():
-            raise ValueError(f"{path} is no image that can be read: it is no file")
+            raise ValueError(f"{path} cannot be read as an image: it is not a file")
         if file.stat().st_size > MAX_BYTES:
-            raise ValueError(f"{path} is no image that can be read: more than {MAX_BYTES} bytes")
+            raise ValueError(f"{path} cannot be read as an image: it has more than {MAX_BYTES} bytes")
         return decode(file.read_bytes())
     except (OSError, ImageRefError) as error:
-        raise ValueError(f"{path} is no image that can be read: {error}") from None
+        raise ValueError(f"{path} cannot be read as an image: {error}") from None
 
 
-# What this processor always does; transformers would let it be switched off.
+# Steps that this processor always performs; transformers would allow callers to disable them.
 _ALWAYS = {
     "do_convert_rgb": True,
     "do_resize": True,
@@ -63,12 +63,12 @@ def _is_finite(value: Any) -> bool:
 
 
 class HoneybeeImageProcessor(PilBackend):
-    """Any image to S×S, then CLIP's normalisation.
+    """Fits images of any size to S×S, then normalises them as CLIP does.
 
-    fit: how, see model/image_fit.py; `stretch`, a straight bicubic resize, is the authors' preprocessing. Saved with
-    all else. Raises ValueError for a fit that is none of the three, for one but `stretch` with a size that is no
-    square, for a mean or deviation that is not three numbers, and for a step that is switched off; TypeError where a
-    single call asks for another image than the model learned from.
+    fit: the method, see model/image_fit.py; `stretch`, a direct bicubic resize, is the authors' preprocessing. It is
+    saved with the other settings. Raises ValueError for an unknown fit, for a fit other than `stretch` with a size that
+    is not square, for a mean or standard deviation that is not three numbers, and for a disabled step; TypeError if a
+    single call requests preprocessing that differs from the one in training.
     """
 
     resample = Image.Resampling.BICUBIC
@@ -83,37 +83,37 @@ class HoneybeeImageProcessor(PilBackend):
     def __init__(self, fit: Fit = "stretch", **kwargs: Any):
         super().__init__(**kwargs)
         if fit not in FITS:
-            raise ValueError(f"fit is {fit!r}, which is none of {', '.join(FITS)}")
+            raise ValueError(f"fit is {fit!r}, but must be one of {', '.join(FITS)}")
         if fit != "stretch" and self.size.height != self.size.width:
-            raise ValueError(f"fit {fit} makes squares, but size is {self.size.height} × {self.size.width}")
+            raise ValueError(f"fit {fit} needs a square size, found {self.size.height} × {self.size.width}")
         self.fit = fit
         for name in ("height", "width"):
             if not isinstance(side := getattr(self.size, name), int) or side < 1:
-                raise ValueError(f"size.{name} is {side!r}, and must be a number of pixels")
+                raise ValueError(f"size.{name} must be a positive number of pixels, found {side!r}")
         for name in ("image_mean", "image_std"):
             values = getattr(self, name)
             if not isinstance(values, list | tuple) or len(values) != 3 or not all(map(_is_finite, values)):
-                raise ValueError(f"{name} is {values!r}, and must be three numbers")
+                raise ValueError(f"{name} must be three finite numbers, found {values!r}")
         if min(self.image_std) <= 0:
-            raise ValueError(f"image_std is {self.image_std!r}, and must be above 0")
+            raise ValueError(f"image_std must be greater than 0, found {self.image_std!r}")
         for name, value in _ALWAYS.items():
             if getattr(self, name) != value:
-                raise ValueError(f"{name} is {getattr(self, name)!r}: this processor has only {value!r}")
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but this processor supports only {value!r}")
 
     def to_tensor(self, images: list[Image.Image]) -> Tensor:
-        """n images of any size and mode → (n, 3, S, S), fp32; the fast path, for data loaders."""
+        """Converts n images of any size and mode to (n, 3, S, S), fp32; the fast path for data loaders."""
         size = (self.size.width, self.size.height)
         pixels = np.empty((len(images), size[1], size[0], 3), dtype=np.uint8)
         colour = bar_colour(self.image_mean)
-        for place, image in zip(pixels, images, strict=True):
-            place[:] = np.asarray(fitted(to_rgb(image), size, self.fit, colour))
+        for row, image in zip(pixels, images, strict=True):
+            row[:] = np.asarray(fitted(to_rgb(image), size, self.fit, colour))
         mean, std = torch.tensor(self.image_mean), torch.tensor(self.image_std)
         tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         return tensor.sub_((mean * 255).view(3, 1, 1)).div_((std * 255).view(3, 1, 1))
 
     def fetch_images(self, images: Any) -> Any:
-        """Opens local files, as `pipelines.images.decode`; never the network. Raises ValueError for a URL, and by name
-        for a file that is no readable image; TypeError for what is no image at all."""
+        """Opens local files with `pipelines.images.decode` and never accesses the network. Raises ValueError, naming
+        the file, for a URL or an unreadable image; TypeError for an object that is not an image."""
         if isinstance(images, list | tuple):
             return [self.fetch_images(image) for image in images]
         if isinstance(images, str | Path):
@@ -122,10 +122,10 @@ class HoneybeeImageProcessor(PilBackend):
             return Image.fromarray(images)
         if isinstance(images, Image.Image):
             try:
-                images.load()  # one that was opened only now meets its file
+                images.load()  # Pillow decodes the file only now
             except (OSError, ValueError, SyntaxError) as error:
-                name = getattr(images, "filename", "") or "an image that was given"
-                raise ValueError(f"{name} is no image that can be read: {error}") from None
+                name = getattr(images, "filename", "") or "a given image"
+                raise ValueError(f"{name} cannot be read as an image: {error}") from None
         else:
             kind = type(images).__name__
             raise TypeError(f"an image must be a Pillow image, an array (H, W, 3) or a path, not {kind}")
@@ -137,18 +137,18 @@ class HoneybeeImageProcessor(PilBackend):
         for name in ("size", "image_mean", "image_std", *_ALWAYS):
             if name in kwargs and kwargs[name] not in (None, getattr(self, name)):
                 raise TypeError(
-                    f"{name} cannot be changed for one call: the model would see what it did not learn from"
+                    f"{name} cannot be overridden in a call: the model would see images unlike those in training"
                 )
         images = self._prepare_images_structure(images)
         return BatchFeature({"pixel_values": self.to_tensor(images)}, tensor_type=kwargs.get("return_tensors"))
 
 
 class HoneybeeProcessor(ProcessorMixin):
-    """Tokenizer and image processor in one; saved and loaded with the model.
+    """Combines tokenizer and image processor; saved and loaded with the model.
 
-    num_image_tokens: what one `<image>` in a text becomes (config.num_image_tokens of the model). Text is tokenised
-    as it is: the chat template writes the begin token. Raises ValueError, with both counts, where the images are not
-    as many as the `<image>` places, over all texts or, if images are given as a list per text, in one of them.
+    num_image_tokens: number of image tokens per `<image>` (config.num_image_tokens of the model). Text is tokenised
+    unchanged; the chat template adds the begin token. Raises ValueError, stating both counts, if the number of images
+    differs from that of `<image>` placeholders: over all texts, or per text if there is a list of images for each.
     """
 
     text_kwargs = {"add_special_tokens": False}
@@ -163,7 +163,7 @@ class HoneybeeProcessor(ProcessorMixin):
         self.num_image_tokens = num_image_tokens
         self.image_token = IMAGE_TOKEN
         self.image_token_id = image_token_id(tokenizer)
-        tokenizer.padding_side = "left"  # so that batched generation goes on from the last token of every row
+        tokenizer.padding_side = "left"  # batched generation continues from the last token of every row
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @classmethod
@@ -176,11 +176,10 @@ class HoneybeeProcessor(ProcessorMixin):
         image_fit: Fit = "stretch",
         chat_template: str | None = None,
     ) -> "HoneybeeProcessor":
-        """The processor of a model from the same parts.
+        """Builds the processor of a model that is made of the same parts.
 
-        vision: mean, standard deviation and S (if image_size is None) are taken from it. tokenizer: one that has
-        `<image>`. image_fit: see HoneybeeImageProcessor. chat_template: the text of one; templates/chat/honeybee.jinja
-        where absent.
+        vision: supplies mean, standard deviation and, if image_size is None, S. tokenizer: must have `<image>`.
+        image_fit: see HoneybeeImageProcessor. chat_template: the template's text; None: templates/chat/honeybee.jinja.
         """
         if image_size is None:
             config = AutoConfig.from_pretrained(vision, trust_remote_code=False)
@@ -201,37 +200,38 @@ class HoneybeeProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, but code that lies beside a tokenizer is not run, nor offered."""
+        """Loads as in transformers, but never runs code that is stored next to a tokenizer, or offers to run it."""
         return super().from_pretrained(*args, **{"trust_remote_code": False, **kwargs})
 
     def check_model(self, config: HoneybeeConfig) -> None:
-        """Raises ValueError unless what this makes of pictures and texts is what a model of that `config` takes."""
+        """Raises ValueError if a model with this configuration cannot take the outputs of this processor."""
         size = (self.image_processor.size.height, self.image_processor.size.width)
         takes = (config.vision_config.image_size,) * 2
         rows, tokens = config.text_config.vocab_size, token_rows(self.tokenizer)
         if self.num_image_tokens != config.num_image_tokens:
             raise ValueError(
-                f"processor_config.json has num_image_tokens {self.num_image_tokens!r}, and by config.json an image "
-                f"has {config.num_image_tokens} tokens"
+                f"num_image_tokens is {self.num_image_tokens!r} in processor_config.json, but an image has "
+                f"{config.num_image_tokens} tokens according to config.json"
             )
         if self.image_token_id != config.image_token_id:
             raise ValueError(
-                f"{self.image_token} is token {self.image_token_id} of the tokenizer, and config.json has "
-                f"image_token_id {config.image_token_id!r}"
+                f"{self.image_token} has id {self.image_token_id} in the tokenizer, but image_token_id is "
+                f"{config.image_token_id!r} in config.json"
             )
         if tokens > rows:
-            raise ValueError(f"the tokenizer has {tokens} tokens, and the language model by config.json only {rows}")
+            raise ValueError(f"the tokenizer has {tokens} tokens, but text_config.vocab_size in config.json is {rows}")
         if size != takes:
-            raise ValueError(f"processor_config.json makes images of {size}, and config.json's encoder takes {takes}")
+            raise ValueError(f"the image size is {size} in processor_config.json, but {takes} in config.json")
         message: Any = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}
         written = self.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
         if written.count(self.image_token) != 1:
             raise ValueError(
-                f"the chat template writes one image as {written.count(self.image_token)} {self.image_token}"
+                f"the chat template must write {self.image_token} once for an image, but writes it "
+                f"{written.count(self.image_token)} times"
             )
 
     def preprocess(self, images: list[Image.Image]) -> Tensor:
-        """n images → pixel_values (n, 3, S, S), fp32; the fast path, for data loaders."""
+        """Converts n images to pixel_values (n, 3, S, S), fp32; the fast path for data loaders."""
         return self.image_processor.to_tensor(images)
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
@@ -244,15 +244,17 @@ class HoneybeeProcessor(ProcessorMixin):
         self, images: Any = None, text: Any = None, **kwargs: Any
     ) -> None:
         if isinstance(images, list) and isinstance(images[0], list) and isinstance(text, list):
-            places = [sample.count(self.image_token) for sample in text]
+            placeholders = [sample.count(self.image_token) for sample in text]
             given = [len(sample) for sample in images]
-            if places != given:
-                raise ValueError(f"the texts have {places} places {self.image_token}, but {given} images were given")
+            if placeholders != given:
+                raise ValueError(
+                    f"the texts have {placeholders} {self.image_token} placeholders, but {given} images were given"
+                )
         super().validate_inputs(images=images, text=text, **kwargs)
 
 
 def _none_if_empty(images: Any) -> Any:
-    """None for no images at all, be they none in one list or none in every list of a batch."""
+    """Returns None if there are no images: for an empty list or for a batch of empty lists."""
     if isinstance(images, list) and all(isinstance(sample, list) and not sample for sample in images):
         return None
     return images

@@ -1,4 +1,4 @@
-"""The choice of the next token, for each row of a batch by its own settings."""
+"""Samples the next token of each row in a batch with per-row settings."""
 
 import secrets
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from transformers import LogitsProcessor
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature: 0 takes the likeliest token. top_p: only the likeliest tokens that together have this probability,
-    at least one, are drawn from. seed: the same one draws the same answer, whatever else is in the batch."""
+    """Sampling settings of one row. temperature: 0 means greedy. top_p: nucleus sampling, which always keeps at least
+    one token. seed: makes the answer reproducible, independently of the other rows in the batch."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -19,14 +19,14 @@ class Sampling:
 
 
 class RowSampler(LogitsProcessor):
-    """Draws each row's token itself and leaves no other possible, for a greedy `generate`. For one generation."""
+    """Samples each row's token and masks all others, for a greedy `generate`. Each call needs its own instance."""
 
     def __init__(self, rows: list[Sampling]):
         self._rows = rows
         self._random = [torch.Generator().manual_seed(_seed(row)) for row in rows]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
-        """scores: (B, vocabulary)."""
+        """scores: (B, vocabulary) → the same shape."""
         drawing = [index for index, row in enumerate(self._rows) if row.temperature > 0]
         if not drawing:
             return scores
@@ -39,18 +39,18 @@ class RowSampler(LogitsProcessor):
 
 
 def draw(scores: Tensor, row: Sampling, random: torch.Generator) -> int:
-    """scores: (vocabulary,) → a token. Temperature first, then top_p, as OpenAI's and most servers do."""
+    """Samples a token from scores (vocabulary,). Applies temperature before top_p, as most servers do."""
     scores = scores.double().cpu()
-    # The highest score is taken off first, so that a temperature near 0 makes the others -inf, not all of them nan.
+    # Subtract the highest score first, so that a temperature near 0 turns the others into -inf instead of all into nan.
     probabilities = ((scores - scores.max()) / row.temperature).softmax(dim=-1)
     if row.top_p < 1:
         ordered, tokens = probabilities.sort(descending=True, stable=True)
-        before = ordered.cumsum(dim=-1) - ordered  # what all likelier tokens have together
+        before = ordered.cumsum(dim=-1) - ordered  # total probability of all likelier tokens
         probabilities[tokens[(before >= row.top_p) & (before > 0)]] = 0
-    reached = probabilities.cumsum(dim=-1)
-    place = torch.rand((), generator=random, dtype=torch.float64) * reached[-1]
-    token = int(torch.searchsorted(reached, place, right=True))
-    return min(token, int(probabilities.nonzero()[-1]))  # rounding may lead past the last one
+    cumulative = probabilities.cumsum(dim=-1)
+    point = torch.rand((), generator=random, dtype=torch.float64) * cumulative[-1]
+    token = int(torch.searchsorted(cumulative, point, right=True))
+    return min(token, int(probabilities.nonzero()[-1]))  # rounding can lead past the last possible token
 
 
 def _seed(row: Sampling) -> int:

@@ -1,4 +1,4 @@
-"""The weight files of a model directory, tensor by tensor: safetensors or PyTorch's own, whole or in shards."""
+"""Reads the weight files of a model directory tensor by tensor: safetensors or PyTorch files, single or sharded."""
 
 import json
 import pickle
@@ -21,12 +21,12 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names the file and the key."""
+    """Raised for a checkpoint that cannot be used; the message names the file and the key."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies, and what it is. dtype: None for all but dense fp32, fp16 and bf16."""
+    """File, shape and dtype of a stored tensor. dtype: None unless it is a dense tensor of fp32, fp16 or bf16."""
 
     file: Path
     shape: tuple[int, ...]
@@ -34,12 +34,11 @@ class Place:
 
 
 class Weights:
-    """The tensors of a directory by key; values are read when asked for, from the disk.
+    """The tensors of a directory by key; values are read from disk on demand.
 
-    Where a directory has several forms, the first of transformers' order is read: model.safetensors, its shards,
-    pytorch_model.bin, its shards. Nothing but tensors is unpickled. Raises CheckpointError, naming file and key, for
-    a directory without weights, an index that does not fit its shards, a key that stands twice and a file that
-    cannot be read whole.
+    If a directory contains several formats, the precedence is that of transformers: model.safetensors, its shards,
+    pytorch_model.bin, its shards. Only tensors are unpickled. Raises CheckpointError, naming file and key, for a
+    directory without weights, an index that does not match its shards, a duplicate key and a truncated file.
     """
 
     def __init__(self, directory: Path):
@@ -50,7 +49,7 @@ class Weights:
         for file in files:
             for key, place in _contents(file).items():
                 if key in self.places:
-                    raise CheckpointError(f"{key!r} stands in {self.places[key].file} and again in {file}")
+                    raise CheckpointError(f"{key!r} is stored in both {self.places[key].file} and {file}")
                 if index is not None and index.get(key) != file.name:
                     raise CheckpointError(f"{file}: {key!r} is not listed for this file in the index")
                 self.places[key] = place
@@ -59,25 +58,25 @@ class Weights:
                 raise CheckpointError(f"{directory / name} lacks {key!r}, which the index lists for it")
 
     def read(self, key: str) -> Tensor:
-        """A tensor on the CPU. Raises CheckpointError for values that are not finite."""
+        """Reads a tensor into CPU memory. Raises CheckpointError for non-finite values."""
         file = self.places[key].file
         if self._opened is None or self._opened[0] != file:
             self._opened = None  # close one file before the next is opened
             self._opened = (file, _open(file)[1])
         tensor = self._opened[1](key)
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{file}: {key!r} has values that are not finite")
+            raise CheckpointError(f"{file}: {key!r} contains non-finite values")
         return tensor
 
     def check(self, expected: Mapping[str, Iterable[tuple[int, ...]]], optional: Iterable[str] = ()) -> None:
-        """Raises CheckpointError unless the keys are those expected and every tensor has one of its shapes.
+        """Raises CheckpointError unless all keys are as expected and every tensor has an allowed shape and dtype.
 
-        expected: key → shapes. optional: keys of `expected` that may be absent.
+        expected: key → allowed shapes. optional: keys of `expected` that may be absent.
         """
         problems = [f"{self.directory} lacks {key!r}" for key in expected.keys() - self.places - set(optional)]
         for key, place in self.places.items():
             if key not in expected:
-                problems.append(f"{place.file}: {key!r} is no weight of this model")
+                problems.append(f"{place.file}: {key!r} is not a weight of this model")
                 continue
             shapes = list(expected[key])
             if place.shape not in shapes:
@@ -96,11 +95,11 @@ def write_weights(
     read: Callable[[str], Tensor],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes safetensors, with an index where they take more than one file; holds the tensors of one file at a time.
+    """Writes safetensors, with an index if there is more than one file; keeps one file's tensors in memory at a time.
 
-    places: key → shape and dtype, in the order of the files. read: the tensor of a key.
+    places: key → shape and dtype, in the order of the files. read: returns the tensor of a key.
     """
-    # tensors without memory, to plan the files by
+    # meta tensors use no memory and suffice to plan the files
     plan = {key: torch.empty(shape, dtype=dtype, device="meta") for key, (shape, dtype) in places.items()}
     split = split_torch_state_dict_into_shards(plan, max_shard_size=shard_bytes)
     for name, keys in split.filename_to_tensors.items():
@@ -112,29 +111,29 @@ def write_weights(
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object. Raises CheckpointError for a file that is absent or holds anything else, or a key twice."""
+    """Reads a JSON object. Raises CheckpointError if the file is absent, is not a JSON object or has duplicate keys."""
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) < len(pairs):
             keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise CheckpointError(f"{path}: {twice!r} stands twice")
+            duplicate = next(key for key in keys if keys.count(key) > 1)
+            raise CheckpointError(f"{path}: duplicate key {duplicate!r}")
         return result
 
     if not path.is_file():
-        raise CheckpointError(f"{path} is not there, or is no file")
+        raise CheckpointError(f"{path} does not exist or is not a file")
     try:
-        value = json.loads(path.read_text(), object_pairs_hook=once)
+        value = json.loads(path.read_text(), object_pairs_hook=unique)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no JSON: {error}") from None
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold an object")
+        raise CheckpointError(f"{path} must contain a JSON object")
     return value
 
 
 def _files(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """The weight files, and key → file name where an index says so."""
+    """Returns the weight files and, if there is an index, its mapping from key to file name."""
     for name in WHOLE:
         if (directory / name).is_file():
             return [directory / name], None
@@ -142,21 +141,21 @@ def _files(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
         if path.is_file():
             index = read_json(path).get("weight_map")
             if not isinstance(index, dict) or not index:
-                raise CheckpointError(f"{path} must have a weight_map of keys to file names")
+                raise CheckpointError(f"{path} must have a weight_map from keys to file names")
             for key, shard in index.items():
                 if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".", "..") or "\\" in shard:
-                    raise CheckpointError(f"{path}: {key!r} is in {shard!r}, which is no name of a file beside it")
+                    raise CheckpointError(f"{path}: {key!r} refers to {shard!r}, which is not a file in its directory")
                 if not (directory / shard).is_file():
-                    raise CheckpointError(f"{path}: {key!r} is in {shard}, which is not there")
+                    raise CheckpointError(f"{path}: {key!r} refers to {shard}, which does not exist")
             return [directory / shard for shard in dict.fromkeys(index.values())], index
     names = ", ".join(f"{name}, {name}.index.json" for name in WHOLE)
-    raise CheckpointError(f"there are no weights in {directory}: none of {names}")
+    raise CheckpointError(f"there are no weights in {directory}: expected one of {names}")
 
 
 def _contents(file: Path) -> dict[str, Place]:
     keys, read = _open(file)
     if not file.name.endswith(".safetensors"):
-        tensors = {key: read(key) for key in keys}  # mapped into memory, not read
+        tensors = {key: read(key) for key in keys}  # memory-mapped, so that nothing is read yet
         return {key: Place(file, tuple(t.shape), t.dtype if _is_plain(t) else None) for key, t in tensors.items()}
     with safe_open(file, "pt") as opened:
         slices = {key: opened.get_slice(key) for key in keys}
@@ -168,20 +167,20 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _open(file: Path) -> tuple[list[str], Callable[[str], Tensor]]:
-    """The keys of a file, and what reads one of its tensors."""
+    """Returns the keys of a file and a function that reads the tensor of a key."""
     if file.name.endswith(".safetensors"):
         try:
             opened: Any = safe_open(file, "pt")
             return list(opened.keys()), opened.get_tensor
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} is no whole safetensors file: {error}") from None
+            raise CheckpointError(f"{file} is not a complete safetensors file: {error}") from None
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{file} holds more than tensors, and is not unpickled") from error
+        raise CheckpointError(f"{file} contains more than tensors and is therefore not unpickled") from error
     except (RuntimeError, OSError, ValueError, EOFError) as error:
         reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{file} is no whole file of torch.save in its zip form: {reason}") from None
+        raise CheckpointError(f"{file} is not a complete torch.save file in zip format: {reason}") from None
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise CheckpointError(f"{file} must hold a dict of names to tensors")
+        raise CheckpointError(f"{file} must contain a dict from names to tensors")
     return list(state), state.__getitem__

@@ -1,4 +1,4 @@
-"""The projectors by name; every file in this folder is imported, so that a new projector is one new file."""
+"""Registry of the projectors; imports every file in this package, so that adding a projector takes only a new file."""
 
 import importlib
 import pkgutil

@@ -1,8 +1,8 @@
 """C-Abstractor: convolution blocks, adaptive average pooling, convolution blocks, MLP (paper section 3.2, figure 4).
 
 The block is RegNet's bottleneck with squeeze-and-excitation ("Designing Network Design Spaces", Y block), stride 1,
-one channel per group, SiLU, and LayerNorm over the channels. Features stay in (B, H, W, C) throughout, so that a 1×1
-convolution is a linear layer and the norm reads contiguous memory; only the 3×3 convolution sees them as (B, C, H, W).
+one channel per group, SiLU, and LayerNorm over the channels. Features keep the layout (B, H, W, C), so that a 1×1
+convolution is a linear layer and the norm reads contiguous memory; only the 3×3 convolution uses (B, C, H, W).
 """
 
 from itertools import pairwise
@@ -16,7 +16,7 @@ from model.projectors.base import Count, PositiveInt, Projector, Settings, Shape
 
 class CAbstractorSettings(Settings):
     hidden_size: PositiveInt = 1024
-    depth: Count = 3  # L, the blocks before and again after the pooling; 0: pooling alone
+    depth: Count = 3  # L, the number of blocks before the pooling and again after it; 0: only pooling
     mlp_depth: PositiveInt = 2
     position_embedding: bool = True
 
@@ -55,7 +55,7 @@ class CAbstractor(Projector):
 
     def __init__(self, shape: Shape, settings: CAbstractorSettings):
         super().__init__(shape, settings)
-        self.input_side = side(shape.num_features, "the number of features of an image")
+        self.input_side = side(shape.num_features, "the number of features per image")
         self.output_side = side(shape.num_tokens, "num_tokens of the c-abstractor")
         widths = [shape.encoder_width] + [settings.hidden_size] * 2 * settings.depth
         blocks = [BottleneckBlock(a, b) for a, b in pairwise(widths)]

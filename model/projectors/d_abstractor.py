@@ -1,6 +1,6 @@
-"""D-Abstractor: M learned queries look at a few points of the feature map each (paper section 3.2, figure 4).
+"""D-Abstractor: each of M learned queries samples a few points of the feature map (paper section 3.2, figure 4).
 
-A decoder as in Deformable DETR (Zhu et al., 2021): self-attention, deformable attention over the map, feed-forward
+A decoder as in Deformable DETR (Zhu et al., 2021): self-attention, deformable attention over the map and feed-forward
 network, each followed by dropout, residual and norm. Reference points start on a uniform √M×√M grid and are learned.
 The map, pooled to √M×√M, is the queries' position embedding.
 """
@@ -21,14 +21,14 @@ class DAbstractorSettings(Settings):
     num_layers: PositiveInt = 6
     num_heads: PositiveInt = 8
     intermediate_size: PositiveInt = 1024
-    num_points: PositiveInt = 4  # that a query samples in each head
-    pooled_map: Literal["position", "query", "off"] = "position"  # what it serves as; what it does not is learned
+    num_points: PositiveInt = 4  # points that a query samples per head
+    pooled_map: Literal["position", "query", "off"] = "position"  # role of the pooled map; other roles are learned
     dropout: float = 0.1
     position_embedding: bool = True
 
 
 class DeformableAttention(nn.Module):
-    """Each head of a query reads `num_points` places of the map, bilinearly; outside of the map there is zero."""
+    """Each head of a query samples the map at `num_points` positions, with bilinear interpolation and zero padding."""
 
     def __init__(self, settings: DAbstractorSettings):
         super().__init__()
@@ -39,7 +39,7 @@ class DeformableAttention(nn.Module):
         self.output = nn.Linear(width, width)
 
     def initialize(self) -> None:
-        """As Deformable DETR: head h looks in direction 2πh/heads, its point p at distance p + 1; equal weights."""
+        """Initialises as Deformable DETR: point p of head h at distance p + 1 in direction 2πh/heads; equal weights."""
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
         directions = directions / directions.abs().amax(dim=-1, keepdim=True)
@@ -54,18 +54,18 @@ class DeformableAttention(nn.Module):
         heads, points = self.num_heads, self.num_points
         offsets = self.offsets(queries).unflatten(-1, (heads, points, 2)).float()
         weights = self.weights(queries).unflatten(-1, (heads, points)).float().softmax(dim=-1)
-        places = reference_points[:, :, None, None].float() * side + offsets - 0.5
+        positions = reference_points[:, :, None, None].float() * side + offsets - 0.5
         values = self.value(features).unflatten(-1, (heads, -1))
-        return self.output(read_map(values, places, weights, side).flatten(2))
+        return self.output(read_map(values, positions, weights, side).flatten(2))
 
 
 def read_map(values: Tensor, places: Tensor, weights: Tensor, side: int) -> Tensor:
-    """What each head of each query reads: a weighted sum of the map at p places, interpolated bilinearly.
+    """Returns, for each head of each query, the weighted sum of the map at p positions, interpolated bilinearly.
 
-    values: (B, side², heads, width). places: (B, M, heads, p, 2), fp32, x and y in pixels from the centre of the first;
-    weights: (B, M, heads, p), fp32 → (B, M, heads, width), as grid_sample with zeros outside of the map gives it.
+    values: (B, side², heads, width). places: sampling positions, (B, M, heads, p, 2), fp32, x and y in pixels from the
+    centre of the first pixel. weights: (B, M, heads, p), fp32 → (B, M, heads, width), as grid_sample with zero padding.
 
-    Four rows around each place are summed with their weights: an embedding bag, which reads whole rows, where
+    The four neighbours of each position are summed by an embedding bag, which reads contiguous rows, whereas
     grid_sample gathers single numbers.
     """
     batch, cells, heads, _ = values.shape
@@ -73,8 +73,8 @@ def read_map(values: Tensor, places: Tensor, weights: Tensor, side: int) -> Tens
     low = places.floor()
     corners = torch.stack([low, low + 1], dim=-1)  # (B, M, heads, p, 2 axes, 2)
     nearness = torch.stack([low + 1 - places, places - low], dim=-1)
-    nearness = nearness.masked_fill((corners < 0) | (corners >= side), 0)  # what is not finite stays so
-    x, y = corners.int().clamp(0, side - 1).unbind(dim=-2)  # half as much to sort, backward, as long indices
+    nearness = nearness.masked_fill((corners < 0) | (corners >= side), 0)  # NaN propagates
+    x, y = corners.int().clamp(0, side - 1).unbind(dim=-2)  # int32: half as much to sort in backward as with int64
     cell = y[..., :, None] * side + x[..., None, :]  # (B, M, heads, p, 2, 2)
     near_x, near_y = nearness.unbind(dim=-2)
     shares = weights[..., None, None] * near_y[..., :, None] * near_x[..., None, :]
@@ -90,7 +90,7 @@ def read_map(values: Tensor, places: Tensor, weights: Tensor, side: int) -> Tens
 
 
 class DecoderLayer(nn.Module):
-    """(B, M, H) → (B, M, H); (1, M, H) too, where all images have the same queries, as before the first layer."""
+    """(B, M, H) → (B, M, H); also accepts (1, M, H) if all images share their queries, as before the first layer."""
 
     def __init__(self, settings: DAbstractorSettings):
         super().__init__()
@@ -128,14 +128,14 @@ class DAbstractor(Projector):
     def __init__(self, shape: Shape, settings: DAbstractorSettings):
         width = settings.hidden_size
         super().__init__(shape, settings, position_width=width, end_width=width)
-        self.input_side = side(shape.num_features, "the number of features of an image")
+        self.input_side = side(shape.num_features, "the number of features per image")
         self.output_side = side(shape.num_tokens, "num_tokens of the d-abstractor")
         if width % settings.num_heads:
             raise ValueError(
                 f"hidden_size {width} of the d-abstractor must be a multiple of {settings.num_heads} heads"
             )
         self.input = nn.Linear(shape.encoder_width, width) if shape.encoder_width != width else nn.Identity()
-        # queries or their positions; both, positions first, where the pooled map serves as neither
+        # queries or their positions; if the pooled map is used as neither, both, with the positions first
         self.queries = nn.Parameter(torch.empty(shape.num_tokens, width * (2 if settings.pooled_map == "off" else 1)))
         self.reference_points = nn.Parameter(torch.empty(1, shape.num_tokens, 2))
         self.layers = nn.ModuleList(DecoderLayer(settings) for _ in range(settings.num_layers))

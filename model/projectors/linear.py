@@ -1,4 +1,4 @@
-"""One linear layer on each feature: keeps locality, but M must be N (paper section 3.2)."""
+"""Linear projector: one linear layer per feature, which preserves locality but requires M = N (paper section 3.2)."""
 
 from torch import Tensor
 
@@ -12,8 +12,8 @@ class LinearProjector(Projector):
         super().__init__(shape, settings)
         if shape.num_tokens != shape.num_features:
             raise ValueError(
-                f"the {self.name} projector turns every feature into a token: num_tokens must be "
-                f"{shape.num_features}, the features of an image, not {shape.num_tokens}"
+                f"the {self.name} projector converts each feature to one token: num_tokens must be "
+                f"{shape.num_features}, the number of features per image, not {shape.num_tokens}"
             )
         self.net = mlp(self.depth, shape.encoder_width, shape.output_width)
 

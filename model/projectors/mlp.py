@@ -1,4 +1,4 @@
-"""An MLP with SiLU on each feature; as inflexible as the linear projector (paper section 3.2)."""
+"""MLP projector: an MLP with SiLU per feature; requires M = N like the linear projector (paper section 3.2)."""
 
 from model.projectors.base import PositiveInt, Settings
 from model.projectors.linear import LinearProjector

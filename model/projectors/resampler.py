@@ -1,8 +1,8 @@
-"""Resampler: M learned queries read the features by cross-attention; flexible, loses locality (paper section 3.2).
+"""Resampler: M learned queries cross-attend to the features; any M, but locality is lost (paper section 3.2).
 
-A layer as the authors build it: the queries are normalised and stay so (the residual starts from the normalised
-queries); keys and values are the queries and the normalised features together; then a gated (SiLU) feed-forward
-network with a norm inside. Every layer reads the same features.
+The layer follows the authors' implementation: the residual starts from the normalised queries; keys and values are
+computed from the concatenated queries and normalised features; the feed-forward network is gated (SiLU) with an inner
+norm. Every layer reads the same features.
 """
 
 import torch
@@ -18,7 +18,7 @@ class ResamplerSettings(Settings):
     num_heads: PositiveInt = 16
     intermediate_size: PositiveInt = 4096
     layer_norm_eps: float = 1e-6  # of the feed-forward network's inner norm
-    dropout: float = 0.1  # of attention weights, in training
+    dropout: float = 0.1  # of the attention weights, in training only
 
 
 class ResamplerLayer(nn.Module):

@@ -1,1 +1,1 @@
-"""A trained model over HTTP, in the form of OpenAI's chat completions."""
+"""Serves a trained model over HTTP with an API compatible with OpenAI's chat completions."""

@@ -1,4 +1,4 @@
-"""The routes: POST /v1/chat/completions, GET /v1/models, GET /health."""
+"""HTTP routes: POST /v1/chat/completions, GET /v1/models, GET /health."""
 
 import asyncio
 import contextlib
@@ -34,14 +34,14 @@ T = TypeVar("T")
 
 
 def create_app(service: Service, hosts: Sequence[str] = ("*",)) -> FastAPI:
-    """The application; it closes the service when it ends. hosts: names under which it may be addressed."""
+    """Creates the application, which closes the service on shutdown. hosts: accepted values of the Host header."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(service.close)
 
-    # No pages of documentation: they would load scripts from the network.
+    # No documentation pages: they would load scripts from the network.
     app = FastAPI(title="Honeybee", lifespan=lifespan, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     started = int(time.time())
@@ -59,7 +59,7 @@ def create_app(service: Service, hosts: Sequence[str] = ("*",)) -> FastAPI:
     async def model(name: str) -> dict[str, Any]:
         (known,) = (await models())["data"]
         if name != known["id"]:
-            message = f"there is no model {name[:80]!r} here, only {known['id']!r}"
+            message = f"unknown model {name[:80]!r}: this server provides only {known['id']!r}"
             raise RequestError(404, message, "model", "model_not_found")
         return known
 
@@ -70,7 +70,7 @@ def create_app(service: Service, hosts: Sequence[str] = ("*",)) -> FastAPI:
                 request, _complete(service, await _body(request, service.settings.max_upload))
             )
         except ClientDisconnect:
-            return Response(status_code=499)  # nobody reads it; the number stands in the log
+            return Response(status_code=499)  # the client is gone; the status only appears in the log
 
     @app.exception_handler(RequestError)
     async def refused(request: Request, error: RequestError) -> Response:
@@ -89,10 +89,11 @@ def create_app(service: Service, hosts: Sequence[str] = ("*",)) -> FastAPI:
 
 
 async def _body(request: Request, limit: int) -> bytes:
-    """The body. Raises RequestError (413) as soon as it is too large, said or not; ClientDisconnect."""
-    too_large = RequestError(413, f"the request has more than {limit} bytes (--max-upload-mib)", None, "too_large")
-    said = request.headers.get("content-length", "")
-    if said.isdecimal() and int(said) > limit:
+    """Reads the body. Raises RequestError (413) as soon as it is too large, with or without a Content-Length header,
+    and ClientDisconnect."""
+    too_large = RequestError(413, f"the request is larger than {limit} bytes (--max-upload-mib)", None, "too_large")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
         raise too_large
     body = bytearray()
     async for piece in request.stream():
@@ -103,7 +104,10 @@ async def _body(request: Request, limit: int) -> bytes:
 
 
 async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What the work gives. Cancels it and raises ClientDisconnect when the client goes away; for after the body."""
+    """Returns the result of `work`, or cancels it and raises ClientDisconnect if the client disconnects.
+
+    The request body must have been read before.
+    """
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -129,15 +133,15 @@ async def _complete(service: Service, body: bytes) -> Response:
         "created": int(time.time()),
         "model": service.settings.name,
     }
-    handed_on = False
+    streaming = False
     try:
-        first = await answer.progress.get()  # what fails before the first word is no 200
+        first = await answer.progress.get()  # an error before the first piece must not get status 200
         if isinstance(first, Exception):
             raise _failure(first)
         if request.stream:
             options = request.stream_options
             response = _Stream(answer, _chunks(answer, first, head, bool(options and options.include_usage)))
-            handed_on = True
+            streaming = True
             return response
         text = ""
         progress: Progress = first
@@ -150,12 +154,12 @@ async def _complete(service: Service, body: bytes) -> Response:
         completion = Completion(**head, choices=[choice], usage=usage(answer.prompt_tokens, progress.tokens))
         return JSONResponse(completion.model_dump())
     finally:
-        if not handed_on:
+        if not streaming:
             answer.cancelled.set()
 
 
 class _Stream(StreamingResponse):
-    """Server-sent events; the answer ends with them, however they end."""
+    """Server-sent events; cancels the answer when the response ends for any reason."""
 
     def __init__(self, answer: Answer, events: AsyncIterator[str]):
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
@@ -169,15 +173,15 @@ class _Stream(StreamingResponse):
 
 
 async def _chunks(answer: Answer, progress: Progress, head: dict[str, Any], with_usage: bool) -> AsyncIterator[str]:
-    """The events of an answer whose first progress is already there."""
+    """Yields the events of an answer. progress: the first item of the answer, already received."""
 
     def event(choices: list[ChunkChoice], **more: Any) -> str:
         hidden = None if with_usage else {"usage"}
         chunk = Chunk(**head, choices=choices, **more)
-        # A delta holds only what is new; everything else is said, also where it is null.
+        # A delta contains only new fields; all other fields are always present, even if they are null.
         content = chunk.model_dump(exclude=hidden)
-        for choice, said in zip(choices, content["choices"], strict=True):
-            said["delta"] = choice.delta.model_dump(exclude_none=True)
+        for choice, dumped in zip(choices, content["choices"], strict=True):
+            dumped["delta"] = choice.delta.model_dump(exclude_none=True)
         return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
     yield event([ChunkChoice(delta=Delta(role="assistant", content=""))])
@@ -188,7 +192,7 @@ async def _chunks(answer: Answer, progress: Progress, head: dict[str, Any], with
         if isinstance(progress, Exception):
             raise _failure(progress)
         reason = _reason(progress)
-    except RequestError as error:  # the status is sent; clients know an event with an error
+    except RequestError as error:  # the status has already been sent; clients recognise an error event
         yield f"data: {json.dumps(error.body())}\n\n"
         return
     yield event([ChunkChoice(delta=Delta(), finish_reason=reason)])
@@ -198,12 +202,12 @@ async def _chunks(answer: Answer, progress: Progress, head: dict[str, Any], with
 
 
 def _reason(end: End) -> Any:
-    if end.reason == "cancelled":  # by the server: a client that went away reads nothing
-        raise RequestError(503, "the server ended before the answer did", None, "shutting_down")
+    if end.reason == "cancelled":  # by the server, since a client that has disconnected does not read this
+        raise RequestError(503, "the server shut down before the answer was complete", None, "shutting_down")
     return end.reason
 
 
 def _failure(error: Exception) -> RequestError:
     if isinstance(error, Closed):
         return RequestError(503, str(error), None, "shutting_down")
-    return RequestError(500, f"the answer failed: {type(error).__name__}: {error}"[:500])
+    return RequestError(500, f"generating the answer failed: {type(error).__name__}: {error}"[:500])

@@ -1,4 +1,4 @@
-"""Requests that arrive together are answered in one batch, by one thread; later ones wait until it has ended."""
+"""Batches concurrent requests: one thread answers one batch at a time, and later requests wait in a queue."""
 
 import logging
 import queue
@@ -8,24 +8,24 @@ from threading import Thread
 
 from model.generation import End, Row
 
-LINGER = 0.005  # seconds that the first of a batch waits for company
-MAX_WAITING = 256  # more are refused, so that their pictures do not fill the memory
+LINGER = 0.005  # seconds that the first request of a batch waits for others
+MAX_WAITING = 256  # further requests are rejected, so that their images do not fill the memory
 log = logging.getLogger(__name__)
 
 
 class Busy(Exception):
-    """Too many requests wait."""
+    """Raised if too many requests are waiting."""
 
 
 class Closed(Exception):
-    """The server ends."""
+    """Raised if the server is shutting down."""
 
 
 class Batcher:
     """A queue of rows and the thread that answers them."""
 
     def __init__(self, answer: Callable[[Sequence[Row]], None], max_batch: int):
-        """answer: generates for the rows and reports to each; what it raises is reported to those without an end."""
+        """answer: generates and reports the answers of the rows; its exceptions are reported to unfinished rows."""
         self._answer, self._max_batch = answer, max_batch
         self._waiting: queue.Queue[Row | None] = queue.Queue()
         self._running: Sequence[Row] = ()
@@ -34,15 +34,15 @@ class Batcher:
         self._thread.start()
 
     def submit(self, row: Row) -> None:
-        """Raises Busy, Closed."""
+        """Queues a row. Raises Busy if the queue is full, Closed if the server is shutting down."""
         if self._closed:
-            raise Closed("the server ends")
+            raise Closed("the server is shutting down")
         if self._waiting.qsize() >= MAX_WAITING:
-            raise Busy(f"{MAX_WAITING} requests wait already: try again later")
+            raise Busy(f"{MAX_WAITING} requests are already waiting: try again later")
         self._waiting.put(row)
 
     def close(self) -> None:
-        """Ends running answers where they are, refuses waiting ones, and waits for the thread."""
+        """Cancels running answers, rejects waiting requests and waits for the thread."""
         self._closed = True
         for row in self._running:
             row.cancelled.set()
@@ -53,12 +53,12 @@ class Batcher:
         while rows := self._next():
             self._running = rows
             if self._closed:
-                error: Exception = Closed("the server ends")
+                error: Exception = Closed("the server is shutting down")
             else:
-                error = RuntimeError("the generation ended without an end for this row")
+                error = RuntimeError("the generation returned without finishing this row")
                 try:
                     self._answer(rows)
-                except Exception as raised:  # whatever it is, the next batch may be well
+                except Exception as raised:  # keep the thread alive: the next batch may succeed
                     log.exception("a batch of %d requests failed", len(rows))
                     error = raised
             for row in rows:
@@ -66,10 +66,10 @@ class Batcher:
             self._running = ()
         while not self._waiting.empty():
             if left := self._waiting.get():
-                left.finish(Closed("the server ends"))
+                left.finish(Closed("the server is shutting down"))
 
     def _next(self) -> list[Row]:
-        """The rows of the next batch; none when the queue is closed."""
+        """Returns the rows of the next batch, or an empty list when the queue is closed."""
         rows: list[Row] = []
         until = 0.0
         while len(rows) < self._max_batch:

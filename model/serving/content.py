@@ -1,4 +1,4 @@
-"""The messages of a request → a conversation for the chat template, and where its pictures come from."""
+"""Converts the messages of a request to a conversation for the chat template and collects its image references."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,42 +11,42 @@ from model.serving.protocol import Message
 
 @dataclass(frozen=True)
 class Reference:
-    """A picture that a message names. place: `messages[0].content[1].image_url`, for errors."""
+    """An image reference in a message. place: field path for errors, such as `messages[0].content[1].image_url`."""
 
     url: str
     place: str
 
 
 def conversation(messages: Sequence[Message], max_images: int) -> tuple[list[dict[str, Any]], list[Reference]]:
-    """Messages in the form of chat templates, and their pictures in order.
+    """Returns the messages in chat-template format and their image references in order.
 
-    Raises RequestError (400): the last message is not the user's or is empty, the image token in a text, a picture
-    that is not in the user's message, too many pictures.
+    Raises RequestError (400) if the last message is empty or not from the user, a text contains the image token, an
+    image is not in a user message, or there are too many images.
     """
     turns: list[dict[str, Any]] = []
     references: list[Reference] = []
-    for number, message in enumerate(messages):
+    for message_index, message in enumerate(messages):
         parts: list[dict[str, str]] = []
-        for index, part in enumerate(message.content):
-            place = f"messages[{number}].content[{index}]"
+        for part_index, part in enumerate(message.content):
+            place = f"messages[{message_index}].content[{part_index}]"
             if part.image_url is not None and part.type == "image_url":
                 if message.role != "user":
-                    raise _invalid(f"only the user's messages can hold a picture, not the {message.role}'s", place)
+                    raise _invalid(f"images are allowed only in user messages, not in {message.role} messages", place)
                 references.append(Reference(part.image_url.url, f"{place}.image_url"))
                 parts.append({"type": "image"})
             else:
                 text = part.text or ""
                 if IMAGE_TOKEN in text:
-                    raise _invalid(f"the text holds {IMAGE_TOKEN}: give a picture as a part of its own", place)
+                    raise _invalid(f"the text contains {IMAGE_TOKEN}: send images as separate parts", place)
                 parts.append({"type": "text", "text": text})
         turns.append({"role": message.role, "content": parts})
     last = f"messages[{len(messages) - 1}]"
     if messages[-1].role != "user":
-        raise _invalid(f"the last message must be the user's, not the {messages[-1].role}'s", f"{last}.role")
+        raise _invalid(f"the role of the last message must be user, not {messages[-1].role}", f"{last}.role")
     if not any(part["type"] == "image" or part["text"].strip() for part in turns[-1]["content"]):
         raise _invalid("the last message is empty", f"{last}.content")
     if len(references) > max_images:
-        raise _invalid(f"{len(references)} pictures, more than the {max_images} of a request", "messages")
+        raise _invalid(f"the request has {len(references)} images, but at most {max_images} are allowed", "messages")
     return turns, references
 
 

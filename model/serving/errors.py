@@ -1,12 +1,12 @@
-"""Errors in OpenAI's form."""
+"""Errors in OpenAI's format."""
 
 from typing import Any
 
 
 class RequestError(Exception):
-    """A request that gets no answer; what it says is sent to the client.
+    """Raised for a request that cannot be answered; the message is sent to the client.
 
-    status: of HTTP. param: the field to blame, as `messages[0].content[1]`. code: a short stable name.
+    status: HTTP status. param: the invalid field, such as `messages[0].content[1]`. code: a short, stable identifier.
     """
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
@@ -14,6 +14,6 @@ class RequestError(Exception):
         self.status, self.message, self.param, self.code = status, message, param, code
 
     def body(self) -> dict[str, Any]:
-        """What is sent as JSON."""
+        """Returns the JSON body of the response."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}

@@ -1,4 +1,4 @@
-"""Pictures from http and https, without letting a request reach into the server's own network."""
+"""Fetches images over HTTP and HTTPS without giving requests access to the server's internal network (SSRF)."""
 
 import asyncio
 import ipaddress
@@ -9,18 +9,18 @@ from typing import Any
 import httpx
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-_ASSIGNED = ipaddress.ip_network("2000::/3")  # all of IPv6 that is given out to the internet
+_ASSIGNED = ipaddress.ip_network("2000::/3")  # the IPv6 range allocated for global unicast
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-TIMEOUT = 15.0  # seconds, for all of it
+TIMEOUT = 15.0  # seconds for the complete request
 
 
 class FetchError(ValueError):
-    """A picture that was not fetched."""
+    """Raised if an image could not be fetched."""
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address belongs to the open internet. Addresses of IPv4 that are written as IPv6 are looked into;
-    the old tunnels, which hold one too, are refused."""
+    """Returns whether an address belongs to the public internet. IPv4-mapped and NAT64 addresses are judged by the
+    embedded IPv4 address; 6to4 and Teredo tunnels are rejected."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped:
             return is_public(address.ipv4_mapped)
@@ -32,16 +32,16 @@ def is_public(address: Address) -> bool:
 
 
 async def fetch(url: str, max_bytes: int, permits: Callable[[Address], bool] = is_public) -> bytes:
-    """The bytes at a URL. No redirect is followed and no proxy used.
+    """Returns the content of a URL, without following redirects or using a proxy.
 
-    permits: every address of the host must pass; the connection goes to one that did, so that a second look-up cannot
-    give another. Raises FetchError, which does not show what the host answered.
+    permits: must accept every address of the host; the connection uses one of the checked addresses, so that a second
+    DNS lookup cannot return a different one. Raises FetchError, which does not reveal the content of the response.
     """
     try:
         async with asyncio.timeout(TIMEOUT):
             return await _fetch(url, max_bytes, permits)
     except TimeoutError:
-        raise FetchError(f"it did not arrive within {TIMEOUT:.0f} seconds") from None
+        raise FetchError(f"the download did not complete within {TIMEOUT:.0f} seconds") from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise FetchError(f"{type(error).__name__}: {error}") from None
 
@@ -49,7 +49,7 @@ async def fetch(url: str, max_bytes: int, permits: Callable[[Address], bool] = i
 async def _fetch(url: str, max_bytes: int, permits: Callable[[Address], bool]) -> bytes:
     parsed = httpx.URL(url)
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise FetchError("only http and https addresses are fetched")
+        raise FetchError("only http and https URLs are supported")
     address = await _resolve(parsed.host, parsed.port or (443 if parsed.scheme == "https" else 80), permits)
     request: dict[str, Any] = {
         "headers": {"Host": parsed.netloc.decode(), "Accept": "image/*", "Accept-Encoding": "identity"},
@@ -60,14 +60,14 @@ async def _fetch(url: str, max_bytes: int, permits: Callable[[Address], bool]) -
         client.stream("GET", parsed.copy_with(host=str(address)), **request) as response,
     ):
         if response.is_redirect:
-            raise FetchError("it redirects, and redirects are not followed: give the last address")
+            raise FetchError("the URL redirects, but redirects are not followed: give the final URL")
         if response.status_code != 200:
-            raise FetchError(f"the host answered with the status {response.status_code}")
+            raise FetchError(f"the host responded with status {response.status_code}")
         data = bytearray()
         async for piece in response.aiter_raw():
             data += piece
             if len(data) > max_bytes:
-                raise FetchError(f"more than {max_bytes} bytes")
+                raise FetchError(f"the file is larger than {max_bytes} bytes")
         return bytes(data)
 
 
@@ -75,8 +75,8 @@ async def _resolve(host: str, port: int, permits: Callable[[Address], bool]) -> 
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        raise FetchError(f"the host {host[:80]} is not known") from None
+        raise FetchError(f"the host {host[:80]} cannot be resolved") from None
     addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
     if not addresses or not all(map(permits, addresses)):
         raise FetchError(f"the host {host[:80]} has an address that is private, loopback or otherwise not public")
-    return min(addresses, key=lambda address: address.version)  # not every machine reaches IPv6
+    return min(addresses, key=lambda address: address.version)  # prefer IPv4: IPv6 is not always reachable

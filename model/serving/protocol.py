@@ -1,6 +1,6 @@
-"""OpenAI's chat completions: the part of a request that is understood, and the answers.
+"""Request and response types for the supported subset of OpenAI's chat completions.
 
-Source: the API reference at https://platform.openai.com/docs/api-reference/chat, and the types of the `openai` package.
+Source: the API reference at https://platform.openai.com/docs/api-reference/chat and the types of the `openai` package.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from model.serving.errors import RequestError
 
-# Fields that say nothing about the answer itself, or that another field must turn on first.
+# Fields that do not affect the answer, or only together with another field that is not supported.
 HARMLESS = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_options",
     "prompt_cache_retention", "parallel_tool_calls",
 }  # fmt: skip
-# Fields that would change the answer, with the values that do not.
+# Fields that can change the answer, with the values that leave it unchanged.
 NEUTRAL: dict[str, list[Any]] = {
     "n": [1],
     "logprobs": [False],
@@ -35,13 +35,13 @@ INT64 = 2**63
 
 
 class ImageUrl(BaseModel):
-    """`detail` is ignored: every picture is shown to the model in the one size that it takes."""
+    """An image URL. `detail` is ignored, because the model has a fixed image size."""
 
     url: str
 
 
 class Part(BaseModel):
-    """A piece of a message."""
+    """A part of a message's content."""
 
     type: Literal["text", "image_url"]
     text: str | None = None
@@ -50,14 +50,14 @@ class Part(BaseModel):
     @model_validator(mode="after")
     def _whole(self) -> "Part":
         if getattr(self, self.type) is None:
-            raise ValueError(f"a part of the type {self.type} needs the field {self.type}")
+            raise ValueError(f"a part of type {self.type} must have the field {self.type}")
         return self
 
 
 class Message(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
-    role: Literal["system", "user", "assistant"]  # OpenAI's newer `developer` is `system`
+    role: Literal["system", "user", "assistant"]  # OpenAI's newer role `developer` is an alias of `system`
     content: list[Part]
 
     @field_validator("role", mode="before")
@@ -71,7 +71,7 @@ class Message(BaseModel):
         if isinstance(content, str):
             return [{"type": "text", "text": content}]
         if not isinstance(content, list) or not content:
-            raise ValueError("must be a string or a list of parts")
+            raise ValueError("must be a string or a non-empty list of parts")
         return content
 
 
@@ -104,33 +104,33 @@ class ChatRequest(BaseModel):
     @classmethod
     def _no_empty_stop(cls, stop: list[str] | None) -> list[str] | None:
         if stop and "" in stop:
-            raise ValueError("a stop string is empty")
+            raise ValueError("stop strings must not be empty")
         return stop
 
     @property
     def longest(self) -> int | None:
-        """The most tokens that the answer may have, if the request says it."""
+        """Maximum number of tokens in the answer, or None if the request does not specify it."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
 def parse(body: bytes) -> ChatRequest:
-    """Raises RequestError (400), naming the field, for what is not understood or not offered."""
+    """Parses and validates a request. Raises RequestError (400), naming the field, if it is invalid or unsupported."""
     try:
         request = ChatRequest.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         param = field_name(first["loc"])
-        said = first["msg"].removeprefix("Value error, ")
-        raise RequestError(400, f"{param}: {said}" if param else said, param, "invalid_value") from None
+        problem = first["msg"].removeprefix("Value error, ")
+        raise RequestError(400, f"{param}: {problem}" if param else problem, param, "invalid_value") from None
     for name, value in (request.model_extra or {}).items():
         _refuse(name, name, value, HARMLESS)
     for index, message in enumerate(request.messages):
         for name, value in (message.model_extra or {}).items():
             _refuse(name, f"messages[{index}].{name}", value, HARMLESS_IN_MESSAGE)
     if None not in (request.max_tokens, request.max_completion_tokens):
-        raise RequestError(400, "give max_tokens or max_completion_tokens, not both", "max_tokens", "invalid_value")
+        raise RequestError(400, "set max_tokens or max_completion_tokens, not both", "max_tokens", "invalid_value")
     if request.stream_options is not None and not request.stream:
-        raise RequestError(400, "stream_options needs stream: true", "stream_options", "invalid_value")
+        raise RequestError(400, "stream_options requires stream: true", "stream_options", "invalid_value")
     return request
 
 
@@ -139,17 +139,17 @@ def _refuse(name: str, param: str, value: Any, harmless: set[str]) -> None:
         return
     if name in NEUTRAL:
         allowed = " or ".join(map(repr, NEUTRAL[name]))
-        raise RequestError(400, f"{param} is offered only as {allowed}: leave it out", param, "unsupported_parameter")
-    raise RequestError(400, f"{param} is not offered by this server: leave it out", param, "unsupported_parameter")
+        raise RequestError(400, f"{param} supports only {allowed}: omit it", param, "unsupported_parameter")
+    raise RequestError(400, f"{param} is not supported by this server: omit it", param, "unsupported_parameter")
 
 
 def field_name(loc: Sequence[str | int]) -> str | None:
-    """("messages", 0, "role") → `messages[0].role`; None for the body as a whole."""
+    """Converts a pydantic location such as ("messages", 0, "role") to `messages[0].role`; None for the whole body."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".") or None
 
 
 class Usage(BaseModel):
-    """Tokens; those of a prompt with the visual tokens, those of an answer with its end token."""
+    """Token counts. The prompt's count includes visual tokens, the completion's count its end token."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -195,7 +195,7 @@ class ChunkChoice(BaseModel):
 
 
 class Chunk(BaseModel):
-    """A piece of a streamed answer; without choices, the usage at its end."""
+    """A piece of a streamed answer; the last chunk has no choices if it contains the usage."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"

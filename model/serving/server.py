@@ -1,4 +1,4 @@
-"""Serves a model until it is asked to end."""
+"""Runs the HTTP server for a model until it receives a signal."""
 
 import contextlib
 import errno
@@ -12,38 +12,36 @@ from model.directory import check_model
 from model.serving.app import create_app
 from model.serving.service import Service, Settings
 
-GRACE = 10  # seconds that running answers have to end
-LOCAL = ("127.0.0.1", "localhost")  # a web page may give its own name this address; its requests are refused
+GRACE = 10  # seconds that running answers have to finish on shutdown
+LOCAL = ("127.0.0.1", "localhost")  # only these names are accepted, to prevent DNS rebinding by web pages
 
 
 class ServeError(ValueError):
-    """An address that cannot be served at."""
+    """Raised if the server cannot listen on the address."""
 
 
 def serve(directory: Path, host: str, port: int, settings: Settings, say: Callable[[str], object]) -> None:
-    """Loads a model and answers requests until SIGTERM or SIGINT. port: 0 takes a free one, and says it.
-
-    Raises ModelError and, before the model is loaded, ServeError.
-    """
+    """Loads a model and answers requests until SIGTERM or SIGINT. port: 0 selects a free port. say: receives a line
+    with the address. Raises ModelError, and ServeError before the model is loaded."""
     check_model(directory)
     with bind(host, port) as listener:
         from model.generation import load
 
         service = Service(*load(directory), settings)
         address = f"[{host}]" if ":" in host else host
-        say(f"{directory} is served as {settings.name!r} on http://{address}:{listener.getsockname()[1]}/v1")
+        say(f"serving {directory} as {settings.name!r} on http://{address}:{listener.getsockname()[1]}/v1")
         app = create_app(service, LOCAL if host in LOCAL else ("*",))
         config = uvicorn.Config(app, log_level="info", timeout_graceful_shutdown=GRACE)
         server = uvicorn.Server(config)
-        with contextlib.suppress(KeyboardInterrupt, SystemExit):  # uvicorn ends well, then raises the signal again
+        with contextlib.suppress(KeyboardInterrupt, SystemExit):  # uvicorn shuts down, then re-raises the signal
             server.run(sockets=[listener])
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Raises ServeError, naming the address."""
+    """Opens a listening socket. Raises ServeError, naming the address."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise ServeError(f"port {port} of {host} is in use: choose another by --port") from None
-        raise ServeError(f"cannot listen on port {port} of {host}: {error.strerror or error}") from None
+            raise ServeError(f"port {port} on {host} is already in use: choose another one with --port") from None
+        raise ServeError(f"cannot listen on port {port} on {host}: {error.strerror or error}") from None

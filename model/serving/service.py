@@ -1,4 +1,4 @@
-"""A request's way from its parsed form to a growing answer."""
+"""Turns parsed requests into streamed answers of the model."""
 
 import asyncio
 import contextlib
@@ -21,13 +21,14 @@ from model.serving.errors import RequestError
 from model.serving.pictures import check_together, encoded, opened
 from model.serving.protocol import ChatRequest
 
-DEFAULT_MAX_TOKENS = 512  # where a request gives none
-MAX_PIECES = 10_000  # messages and parts of them, of a model without a limit
+DEFAULT_MAX_TOKENS = 512  # used if a request sets no limit
+MAX_PIECES = 10_000  # bounds the messages and parts if the model has no context limit
 
 
 @dataclass(frozen=True)
 class Settings:
-    """name: of the model, as requests give it. max_upload: bytes of a request's body, and of a fetched picture."""
+    """Server settings. name: model name in requests. max_upload: limit in bytes for a request body and for a fetched
+    image."""
 
     name: str = "model"
     max_batch: int = 8
@@ -38,7 +39,7 @@ class Settings:
 
 @dataclass
 class Answer:
-    """An answer on its way. progress: pieces of text, then its end or an error. cancelled: set it to end it."""
+    """A running answer. progress: pieces of text, then an End or an exception. cancelled: set it to stop the answer."""
 
     prompt_tokens: int
     progress: "asyncio.Queue[Progress]"
@@ -46,34 +47,34 @@ class Answer:
 
 
 class Service:
-    """The model, its queue, and threads that decode pictures."""
+    """The model with its request queue and worker threads for preprocessing."""
 
     def __init__(self, model: Any, processor: Any, settings: Settings):
         self.settings, self.processor, self.context = settings, processor, context_of(model)
-        longest = max(map(len, processor.tokenizer.get_vocab()))  # of a token, in characters
-        # Tokenising megabytes takes a minute. Four times as much as can fit, since a tokenizer may drop characters.
+        longest = max(map(len, processor.tokenizer.get_vocab()))  # characters of the longest token
+        # Tokenising megabytes takes a minute. Allow four times what can fit, since a tokenizer may drop characters.
         self._max_characters = None if self.context is None else 4 * longest * self.context
         self._batcher = Batcher(partial(generate, model, processor), settings.max_batch)
         self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "requests")
-        self._tokenizing = Lock()  # a fast tokenizer is not made for several threads
+        self._tokenizing = Lock()  # fast tokenizers are not thread-safe
 
     def close(self) -> None:
-        """Ends what is running; blocks until it has."""
+        """Cancels running answers and waits until they have ended."""
         self._batcher.close()
         self._threads.shutdown(cancel_futures=True)
 
     async def in_thread(self, function: Any, *args: Any) -> Any:
-        """Runs what takes long beside the event loop."""
+        """Runs a slow function in a worker thread, without blocking the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
     async def begin(self, request: ChatRequest) -> Answer:
-        """Puts a request into the queue. Raises RequestError: 400, 404 (another model), 503 (too many wait)."""
+        """Queues a request. Raises RequestError: 400 (invalid), 404 (unknown model), 503 (too many are waiting)."""
         if request.model != self.settings.name:
-            message = f"there is no model {request.model[:80]!r} here, only {self.settings.name!r}"
+            message = f"unknown model {request.model[:80]!r}: this server provides only {self.settings.name!r}"
             raise RequestError(404, message, "model", "model_not_found")
         messages, references = conversation(request.messages, self.settings.max_images)
         pieces = sum(1 + len(message.content) for message in request.messages)
-        if pieces > 4 * (self.context or MAX_PIECES):  # each has a token at least, but for texts that are empty
+        if pieces > 4 * (self.context or MAX_PIECES):  # each has at least one token, except for empty texts
             raise _too_long(f"the messages have {pieces} parts", self.context)
         characters = sum(len(part.text or "") for message in request.messages for part in message.content)
         if self._max_characters is not None and characters > self._max_characters:
@@ -82,13 +83,13 @@ class Service:
         longest = DEFAULT_MAX_TOKENS if request.longest is None else request.longest
         if self.context is not None:
             if len(prompt) >= self.context:
-                raise _too_long(f"the prompt has {len(prompt)} tokens, visual ones among them", self.context)
+                raise _too_long(f"the prompt has {len(prompt)} tokens, including visual tokens", self.context)
             longest = min(longest, self.context - len(prompt))
         pixels = await self._pixels(references)
         loop, queue, cancelled = asyncio.get_running_loop(), asyncio.Queue[Progress](), Event()
 
-        def report(progress: Progress) -> None:  # in the generating thread
-            with contextlib.suppress(RuntimeError):  # the event loop has ended, and its clients with it
+        def report(progress: Progress) -> None:  # runs in the generating thread
+            with contextlib.suppress(RuntimeError):  # the event loop is closed, so that no client is left
                 loop.call_soon_threadsafe(queue.put_nowait, progress)
 
         row = Row(
@@ -111,13 +112,13 @@ class Service:
             with self._tokenizing:
                 return encode(self.processor, messages)
         except TemplateError as error:
-            raise RequestError(400, f"the model's chat template refuses the messages: {error}", "messages") from None
+            raise RequestError(400, f"the model's chat template rejects the messages: {error}", "messages") from None
 
     async def _pixels(self, references: Sequence[Reference]) -> list[torch.Tensor]:
-        """Of each picture (1, 3, S, S)."""
+        """Loads and preprocesses each image to (1, 3, S, S)."""
         settings = self.settings
-        coming = (encoded(reference, settings.allow_urls, settings.max_upload) for reference in references)
-        files = [await self.in_thread(data) for data in await asyncio.gather(*coming)]
+        loading = (encoded(reference, settings.allow_urls, settings.max_upload) for reference in references)
+        files = [await self.in_thread(data) for data in await asyncio.gather(*loading)]
         await self.in_thread(check_together, files)
 
         def preprocess(reference: Reference, data: bytes) -> torch.Tensor:
@@ -128,5 +129,5 @@ class Service:
 
 
 def _too_long(what: str, context: int | None) -> RequestError:
-    message = f"{what}, and the model's context is {context} tokens: no room for an answer"
+    message = f"{what}, but the model's context is {context} tokens: no room is left for an answer"
     return RequestError(400, message, "messages", "context_length_exceeded")

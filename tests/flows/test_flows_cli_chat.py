@@ -63,7 +63,7 @@ def test_a_session_survives_what_goes_wrong(model: Path) -> None:
     done = honeybee("chat", model, model / "blue.png", "--max-new-tokens", "3", says="\n".join(lines))
     assert done.returncode == 0, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("honeybee: ")]
-    said = ["missing.png", "config.json", "not fetched from addresses", "empty", "holds <image>", "no command /rest"]
+    said = ["missing.png", "config.json", "not fetched from URLs", "empty", "contains <image>", "no command /rest"]
     assert len(errors) == len(said) and all(word in error for word, error in zip(said, errors, strict=True))
     before, after = done.stdout.split("A new conversation, about what the command line shows.\n")
     assert len(before.splitlines()) >= 2 and after.strip()
@@ -74,8 +74,8 @@ def test_a_session_survives_what_goes_wrong(model: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["chat", "{model}", "missing.png", "What?"], "missing.png is no image that can be read"),
-        (["chat", "{model}", "{model}/blue.png", "<image>"], "the question holds <image>"),
+        (["chat", "{model}", "missing.png", "What?"], "missing.png cannot be read as an image"),
+        (["chat", "{model}", "{model}/blue.png", "<image>"], "the question contains <image>"),
         (["chat", "{model}/..", "{model}/blue.png", "What?"], "no model (no config.json)"),
         (["serve", "{model}/.."], "no model (no config.json)"),
     ],
@@ -116,7 +116,7 @@ def test_a_server_answers_and_ends_well(server: tuple[subprocess.Popen, str], mo
     assert answer.usage is not None and answer.usage.completion_tokens in range(1, 4)
     taken = honeybee("serve", model, "--port", address.split(":")[-1].removesuffix("/v1"))
     assert taken.returncode == 1
-    assert taken.stderr.splitlines()[-1].endswith("of 127.0.0.1 is in use: choose another by --port")
+    assert taken.stderr.splitlines()[-1].endswith("on 127.0.0.1 is already in use: choose another one with --port")
     process.send_signal(number)
     assert process.wait(30) == 0
     assert process.stderr is not None and "Traceback" not in process.stderr.read()

@@ -1,4 +1,4 @@
-"""Small checkpoints as the authors' code writes them: their key names, their configuration, any form of files."""
+"""Small checkpoints in the format of the authors' code: key names, configuration and all file formats."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from model.official import official_state, projector_settings
 from model.projectors import Shape, build_projector
 
 VOCABULARY = 320
-N = 16  # features of an image
+N = 16  # features per image
 CLIP = CLIPVisionConfig(
     hidden_size=20,
     intermediate_size=40,
@@ -35,7 +35,7 @@ LLAMA = LlamaConfig(
     eos_token_id=2,
 )
 
-# the projector's part of config.json, under their keys
+# the projector part of config.json, with their keys
 PROJECTORS: dict[str, dict[str, Any]] = {
     "c-abs": {
         "projector_type": "c-abs",
@@ -96,7 +96,7 @@ PROJECTORS: dict[str, dict[str, Any]] = {
 
 
 def parts(name: str, dtype: torch.dtype = torch.float32) -> tuple[CLIPVisionModel, LlamaForCausalLM, dict[str, Tensor]]:
-    """Encoder, language model and the projector's state dict, of random weights that depend on nothing."""
+    """Returns encoder, language model and the projector's state dict, with weights from a fixed seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         clip, llama = CLIPVisionModel(CLIP).to(dtype).eval(), LlamaForCausalLM(LLAMA).to(dtype).eval()
@@ -104,18 +104,18 @@ def parts(name: str, dtype: torch.dtype = torch.float32) -> tuple[CLIPVisionMode
         described = projector_settings(config, N)
         shape = Shape(N, described["num_tokens"], CLIP.hidden_size, LLAMA.hidden_size)
         projector = build_projector(described["type"], shape, described["settings"])
-        for parameter in projector.parameters():  # away from zeros and ones
+        for parameter in projector.parameters():  # move them away from zeros and ones
             parameter.data.add_(torch.randn_like(parameter) * 0.1)
     return clip, llama, official_state(projector)
 
 
 def part(name: str) -> dict[str, Any]:
-    """The projector's part of the configuration, with the widths of its neighbours."""
+    """Returns the projector part of the configuration, with the widths of the encoder and the language model."""
     return {**PROJECTORS[name], "encoder_hidden_size": CLIP.hidden_size, "output_hidden_size": LLAMA.hidden_size}
 
 
 def state_of(name: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """The whole checkpoint's state dict; a D-Abstractor is fp32 whatever the rest is."""
+    """Returns the state dict of the complete checkpoint; a D-Abstractor is always fp32."""
     clip, llama, projector = parts(name, dtype)
     kind = torch.float32 if name == "d-abs" else dtype
     return {
@@ -126,7 +126,7 @@ def state_of(name: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]
 
 
 def config_of(name: str, early: bool = False) -> dict[str, Any]:
-    """config.json; early: in the form of the first releases."""
+    """Returns the content of config.json; early: in the format of the first releases."""
     vision = {**CLIP.to_dict(), "encoder_type": "openai.clip", "pretrained_vision_name_or_path": "openai/clip"}
     text = {**LLAMA.to_dict(), "rope_theta": 10000.0, "rope_scaling": None, "torch_dtype": "float16"}
     del text["rope_parameters"]
@@ -154,7 +154,7 @@ def config_of(name: str, early: bool = False) -> dict[str, Any]:
 def write(
     directory: Path, config: dict[str, Any], state: dict[str, Tensor], form: str = "torch", shards: int = 1
 ) -> Path:
-    """A checkpoint directory. form: `torch` or `safetensors`. shards: files; more than one have an index."""
+    """Writes a checkpoint directory. form: `torch` or `safetensors`. shards: number of files; an index if above 1."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config))
     stem, end = ("pytorch_model", "bin") if form == "torch" else ("model", "safetensors")

@@ -1,4 +1,4 @@
-"""Everything that an image file can be, and what is none."""
+"""Image files of all supported kinds, and files that are not valid images."""
 
 import io
 import struct
@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Noise of every fineness on a slope: edges, flat parts, and colours out to the corners of the cube."""
+    """Multi-scale noise on a gradient: edges, flat regions, and colours up to the corners of the RGB cube."""
     random = np.random.default_rng(seed)
     layers = [np.linspace(0, 255, width)[None, :, None] + np.linspace(-128, 128, height)[:, None, None]]
     for cells in (2, 9, 40):
@@ -33,17 +33,17 @@ def exif(orientation: int) -> Image.Exif:
     return found
 
 
-def turned(orientation: int) -> bytes:
+def rotated(orientation: int) -> bytes:
     return encode(photo(300, 200), exif=exif(orientation))
 
 
-def filled() -> bytes:
-    """Fill bytes before a marker, which the standard allows, and a turn behind them."""
-    data = turned(6)
+def with_fill_bytes() -> bytes:
+    """A JPEG with fill bytes before a marker, which the standard allows, followed by an EXIF orientation."""
+    data = rotated(6)
     return data[:2] + b"\xff\xff" + data[2:]
 
 
-def xmp_turned() -> bytes:
+def xmp_rotated() -> bytes:
     return encode(photo(300, 200), xmp=b'<x:xmpmeta><rdf tiff:Orientation="8"/></x:xmpmeta>')
 
 
@@ -66,26 +66,24 @@ KINDS: dict[str, Callable[[], bytes]] = {
     "4:4:4": lambda: encode(photo(640, 427), quality=95, subsampling=0),
     "4:2:2": lambda: encode(photo(427, 640), quality=80, subsampling=1),
     "progressive": lambda: encode(photo(640, 480), progressive=True),
-    "coarse": lambda: encode(photo(640, 480), quality=5),
-    "enlarged": lambda: encode(photo(150, 99), quality=95),
+    "low quality": lambda: encode(photo(640, 480), quality=5),
+    "upscaled": lambda: encode(photo(150, 99), quality=95),
     "same size": lambda: encode(photo(224, 224), quality=95),
     "grey": lambda: encode(photo(500, 333).convert("L")),
     "CMYK": lambda: encode(photo(300, 200).convert("CMYK")),
     "RGB JPEG": lambda: encode(photo(300, 200), keep_rgb=True),
     "restart markers": lambda: encode(photo(300, 200), restart_marker_rows=1),
-    **{f"EXIF {k}": lambda k=k: turned(k) for k in (0, 1, 2, 3, 5, 6, 8, 9)},
-    "XMP 8": xmp_turned,
-    "EXIF behind a comment": lambda: encode(
-        photo(300, 200), comment=b"x" * 999, exif=exif(6), icc_profile=b"y" * 70000
-    ),
-    "fill bytes": filled,
+    **{f"EXIF {k}": lambda k=k: rotated(k) for k in (0, 1, 2, 3, 5, 6, 8, 9)},
+    "XMP 8": xmp_rotated,
+    "EXIF after a comment": lambda: encode(photo(300, 200), comment=b"x" * 999, exif=exif(6), icc_profile=b"y" * 70000),
+    "fill bytes": with_fill_bytes,
     "1×1": lambda: encode(photo(1, 1)),
     "1×2000": lambda: encode(photo(1, 2000)),
     "2000×1": lambda: encode(photo(2000, 1)),
     "PNG": lambda: encode(photo(300, 200), "PNG"),
-    "PNG of a palette with a hole": palette,
-    "PNG of 16 bits": grey16,
-    "PNG of one bit": lambda: encode(photo(300, 200).convert("1"), "PNG"),
+    "palette PNG with transparency": palette,
+    "16-bit PNG": grey16,
+    "1-bit PNG": lambda: encode(photo(300, 200).convert("1"), "PNG"),
     "PNG with alpha": rgba,
     "WebP": lambda: encode(photo(300, 200), "WEBP"),
     "GIF": lambda: encode(photo(300, 200).quantize(32), "GIF"),
@@ -94,7 +92,7 @@ KINDS: dict[str, Callable[[], bytes]] = {
 
 
 def bomb() -> bytes:
-    """A PNG of 65,000 × 65,000 pixels, as its header says."""
+    """A PNG whose header declares 65,000 × 65,000 pixels."""
     header = struct.pack(">IIBBBBB", 65000, 65000, 8, 2, 0, 0, 0)
 
     def chunk(name: bytes, content: bytes) -> bytes:
@@ -117,9 +115,9 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "text": (lambda: b"no image", "image_corrupt"),
     "magic": (lambda: b"\xff\xd8\xff", "image_corrupt"),
     "header": (lambda: encode(photo(640, 480))[:200], "image_corrupt"),
-    "cut JPEG": (lambda: encode(photo(640, 480))[:9000], "image_corrupt"),
-    "cut progressive JPEG": (lambda: encode(photo(640, 480), progressive=True)[:9000], "image_corrupt"),
-    "cut PNG": (lambda: encode(photo(300, 200), "PNG")[:9000], "image_corrupt"),
+    "truncated JPEG": (lambda: encode(photo(640, 480))[:9000], "image_corrupt"),
+    "truncated progressive JPEG": (lambda: encode(photo(640, 480), progressive=True)[:9000], "image_corrupt"),
+    "truncated PNG": (lambda: encode(photo(300, 200), "PNG")[:9000], "image_corrupt"),
     "PNG bomb": (bomb, "image_too_large"),
     "JPEG bomb": (jpeg_bomb, "image_too_large"),
     "TIFF": (lambda: encode(photo(30, 20), "TIFF"), "image_corrupt"),

@@ -1,4 +1,4 @@
-"""A real server on a free loopback port, and what requests are made of."""
+"""A real server on a free loopback port, and the parts of requests."""
 
 import base64
 import contextlib
@@ -18,7 +18,7 @@ from model.serving.service import Service, Settings
 
 @contextlib.contextmanager
 def served(model: Any, processor: Any, **settings: Any) -> Iterator[str]:
-    """The address of a server of the model, `http://127.0.0.1:…/v1`."""
+    """Runs a server for the model and yields its base URL, `http://127.0.0.1:…/v1`."""
     service = Service(model, processor, Settings(**settings))
     with bind("127.0.0.1", 0) as listener:
         app = create_app(service, LOCAL)
@@ -36,7 +36,7 @@ def served(model: Any, processor: Any, **settings: Any) -> Iterator[str]:
 def wait_for(condition: Any, seconds: float = 20.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until, "it did not happen in time"
+        assert time.monotonic() < until, f"the condition did not become true within {seconds} seconds"
         time.sleep(0.01)
 
 
@@ -50,8 +50,8 @@ def picture(url: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def text(said: str) -> dict[str, Any]:
-    return {"type": "text", "text": said}
+def text(content: str) -> dict[str, Any]:
+    return {"type": "text", "text": content}
 
 
 def user(*parts: Any) -> dict[str, Any]:

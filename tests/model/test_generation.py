@@ -1,4 +1,4 @@
-"""Tokens to text, stop strings, sampling, and the queue of batches."""
+"""Detokenisation, stop strings, sampling and request batching."""
 
 import threading
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_pieces_are_whole_characters(tiny_processor: Any, text: str) -> None:
+def test_pieces_never_split_characters(tiny_processor: Any, text: str) -> None:
     tokenizer = tiny_processor.tokenizer
     detokenizer = Detokenizer(tokenizer)
     tokens = tokenizer.encode(" " + text, add_special_tokens=False)
@@ -42,31 +42,31 @@ def test_pieces_are_whole_characters(tiny_processor: Any, text: str) -> None:
 
 @given(tokens=st.lists(st.integers(0, 319), max_size=40))
 @settings(max_examples=200, deadline=None)
-def test_any_tokens_give_their_text(tiny_processor: Any, tokens: list[int]) -> None:
+def test_streamed_text_equals_decoded_text_for_any_tokens(tiny_processor: Any, tokens: list[int]) -> None:
     detokenizer = Detokenizer(tiny_processor.tokenizer)
     pieces = [detokenizer.push(token) for token in tokens] + [detokenizer.end()]
     assert "".join(pieces) == tiny_processor.tokenizer.decode(tokens, skip_special_tokens=True).lstrip()
 
 
 @given(pieces=st.lists(st.text("ab", max_size=3)), stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
-def test_a_text_is_cut_before_the_first_stop_string(pieces: list[str], stops: list[str]) -> None:
-    strings, said = StopStrings(stops), ""
+def test_text_is_truncated_before_the_first_stop_string(pieces: list[str], stops: list[str]) -> None:
+    strings, output = StopStrings(stops), ""
     for piece in pieces:
-        said += strings.push(piece)
-        assert not any(stop in said for stop in stops)
+        output += strings.push(piece)
+        assert not any(stop in output for stop in stops)
         if strings.found:
             break
-    said += strings.end()
-    whole = "".join(pieces)
-    places = [whole.index(stop) for stop in stops if stop in whole]
-    assert strings.found == bool(places)
-    if not places:
-        assert said == whole
+    output += strings.end()
+    text = "".join(pieces)
+    starts = [text.index(stop) for stop in stops if stop in text]
+    assert strings.found == bool(starts)
+    if not starts:
+        assert output == text
     else:
-        assert whole.startswith(said) and not any(stop in said for stop in stops)
+        assert text.startswith(output) and not any(stop in output for stop in stops)
 
 
-def test_draws_have_the_probabilities_that_were_asked_for() -> None:
+def test_samples_follow_the_requested_distribution() -> None:
     scores = torch.tensor([0.0, 1.0, -torch.inf, 2.0, 0.5])
     random = torch.Generator().manual_seed(0)
     for row, kept in ((Sampling(0.7), [0, 1, 3, 4]), (Sampling(0.7, 0.8), [1, 3]), (Sampling(2.0, 0.0), [3])):
@@ -77,15 +77,15 @@ def test_draws_have_the_probabilities_that_were_asked_for() -> None:
         assert drawn[wanted == 0].sum() == 0
 
 
-def test_rows_draw_alone_as_together() -> None:
+def test_sampling_is_independent_of_the_batch() -> None:
     scores = torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
     rows = [Sampling(1.0, seed=5), Sampling(0.0), Sampling(0.5, 0.9, seed=6)]
-    together = RowSampler(rows)
-    alone = [RowSampler([row]) for row in rows]
+    batched = RowSampler(rows)
+    single = [RowSampler([row]) for row in rows]
     ids = torch.zeros(3, 1, dtype=torch.long)
     for _ in range(20):
-        chosen = together(ids, scores).argmax(dim=-1)
-        assert chosen.tolist() == [int(a(ids[:1], scores[i : i + 1]).argmax()) for i, a in enumerate(alone)]
+        chosen = batched(ids, scores).argmax(dim=-1)
+        assert chosen.tolist() == [int(s(ids[:1], scores[i : i + 1]).argmax()) for i, s in enumerate(single)]
         assert chosen[1] == scores[1].argmax()
 
 
@@ -93,9 +93,9 @@ def row(progress: list[Any]) -> Row:
     return Row([1], None, 1, progress.append)
 
 
-def test_rows_that_wait_together_are_one_batch_and_no_larger_than_allowed() -> None:
+def test_waiting_rows_are_batched_up_to_the_maximum() -> None:
     sizes: list[int] = []
-    go, told = threading.Event(), [[] for _ in range(8)]  # type: ignore[var-annotated]
+    go, reports = threading.Event(), [[] for _ in range(8)]  # type: ignore[var-annotated]
 
     def answer(rows: Sequence[Row]) -> None:
         sizes.append(len(rows))
@@ -104,44 +104,44 @@ def test_rows_that_wait_together_are_one_batch_and_no_larger_than_allowed() -> N
             each.finish(End("stop", 1))
 
     batcher = Batcher(answer, 3)
-    batcher.submit(row(told[0]))
+    batcher.submit(row(reports[0]))
     wait_for(lambda: sizes)
-    rows = [row(progress) for progress in told[1:]]
+    rows = [row(progress) for progress in reports[1:]]
     rows[2].cancelled.set()
     for each in rows:
         batcher.submit(each)
     go.set()
-    wait_for(lambda: all(told))
+    wait_for(lambda: all(reports))
     assert sizes == [1, 3, 3]
-    assert [progress[0].reason for progress in told] == ["stop"] * 3 + ["cancelled"] + ["stop"] * 4
+    assert [progress[0].reason for progress in reports] == ["stop"] * 3 + ["cancelled"] + ["stop"] * 4
     batcher.close()
 
 
-def test_a_queue_that_is_full_or_closed_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_or_closed_queue_rejects_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batching, "MAX_WAITING", 2)
-    began, told = threading.Event(), [[] for _ in range(3)]  # type: ignore[var-annotated]
+    started, reports = threading.Event(), [[] for _ in range(3)]  # type: ignore[var-annotated]
 
     def until_cancelled(rows: Sequence[Row]) -> None:
-        began.set()
+        started.set()
         for each in rows:
             each.cancelled.wait()
             each.finish(End("cancelled", 0))
 
     batcher = Batcher(until_cancelled, 1)
-    for progress in told:
+    for progress in reports:
         batcher.submit(row(progress))
-        began.wait()
-    with pytest.raises(Busy, match="2 requests wait already"):
+        started.wait()
+    with pytest.raises(Busy, match="2 requests are already waiting"):
         batcher.submit(row([]))
     batcher.close()
-    assert told[0] == [End("cancelled", 0)]
-    assert [type(progress[0]) for progress in told[1:]] == [Closed, Closed]
+    assert reports[0] == [End("cancelled", 0)]
+    assert [type(progress[0]) for progress in reports[1:]] == [Closed, Closed]
     with pytest.raises(Closed):
         batcher.submit(row([]))
 
 
-def test_pieces_of_a_tokenizer_like_llamas() -> None:
-    """Spaces stand before words, and characters that it does not know are tokens of single bytes."""
+def test_streaming_with_a_llama_like_tokenizer() -> None:
+    """Spaces are part of the following word, and unknown characters are encoded as single-byte tokens."""
     tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a", "ab"]
     merges = [("▁", "a"), ("a", "b")]
     tokenizer = Tokenizer(

@@ -1,4 +1,4 @@
-"""Pictures of every shape to squares: CLIP's and LLaVA's pixels, extreme shapes, and what is no picture."""
+"""Fitting images of any shape to squares: equality with CLIP and LLaVA, extreme shapes, invalid images."""
 
 import io
 from pathlib import Path
@@ -32,7 +32,7 @@ def processor(fit: Fit, side: int = 32) -> HoneybeeImageProcessor:
 
 
 def values(pixels: Tensor) -> np.ndarray:
-    """(n, 3, S, S) as the processor gives it → (n, S, S, 3), from 0 to 255."""
+    """Converts the processor's output (n, 3, S, S) back to (n, S, S, 3) with values from 0 to 255."""
     like = HoneybeeImageProcessor()
     mean, std = torch.tensor(like.image_mean), torch.tensor(like.image_std)
     plain = (pixels * std.view(3, 1, 1) + mean.view(3, 1, 1)) * 255
@@ -40,7 +40,7 @@ def values(pixels: Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("side", [31, 32])
-def test_crop_gives_the_pixels_of_clips_own_processor(side: int) -> None:
+def test_crop_equals_the_clip_processor(side: int) -> None:
     clip = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     for shape in SHAPES + EXTREME:
         image = noise(*shape)
@@ -50,7 +50,7 @@ def test_crop_gives_the_pixels_of_clips_own_processor(side: int) -> None:
 
 
 @pytest.mark.parametrize("side", [31, 32])
-def test_pad_gives_the_pixels_of_llavas_own_processor(side: int) -> None:
+def test_pad_equals_the_llava_processor(side: int) -> None:
     square = {"height": side, "width": side}
     llava = LlavaImageProcessorPil(size={"shortest_edge": side}, crop_size=square, do_pad=True)
     for shape in SHAPES + EXTREME:
@@ -60,8 +60,8 @@ def test_pad_gives_the_pixels_of_llavas_own_processor(side: int) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, msg=str(shape))
 
 
-def test_what_each_fit_shows() -> None:
-    """Blue, white, red, from left to right: stretch keeps all, crop the middle, pad all between bars."""
+def test_visible_region_of_each_fit() -> None:
+    """The image is blue, white and red from left to right: stretch keeps all, crop the centre, pad all between bars."""
     image = Image.new("RGB", (96, 32), "white")
     image.paste("blue", (0, 0, 32, 32))
     image.paste("red", (64, 0, 96, 32))
@@ -92,22 +92,20 @@ def test_extreme_shapes(fit: Fit, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("side", [32, 336])
 @pytest.mark.parametrize("size", [(1, 9_000_000), (9_000_000, 1), (3, 1_000_000)])
 @pytest.mark.parametrize("fit", FITS)
-def test_a_line_of_millions_of_pixels_takes_no_more_memory_than_a_large_photo(
-    fit: Fit, size: tuple[int, int], side: int
-) -> None:
+def test_memory_is_bounded_for_extremely_long_images(fit: Fit, size: tuple[int, int], side: int) -> None:
     image = bounded(Image.new("RGB", size, RED), side, fit)
     if fit == "crop":
-        assert np.prod(image_fit.covering(*image.size, side), dtype=float) <= image_fit._MOST
-    assert fit != "pad" or max(image.size) ** 2 <= image_fit._MOST
-    assert fit != "stretch" or image.height * side <= image_fit._MOST
+        assert np.prod(image_fit.covering(*image.size, side), dtype=float) <= image_fit._MAX_INTERMEDIATE
+    assert fit != "pad" or max(image.size) ** 2 <= image_fit._MAX_INTERMEDIATE
+    assert fit != "stretch" or image.height * side <= image_fit._MAX_INTERMEDIATE
     assert bounded(image, side, fit) is image
 
 
-def test_what_is_too_long_is_cut_or_shrunk_about_its_middle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a bound that small pictures meet: nearly the same pixels as without."""
+def test_bounding_hardly_changes_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a bound so low that small images exceed it, the pixels are nearly the same as without the bound."""
     slope = photo(40, 4000)
     before = {fit: fitted(slope, (32, 32), fit, RED) for fit in FITS}
-    monkeypatch.setattr(image_fit, "_MOST", 32 * 32 * 20)
+    monkeypatch.setattr(image_fit, "_MAX_INTERMEDIATE", 32 * 32 * 20)
     for fit in FITS:
         assert image_fit.is_extreme(*slope.size, 32, fit)
         after = fitted(slope, (32, 32), fit, RED)
@@ -120,8 +118,8 @@ def test_what_is_too_long_is_cut_or_shrunk_about_its_middle(monkeypatch: pytest.
 
 @pytest.mark.parametrize("fit", ["crop", "pad"])
 @pytest.mark.parametrize("size", [(1024, 512), (512, 2048), (1027, 1031), (1400, 1056), (1029, 515), (2080, 528)])
-def test_fast_is_near_on_large_jpegs(fit: Fit, size: tuple[int, int]) -> None:
-    """A bar's edge, and the middle, must not move by the part of a pixel that a scaled JPEG ends in."""
+def test_fast_decoding_is_accurate_on_large_jpegs(fit: Fit, size: tuple[int, int]) -> None:
+    """The edges of the bars and the centre must not move by the fractional pixel at the edge of a scaled JPEG."""
     data = encode(photo(*size), quality=92)
     pixels, problems = Decoder.like(processor(fit, 64), "fast")([data])
     exact, _ = Decoder.like(processor(fit, 64))([data])
@@ -133,43 +131,43 @@ def test_fast_is_near_on_large_jpegs(fit: Fit, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("size", "part"), [((640, 480), 8), ((640, 427), 1), ((640, 200), 4), ((130, 40), 1), ((300, 256), 2)]
 )
-def test_fast_scales_no_padded_picture_whose_edges_would_move(size: tuple[int, int], part: int) -> None:
+def test_fast_decoding_scales_a_padded_image_only_if_its_edges_stay(size: tuple[int, int], part: int) -> None:
     assert Decoder.like(processor("pad"), "fast")._part(*size) == part
     assert Decoder.like(processor("pad"), "fast")._part(*reversed(size)) == part
 
 
-def test_the_fit_is_saved_and_an_older_processor_stretches(tiny_backbones: Path, tmp_path: Path) -> None:
-    made = HoneybeeProcessor.from_backbones(tiny_backbones / "vision", tiny_backbones / "llm", 4, image_fit="pad")
-    made.save_pretrained(tmp_path)
+def test_fit_is_saved_and_defaults_to_stretch_for_older_processors(tiny_backbones: Path, tmp_path: Path) -> None:
+    built = HoneybeeProcessor.from_backbones(tiny_backbones / "vision", tiny_backbones / "llm", 4, image_fit="pad")
+    built.save_pretrained(tmp_path)
     loaded: Any = AutoProcessor.from_pretrained(tmp_path)
     image = noise(50, 20)
     assert loaded.image_processor.fit == "pad"
     batch = loaded(text="<image>", images=image, return_tensors="pt")
-    assert torch.equal(batch["pixel_values"], made.preprocess([image]))
+    assert torch.equal(batch["pixel_values"], built.preprocess([image]))
     assert Decoder.like(loaded.image_processor).fit == "pad"
     file = tmp_path / "processor_config.json"
     file.write_text(file.read_text().replace('"fit": "pad",', ""))
     assert HoneybeeProcessor.from_pretrained(tmp_path).image_processor.fit == "stretch"
 
 
-def test_what_is_no_fit_is_refused() -> None:
+def test_invalid_fit_is_rejected() -> None:
     other: Any = "squash"
-    with pytest.raises(ValueError, match="fit is 'squash', which is none of stretch, crop, pad"):
+    with pytest.raises(ValueError, match="fit is 'squash', but must be one of stretch, crop, pad"):
         HoneybeeImageProcessor(other)
-    with pytest.raises(ValueError, match="fit pad makes squares, but size is 48 × 80"):
+    with pytest.raises(ValueError, match="fit pad needs a square size, found 48 × 80"):
         HoneybeeImageProcessor("pad", size={"height": 48, "width": 80})
-    with pytest.raises(TypeError, match="fit"):  # of one call: the model would see what it did not learn from
+    with pytest.raises(TypeError, match="fit"):  # the fit must not be overridden in a call
         processor("crop")([noise(4, 4)], fit="pad")
 
 
-# --- files of every kind ---
+# --- files of all kinds ---
 
 
 @pytest.mark.parametrize("fit", FITS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_of_any_kind_is_fitted_as_a_person_sees_it(kind: str, fit: Fit, tmp_path: Path) -> None:
-    """Turned, composed on white and made 8-bit RGB before it is fitted."""
-    file = tmp_path / "picture"
+def test_files_of_all_kinds_are_fitted_in_displayed_form(kind: str, fit: Fit, tmp_path: Path) -> None:
+    """Every image is rotated upright, composited on white and converted to 8-bit RGB before it is fitted."""
+    file = tmp_path / "image"
     file.write_bytes(KINDS[kind]())
     found = processor(fit)([file], return_tensors="pt")["pixel_values"]
     with Image.open(file) as opened:
@@ -178,28 +176,28 @@ def test_a_file_of_any_kind_is_fitted_as_a_person_sees_it(kind: str, fit: Fit, t
 
 
 @pytest.mark.parametrize("fit", FITS)
-def test_a_photo_on_its_side_is_turned_before_it_is_fitted(fit: Fit) -> None:
+def test_exif_orientation_is_applied_before_fitting(fit: Fit) -> None:
     upright = photo(60, 40)
-    lying = encode(upright.rotate(90, expand=True), "PNG", exif=exif(6))
-    found = processor(fit).to_tensor([Image.open(io.BytesIO(lying))])
+    rotated = encode(upright.rotate(90, expand=True), "PNG", exif=exif(6))
+    found = processor(fit).to_tensor([Image.open(io.BytesIO(rotated))])
     assert torch.equal(found, processor(fit).to_tensor([upright]))
 
 
 @pytest.mark.parametrize("fit", FITS)
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_file_is_named(kind: str, fit: Fit, tmp_path: Path) -> None:
+def test_invalid_image_file_is_named(kind: str, fit: Fit, tmp_path: Path) -> None:
     make, reason = BAD[kind]
-    file = tmp_path / "picture.jpg"
+    file = tmp_path / "image.jpg"
     file.write_bytes(make())
-    with pytest.raises(ValueError, match=rf"picture.jpg is no image that can be read: {reason}"):
+    with pytest.raises(ValueError, match=rf"image.jpg cannot be read as an image: {reason}"):
         processor(fit)([file])
 
 
-def test_an_opened_file_that_is_cut_off_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "cut.jpg"
+def test_truncated_file_that_is_already_open_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "truncated.jpg"
     file.write_bytes(encode(photo(640, 480))[:9000])
     with (
         Image.open(file) as opened,
-        pytest.raises(ValueError, match=r"cut.jpg is no image that can be read: .*truncated"),
+        pytest.raises(ValueError, match=r"truncated.jpg cannot be read as an image: .*truncated"),
     ):
         processor("crop")([opened])

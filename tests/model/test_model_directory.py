@@ -1,4 +1,4 @@
-"""A directory whose files do not fit together is refused when it is loaded, naming what does not fit."""
+"""Loading rejects a directory whose files are inconsistent, and names the inconsistency."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def change(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     path.write_text(json.dumps(content))
 
 
-def test_what_fits_is_loaded(saved: Path) -> None:
+def test_consistent_directory_is_loaded(saved: Path) -> None:
     model, processor = load(saved)
     assert model.config.num_image_tokens == processor.num_image_tokens == 4
 
@@ -53,28 +53,32 @@ def test_what_fits_is_loaded(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "edit", "message"),
     [
-        ("config.json", lambda c: c.pop("text_config"), "has no text_config"),
-        ("config.json", lambda c: c.update(vision_config=None), "has no vision_config"),
-        ("config.json", lambda c: c.update(projector="linear"), "has no projector"),
-        ("config.json", lambda c: c.update(image_token_id=5), "image_token_id 5"),
+        ("config.json", lambda c: c.pop("text_config"), "does not contain the object `text_config`"),
+        ("config.json", lambda c: c.update(vision_config=None), "does not contain the object `vision_config`"),
+        ("config.json", lambda c: c.update(projector="linear"), "does not contain the object `projector`"),
+        ("config.json", lambda c: c.update(image_token_id=5), "image_token_id is 5"),
         ("config.json", lambda c: c["vision_config"].update(patch_size=0), "cannot be loaded"),
-        ("config.json", lambda c: c["vision_config"].update(image_size=64), "config.json's encoder takes"),
-        ("config.json", lambda c: c["projector"].update(num_tokens="4"), "num_tokens of the projector is '4'"),
-        ("config.json", lambda c: c["text_config"].update(vocab_size=10), "by config.json only 10"),
-        ("processor_config.json", lambda c: c.update(num_image_tokens=9), "num_image_tokens 9, .* has 4 tokens"),
-        ("processor_config.json", lambda c: c.update(num_image_tokens=None), "num_image_tokens None"),
-        ("processor_config.json", lambda c: c["image_processor"].update(image_std=[0, 0, 0]), "image_std .* above 0"),
+        ("config.json", lambda c: c["vision_config"].update(image_size=64), r"\(64, 64\) in config.json"),
+        ("config.json", lambda c: c["projector"].update(num_tokens="4"), "projector.num_tokens must be .* found '4'"),
+        ("config.json", lambda c: c["text_config"].update(vocab_size=10), "vocab_size in config.json is 10"),
+        ("processor_config.json", lambda c: c.update(num_image_tokens=9), "num_image_tokens is 9 .* has 4 tokens"),
+        ("processor_config.json", lambda c: c.update(num_image_tokens=None), "num_image_tokens is None"),
+        (
+            "processor_config.json",
+            lambda c: c["image_processor"].update(image_std=[0, 0, 0]),
+            "image_std must be greater",
+        ),
         (
             "processor_config.json",
             lambda c: c["image_processor"].update(image_mean=[0.5]),
-            "image_mean .* three numbers",
+            "image_mean must be three finite numbers",
         ),
         ("processor_config.json", lambda c: c["image_processor"].update(do_normalize=False), "do_normalize is False"),
         ("processor_config.json", lambda c: c["image_processor"].update(size={"height": 0, "width": 0}), "size.height"),
         ("tokenizer.json", lambda c: c.clear(), "cannot be loaded"),
     ],
 )
-def test_what_does_not_fit_is_named(saved: Path, file: str, edit: Any, message: str) -> None:
+def test_inconsistency_is_named(saved: Path, file: str, edit: Any, message: str) -> None:
     change(saved / file, edit)
     with pytest.raises(ModelError, match=message) as raised:
         load(saved)
@@ -82,33 +86,33 @@ def test_what_does_not_fit_is_named(saved: Path, file: str, edit: Any, message: 
 
 
 @pytest.mark.parametrize("template", ["{{ bos_token }}", "<image><image>", "{% if"])
-def test_a_template_that_loses_pictures_is_refused(saved: Path, template: str) -> None:
+def test_template_that_drops_or_repeats_images_is_rejected(saved: Path, template: str) -> None:
     (saved / "chat_template.jinja").write_text(template)
     with pytest.raises(ModelError, match=re.escape(str(saved))):
         load(saved)
 
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/tmp/model.safetensors", "..", ""])
-def test_an_index_does_not_lead_out_of_its_directory(saved: Path, name: str) -> None:
+def test_index_must_not_refer_to_files_outside_its_directory(saved: Path, name: str) -> None:
     tensors = load_file(saved / "model.safetensors")
     (saved / "model.safetensors").unlink()
     save_file(tensors, saved.parent / "model.safetensors", metadata={"format": "pt"})
     index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, name)}
     (saved / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelError, match="which is no file of its directory"):
+    with pytest.raises(ModelError, match="which is not a file in its directory"):
         load(saved)
 
 
 @pytest.mark.parametrize("content", ["{}", "null", "[]", '{"weight_map": [1]}', "[" * 100_000])
-def test_an_index_that_is_none_is_refused(saved: Path, content: str) -> None:
+def test_malformed_index_is_rejected(saved: Path, content: str) -> None:
     (saved / "model.safetensors").unlink()
     (saved / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(ModelError, match=r"index\.json is no index of weights"):
+    with pytest.raises(ModelError, match=r"index\.json is not a valid weight index"):
         load(saved)
 
 
-def test_code_beside_a_tokenizer_is_not_run(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even where somebody answers yes: the question is not asked."""
+def test_code_next_to_a_tokenizer_is_never_run(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not run even if the user would confirm, because there is no prompt."""
     (saved / "evil.py").write_text(f"open({str(saved.parent / 'ran')!r}, 'w')\nclass Evil: pass\n")
     auto_map = {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
     change(saved / "tokenizer_config.json", lambda c: c.update(auto_map=auto_map, tokenizer_class="Evil"))
@@ -119,13 +123,15 @@ def test_code_beside_a_tokenizer_is_not_run(saved: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("change", [{"do_normalize": False}, {"size": {"height": 8, "width": 8}}, {"resample": 0}])
-def test_one_call_cannot_ask_for_other_images(tiny_processor: HoneybeeProcessor, change: dict[str, Any]) -> None:
+def test_preprocessing_cannot_be_overridden_in_a_call(
+    tiny_processor: HoneybeeProcessor, change: dict[str, Any]
+) -> None:
     image = Image.new("RGB", (9, 9))
-    with pytest.raises(TypeError, match="cannot be changed for one call"):
+    with pytest.raises(TypeError, match="cannot be overridden in a call"):
         tiny_processor(text="<image>", images=image, images_kwargs=change)
 
 
-def test_the_code_of_a_model_card_runs(
+def test_code_in_the_model_card_runs(
     saved: Path, tiny_model: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     card = model_card(tiny_model.config, FACTS)
@@ -137,7 +143,7 @@ def test_the_code_of_a_model_card_runs(
     assert capsys.readouterr().out
 
 
-def test_packed_attention_says_where_it_does_not_reach(tiny_model: Any) -> None:
+def test_packed_attention_without_a_pack_names_the_setting(tiny_model: Any) -> None:
     tiny_model.llm.set_attn_implementation(PACKED)
     ids = torch.tensor([[1, 70, 71]])
     with pytest.raises(ValueError, match=r"set train\.attention to sdpa"):

@@ -1,4 +1,4 @@
-"""The model: what each part computes, its loss and gradients, generation, and what it refuses."""
+"""The model: outputs of each part, loss and gradients, generation, saving and loading, rejected inputs."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ PER_IMAGE = 4
 
 
 def tokens(*rows: str) -> Tensor:
-    """Rows of ids; `i` stands for an image (4 image tokens), `.` for padding, any other letter for a text token."""
+    """Rows of ids: `i` denotes an image (4 image tokens), `.` padding, and any other letter a text token."""
     ids = [
         [x for letter in row for x in ([IMAGE] * PER_IMAGE if letter == "i" else [0 if letter == "." else ord(letter)])]
         for row in rows
@@ -54,7 +54,7 @@ def backbones(root: Path, **changes: Any) -> HoneybeeForConditionalGeneration:
 
 
 class Calls:
-    """Counts the calls of a module and keeps the shape of its input."""
+    """Records the input shape of each call of a module."""
 
     def __init__(self, module: nn.Module):
         self.shapes: list[tuple[int, ...]] = []
@@ -65,12 +65,14 @@ class Calls:
 
 
 @pytest.mark.parametrize("layer", [-1, -2, 0, 2, 3, -4])
-def test_features_are_the_encoders_hidden_states_and_no_layer_runs_in_vain(tiny_backbones: Path, layer: int) -> None:
+def test_features_equal_the_encoders_hidden_states_and_later_layers_do_not_run(
+    tiny_backbones: Path, layer: int
+) -> None:
     model = backbones(tiny_backbones, vision_layer=layer)
-    whole = model.vision(images(2), output_hidden_states=True).hidden_states[layer]
+    expected = model.vision(images(2), output_hidden_states=True).hidden_states[layer]
     counts = [Calls(block) for block in model.vision.encoder.layers]
     features = model.get_vision_features(images(2))
-    assert torch.equal(features, whole[:, 1:])
+    assert torch.equal(features, expected[:, 1:])
     assert [len(c.shapes) for c in counts] == [1] * (layer % 4) + [0] * (3 - layer % 4)
 
 
@@ -109,7 +111,7 @@ def test_other_vision_encoders(tiny_backbones: Path, tmp_path: Path, encoder: An
     assert torch.equal(model.get_vision_features(images(2)), expected)
 
 
-def test_a_frozen_encoder_keeps_no_graph_and_a_trained_one_learns(tiny_model: Any) -> None:
+def test_graph_is_recorded_only_if_the_encoder_is_trainable(tiny_model: Any) -> None:
     trained = tiny_model.get_vision_features(images(1))
     assert trained.requires_grad
     tiny_model.vision.requires_grad_(False)
@@ -134,13 +136,13 @@ def test_position_embeddings_are_interpolated_for_another_image_size(tiny_backbo
 # --- splicing ---
 
 
-def test_visual_tokens_stand_in_their_places_in_order(tiny_model: Any) -> None:
+def test_visual_tokens_replace_image_tokens_in_order(tiny_model: Any) -> None:
     ids = tokens("aiibii", "abcdefgihjklmno", "abcdefghjklmnopqrs")
     embeds, visual = tiny_model.embed(ids, images(5))
     assert visual.shape == (5, 4, 32)
     text = tiny_model.get_input_embeddings()(ids)
-    places = ids == IMAGE
-    assert torch.equal(embeds[places], visual.flatten(0, 1)) and torch.equal(embeds[~places], text[~places])
+    is_image = ids == IMAGE
+    assert torch.equal(embeds[is_image], visual.flatten(0, 1)) and torch.equal(embeds[~is_image], text[~is_image])
     each = torch.cat([tiny_model.get_image_features(image) for image in images(5).split(1)])
     torch.testing.assert_close(visual, each)
 
@@ -154,7 +156,7 @@ def test_visual_tokens_stand_in_their_places_in_order(tiny_model: Any) -> None:
         (tokens("abcdefgh"), 1, "found 0 image tokens for 1 images"),
         (tokens("aii"), 0, "found 8 image tokens for 0 images"),
         (tokens("aii"), None, "found 8 image tokens but 0 images"),
-        (torch.tensor([[IMAGE] * 5 + [9], [IMAGE] * 3 + [9] * 3]), 2, r"rows hold \[5, 3\] .* multiple of 4"),
+        (torch.tensor([[IMAGE] * 5 + [9], [IMAGE] * 3 + [9] * 3]), 2, r"rows contain \[5, 3\] .* multiple of 4"),
     ],
 )
 def test_images_and_image_tokens_must_match(tiny_model: Any, ids: Tensor, count: int | None, message: str) -> None:
@@ -162,14 +164,14 @@ def test_images_and_image_tokens_must_match(tiny_model: Any, ids: Tensor, count:
         tiny_model(input_ids=ids, pixel_values=None if count is None else images(count))
 
 
-def test_exactly_one_input_is_needed(tiny_model: Any) -> None:
+def test_exactly_one_input_is_required(tiny_model: Any) -> None:
     with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
         tiny_model(pixel_values=images(1))
     with pytest.raises(ValueError, match="exactly one"):
         tiny_model(input_ids=tokens("ab"), inputs_embeds=torch.zeros(1, 2, 32))
 
 
-def test_inputs_embeds_with_and_without_images_in_them(tiny_model: Any) -> None:
+def test_inputs_embeds_with_and_without_spliced_images(tiny_model: Any) -> None:
     ids = tokens("aibc")
     expected = tiny_model(input_ids=ids, pixel_values=images(1)).logits
     spliced, _ = tiny_model.embed(ids, images(1))
@@ -188,11 +190,11 @@ def labelled() -> dict[str, Tensor]:
     return {"input_ids": ids, "pixel_values": images(2), "labels": labels}
 
 
-def test_the_loss_is_the_mean_over_supervised_tokens_and_the_head_sees_only_those(tiny_model: Any) -> None:
+def test_loss_is_the_mean_over_supervised_tokens_and_the_head_runs_only_on_them(tiny_model: Any) -> None:
     batch = labelled()
-    whole = tiny_model(**batch, return_logits=True)
-    expected = F.cross_entropy(whole.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
-    torch.testing.assert_close(whole.loss, expected)
+    full = tiny_model(**batch, return_logits=True)
+    expected = F.cross_entropy(full.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+    torch.testing.assert_close(full.loss, expected)
     head = Calls(tiny_model.llm.lm_head)
     output = tiny_model(**batch)
     assert output.logits is None and head.shapes == [(6, 32)]  # 4 + 2 supervised tokens
@@ -201,7 +203,7 @@ def test_the_loss_is_the_mean_over_supervised_tokens_and_the_head_sees_only_thos
     torch.testing.assert_close(tiny_model(**batch, num_items_in_batch=torch.tensor(3)).loss, expected * 2)
 
 
-def test_gradients_do_not_depend_on_where_the_head_is_applied(tiny_model: Any) -> None:
+def test_gradients_do_not_depend_on_return_logits(tiny_model: Any) -> None:
     tiny_model.train()
     gradients = []
     for return_logits in (True, False):
@@ -214,7 +216,7 @@ def test_gradients_do_not_depend_on_where_the_head_is_applied(tiny_model: Any) -
     assert {"projector", "llm", "vision"} == {name.split(".")[0] for name in gradients[0]}
 
 
-def test_a_batch_without_supervised_tokens_has_no_loss_and_no_gradient(tiny_model: Any) -> None:
+def test_batch_without_supervised_tokens_has_zero_loss_and_gradients(tiny_model: Any) -> None:
     batch = labelled()
     batch["labels"] = torch.full_like(batch["labels"], -100)
     loss = tiny_model(**batch).loss
@@ -223,7 +225,7 @@ def test_a_batch_without_supervised_tokens_has_no_loss_and_no_gradient(tiny_mode
     assert all(p.grad is None or not p.grad.any() for p in tiny_model.parameters())
 
 
-def test_a_batch_without_images_reaches_the_projector_with_zero_gradients(tiny_model: Any) -> None:
+def test_batch_without_images_gives_the_projector_zero_gradients(tiny_model: Any) -> None:
     ids = tokens("abcdef")
     with_none = tiny_model(input_ids=ids, labels=ids)
     output = tiny_model(input_ids=ids, pixel_values=images(0), labels=ids)
@@ -233,24 +235,24 @@ def test_a_batch_without_images_reaches_the_projector_with_zero_gradients(tiny_m
         assert parameter.grad is not None and not parameter.grad.any(), name
 
 
-def test_packed_sequences_equal_separate_ones(tiny_model: Any) -> None:
+def test_packed_sequences_equal_separate_sequences(tiny_model: Any) -> None:
     first, second = tokens("aibcde"), tokens("fghiik")
-    alone = [
+    separate = [
         tiny_model(input_ids=ids, pixel_values=images(3)[at]).logits for ids, at in ((first, [0]), (second, [1, 2]))
     ]
     packed = torch.cat([first, second], dim=1)
     lengths = [first.shape[1], second.shape[1]]
     block = torch.block_diag(*[torch.ones(n, n).tril() for n in lengths]).bool()
-    together = tiny_model(
+    output = tiny_model(
         input_ids=packed,
         pixel_values=images(3),
         attention_mask=block[None, None],
         position_ids=torch.cat([torch.arange(n) for n in lengths])[None],
     )
-    torch.testing.assert_close(together.logits, torch.cat(alone, dim=1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output.logits, torch.cat(separate, dim=1), rtol=1e-4, atol=1e-5)
 
 
-def test_gradient_checkpointing_covers_the_projector_and_changes_no_gradient(tiny_model: Any) -> None:
+def test_gradient_checkpointing_covers_the_projector_and_preserves_gradients(tiny_model: Any) -> None:
     tiny_model.vision.requires_grad_(False)
     tiny_model.train()
     blocks = Calls(tiny_model.projector.blocks_before)
@@ -258,7 +260,7 @@ def test_gradient_checkpointing_covers_the_projector_and_changes_no_gradient(tin
     assert len(blocks.shapes) == 1
     tiny_model.activation_checkpointing_enable()
     checkpointed = gradients_of(tiny_model)
-    assert len(blocks.shapes) == 3  # forward once more, and again in the backward pass
+    assert len(blocks.shapes) == 3  # one more forward pass, and its recomputation in the backward pass
     for name, gradient in plain.items():
         torch.testing.assert_close(gradient, checkpointed[name])
 
@@ -272,7 +274,7 @@ def gradients_of(model: nn.Module) -> dict[str, Tensor]:
 # --- generation ---
 
 
-def test_batched_generation_equals_one_by_one_and_images_enter_once(tiny_model: Any) -> None:
+def test_batched_generation_equals_single_generation_and_encodes_images_once(tiny_model: Any) -> None:
     rows = ["aibc", "defiigh", "klmnopq"]
     longest = max(tokens(row).shape[1] for row in rows)
     counts = [1, 2, 0]
@@ -290,16 +292,16 @@ def test_batched_generation_equals_one_by_one_and_images_enter_once(tiny_model: 
     assert vision.shapes == [(3, 3, 32, 32)]
 
 
-def test_beams_keep_the_images_of_a_row_together(tiny_model: Any) -> None:
+def test_beam_search_keeps_the_images_of_a_row_together(tiny_model: Any) -> None:
     settings = {"num_beams": 3, "max_new_tokens": 5, "do_sample": False}
     both = tiny_model.generate(
         input_ids=torch.cat([tokens("aiib"), tokens("biia")]), pixel_values=images(4), **settings
     )
-    alone = [
+    single = [
         tiny_model.generate(input_ids=tokens(row), pixel_values=images(4)[at], **settings)[0]
         for row, at in (("aiib", [0, 1]), ("biia", [2, 3]))
     ]
-    assert both.tolist() == torch.stack(alone).tolist()
+    assert both.tolist() == torch.stack(single).tolist()
 
 
 def test_generation_from_embeddings(tiny_model: Any) -> None:
@@ -310,8 +312,8 @@ def test_generation_from_embeddings(tiny_model: Any) -> None:
     assert output.tolist() == expected[:, ids.shape[1] :].tolist()
 
 
-def test_the_model_never_says_the_image_token(tiny_model: Any) -> None:
-    with torch.no_grad():  # whatever the state, <image> is the likeliest
+def test_image_token_is_never_generated(tiny_model: Any) -> None:
+    with torch.no_grad():  # makes <image> the likeliest token in every state
         tiny_model.llm.lm_head.weight.zero_()
         tiny_model.llm.lm_head.weight[IMAGE] = 1.0
         tiny_model.llm.model.norm.weight.copy_(torch.ones(32))
@@ -322,7 +324,7 @@ def test_the_model_never_says_the_image_token(tiny_model: Any) -> None:
 # --- backbones, saving, loading ---
 
 
-def test_the_projector_is_set_by_the_seed_alone(tiny_backbones: Path) -> None:
+def test_projector_initialisation_depends_only_on_the_seed(tiny_backbones: Path) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = backbones(tiny_backbones, seed=5).projector.state_dict()
@@ -334,7 +336,7 @@ def test_the_projector_is_set_by_the_seed_alone(tiny_backbones: Path) -> None:
     assert not torch.equal(first["net.0.weight"], other["net.0.weight"])
 
 
-def test_the_parts_are_the_backbones(tiny_backbones: Path) -> None:
+def test_parts_have_the_weights_of_the_backbones(tiny_backbones: Path) -> None:
     model = backbones(tiny_backbones)
     clip = AutoModel.from_pretrained(tiny_backbones / "vision").vision_model.state_dict()
     llama = AutoModelForCausalLM.from_pretrained(tiny_backbones / "llm").state_dict()
@@ -343,7 +345,7 @@ def test_the_parts_are_the_backbones(tiny_backbones: Path) -> None:
     assert not model.training and str(tiny_backbones) not in model.config.to_json_string()
 
 
-def test_embeddings_grow_for_new_tokens(tiny_backbones: Path, tiny_processor: Any) -> None:
+def test_embeddings_are_extended_for_new_tokens(tiny_backbones: Path, tiny_processor: Any) -> None:
     tokenizer = tiny_processor.tokenizer.__class__.from_pretrained(tiny_backbones / "llm")
     tokenizer.add_tokens(["<one>", "<two>"])
     model = backbones(tiny_backbones, tokenizer=tokenizer)
@@ -355,7 +357,7 @@ def test_embeddings_grow_for_new_tokens(tiny_backbones: Path, tiny_processor: An
     assert model(input_ids=torch.tensor([[320, 321]])).logits.shape == (1, 2, 322)
 
 
-def test_a_tokenizer_without_the_image_token_is_refused(tiny_backbones: Path, tmp_path: Path) -> None:
+def test_tokenizer_without_the_image_token_is_rejected(tiny_backbones: Path, tmp_path: Path) -> None:
     text = (tiny_backbones / "llm" / "tokenizer.json").read_text().replace("<image>", "<other>")
     settings = (tiny_backbones / "llm" / "tokenizer_config.json").read_text().replace("<image>", "<other>")
     (tmp_path / "tokenizer.json").write_text(text)
@@ -364,24 +366,24 @@ def test_a_tokenizer_without_the_image_token_is_refused(tiny_backbones: Path, tm
         backbones(tiny_backbones, tokenizer=tmp_path)
 
 
-def test_a_backbone_without_all_its_weights_is_refused(tiny_backbones: Path, tmp_path: Path) -> None:
-    AutoModelForCausalLM.from_pretrained(tiny_backbones / "llm").model.save_pretrained(tmp_path)  # without its head
+def test_backbone_with_missing_weights_is_rejected(tiny_backbones: Path, tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(tiny_backbones / "llm").model.save_pretrained(tmp_path)  # without lm_head
     with pytest.raises(ValueError, match=r"lacks 1 weights .* lm_head\.weight"):
         backbones(tiny_backbones, llm=tmp_path)
 
 
-def test_a_vision_layer_that_does_not_exist_is_refused(tiny_backbones: Path) -> None:
+def test_vision_layer_out_of_range_is_rejected(tiny_backbones: Path) -> None:
     with pytest.raises(ValueError, match=r"vision_layer is -5, but the vision encoder has 3 layers: .* from -4 to 3"):
         backbones(tiny_backbones, vision_layer=-5)
 
 
-def test_an_unknown_projector_key_is_refused() -> None:
+def test_unknown_projector_key_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"projector has unknown keys \['tokens'\]"):
         HoneybeeConfig(projector={"tokens": 4})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_saving_and_loading_changes_no_bit(tiny_backbones: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+def test_saving_and_loading_is_bit_exact(tiny_backbones: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     model = backbones(tiny_backbones, dtype=dtype)
     model.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").is_file()
@@ -414,22 +416,22 @@ def test_other_language_models(tiny_backbones: Path, tmp_path: Path, name: str) 
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "llm")
     model = backbones(tiny_backbones, llm=tmp_path / "llm", projector={"type": "c-abstractor", "num_tokens": 4})
     batch = labelled()
-    whole = model(**batch, return_logits=True)
-    expected = F.cross_entropy(whole.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+    full = model(**batch, return_logits=True)
+    expected = F.cross_entropy(full.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
     torch.testing.assert_close(model(**batch).loss, expected)
     model.save_pretrained(tmp_path / "model")
     loaded = HoneybeeForConditionalGeneration.from_pretrained(tmp_path / "model")
-    assert torch.equal(loaded(**batch, return_logits=True).logits, whole.logits)
+    assert torch.equal(loaded(**batch, return_logits=True).logits, full.logits)
     tied = loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
     assert tied == config.tie_word_embeddings
 
 
-def test_weights_that_do_not_fit_are_refused_by_name(tiny_model: Any, tmp_path: Path) -> None:
+def test_mismatched_weights_are_rejected_by_name(tiny_model: Any, tmp_path: Path) -> None:
     tiny_model.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     good = load_file(file)
 
-    def refused(message: str, **changed: Tensor) -> None:
+    def assert_rejected(message: str, **changed: Tensor) -> None:
         save_file({**{k: v for k, v in good.items() if k not in changed}, **changed}, file, {"format": "pt"})
         with pytest.raises(ValueError, match=message):
             HoneybeeForConditionalGeneration.from_pretrained(tmp_path)
@@ -438,9 +440,9 @@ def test_weights_that_do_not_fit_are_refused_by_name(tiny_model: Any, tmp_path: 
     save_file({k: v for k, v in good.items() if k != bias}, file, {"format": "pt"})
     with pytest.raises(ValueError, match=f"missing {bias}"):
         HoneybeeForConditionalGeneration.from_pretrained(tmp_path)
-    refused("surplus projector.extra", **{"projector.extra": torch.zeros(2)})
-    refused(rf"{bias} has shape \(31,\) where the model has \(32,\)", **{bias: torch.zeros(31)})
-    refused(f"{bias} has values that are not finite", **{bias: torch.full((32,), float("nan"))})
+    assert_rejected("unexpected projector.extra", **{"projector.extra": torch.zeros(2)})
+    assert_rejected(rf"{bias} has shape \(31,\), but the model expects \(32,\)", **{bias: torch.zeros(31)})
+    assert_rejected(f"{bias} contains non-finite values", **{bias: torch.full((32,), float("nan"))})
 
 
 def test_bf16_is_close_to_fp32(tiny_backbones: Path) -> None:
@@ -451,7 +453,7 @@ def test_bf16_is_close_to_fp32(tiny_backbones: Path) -> None:
     torch.testing.assert_close(half(**batch).loss, full(**batch).loss, rtol=0.02, atol=0.02)
 
 
-def test_the_configuration_says_what_the_model_is(tiny_model: Any, tmp_path: Path) -> None:
+def test_saved_configuration_describes_the_model(tiny_model: Any, tmp_path: Path) -> None:
     tiny_model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["model_type"] == "honeybee" and config["projector"]["type"] == "c-abstractor"

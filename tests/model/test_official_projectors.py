@@ -1,4 +1,4 @@
-"""The authors' projectors in sizes and options beyond the reference files, against their formulas written out."""
+"""The authors' projectors in sizes and options beyond the reference files, compared with explicit formulas."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ State = dict[str, Tensor]
 C, D = 20, 28
 
 
-# --- their formulas, by their names ---
+# --- the authors' formulas, with their parameter names ---
 
 
 def linear(state: State, name: str, x: Tensor) -> Tensor:
@@ -111,9 +111,9 @@ def deformable(config: dict[str, Any], state: State, at: str, queries: Tensor, f
     heads, points, side = config["decoder_attention_heads"], config["decoder_n_points"], round(features.shape[1] ** 0.5)
     value = as_map(linear(state, f"{at}.value_proj", features)).unflatten(1, (heads, -1)).flatten(0, 1)
     offsets = linear(state, f"{at}.sampling_offsets", queries).unflatten(-1, (heads, points, 2)) / side
-    places = state["reference_points"][:, :, None, None] + offsets  # (B, M, heads, points, 2), of the map's size
+    positions = state["reference_points"][:, :, None, None] + offsets  # (B, M, heads, points, 2), in map widths
     weights = linear(state, f"{at}.attention_weights", queries).unflatten(-1, (heads, points)).softmax(-1)
-    grid = (2 * places - 1).transpose(1, 2).flatten(0, 1)
+    grid = (2 * positions - 1).transpose(1, 2).flatten(0, 1)
     read = F.grid_sample(value, grid, align_corners=False)  # (B·heads, width, M, points)
     read = (read * weights.transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)
     return linear(state, f"{at}.output_proj", read.unflatten(0, (-1, heads)).flatten(1, 2).transpose(1, 2))
@@ -154,7 +154,7 @@ FORMULAS: dict[str, Callable[[dict[str, Any], State, Tensor], Tensor]] = {
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", ["linear_N64", "mlp2_N64", "c-abs_N64_M16", "resampler_N64_M16", "d-abs_N64_M16"])
-def test_the_formulas_give_the_authors_numbers(realdata: Path, name: str) -> None:
+def test_formulas_reproduce_the_authors_outputs(realdata: Path, name: str) -> None:
     path = realdata.parent / "reference" / "projectors" / f"{name}.safetensors"
     if not path.is_file():
         pytest.skip(f"no reference output at {path}")
@@ -187,22 +187,22 @@ D_ABS: dict[str, Any] = {
 }
 MLP: dict[str, Any] = {"projector_type": "mlp", "depth": 1}
 
-CASES: dict[str, tuple[int, int, dict[str, Any]]] = {  # N, M, their configuration
+CASES: dict[str, tuple[int, int, dict[str, Any]]] = {  # N, M and the authors' configuration
     "linear": (16, 16, MLP),
-    "linear with all": (16, 16, {**MLP, "prenorm": True, "pos_emb": True, "num_eos_tokens": 2}),
-    "mlp of three": (9, 9, {**MLP, "depth": 3, "pos_emb": True}),
+    "linear with all options": (16, 16, {**MLP, "prenorm": True, "pos_emb": True, "num_eos_tokens": 2}),
+    "mlp of depth 3": (9, 9, {**MLP, "depth": 3, "pos_emb": True}),
     "c-abs, M > N": (16, 36, {**C_ABS, "pos_emb": True}),
     "c-abs, M does not divide N": (25, 9, C_ABS),
     "c-abs, one token": (16, 1, C_ABS),
-    "c-abs, pooling alone": (16, 4, {**C_ABS, "depth": 0, "pos_emb": True}),
-    "c-abs of the encoder's width": (16, 4, {**C_ABS, "hidden_size": C, "depth": 2, "mlp_depth": 1}),
-    "c-abs with all": (16, 9, {**C_ABS, "depth": 3, "prenorm": True, "pos_emb": True, "num_eos_tokens": 2}),
+    "c-abs, only pooling": (16, 4, {**C_ABS, "depth": 0, "pos_emb": True}),
+    "c-abs with the encoder's width": (16, 4, {**C_ABS, "hidden_size": C, "depth": 2, "mlp_depth": 1}),
+    "c-abs with all options": (16, 9, {**C_ABS, "depth": 3, "prenorm": True, "pos_emb": True, "num_eos_tokens": 2}),
     "resampler, M > N": (9, 20, {**RESAMPLER, "pos_emb": True}),
     "resampler with end tokens": (16, 3, {**RESAMPLER, "num_hidden_layers": 3, "num_eos_tokens": 2}),
-    "resampler of another epsilon": (16, 3, {**RESAMPLER, "layer_norm_eps": 1e-2}),
+    "resampler with a different epsilon": (16, 3, {**RESAMPLER, "layer_norm_eps": 1e-2}),
     "d-abs, M > N": (16, 25, {**D_ABS, "pos_emb": True}),
-    "d-abs of the encoder's width": (16, 4, {**D_ABS, "d_model": C, "num_eos_tokens": 2}),
-    "d-abs of the output's width": (16, 4, {**D_ABS, "d_model": D, "pos_emb": True, "num_eos_tokens": 2}),
+    "d-abs with the encoder's width": (16, 4, {**D_ABS, "d_model": C, "num_eos_tokens": 2}),
+    "d-abs with the output width": (16, 4, {**D_ABS, "d_model": D, "pos_emb": True, "num_eos_tokens": 2}),
     "d-abs, pooled as queries": (16, 4, {**D_ABS, "pooled_v_target": "tgt", "decoder_n_points": 2}),
     "d-abs, nothing pooled": (25, 9, {**D_ABS, "pooled_v_target": "none", "decoder_layers": 3}),
 }
@@ -214,7 +214,7 @@ def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def case(name: str) -> tuple[int, dict[str, Any], State]:
-    """N, the whole configuration, and a state dict of random weights."""
+    """Returns N, the complete configuration and a state dict of random weights."""
     n, m, config = CASES[name]
     config = {
         "pos_emb": False,
@@ -233,7 +233,7 @@ def case(name: str) -> tuple[int, dict[str, Any], State]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_outputs_are_those_of_the_formulas(name: str) -> None:
+def test_outputs_equal_the_formulas(name: str) -> None:
     n, config, state = case(name)
     given = torch.randn(2, n, C)
     projector = projector_from_official(config, state, n)
@@ -246,7 +246,7 @@ def test_outputs_are_those_of_the_formulas(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_there_and_back_no_bit_and_no_setting_changes(name: str, dtype: torch.dtype) -> None:
+def test_round_trip_preserves_weights_and_settings(name: str, dtype: torch.dtype) -> None:
     n, config, state = case(name)
     state = {key: tensor.to(dtype) for key, tensor in state.items()}
     projector = projector_from_official(config, state, n)
@@ -259,8 +259,8 @@ def test_there_and_back_no_bit_and_no_setting_changes(name: str, dtype: torch.dt
     assert projector_from_official(again, back, n).settings == projector.settings
 
 
-@pytest.mark.parametrize("name", ["c-abs with all", "mlp of three", "resampler, M > N"])
-def test_the_row_of_the_class_token_is_not_read(name: str) -> None:
+@pytest.mark.parametrize("name", ["c-abs with all options", "mlp of depth 3", "resampler, M > N"])
+def test_row_of_the_class_token_is_ignored(name: str) -> None:
     n, config, state = case(name)
     old = {**state, "pos_emb": torch.cat([torch.full((1, 1, C), 9.0), state["pos_emb"]], dim=1)}
     given = torch.randn(1, n, C)
@@ -272,27 +272,27 @@ def test_the_row_of_the_class_token_is_not_read(name: str) -> None:
         projector_from_official(config, two, n)
 
 
-@pytest.mark.parametrize("name", ["c-abs with all", "d-abs, M > N", "resampler, M > N", "linear"])
-def test_weights_of_other_options_are_refused_by_name(name: str) -> None:
+@pytest.mark.parametrize("name", ["c-abs with all options", "d-abs, M > N", "resampler, M > N", "linear"])
+def test_weights_of_other_options_are_rejected_by_name(name: str) -> None:
     n, config, state = case(name)
     with pytest.raises(ValueError, match="lacks '(eos_tokens|vit_eos)'" if not config["num_eos_tokens"] else "shape"):
         projector_from_official({**config, "num_eos_tokens": 1}, state, n)
     if config["pos_emb"]:
-        with pytest.raises(ValueError, match=r"weights that a .* has not: \['(v_)?pos_emb'\]"):
+        with pytest.raises(ValueError, match=r"unexpected weights for a .*: \['(v_)?pos_emb'\]"):
             projector_from_official({**config, "pos_emb": False}, state, n)
     else:
         with pytest.raises(ValueError, match="lacks 'pos_emb'"):
             projector_from_official({**config, "pos_emb": True}, state, n)
 
 
-def test_a_setting_without_counterpart_is_refused() -> None:
+def test_setting_without_counterpart_is_rejected() -> None:
     projector = build_projector("resampler", Shape(16, 4, C, D), {"hidden_size": 16, "num_heads": 2, "prenorm": True})
     with pytest.raises(ValueError, match="resampler projector has no counterpart of prenorm: True"):
         projector_config(projector)
 
 
-def test_making_one_draws_no_random_number() -> None:
-    n, config, state = case("c-abs with all")
+def test_conversion_does_not_consume_random_numbers() -> None:
+    n, config, state = case("c-abs with all options")
     before = torch.get_rng_state()
     projector_from_official(config, state, n)
     assert torch.equal(torch.get_rng_state(), before)

@@ -1,4 +1,4 @@
-"""What teams do with any multimodal model of transformers: other attention, compiling, LoRA, devices."""
+"""Common uses of multimodal models in transformers: attention implementations, torch.compile, LoRA, offloading."""
 
 import shutil
 from pathlib import Path
@@ -13,11 +13,11 @@ from transformers import AutoModelForImageTextToText
 from model import HoneybeeForConditionalGeneration
 from model.projectors import PROJECTORS, Shape, build_projector
 
-IMAGE = 3  # the id of <image> in the tiny tokenizer, of which an image takes four
+IMAGE = 3  # the id of <image> in the tiny tokenizer; each image has four image tokens
 
 
 def batch() -> dict[str, Tensor]:
-    """Two rows, padded on the left, the first with two images."""
+    """Returns two left-padded rows, the first of which has two images."""
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(7))
     rows = [[1, *[IMAGE] * 8, 70, 71, 72], [0, 0, 0, 0, 1, *[IMAGE] * 4, 73, 74, 75]]
     ids = torch.tensor(rows)
@@ -26,7 +26,7 @@ def batch() -> dict[str, Tensor]:
 
 
 def logits_of(model: Any) -> Tensor:
-    """Of the rows' tokens; padding is nothing."""
+    """Returns the logits of all tokens except padding."""
     given = batch()
     with torch.no_grad():
         output = model(**{**given, "labels": None})
@@ -39,11 +39,11 @@ def saved(tiny_model: Any, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="flex attention is compiled, and there is no g++")
+COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="flex attention needs g++ to be compiled")
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa", pytest.param("flex_attention", marks=COMPILER)])
-def test_attention_is_chosen_for_the_encoder_and_the_language_model(
+def test_attention_implementation_applies_to_the_encoder_and_the_language_model(
     saved: Path, tiny_model: Any, implementation: str
 ) -> None:
     model = AutoModelForImageTextToText.from_pretrained(saved, attn_implementation=implementation)
@@ -52,7 +52,7 @@ def test_attention_is_chosen_for_the_encoder_and_the_language_model(
     torch.testing.assert_close(logits_of(model), logits_of(tiny_model), rtol=1e-4, atol=1e-5)
 
 
-def test_compiled_it_computes_and_learns_the_same(tiny_model: Any) -> None:
+def test_compiled_model_has_the_same_loss_and_gradients(tiny_model: Any) -> None:
     tiny_model.train()
     expected = tiny_model(**batch()).loss
     expected.backward()
@@ -67,7 +67,7 @@ def test_compiled_it_computes_and_learns_the_same(tiny_model: Any) -> None:
 
 
 @pytest.mark.parametrize("type", sorted(PROJECTORS))
-def test_every_projector_compiles_without_a_break(type: str) -> None:
+def test_every_projector_compiles_without_graph_breaks(type: str) -> None:
     small: dict[str, Any] = {"c-abstractor": {"hidden_size": 32, "depth": 1}}
     small["d-abstractor"] = {"hidden_size": 32, "num_layers": 1, "intermediate_size": 32}
     small["resampler"] = {"hidden_size": 32, "num_layers": 1, "intermediate_size": 32, "num_heads": 4}
@@ -77,8 +77,8 @@ def test_every_projector_compiles_without_a_break(type: str) -> None:
     torch.testing.assert_close(compiled(features), projector(features))
 
 
-def test_lora_trains_its_own_weights_alone_and_merges(tiny_model: Any, tmp_path: Path) -> None:
-    """As the authors' option: rank 8, alpha 32, dropout 0.05 on q and v of the language model."""
+def test_lora_trains_only_its_own_weights_and_merges(tiny_model: Any, tmp_path: Path) -> None:
+    """Uses the authors' settings: rank 8, alpha 32, dropout 0.05 on q and v of the language model."""
     torch.manual_seed(0)
     untouched = {name: p.detach().clone() for name, p in tiny_model.named_parameters()}
     lora = LoraConfig(r=8, lora_alpha=32, lora_dropout=0.05, target_modules=r"llm\..*\.(q|v)_proj")
@@ -88,7 +88,7 @@ def test_lora_trains_its_own_weights_alone_and_merges(tiny_model: Any, tmp_path:
     assert len(trained) == 2 * 2 * 2  # layers, projections, A and B
     optimizer = torch.optim.SGD(trained, lr=0.1)
     inputs = batch()
-    first = model.eval()(**inputs).loss  # without dropout, here and at the end
+    first = model.eval()(**inputs).loss  # evaluated without dropout, both here and after training
     model.train()
     for _ in range(5):
         optimizer.zero_grad()
@@ -130,11 +130,11 @@ def test_parts_that_do_not_fit_a_device_are_offloaded(type: str, tiny_backbones:
     torch.testing.assert_close(logits_of(automatic), logits_of(model))
 
 
-def test_no_layer_is_split_over_devices(tiny_model: Any) -> None:
+def test_no_layer_is_split_across_devices(tiny_model: Any) -> None:
     assert {"LlamaDecoderLayer", "CLIPEncoderLayer", "CAbstractor"} <= set(tiny_model._no_split_modules)
 
 
-def test_large_models_are_saved_in_parts(tiny_model: Any, tmp_path: Path) -> None:
+def test_large_models_are_saved_in_shards(tiny_model: Any, tmp_path: Path) -> None:
     tiny_model.save_pretrained(tmp_path, max_shard_size="50KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Images of every kind to pixels, texts with image places to tokens, and what is refused."""
+"""Preprocessing of images of all kinds and tokenisation of texts with image placeholders, including rejected inputs."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ from model.processing import to_rgb
 IMAGE = 3
 
 
-def picture(width: int = 50, height: int = 40, seed: int = 0) -> Image.Image:
+def noise(width: int = 50, height: int = 40, seed: int = 0) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
@@ -24,9 +24,9 @@ def picture(width: int = 50, height: int = 40, seed: int = 0) -> Image.Image:
 # --- images ---
 
 
-def test_pixels_are_those_of_clips_own_processor_without_its_crop(tiny_processor: Any) -> None:
+def test_pixels_equal_the_clip_processor_without_crop(tiny_processor: Any) -> None:
     clip = CLIPImageProcessorPil(size={"height": 32, "width": 32}, do_center_crop=False)
-    images = [picture(), picture(20, 90), picture(200, 30)]
+    images = [noise(), noise(20, 90), noise(200, 30)]
     expected = clip(images, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(tiny_processor.preprocess(images), expected, rtol=1e-5, atol=1e-5)
     batch = tiny_processor(text="<image><image><image>", images=images, return_tensors="pt")
@@ -62,13 +62,13 @@ def test_every_mode_becomes_rgb(image: Image.Image, expected: tuple[int, int, in
     assert rgb.getpixel((1, 1)) == (expected or image.convert("RGB").getpixel((1, 1)))
 
 
-def test_files_of_unusual_kinds(tmp_path: Path, tiny_processor: Any) -> None:
+def test_files_with_unusual_modes(tmp_path: Path, tiny_processor: Any) -> None:
     deep = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
     palette = Image.new("P", (8, 8), 0)
     palette.putpalette([0, 255, 0] * 256)
     palette.save(tmp_path / "clear.png", transparency=0)
-    picture().convert("CMYK").save(tmp_path / "cmyk.jpg")
+    noise().convert("CMYK").save(tmp_path / "cmyk.jpg")
     grey = np.asarray(to_rgb(tiny_processor.image_processor.fetch_images(tmp_path / "deep.png")))[..., 0]
     np.testing.assert_allclose(grey, deep / 257, atol=1)
     clear = to_rgb(tiny_processor.image_processor.fetch_images(tmp_path / "clear.png"))
@@ -78,11 +78,11 @@ def test_files_of_unusual_kinds(tmp_path: Path, tiny_processor: Any) -> None:
     assert pixels.shape == (3, 3, 32, 32) and torch.isfinite(pixels).all()
 
 
-def test_a_photo_that_its_exif_says_lies_on_its_side_is_turned(tmp_path: Path) -> None:
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     upright = Image.new("RGB", (40, 20), "blue")
     upright.paste(RED, (0, 0, 20, 20))  # left half red
     exif = Image.Exif()
-    exif[0x0112] = 6  # must be turned a quarter clockwise
+    exif[0x0112] = 6  # must be rotated by 90° clockwise
     upright.rotate(90, expand=True).save(tmp_path / "photo.png", exif=exif)
     with Image.open(tmp_path / "photo.png") as photo:
         assert photo.size == (20, 40)
@@ -97,25 +97,25 @@ def test_extreme_shapes(tiny_processor: Any, size: tuple[int, int]) -> None:
     assert torch.allclose(pixels, pixels[:, :, :1, :1].expand_as(pixels))
 
 
-def test_images_that_cannot_be_read_are_refused_by_name(tiny_processor: Any, tmp_path: Path) -> None:
+def test_unreadable_images_are_named(tiny_processor: Any, tmp_path: Path) -> None:
     fetch = tiny_processor.image_processor.fetch_images
     (tmp_path / "empty.jpg").write_bytes(b"")
-    picture().save(tmp_path / "whole.png")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:500])
+    noise().save(tmp_path / "complete.png")
+    (tmp_path / "truncated.png").write_bytes((tmp_path / "complete.png").read_bytes()[:500])
     (tmp_path / "directory.png").mkdir()
-    os.mkfifo(tmp_path / "pipe.png")  # to read it would be to wait for ever
-    for name in ("empty.jpg", "cut.png", "absent.png", "directory.png", "pipe.png"):
-        with pytest.raises(ValueError, match=f"{name} is no image that can be read"):
+    os.mkfifo(tmp_path / "pipe.png")  # reading it would block forever
+    for name in ("empty.jpg", "truncated.png", "absent.png", "directory.png", "pipe.png"):
+        with pytest.raises(ValueError, match=f"{name} cannot be read as an image"):
             fetch(tmp_path / name)
-    for address in ("https://example.com/cat.jpg", "data:image/png;base64,AAAA"):
-        with pytest.raises(ValueError, match="images are not fetched from addresses"):
-            tiny_processor(text="<image>", images=address)
+    for url in ("https://example.com/cat.jpg", "data:image/png;base64,AAAA"):
+        with pytest.raises(ValueError, match="images are not fetched from URLs"):
+            tiny_processor(text="<image>", images=url)
     with pytest.raises(TypeError, match="an image must be a Pillow image"):
         fetch(7)
 
 
-def test_arrays_are_images_too(tiny_processor: Any) -> None:
-    image = picture()
+def test_arrays_are_accepted_as_images(tiny_processor: Any) -> None:
+    image = noise()
     batch = tiny_processor(text="<image>", images=np.asarray(image), return_tensors="pt")
     assert torch.equal(batch["pixel_values"], tiny_processor.preprocess([image]))
 
@@ -123,16 +123,16 @@ def test_arrays_are_images_too(tiny_processor: Any) -> None:
 # --- text ---
 
 
-def test_a_place_becomes_the_tokens_of_an_image_and_nothing_else_is_added(tiny_processor: Any) -> None:
-    batch = tiny_processor(text="<s>a<image>b<image>", images=[picture(), picture()], return_tensors="pt")
+def test_placeholder_is_expanded_and_no_other_token_is_added(tiny_processor: Any) -> None:
+    batch = tiny_processor(text="<s>a<image>b<image>", images=[noise(), noise()], return_tensors="pt")
     ids = batch["input_ids"][0].tolist()
     letters = tiny_processor.tokenizer.convert_tokens_to_ids(["a", "b"])
     assert ids == [1, letters[0], *[IMAGE] * 4, letters[1], *[IMAGE] * 4]
     assert batch["pixel_values"].shape == (2, 3, 32, 32)
 
 
-def test_a_batch_of_texts_with_two_one_and_no_images_is_padded_on_the_left(tiny_processor: Any) -> None:
-    images = [[picture(seed=1), picture(seed=2)], [picture(seed=3)], []]
+def test_batch_with_different_numbers_of_images_is_padded_on_the_left(tiny_processor: Any) -> None:
+    images = [[noise(seed=1), noise(seed=2)], [noise(seed=3)], []]
     texts = ["<image><image>a", "<image>b", "c"]
     batch = tiny_processor(text=texts, images=images, padding=True, return_tensors="pt")
     assert (batch["input_ids"] == IMAGE).sum(dim=1).tolist() == [8, 4, 0]
@@ -151,24 +151,24 @@ def test_a_batch_of_texts_with_two_one_and_no_images_is_padded_on_the_left(tiny_
         ("<image>", None, "Found 1 <image> tokens in the text but no images"),
     ],
 )
-def test_images_and_places_must_match(tiny_processor: Any, text: str, count: int | None, message: str) -> None:
+def test_images_and_placeholders_must_match(tiny_processor: Any, text: str, count: int | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        tiny_processor(text=text, images=None if count is None else [picture()] * count)
+        tiny_processor(text=text, images=None if count is None else [noise()] * count)
 
 
-def test_images_and_places_must_match_in_every_text(tiny_processor: Any) -> None:
-    with pytest.raises(ValueError, match=r"the texts have \[2, 0\] places <image>, but \[1, 1\] images were given"):
-        tiny_processor(text=["<image><image>", "a"], images=[[picture()], [picture()]])
+def test_images_and_placeholders_must_match_in_every_text(tiny_processor: Any) -> None:
+    with pytest.raises(ValueError, match=r"texts have \[2, 0\] <image> placeholders, but \[1, 1\] images were given"):
+        tiny_processor(text=["<image><image>", "a"], images=[[noise()], [noise()]])
 
 
 MESSAGES: Any = [
-    {"role": "user", "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "What is it?"}]},
+    {"role": "user", "content": [{"type": "image", "image": noise()}, {"type": "text", "text": "What is it?"}]},
     {"role": "assistant", "content": [{"type": "text", "text": "A cat"}]},
     {"role": "user", "content": [{"type": "text", "text": "Sure?"}]},
 ]
 
 
-def test_the_chat_template_writes_the_conversation(tiny_processor: Any) -> None:
+def test_chat_template_renders_the_conversation(tiny_processor: Any) -> None:
     text = tiny_processor.apply_chat_template(MESSAGES, add_generation_prompt=True)
     assert text.startswith("<s>") and text.count("<image>") == 1
     assert text.endswith("\nHuman: <image>\nHuman: What is it?\nAI: A cat</s>\nHuman: Sure?\nAI:")
@@ -180,13 +180,13 @@ def test_the_chat_template_writes_the_conversation(tiny_processor: Any) -> None:
 @pytest.mark.parametrize(
     "content", ["Be short.", [{"type": "text", "text": "Be "}, {"type": "text", "text": "short."}]]
 )
-def test_a_system_message_takes_the_place_of_the_usual_one(tiny_processor: Any, content: Any) -> None:
+def test_system_message_replaces_the_default(tiny_processor: Any, content: Any) -> None:
     messages = [{"role": "system", "content": content}, {"role": "user", "content": "Hello"}]
     text = tiny_processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert text == "<s>Be short.\nHuman: Hello\nAI:"
 
 
-def test_supervised_tokens_are_the_answers_and_their_end(tiny_processor: Any) -> None:
+def test_supervised_tokens_are_the_answers_and_their_end_tokens(tiny_processor: Any) -> None:
     batch = tiny_processor.apply_chat_template(
         MESSAGES[:2], tokenize=True, return_dict=True, return_assistant_tokens_mask=True, return_tensors="pt"
     )
@@ -194,10 +194,10 @@ def test_supervised_tokens_are_the_answers_and_their_end(tiny_processor: Any) ->
     assert tiny_processor.tokenizer.decode(supervised) == " A cat</s>"
 
 
-# --- parts and saving ---
+# --- building from backbones, and saving ---
 
 
-def test_normalisation_and_size_come_from_the_vision_model(tiny_backbones: Path, tmp_path: Path) -> None:
+def test_normalisation_and_size_are_taken_from_the_vision_model(tiny_backbones: Path, tmp_path: Path) -> None:
     for file in (tiny_backbones / "vision").iterdir():
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "preprocessor_config.json").unlink()
@@ -206,7 +206,7 @@ def test_normalisation_and_size_come_from_the_vision_model(tiny_backbones: Path,
     white = processor.preprocess([Image.new("RGB", (9, 9), "white")])
     assert torch.equal(white, torch.full((1, 3, 32, 32), 2.0))
     larger = HoneybeeProcessor.from_backbones(tmp_path, tiny_backbones / "llm", 4, image_size=64)
-    assert larger.preprocess([picture()]).shape == (1, 3, 64, 64)
+    assert larger.preprocess([noise()]).shape == (1, 3, 64, 64)
 
 
 def test_saving_and_loading(tiny_processor: Any, tiny_model: Any, tmp_path: Path) -> None:
@@ -216,12 +216,12 @@ def test_saving_and_loading(tiny_processor: Any, tiny_model: Any, tmp_path: Path
     assert isinstance(loaded, HoneybeeProcessor) and isinstance(loaded.image_processor, HoneybeeImageProcessor)
     assert isinstance(AutoImageProcessor.from_pretrained(tmp_path), HoneybeeImageProcessor)
     assert loaded.chat_template == tiny_processor.chat_template and loaded.tokenizer.padding_side == "left"
-    given = {"text": ["<s>a<image>b", "c"], "images": [picture()], "padding": True, "return_tensors": "pt"}
+    given = {"text": ["<s>a<image>b", "c"], "images": [noise()], "padding": True, "return_tensors": "pt"}
     before, after = tiny_processor(**given), loaded(**given)
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_an_own_chat_template_is_kept(tiny_backbones: Path, tmp_path: Path) -> None:
+def test_custom_chat_template_is_saved(tiny_backbones: Path, tmp_path: Path) -> None:
     template = "{{ messages[0].content[0].text }}!"
     processor = HoneybeeProcessor.from_backbones(
         tiny_backbones / "vision", tiny_backbones / "llm", 4, chat_template=template

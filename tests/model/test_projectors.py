@@ -1,4 +1,4 @@
-"""The projectors: equal to the authors' outputs, what they refuse, their gradients and their initialisation."""
+"""The projectors: equality with the authors' outputs, rejected inputs, gradients and initialisation."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def features(batch: int = 2) -> Tensor:
     return torch.randn(batch, 16, 20, generator=torch.Generator().manual_seed(1))
 
 
-# --- the authors' numbers ---
+# --- the authors' outputs ---
 
 
 def reference(realdata: Path, name: str) -> tuple[dict[str, Any], int, dict[str, Tensor], Tensor, Tensor]:
@@ -62,23 +62,23 @@ def test_outputs_equal_the_authors(realdata: Path, name: str) -> None:
 
 
 @pytest.mark.realdata
-def test_official_weights_that_do_not_fit_are_refused_by_name(realdata: Path) -> None:
+def test_mismatched_official_weights_are_rejected_by_name(realdata: Path) -> None:
     config, n, state, *_ = reference(realdata, "c-abs_N64_M16")
     key = "net.2.b1.se.fc1.bias"
     with pytest.raises(ValueError, match=f"lacks '{key}'"):
         projector_from_official(config, {k: v for k, v in state.items() if k != key}, n)
-    with pytest.raises(ValueError, match=r"weights that a c-abs has not: \['extra'\]"):
+    with pytest.raises(ValueError, match=r"unexpected weights for a c-abs: \['extra'\]"):
         projector_from_official(config, {**state, "extra": torch.zeros(1)}, n)
     with pytest.raises(ValueError, match=rf"'{key}' has shape \(3,\), expected \(16,\)"):
         projector_from_official(config, {**state, key: torch.zeros(3)}, n)
-    with pytest.raises(ValueError, match=r"must have .*depth"):
+    with pytest.raises(ValueError, match=r"lacks .*depth"):
         projector_from_official({k: v for k, v in config.items() if k != "depth"}, state, n)
     with pytest.raises(ValueError, match="unknown projector_type 'q-former'"):
         projector_from_official({**config, "projector_type": "q-former"}, state, n)
 
 
 @pytest.mark.realdata
-def test_a_position_embedding_for_the_class_token_is_dropped(realdata: Path) -> None:
+def test_position_embedding_of_the_class_token_is_dropped(realdata: Path) -> None:
     config, n, state, given, expected = reference(realdata, "c-abs_N64_M16")
     old = {**state, "pos_emb": torch.cat([torch.full((1, 1, 32), 9.0), state["pos_emb"]], dim=1)}
     with torch.no_grad():
@@ -86,11 +86,11 @@ def test_a_position_embedding_for_the_class_token_is_dropped(realdata: Path) -> 
 
 
 @pytest.mark.realdata
-def test_official_options_that_have_no_counterpart_are_refused(realdata: Path) -> None:
+def test_official_options_without_counterpart_are_rejected(realdata: Path) -> None:
     config, n, state, *_ = reference(realdata, "d-abs_N64_M16")
-    with pytest.raises(ValueError, match=r"num_feature_levels is 4 .* only 1 is supported"):
+    with pytest.raises(ValueError, match=r"num_feature_levels is 4 .* but only 1 is supported"):
         projector_from_official({**config, "num_feature_levels": 4}, state, n)
-    with pytest.raises(ValueError, match="pooled_v_target is 'both': the known values are"):
+    with pytest.raises(ValueError, match="pooled_v_target is 'both', but must be one of"):
         projector_from_official({**config, "pooled_v_target": "both"}, state, n)
 
 
@@ -114,7 +114,7 @@ def test_conversion_to_official_names_and_back(name: str, options: dict[str, Any
         assert torch.equal(again(features()), projector(features()))
 
 
-# --- shapes and refusals ---
+# --- shapes and rejected inputs ---
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -122,7 +122,7 @@ def test_conversion_to_official_names_and_back(name: str, options: dict[str, Any
 def test_shapes(name: str, end: int) -> None:
     projector = small(name, num_end_tokens=end, prenorm=True, position_embedding=True)
     assert projector(features(3)).shape == (3, 16 + end, 28)
-    with pytest.raises(ValueError, match=r"built for 16 features of width 20 per image, and got \(9, 20\)"):
+    with pytest.raises(ValueError, match=r"built for 16 features of width 20 per image, but got \(9, 20\)"):
         projector(torch.zeros(1, 9, 20))
 
 
@@ -137,19 +137,19 @@ def test_fewer_and_more_tokens_than_features(name: str, num_tokens: int) -> None
 @pytest.mark.parametrize(
     "name, num_tokens, num_features, message",
     [
-        ("linear", 9, 16, "num_tokens must be 16, the features of an image, not 9"),
+        ("linear", 9, 16, "num_tokens must be 16, the number of features per image, not 9"),
         ("mlp", 25, 16, "num_tokens must be 16"),
         (
             "c-abstractor",
             10,
             16,
-            "c-abstractor is 10, which is not a square number; 9 or 16 would do",
+            "c-abstractor is 10, but must be a square number, such as 9 or 16",
         ),
         ("d-abstractor", 3, 16, "num_tokens of the d-abstractor is 3"),
-        ("c-abstractor", 9, 15, "features of an image is 15, which is not a square"),
+        ("c-abstractor", 9, 15, "features per image is 15, but must be a square number"),
     ],
 )
-def test_counts_that_do_not_fit_are_refused(name: str, num_tokens: int, num_features: int, message: str) -> None:
+def test_unsupported_counts_are_rejected(name: str, num_tokens: int, num_features: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_projector(name, Shape(num_features, num_tokens, 20, 28), SMALL[name])
 
@@ -165,7 +165,7 @@ def test_counts_that_do_not_fit_are_refused(name: str, num_tokens: int, num_feat
         ("q-former", {}, "unknown projector type 'q-former': the known types are c-abstractor, d-abstractor, linear"),
     ],
 )
-def test_settings_that_are_not_known_are_refused(name: str, settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_rejected(name: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_projector(name, Shape(16, 16, 20, 28), {**SMALL.get(name, {}), **settings})
 
@@ -174,30 +174,30 @@ def test_every_type_is_tested() -> None:
     assert set(SMALL) == set(PROJECTORS)
 
 
-# --- what they compute ---
+# --- outputs, gradients and initialisation ---
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_every_parameter_learns_and_starts_as_it_should(name: str) -> None:
+def test_every_parameter_is_initialised_and_receives_gradients(name: str) -> None:
     projector = small(name, prenorm=True, position_embedding=True, num_end_tokens=1)
     assert all(torch.isfinite(p).all() for p in projector.parameters())
     assert all(p.abs().max() < 0.2 for n, p in projector.named_parameters() if p.ndim > 1 and "reference" not in n)
-    with torch.no_grad():  # away from the zeros where gradients vanish
+    with torch.no_grad():  # move them away from zeros, where gradients vanish
         for parameter in projector.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     (projector(features()) * torch.randn(2, 17, 28)).sum().backward()
     for parameter_name, parameter in projector.named_parameters():
-        # a bias of keys shifts all logits of a query alike, so that its gradient is zero
+        # the key bias shifts all attention logits of a query equally, so that its gradient is zero
         if not parameter_name.endswith("key.bias"):
             assert parameter.grad is not None and parameter.grad.abs().max() > 1e-7, parameter_name
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_gradients_are_those_of_finite_differences(name: str) -> None:
+def test_gradients_equal_finite_differences(name: str) -> None:
     projector = small(name, num_tokens=16).double().eval()
     given = features(1).double().requires_grad_()
     weight = torch.randn(1, 16, 28, dtype=torch.double)
-    if name == "d-abstractor":  # places are taken in fp32, so that a difference quotient says little
+    if name == "d-abstractor":  # sampling positions are computed in fp32: too coarse for finite differences
         (projector(given) * weight).sum().backward()
         assert given.grad is not None and torch.isfinite(given.grad).all()
         return
@@ -215,7 +215,7 @@ def test_bf16_is_close_to_fp32(name: str) -> None:
 
 
 def test_the_c_abstractor_is_local_and_the_resampler_is_not() -> None:
-    """A change in one corner of the picture moves the nearest token most: locality (paper section 3.2)."""
+    """With locality, a change in one corner of the image affects the nearest token most (paper section 3.2)."""
     changed = features(1)
     changed[:, 0] += 1
     for name, is_local in (("c-abstractor", True), ("resampler", False)):
@@ -231,7 +231,7 @@ def test_deformable_attention_equals_grid_sample() -> None:
     attention = DeformableAttention(settings)
     queries, values, points = torch.randn(2, 5, 24), torch.randn(2, 49, 24), torch.rand(1, 5, 2)
     with torch.no_grad():
-        attention.offsets.weight.mul_(20)  # some points fall outside of the map
+        attention.offsets.weight.mul_(20)  # moves some points outside the map
         output = attention(queries, points, values, 7)
         offsets = attention.offsets(queries).view(2, 5, 4, 3, 2)
         grid = 2 * (points[:, :, None, None] + offsets / 7) - 1
@@ -243,7 +243,7 @@ def test_deformable_attention_equals_grid_sample() -> None:
         torch.testing.assert_close(output, attention.output(read), rtol=1e-4, atol=1e-5)
 
 
-def test_reference_points_start_on_a_grid_and_offsets_in_all_directions() -> None:
+def test_reference_points_start_on_a_grid_with_offsets_in_all_directions() -> None:
     projector: Any = small("d-abstractor", num_tokens=4)
     assert projector.reference_points.tolist() == [[[0.125, 0.125], [0.875, 0.125], [0.125, 0.875], [0.875, 0.875]]]
     bias = projector.layers[0].deformable.offsets.bias.view(4, 4, 2)
@@ -251,8 +251,8 @@ def test_reference_points_start_on_a_grid_and_offsets_in_all_directions() -> Non
     assert math.isclose(bias.sum().item(), 0, abs_tol=1e-5)
 
 
-def test_the_pooled_map_can_serve_as_queries_or_not_at_all() -> None:
+def test_pooled_map_can_be_used_as_positions_as_queries_or_not_at_all() -> None:
     outputs = [small("d-abstractor", pooled_map=use).eval()(features()) for use in ("position", "query", "off")]
     assert not torch.allclose(outputs[0], outputs[1]) and not torch.allclose(outputs[1], outputs[2])
-    unmoved = small("d-abstractor", pooled_map="off")
-    assert unmoved.get_parameter("queries").shape == (16, 48)
+    unpooled = small("d-abstractor", pooled_map="off")
+    assert unpooled.get_parameter("queries").shape == (16, 48)

@@ -1,4 +1,4 @@
-"""The server as the official client sees it: answers, streams, batches, ends."""
+"""The server as seen by the official client: answers, streams, batches, cancellation and shutdown."""
 
 import json
 import threading
@@ -28,7 +28,7 @@ QUESTIONS: list[list[Any]] = [
 
 
 def build(tiny_backbones: Path) -> Any:
-    """A random model whose answers depend on pictures and history: with the usual small weights they hardly do."""
+    """Returns a random model with weights so large that its answers depend on images and history."""
     vision, llm = tiny_backbones / "vision", tiny_backbones / "llm"
     projector = {"type": "c-abstractor", "num_tokens": 4, "settings": {"hidden_size": 32, "depth": 1}}
     model = HoneybeeForConditionalGeneration.from_backbones(vision, llm, projector, llm)
@@ -41,7 +41,7 @@ def build(tiny_backbones: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def world(tiny_backbones: Path, tiny_processor: Any) -> Iterator[tuple[openai.OpenAI, Any, list[int]]]:
-    """A client, the model behind it, and the sizes of the batches that it ran."""
+    """Yields a client, the served model, and the sizes of the batches that it ran."""
     model = build(tiny_backbones)
     sizes: list[int] = []
     model.llm.lm_head.register_forward_hook(lambda module, args, logits: sizes.append(len(logits)))
@@ -53,34 +53,34 @@ def ask(client: openai.OpenAI, messages: Any, **options: Any) -> Any:
     return client.chat.completions.create(**{"model": "model", "messages": messages, "max_tokens": 12, **options})
 
 
-def said(answer: Any) -> str:
+def text_of(answer: Any) -> str:
     return answer.choices[0].message.content
 
 
-def test_an_answer_is_what_chat_says(world: Any, tiny_processor: Any) -> None:
+def test_answer_equals_chat(world: Any, tiny_processor: Any) -> None:
     client, model, _ = world
     answer = ask(client, QUESTIONS[0])
-    assert said(answer) == "".join(Chat(model, tiny_processor).ask("Is there a circle?", max_new_tokens=12))
+    assert text_of(answer) == "".join(Chat(model, tiny_processor).ask("Is there a circle?", max_new_tokens=12))
     assert answer.object == "chat.completion" and answer.model == "model" and answer.choices[0].index == 0
     assert answer.choices[0].message.role == "assistant"
     assert [each.id for each in client.models.list()] == ["model"]
 
 
 @pytest.mark.parametrize("question", range(len(QUESTIONS)))
-def test_a_stream_is_the_same_answer_in_pieces(world: Any, question: int) -> None:
+def test_streamed_answer_equals_complete_answer(world: Any, question: int) -> None:
     client = world[0]
-    whole = ask(client, QUESTIONS[question])
+    complete = ask(client, QUESTIONS[question])
     chunks = list(ask(client, QUESTIONS[question], stream=True, stream_options={"include_usage": True}))
     assert len({chunk.id for chunk in chunks}) == 1 and chunks[0].choices[0].delta.role == "assistant"
     pieces = [chunk.choices[0].delta.content or "" for chunk in chunks[:-1]]
-    assert "".join(pieces) == said(whole)
+    assert "".join(pieces) == text_of(complete)
     assert [chunk.choices[0].finish_reason for chunk in chunks[:-2]] == [None] * (len(chunks) - 2)
-    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
-    assert chunks[-1].choices == [] and chunks[-1].usage == whole.usage
+    assert chunks[-2].choices[0].finish_reason == complete.choices[0].finish_reason
+    assert chunks[-1].choices == [] and chunks[-1].usage == complete.usage
     assert all(chunk.usage is None for chunk in ask(client, QUESTIONS[question], stream=True))
 
 
-def test_usage_counts_visual_tokens(world: Any, tiny_processor: Any) -> None:
+def test_usage_includes_visual_tokens(world: Any, tiny_processor: Any) -> None:
     client = world[0]
     one, two = (ask(client, [user(*[picture(data_url())] * n, text("What?"))]).usage for n in (1, 2))
     line = len(tiny_processor.tokenizer.encode("\nHuman: ", add_special_tokens=False))
@@ -88,10 +88,10 @@ def test_usage_counts_visual_tokens(world: Any, tiny_processor: Any) -> None:
     assert one.total_tokens == one.prompt_tokens + one.completion_tokens and one.completion_tokens == 12
 
 
-def test_pictures_and_earlier_turns_matter(world: Any) -> None:
+def test_answer_depends_on_images_and_earlier_turns(world: Any) -> None:
     client = world[0]
     answers = {
-        said(ask(client, [*before, user(*shown, text("What is it?"))], max_tokens=30))
+        text_of(ask(client, [*before, user(*shown, text("What is it?"))], max_tokens=30))
         for before in ([], [user("Hello"), {"role": "assistant", "content": "Yes"}])
         for shown in ([], [picture(data_url("red"))], [picture(data_url("red")), picture(data_url("white"))])
     }
@@ -99,61 +99,61 @@ def test_pictures_and_earlier_turns_matter(world: Any) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "top_p": 0.9, "seed": 3}])
-def test_a_batch_says_what_each_says_alone(world: Any, options: Any) -> None:
+def test_batched_answers_equal_single_answers(world: Any, options: Any) -> None:
     client, _, sizes = world
     lengths = [3, 40, 12, 25, 7, 18]
-    alone = [ask(client, q, max_tokens=n, **options) for q, n in zip(QUESTIONS, lengths, strict=True)]
+    single = [ask(client, q, max_tokens=n, **options) for q, n in zip(QUESTIONS, lengths, strict=True)]
     sizes.clear()
     with ThreadPoolExecutor(len(QUESTIONS)) as pool:
         for _ in range(4):
-            together = list(pool.map(lambda q, n: ask(client, q, max_tokens=n, **options), QUESTIONS, lengths))
-            assert [said(answer) for answer in together] == [said(answer) for answer in alone]
-            assert [answer.usage for answer in together] == [answer.usage for answer in alone]
+            batched = list(pool.map(lambda q, n: ask(client, q, max_tokens=n, **options), QUESTIONS, lengths))
+            assert [text_of(answer) for answer in batched] == [text_of(answer) for answer in single]
+            assert [answer.usage for answer in batched] == [answer.usage for answer in single]
     assert max(sizes) > 1
 
 
-def test_a_seed_draws_the_same_answer_and_another_another(world: Any) -> None:
+def test_answers_are_reproducible_with_the_same_seed_only(world: Any) -> None:
     client = world[0]
-    drawn = [said(ask(client, QUESTIONS[0], temperature=1.5, seed=seed, max_tokens=30)) for seed in (1, 1, 2, None)]
+    drawn = [text_of(ask(client, QUESTIONS[0], temperature=1.5, seed=seed, max_tokens=30)) for seed in (1, 1, 2, None)]
     assert drawn[0] == drawn[1] and len(set(drawn)) == 3
-    greedy = said(ask(client, QUESTIONS[0], max_tokens=30))
+    greedy = text_of(ask(client, QUESTIONS[0], max_tokens=30))
     for nearly in ({"temperature": 1e-9}, {"temperature": 1, "top_p": 0}):
-        assert said(ask(client, QUESTIONS[0], max_tokens=30, **nearly)) == greedy
+        assert text_of(ask(client, QUESTIONS[0], max_tokens=30, **nearly)) == greedy
 
 
-def test_a_stop_string_ends_the_answer_before_it(world: Any) -> None:
+def test_answer_is_truncated_before_a_stop_string(world: Any) -> None:
     client = world[0]
-    whole = said(ask(client, QUESTIONS[1], max_tokens=40))
-    stop = whole[8:11]
-    for stops in (stop, [stop], ["never said", stop, whole[12:]]):
+    complete = text_of(ask(client, QUESTIONS[1], max_tokens=40))
+    stop = complete[8:11]
+    for stops in (stop, [stop], ["never generated", stop, complete[12:]]):
         answer = ask(client, QUESTIONS[1], max_tokens=40, stop=stops)
-        assert said(answer) == whole[: whole.index(stop)]
+        assert text_of(answer) == complete[: complete.index(stop)]
         assert answer.choices[0].finish_reason == "stop" and answer.usage.completion_tokens < 40
     streamed = ask(client, QUESTIONS[1], max_tokens=40, stop=stop, stream=True)
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == whole[: whole.index(stop)]
-    unfinished = ask(client, QUESTIONS[1], max_tokens=12, stop=whole + " and more")
-    assert said(unfinished) == said(ask(client, QUESTIONS[1])) and unfinished.choices[0].finish_reason == "length"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == complete[: complete.index(stop)]
+    unfinished = ask(client, QUESTIONS[1], max_tokens=12, stop=complete + " and more")
+    assert text_of(unfinished) == text_of(ask(client, QUESTIONS[1])) and unfinished.choices[0].finish_reason == "length"
 
 
-def test_the_length_is_kept_and_said(world: Any) -> None:
+def test_length_limit_is_applied_and_reported(world: Any) -> None:
     client = world[0]
     answer = ask(client, QUESTIONS[0], max_tokens=5)
     assert (answer.usage.completion_tokens, answer.choices[0].finish_reason) == (5, "length")
     newer = ask(client, QUESTIONS[0], max_tokens=openai.omit, max_completion_tokens=5)
-    assert said(newer) == said(answer)
+    assert text_of(newer) == text_of(answer)
 
 
-def test_fields_that_do_not_change_the_answer_are_taken(world: Any) -> None:
+def test_fields_that_do_not_change_the_answer_are_accepted(world: Any) -> None:
     client = world[0]
     options = {"user": "me", "metadata": {"a": "b"}, "store": False, "n": 1, "logprobs": False, "tools": [],
                "response_format": {"type": "text"}, "presence_penalty": 0, "logit_bias": {}}  # fmt: skip
-    assert said(ask(client, QUESTIONS[0], **options)) == said(ask(client, QUESTIONS[0]))
+    assert text_of(ask(client, QUESTIONS[0], **options)) == text_of(ask(client, QUESTIONS[0]))
     history = [user("Hi"), ask(client, [user("Hi")]).choices[0].message.model_dump(), user("And?")]
     assert ask(client, history).usage.completion_tokens
 
 
 class Slow:
-    """A model that says "a" for ever, one token in a hundredth of a second, and may be told to fail or to end."""
+    """A model that endlessly generates "a", one token per 10 ms, until it is told to fail or to end."""
 
     def __init__(self, tiny_backbones: Path, processor: Any):
         self.model, self.steps, self.fail_at, self.end = build(tiny_backbones), 0, -1, False
@@ -178,69 +178,69 @@ def slow(tiny_backbones: Path, tiny_processor: Any) -> Iterator[tuple[openai.Ope
         yield openai.OpenAI(base_url=url, api_key="none", max_retries=0), slow
 
 
-def ends(slow: Slow) -> bool:
+def is_idle(slow: Slow) -> bool:
     before = slow.steps
     time.sleep(0.1)
     return slow.steps == before
 
 
-def test_a_reader_who_leaves_ends_the_answer(slow: Any) -> None:
+def test_disconnecting_cancels_the_answer(slow: Any) -> None:
     client, model = slow
     stream = ask(client, QUESTIONS[0], max_tokens=400, stream=True)
     assert [next(stream).choices[0].delta.content for _ in range(3)] == ["", "a", "a"]
     stream.close()
-    wait_for(lambda: ends(model), 2)
+    wait_for(lambda: is_idle(model), 2)
     assert model.steps < 200
     with pytest.raises(openai.APITimeoutError):
         ask(client.with_options(timeout=0.3), QUESTIONS[0], max_tokens=400)
-    wait_for(lambda: ends(model), 2)
+    wait_for(lambda: is_idle(model), 2)
     assert model.steps < 300
-    assert said(ask(client, QUESTIONS[0], max_tokens=2)) == "aa"
+    assert text_of(ask(client, QUESTIONS[0], max_tokens=2)) == "aa"
 
 
-def test_one_who_leaves_does_not_disturb_the_others(slow: Any) -> None:
+def test_disconnecting_does_not_affect_other_requests(slow: Any) -> None:
     client, model = slow
     start = threading.Barrier(2)
 
-    def stay() -> str:
+    def wait_for_answer() -> str:
         start.wait()
-        return said(ask(client, QUESTIONS[1], max_tokens=40))
+        return text_of(ask(client, QUESTIONS[1], max_tokens=40))
 
     with ThreadPoolExecutor(1) as pool:
-        staying = pool.submit(stay)
+        other = pool.submit(wait_for_answer)
         start.wait()
         stream = ask(client, QUESTIONS[0], max_tokens=400, stream=True)
         next(stream)
         stream.close()
-        assert staying.result() == "a" * 40
-    wait_for(lambda: ends(model), 2)
+        assert other.result() == "a" * 40
+    wait_for(lambda: is_idle(model), 2)
 
 
-def test_the_end_token_ends_an_answer(slow: Any) -> None:
+def test_end_token_ends_the_answer(slow: Any) -> None:
     client, model = slow
     model.end = True
     answer = ask(client, QUESTIONS[0])
-    assert (said(answer), answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("", "stop", 1)
+    assert (text_of(answer), answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("", "stop", 1)
 
 
-def test_a_failure_is_told_and_the_server_lives_on(slow: Any) -> None:
+def test_failure_is_reported_and_the_server_continues(slow: Any) -> None:
     client, model = slow
     model.fail_at = 1
     with ThreadPoolExecutor(3) as pool:
         answers = [pool.submit(ask, client, QUESTIONS[0]) for _ in range(3)]
         errors = [error for answer in answers if (error := answer.exception()) is not None]
     assert errors and all(isinstance(error, openai.InternalServerError) for error in errors)
-    assert errors[0].body["message"] == "the answer failed: RuntimeError: the device is on fire"
+    assert errors[0].body["message"] == "generating the answer failed: RuntimeError: the device is on fire"
     assert errors[0].body["type"] == "server_error"
     model.steps, model.fail_at = 0, 4
     stream = ask(client, QUESTIONS[0], stream=True)
     pieces: list[str] = []
     with pytest.raises(openai.APIError, match="the device is on fire"):
         pieces.extend(chunk.choices[0].delta.content or "" for chunk in stream)
-    assert said(ask(client, QUESTIONS[0])) == "a" * 12
+    assert text_of(ask(client, QUESTIONS[0])) == "a" * 12
 
 
-def test_an_ending_server_ends_its_answers(tiny_backbones: Path, tiny_processor: Any) -> None:
+def test_server_completes_running_answers_on_shutdown(tiny_backbones: Path, tiny_processor: Any) -> None:
     slow = Slow(tiny_backbones, tiny_processor)
     with served(slow.model, tiny_processor) as url:
         client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
@@ -249,7 +249,7 @@ def test_an_ending_server_ends_its_answers(tiny_backbones: Path, tiny_processor:
     assert "".join(chunk.choices[0].delta.content or "" for chunk in answer) == "a" * 30
 
 
-def test_the_events_of_a_stream(world: Any) -> None:
+def test_server_sent_events_of_a_stream(world: Any) -> None:
     client = world[0]
     body = {"model": "model", "messages": QUESTIONS[0], "max_tokens": 4, "stream": True}
     for options in ({}, {"stream_options": {"include_usage": True}}):

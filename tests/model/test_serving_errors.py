@@ -1,4 +1,4 @@
-"""What the server refuses: each by a status, a message and the field to blame."""
+"""Requests that the server rejects, with status, message and the invalid field."""
 
 import base64
 import json
@@ -28,7 +28,7 @@ def client(model: Any, tiny_processor: Any) -> Iterator[httpx.Client]:
         httpx.Client(base_url=url, timeout=20) as client,
     ):
         yield client
-        assert post(client).status_code == 200  # whatever it was asked, it lives
+        assert post(client).status_code == 200  # the server still works after all invalid requests
 
 
 ROLES = ("system", "developer")
@@ -65,9 +65,9 @@ def refusal(response: httpx.Response, status: int = 400) -> tuple[str | None, st
         ("reasoning_effort", "high"),
     ],
 )
-def test_a_field_that_is_not_offered_is_named(client: httpx.Client, name: str, value: Any) -> None:
+def test_unsupported_field_is_named(client: httpx.Client, name: str, value: Any) -> None:
     param, message = refusal(post(client, **{name: value}))
-    assert param == name and name in message and "leave it out" in message
+    assert param == name and name in message and "omit it" in message
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_field_that_is_not_offered_is_named(client: httpx.Client, name: str, v
         ({"stream_options": {"include_usage": True}}, "stream_options"),
     ],
 )
-def test_a_wrong_field_is_named(client: httpx.Client, fields: dict[str, Any], param: str) -> None:
+def test_invalid_field_is_named(client: httpx.Client, fields: dict[str, Any], param: str) -> None:
     assert refusal(post(client, **fields))[0] == param
 
 
@@ -121,12 +121,15 @@ def test_a_wrong_field_is_named(client: httpx.Client, fields: dict[str, Any], pa
         b'{"model": "bee", "messages": [{"role": "user", "content": "\\ud800"}]}',
     ],
 )  # fmt: skip
-def test_what_is_no_request_is_refused(client: httpx.Client, body: bytes) -> None:
+def test_malformed_body_is_rejected(client: httpx.Client, body: bytes) -> None:
     refusal(client.post("/chat/completions", content=body))
 
 
-def test_other_models_and_routes_are_not_found(client: httpx.Client) -> None:
-    assert refusal(post(client, model="gpt-6"), 404) == ("model", "there is no model 'gpt-6' here, only 'bee'")
+def test_unknown_models_and_routes_are_not_found(client: httpx.Client) -> None:
+    assert refusal(post(client, model="gpt-6"), 404) == (
+        "model",
+        "unknown model 'gpt-6': this server provides only 'bee'",
+    )
     assert "/v1/completions" in refusal(client.post("/completions", json={}), 404)[1]
     assert refusal(client.get("/chat/completions"), 405)
     assert client.get("models/bee").json()["id"] == "bee"
@@ -134,18 +137,18 @@ def test_other_models_and_routes_are_not_found(client: httpx.Client) -> None:
     assert client.get(str(client.base_url).replace("/v1/", "/health")).json() == {"status": "ok"}
 
 
-def test_a_web_page_that_gives_its_own_name_to_this_machine_is_refused(client: httpx.Client) -> None:
+def test_unknown_host_header_is_rejected(client: httpx.Client) -> None:
     assert client.get("models", headers={"Host": "attacker.example"}).status_code == 400
     assert client.get("models", headers={"Host": "localhost:1"}).status_code == 200
 
 
-def test_a_prompt_that_leaves_no_room_is_refused(client: httpx.Client) -> None:
+def test_prompt_that_leaves_no_room_for_an_answer_is_rejected(client: httpx.Client) -> None:
     param, message = refusal(post(client, [user("Why? " * 300)]))
     assert param == "messages" and "the model's context is 512" in message
-    param, message = refusal(post(client, [user("Why? " * 30_000)]))  # told without tokenising it
-    assert param == "messages" and "150000 characters, and the model's context is 512" in message
-    whole = post(client, [user("a")], max_tokens=100_000).json()
-    assert whole["usage"]["total_tokens"] <= 512
+    param, message = refusal(post(client, [user("Why? " * 30_000)]))  # rejected before it is tokenised
+    assert param == "messages" and "150000 characters, but the model's context is 512" in message
+    limited = post(client, [user("a")], max_tokens=100_000).json()
+    assert limited["usage"]["total_tokens"] <= 512
 
 
 def bad(data: bytes) -> str:
@@ -153,57 +156,57 @@ def bad(data: bytes) -> str:
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "expected"),
     [
         (bad(b""), "image_corrupt"),
         (bad(b"\x89PNG\r\n\x1a\n and then nothing"), "image_corrupt"),
         (bad(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "in none of the formats JPEG"),
         (data_url("red", size=(200, 200))[:-60], "image_corrupt"),
         (data_url(0, size=(20_000, 5_000), mode="1"), "image_too_large"),
-        ("data:image/png;base64,§§§", "no base64"),
-        ("data:image/png,abc", "must be a data: URL in base64"),
-        ("file:///etc/passwd", "scheme is 'file'"),
-        ("/etc/passwd", "scheme is 'none'"),
-        ("ftp://127.0.0.1/a.png", "scheme is 'ftp'"),
-        ("", "must be a data: URL"),
+        ("data:image/png;base64,§§§", "is not valid base64"),
+        ("data:image/png,abc", "must be a base64 data: URL"),
+        ("file:///etc/passwd", "scheme 'file'"),
+        ("/etc/passwd", "scheme 'none'"),
+        ("ftp://127.0.0.1/a.png", "scheme 'ftp'"),
+        ("", "must be a base64 data: URL"),
         ("http://127.0.0.1:1/a.png", "start the server with --allow-urls"),
         ("HTTPS://example.org/a.png", "start the server with --allow-urls"),
     ],
 )
-def test_a_bad_picture_is_named_by_its_place(client: httpx.Client, url: str, said: str) -> None:
+def test_field_of_an_invalid_image_is_named(client: httpx.Client, url: str, expected: str) -> None:
     messages = [user("Hi"), {"role": "assistant", "content": "Ho"}, user(text("a"), picture(data_url()), picture(url))]
     param, message = refusal(post(client, messages))
-    assert param == "messages[2].content[2].image_url" and message.startswith(f"{param}: ") and said in message
+    assert param == "messages[2].content[2].image_url" and message.startswith(f"{param}: ") and expected in message
 
 
-def test_too_many_pictures_are_refused(client: httpx.Client) -> None:
-    assert "3 pictures, more than the 2" in refusal(post(client, [user(*[picture(data_url())] * 3)]))[1]
+def test_too_many_images_are_rejected(client: httpx.Client) -> None:
+    assert "3 images, but at most 2" in refusal(post(client, [user(*[picture(data_url())] * 3)]))[1]
 
 
-def test_pictures_that_are_large_together_are_refused_before_they_are_decoded(client: httpx.Client) -> None:
+def test_images_with_too_many_pixels_in_total_are_rejected_before_decoding(client: httpx.Client) -> None:
     large = picture(data_url(0, size=(9_000, 7_000), mode="1"))  # 63 of at most 89 million pixels
-    assert "126,000,000 pixels together" in refusal(post(client, [user(large, large, text("Hi"))]))[1]
+    assert "126,000,000 pixels in total" in refusal(post(client, [user(large, large, text("Hi"))]))[1]
 
 
-def test_more_messages_than_the_context_can_hold_are_refused(client: httpx.Client) -> None:
+def test_more_messages_than_fit_into_the_context_are_rejected(client: httpx.Client) -> None:
     many = [user("Hi"), {"role": "assistant", "content": ""}] * 2000
     assert "parts" in refusal(post(client, [*many, user("Hi")]))[1]
 
 
-def test_the_newer_name_of_the_system_is_known(client: httpx.Client) -> None:
+def test_developer_role_is_an_alias_of_system(client: httpx.Client) -> None:
     answers = [post(client, [{"role": role, "content": "Be short."}, user("Hi")], max_tokens=4) for role in ROLES]
     texts = [answer.json()["choices"][0]["message"]["content"] for answer in answers]
     assert texts[0] == texts[1]
 
 
-def test_a_body_that_is_too_large_is_refused_said_or_not(client: httpx.Client) -> None:
+def test_too_large_body_is_rejected_with_and_without_content_length(client: httpx.Client) -> None:
     body = json.dumps({"model": "bee", "messages": [user("a" * 40 * LIMIT)]}).encode()
-    assert f"more than {LIMIT} bytes" in refusal(client.post("/chat/completions", content=body), 413)[1]
+    assert f"larger than {LIMIT} bytes" in refusal(client.post("/chat/completions", content=body), 413)[1]
     pieces = (body[at : at + 10_000] for at in range(0, len(body), 10_000))
     assert refusal(client.post("/chat/completions", content=pieces), 413)  # in chunks, without Content-Length
 
 
-def test_with_urls_allowed_the_own_network_stays_closed(model: Any, tiny_processor: Any) -> None:
+def test_allowed_urls_do_not_give_access_to_the_internal_network(model: Any, tiny_processor: Any) -> None:
     with served(model, tiny_processor, name="bee", allow_urls=True) as url, httpx.Client(base_url=url) as client:
         own = url.removesuffix("/v1") + "/health"
         hosts = [own, own.replace("127.0.0.1", "localhost"), own.replace("127.0.0.1", "[::ffff:127.0.0.1]")]
@@ -213,4 +216,4 @@ def test_with_urls_allowed_the_own_network_stays_closed(model: Any, tiny_process
             param, message = refusal(post(client, [user(picture(host), text("What?"))]))
             assert param == "messages[0].content[0].image_url" and "not public" in message
         for broken in ("http://", "http:///a.png", "https://[/a.png", "http://\x00/", "http://a..b/"):
-            assert "was not fetched" in refusal(post(client, [user(picture(broken))]))[1]
+            assert "could not be fetched" in refusal(post(client, [user(picture(broken))]))[1]

@@ -1,4 +1,4 @@
-"""Fetching pictures: which addresses are open, and what a host may answer."""
+"""Fetching images: permitted addresses and responses."""
 
 import asyncio
 import http.server
@@ -14,7 +14,7 @@ from model.serving.fetch import FetchError, fetch, is_public
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700:4700::1111", "64:ff9b::808:808", "::ffff:8.8.8.8"])
-def test_the_open_internet_is_public(address: str) -> None:
+def test_internet_addresses_are_public(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
 
 
@@ -27,18 +27,18 @@ def test_the_open_internet_is_public(address: str) -> None:
         "2001:0:4136:e378:8000:63bf:80ff:fffe", "::127.0.0.1",
     ],
 )  # fmt: skip
-def test_every_other_network_is_not(address: str) -> None:
+def test_all_other_networks_are_not_public(address: str) -> None:
     assert not is_public(ipaddress.ip_address(address))
 
 
 class Host(http.server.BaseHTTPRequestHandler):
-    """Answers by path."""
+    """A server whose response depends on the path."""
 
     def do_GET(self) -> None:
         path = self.path.split("?")[0]
         self.send_response({"/moved": 302, "/missing": 404}.get(path, 200))
         if path == "/moved":
-            self.send_header("Location", "/picture")
+            self.send_header("Location", "/image")
         self.end_headers()
         if path == "/endless" or path == "/slow":
             try:
@@ -50,7 +50,7 @@ class Host(http.server.BaseHTTPRequestHandler):
         self.wfile.write(f"{self.path} for {self.headers['Host']}".encode())
 
     def log_message(self, *args: object) -> None:
-        """Says nothing."""
+        """Suppresses the log."""
 
 
 @pytest.fixture(scope="module")
@@ -61,35 +61,35 @@ def host() -> Iterator[str]:
         server.shutdown()
 
 
-def got(url: str, max_bytes: int = 100_000) -> bytes:
-    """As if the own network were the internet."""
+def fetched(url: str, max_bytes: int = 100_000) -> bytes:
+    """Fetches a URL as if the local network were public."""
     return asyncio.run(fetch(url, max_bytes, permits=lambda address: True))
 
 
-def test_the_bytes_are_fetched_from_the_address_that_was_checked(host: str) -> None:
-    assert got(f"http://{host}/picture?size=9") == f"/picture?size=9 for {host}".encode()
+def test_content_is_fetched_from_the_checked_address(host: str) -> None:
+    assert fetched(f"http://{host}/image?size=9") == f"/image?size=9 for {host}".encode()
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
-    [("moved", "redirects are not followed"), ("missing", "the status 404"), ("endless", "more than 100000 bytes")],
+    ("path", "message"),
+    [("moved", "redirects are not followed"), ("missing", "status 404"), ("endless", "larger than 100000 bytes")],
 )
-def test_what_is_no_picture_is_refused(host: str, path: str, said: str) -> None:
-    with pytest.raises(FetchError, match=said):
-        got(f"http://{host.replace('localhost', '127.0.0.1')}/{path}")
+def test_unusable_response_is_rejected(host: str, path: str, message: str) -> None:
+    with pytest.raises(FetchError, match=message):
+        fetched(f"http://{host.replace('localhost', '127.0.0.1')}/{path}")
 
 
-def test_a_slow_host_is_left(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_host_times_out(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetching, "TIMEOUT", 0.3)
-    with pytest.raises(FetchError, match="did not arrive within"):
-        got(f"http://{host.replace('localhost', '127.0.0.1')}/slow")
+    with pytest.raises(FetchError, match="did not complete within"):
+        fetched(f"http://{host.replace('localhost', '127.0.0.1')}/slow")
 
 
-def test_a_host_that_is_not_there_is_an_error() -> None:
+def test_unreachable_host_or_unsupported_scheme_is_rejected() -> None:
     with pytest.raises(FetchError, match="ConnectError"):
-        got("http://127.0.0.1:9/")
-    with pytest.raises(FetchError, match="is not known"):
-        got("http://no-such-host.invalid/")
+        fetched("http://127.0.0.1:9/")
+    with pytest.raises(FetchError, match="cannot be resolved"):
+        fetched("http://no-such-host.invalid/")
     for url in ("file:///etc/passwd", "gopher://127.0.0.1/", "127.0.0.1/a.png"):
         with pytest.raises(FetchError, match="only http and https"):
-            got(url)
+            fetched(url)
