@@ -295,7 +295,7 @@ class Recipe(Part):
     """A complete run: data, both training stages and evaluation."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=100)]
-    """Name of the recipe; its runs are stored under `<paths.runs>/<name>/`."""
+    """Name of the recipe: letters, digits and `._+-`. Its runs are stored under `<paths.runs>/<name>/`."""
 
     seed: int = 0
     """Seed of the data and of the training."""
