@@ -9,9 +9,11 @@ DEPLOYMENT ?= sample
 BIN := $(VENV)/bin
 RUN_ID := $(shell date -u +%Y%m%d-%H%M%S)
 INSTALLED := $(VENV)/.installed
+# Without the theme's advertisement of its successor.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
 .DEFAULT_GOAL := help
-.PHONY: help install train up down test check
+.PHONY: help install train up down test check docs
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,7 +36,11 @@ down: ## stop what `up` started, and only that
 test: install ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: install ## ruff and mypy
+check: install ## ruff, mypy and a strict build of the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(MKDOCS) build --strict --quiet
+
+docs: install ## build the documentation into site/
+	$(MKDOCS) build --strict

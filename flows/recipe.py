@@ -1,4 +1,4 @@
-"""The recipe: everything a run can choose, as one YAML file, validated before anything runs."""
+"""The recipe: everything that can be chosen for a run, as one YAML file, validated before anything runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,40 +28,62 @@ class RecipeError(ValueError):
 
 
 class Paths(Part):
-    """Relative paths are taken from the directory where the command runs."""
+    """Where a run reads and writes. Relative paths start at the directory in which the command runs."""
 
     store: Path = Path("store")
+    """Content-addressed store, which holds the output of every step."""
+
     runs: Path = Path("runs")
-    data: Path = Path("data")  # annotations and images are given relative to it
-    remote: str | None = (
-        None  # s3://bucket/prefix and the like: built shards are copied to <remote>/shards/; with loading.cache,
-    )
-    # training reads them from there
+    """Directory in which each run leaves its report, scores and links into the store."""
+
+    data: Path = Path("data")
+    """Root of the official files; the paths of datasets and benchmarks are relative to it."""
+
+    remote: str | None = None
+    """URL such as `s3://bucket/prefix`: finished shards are copied to `<remote>/shards/`, and training reads them from
+    there if `loading.cache` is set."""
 
 
 class SampleCorpus(Part):
-    """Generate the sample corpus in the store first (pipelines/sample), and use it in place of `paths.data`."""
+    """Generates the sample corpus (pipelines/sample) in the store first and uses it in place of `paths.data`."""
 
     scenes: PositiveInt = 20000
+    """Number of images to train on."""
+
     held_out: PositiveInt = 400
+    """Number of images that only the benchmarks show."""
+
     seed: int = 0
+    """Seed of the generated scenes."""
 
 
 class SampleBackbones(Part):
-    """Train a small CLIP and a small Llama on the sample corpus first (model/backbones.py)."""
+    """Trains a small CLIP and a small Llama on the sample corpus first (model/backbones.py)."""
 
     image_size: PositiveInt = 32
+    """Side of the vision model's input in pixels."""
+
     vision_steps: PositiveInt = 1200
+    """Training steps of the vision model."""
+
     llm_steps: PositiveInt = 100
+    """Training steps of the language model."""
+
     seed: int = 0
+    """Seed of both models' weights and batches."""
 
 
 class Backbones(Part):
-    """Either `train`, or hub names or directories of a CLIP-like vision model and a causal language model."""
+    """Either `train`, or the names or directories of a CLIP-like vision model and a causal language model."""
 
     vision: str | None = None
+    """Hub name or directory of the vision model."""
+
     llm: str | None = None
+    """Hub name or directory of the causal language model."""
+
     train: SampleBackbones | None = None
+    """Trains small backbones on the sample corpus, in place of `vision` and `llm`."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Backbones":
@@ -71,80 +93,140 @@ class Backbones(Part):
 
 
 class Projector(Part):
-    """Paper section 3.2; settings that a type does not know are errors in model/projectors."""
+    """The network between vision model and language model (paper, section 3.2)."""
 
     type: str = "c-abstractor"
-    num_tokens: PositiveInt = 144  # M, the visual tokens of an image
+    """Projector by name: linear, mlp, resampler, c-abstractor or d-abstractor."""
+
+    num_tokens: PositiveInt = 144
+    """M, the number of visual tokens of an image."""
+
     settings: dict[str, Any] = {}
+    """Settings of the projector type; a key that the type does not have is an error."""
 
 
 class Model(Part):
+    """How the parts are put together."""
+
     projector: Projector = Projector()
-    image_size: PositiveInt | None = None  # S; the vision model's own where absent
-    image_fit: Fit = "stretch"  # how a picture becomes S × S: see model/image_fit.py
-    vision_layer: int = -2  # index into hidden_states: the paper reads the second to last
+    """Network that turns visual features into visual tokens."""
+
+    image_size: PositiveInt | None = None
+    """S, the side of the square input image in pixels; if unset, the vision model's own."""
+
+    image_fit: Fit = "stretch"
+    """How an image becomes a square: `stretch` resizes it, `crop` cuts out the middle, `pad` adds bars."""
+
+    vision_layer: int = -2
+    """Index into the vision model's hidden states; the paper reads the second-to-last layer."""
 
 
 class Dedup(Part):
-    """Semantic de-duplication inside one multi-turn example (paper section 4, Table 5d)."""
+    """Semantic de-duplication inside one multi-turn example (paper, section 4 and Table 5d)."""
 
     rule: Literal["semantic", "answer", "semantic+answer", "off"] = "semantic"
+    """What makes two turns duplicates: similar meaning, an equal answer, either of the two, or nothing."""
+
     compare: Literal["pair", "question", "answer"] = "pair"
-    threshold: Annotated[float, Field(gt=0, le=1)] | None = None  # None: the default chosen in pipelines/dedup.py
+    """Texts whose meaning is compared: question and answer together, or only one of them."""
+
+    threshold: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Similarity from which a turn counts as a duplicate; if unset, 0.75 for pairs, 0.85 for questions and 0.9 for
+    answers."""
 
 
 class Dataset(Part):
-    source: str | None = None  # a name in pipelines/sources; the dataset's own name where absent
-    annotations: Path | None = None  # the directory of the official files, relative to paths.data
-    hub: Annotated[str, Field(pattern=r"^[\w.-]+(/[\w.-]+)?$")] | None = None  # in its place, for `source: datasets`
-    revision: str | None = None  # of the hub's dataset: a branch, tag or commit
-    columns: Columns | None = None  # of `source: datasets`
-    files: str | None = None  # of the sources `datasets` and `llava`: a pattern below the directory
-    images: Path | None = None  # the root of its images; the annotations directory where absent
+    """Where one dataset is and how its turns become examples."""
+
+    source: str | None = None
+    """Reader of the files, by name; if unset, the one with the dataset's own name."""
+
+    annotations: Path | None = None
+    """Directory of the official annotation files, relative to `paths.data`."""
+
+    hub: Annotated[str, Field(pattern=r"^[\w.-]+(/[\w.-]+)?$")] | None = None
+    """Name of a dataset on the Hugging Face hub, in place of `annotations`; needs `source: datasets`."""
+
+    revision: str | None = None
+    """Branch, tag or commit of the hub dataset."""
+
+    columns: Columns | None = None
+    """Columns that hold the fields of the task, for `source: datasets`."""
+
+    files: str | None = None
+    """Glob pattern of the files below the directory, for the sources `datasets` and `llava`."""
+
+    images: Path | None = None
+    """Root directory of the images, relative to `paths.data`; if unset, the annotations directory."""
+
     max_turns: PositiveInt = 1
+    """Maximum number of turns in an example."""
+
     dedup: Dedup = Dedup()
+    """De-duplication of the turns of an example."""
 
     @model_validator(mode="after")
     def _one_place(self) -> "Dataset":
         if (self.annotations is None) == (self.hub is None):
             raise ValueError("give either `annotations`, a directory, or `hub`, the name of a dataset there")
         if self.revision is not None and self.hub is None:
-            raise ValueError("`revision` is that of a dataset on the hub: give `hub`, or leave it out")
+            raise ValueError("`revision` selects a version of a hub dataset: give `hub`, or remove it")
         if self.hub is not None and self.columns is None:
             raise ValueError("a dataset on the hub needs `source: datasets` and `columns`")
         if self.hub is not None and self.images is not None:
-            raise ValueError("the pictures of a dataset on the hub lie in its files: leave out `images`")
-        SourceOptions(files=self.files)  # raises where the pattern leaves the directory
+            raise ValueError("the images of a hub dataset are stored in its own files: remove `images`")
+        SourceOptions(files=self.files)  # raises if the pattern leaves the directory
         return self
 
 
 class Embedder(Part):
-    """Where de-duplication's sentence embeddings come from; the default model travels in a package."""
+    """The model that computes the sentence embeddings of de-duplication."""
 
     model: str = "all-MiniLM-L6-v2"
-    # On a GPU vectors are made in half precision and differ in the last digits: part of what the data depend on, so it
-    # never follows from what a machine has.
+    """Directory of a sentence-transformers model, or the name of the default one, which a Python package ships."""
+
+    # Never derived from the machine: on a GPU the vectors differ in their last digits, so the data depend on it.
     device: Literal["cpu", "cuda"] = "cpu"
+    """Device that computes the embeddings: the CPU in float32, or a GPU in half precision."""
 
 
 class Data(Part):
-    """What one stage learns from: `weights`, shares by hand (dataset → share, normalised), or `datasets`, whose shares
-    a strategy of `balance` finds."""
+    """What one stage learns from: `weights`, shares that are set by hand, or `datasets`, whose shares the strategy of
+    `balance` computes."""
 
     weights: dict[str, Share] | None = None
+    """Share of each dataset, set by hand and normalised."""
+
     datasets: tuple[str, ...] | None = None
-    balance: Balance  # its strategy, where absent: tuned with weights, else per-dataset
-    templates: str = "fine"  # a set under templates/
-    chat: str = "honeybee"  # a style under templates/chat/
+    """Datasets of the stage, in place of `weights`; `balance` computes their shares."""
+
+    balance: Balance
+    """Strategy that computes the shares, and limits on them."""
+
+    templates: str = "fine"
+    """Template set, a directory under templates/."""
+
+    chat: str = "honeybee"
+    """Chat style, a file under templates/chat/."""
+
     max_text_tokens: PositiveInt = 1024
-    max_images: PositiveInt = MAX_IMAGES  # of an example; each takes M tokens more
-    samples: PositiveInt | None = None  # of the mixture; None: steps × global_batch, without packing
-    shard_mib: Annotated[float, Field(gt=0, le=1024)] = 256  # about the most that a shard takes; all are even
-    image_side: PositiveInt | None = None  # embedded pictures are shrunk to this longer side; None: kept as they are
+    """Maximum number of text tokens of an example; longer conversations are split between turns."""
+
+    max_images: PositiveInt = MAX_IMAGES
+    """Maximum number of images of an example; each adds M visual tokens."""
+
+    samples: PositiveInt | None = None
+    """Number of samples that are written as shards; if unset, `steps` × `global_batch`. Required with packing."""
+
+    shard_mib: Annotated[float, Field(gt=0, le=1024)] = 256
+    """Approximate maximum size of a shard in MiB; all shards are about equally large."""
+
+    image_side: PositiveInt | None = None
+    """Longer side in pixels to which larger embedded images are reduced; if unset, the original bytes are kept."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The datasets that have a share, sorted."""
+        """The names of the datasets that have a share, sorted."""
         return tuple(sorted(self.weights or self.datasets or ()))
 
     @model_validator(mode="before")
@@ -159,16 +241,16 @@ class Data(Part):
     def _one_choice(self) -> "Data":
         if bool(self.weights) == bool(self.datasets):
             raise ValueError(
-                "give either `weights`, shares by hand, or `datasets`, shared by the strategy of `balance`"
+                "give either `weights`, shares set by hand, or `datasets`, whose shares `balance` computes"
             )
         if (self.balance.strategy == "tuned") != (self.weights is not None):
             raise ValueError(
-                f"the strategy {self.balance.strategy} finds the shares itself: give `datasets` in place of `weights`"
+                f"the strategy {self.balance.strategy} computes the shares: give `datasets` in place of `weights`"
                 if self.weights
                 else "the strategy tuned needs `weights` in place of `datasets`"
             )
         if len(set(self.names)) < len(self.names):
-            raise ValueError("datasets: each name once")
+            raise ValueError("datasets: a name appears twice")
         if isinstance(self.balance.max_epochs, dict) and set(self.balance.max_epochs) - set(self.names):
             unknown = sorted(set(self.balance.max_epochs) - set(self.names))
             raise ValueError(f"balance.max_epochs names {unknown}, which have no share")
@@ -176,12 +258,17 @@ class Data(Part):
 
 
 class Stage(Part):
+    """One of the two training stages."""
+
     data: Data
+    """Training data of the stage."""
+
     train: Train
+    """Schedule, optimiser and layout of the training."""
 
     @property
     def samples(self) -> int:
-        """How many samples of the mixture are written as shards."""
+        """The number of samples of the mixture that are written as shards."""
         if self.data.samples is not None:
             return self.data.samples
         assert self.train.steps is not None  # by _enough
@@ -191,7 +278,9 @@ class Stage(Part):
     def _enough(self) -> "Stage":
         samples, train = self.data.samples, self.train
         if samples is None and train.packing is not None:
-            raise ValueError("with train.packing a step is a number of packs: say in data.samples how many samples")
+            raise ValueError(
+                "with train.packing a step is a number of packs: set data.samples to the number of samples"
+            )
         if samples is None and train.steps is None:
             raise ValueError("give train.steps or data.samples")
         fewest = (train.steps or 1) * train.global_batch
@@ -203,32 +292,65 @@ class Stage(Part):
 
 
 class Recipe(Part):
+    """A complete run: data, both training stages and evaluation."""
+
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=100)]
+    """Name of the recipe: letters, digits and `._+-`. Its runs are stored under `<paths.runs>/<name>/`."""
+
     seed: int = 0
+    """Seed of the data and of the training."""
+
     paths: Paths = Paths()
+    """Directories that a run reads and writes."""
+
     sample: SampleCorpus | None = None
+    """Generates the sample corpus and uses it in place of `paths.data`."""
+
     backbones: Backbones
+    """Vision model and language model to start from."""
+
     model: Model = Model()
+    """Projector and image input."""
+
     datasets: dict[str, Dataset]
-    images: Literal["embed", "reference", "skip"] = "embed"  # in shards: bytes, paths with sums, or paths alone
+    """Datasets by name; the name selects the templates and, unless `source` is set, the reader."""
+
+    images: Literal["embed", "reference", "skip"] = "embed"
+    """What shards hold of an image: its bytes, its path and checksum, or only its path (no image is opened)."""
+
     embedder: Embedder = Embedder()
+    """Sentence embeddings of de-duplication."""
+
     pretrain: Stage
+    """First stage, which usually trains only the projector."""
+
     finetune: Stage
+    """Second stage, which usually trains the projector and the language model."""
+
     launch: Launch = Launch()
+    """Processes, devices and hosts."""
+
     loading: Loading = Loading()
-    beam: tuple[str, ...] = BEAM_OPTIONS  # Beam's own options: where its jobs run; no byte depends on them
+    """How samples are read during training; nothing here changes what is learned."""
+
+    beam: tuple[str, ...] = BEAM_OPTIONS
+    """Options of Apache Beam, which decide where its jobs run; the outputs do not depend on them."""
+
     evaluation: Evaluation = Evaluation()
-    decontamination: Decontamination | None = None  # absent: nothing is looked for
+    """Benchmarks and how they are asked."""
+
+    decontamination: Decontamination | None = None
+    """Comparison of the training data with benchmarks; none if unset."""
 
     def stage(self, name: str) -> Stage:
         return {"pretrain": self.pretrain, "finetune": self.finetune}[name]
 
     def with_benchmarks(self, names: Sequence[str] | None) -> "Recipe":
-        """Only these of its benchmarks, all where none is named. Raises RecipeError for one that it lacks, and where it
-        has none."""
+        """Returns the recipe with only the named benchmarks, or with all if none is named. Raises RecipeError if it
+        lacks one of them or has no benchmark."""
         own = self.evaluation.benchmarks
         if not own:
-            raise RecipeError(f"{self.name}: evaluation.benchmarks names none to ask")
+            raise RecipeError(f"{self.name}: evaluation.benchmarks lists no benchmark")
         if unknown := [name for name in names or () if name not in own]:
             raise RecipeError(
                 f"{self.name} has no benchmark {', '.join(unknown)}; evaluation.benchmarks has {', '.join(own)}"
@@ -238,7 +360,7 @@ class Recipe(Part):
         return self.model_copy(update={"evaluation": evaluation})
 
     def source(self, dataset: str) -> Source:
-        """What reads a dataset's files. Raises SourceError for a name or options that it does not know."""
+        """Returns the reader of a dataset's files. Raises SourceError for an unknown name, or options that it lacks."""
         part = self.datasets[dataset]
         return sources.get(part.source or dataset, SourceOptions(columns=part.columns, files=part.files))
 
@@ -260,9 +382,9 @@ class Recipe(Part):
             longest = stage.data.max_text_tokens + (self.images != "skip") * (visual - 1)
             if stage.train.packing is not None and stage.train.packing.max_tokens < longest:
                 raise ValueError(
-                    f"{name}.train.packing.max_tokens {stage.train.packing.max_tokens} has no room for an example of "
+                    f"{name}.train.packing.max_tokens {stage.train.packing.max_tokens} is too small for an example of "
                     f"data.max_text_tokens {stage.data.max_text_tokens} with an image of {visual} visual "
-                    f"tokens: raise it to {longest}, or lower one of these"
+                    f"tokens: raise it to {longest}, or lower one of the others"
                 )
         return self
 
@@ -280,14 +402,14 @@ class Recipe(Part):
     @model_validator(mode="after")
     def _reads_what_is_there(self) -> "Recipe":
         if self.loading.cache is not None and self.paths.remote is None:
-            raise ValueError("loading.cache is for shards at a URL: give paths.remote, or leave it out")
+            raise ValueError("loading.cache applies to shards at a URL: set paths.remote, or remove it")
         return self
 
     @model_validator(mode="after")
     def _shrinks_what_it_embeds(self) -> "Recipe":
         for stage in ("pretrain", "finetune"):
             if self.stage(stage).data.image_side is not None and self.images != "embed":
-                raise ValueError(f"{stage}.data.image_side shrinks embedded pictures, but images: {self.images}")
+                raise ValueError(f"{stage}.data.image_side shrinks embedded images, but images: {self.images}")
         return self
 
     @model_validator(mode="after")
@@ -297,25 +419,25 @@ class Recipe(Part):
             return self
         if part.images != "skip" and self.images == "skip":
             raise ValueError(
-                "decontamination.images compares pictures, but `images: skip` opens none: skip it there too"
+                "decontamination.images compares images, but `images: skip` opens none: set it to skip as well"
             )
         if part.evaluation and not self.evaluation.benchmarks:
-            raise ValueError("decontamination.evaluation: `evaluation` names no benchmark")
+            raise ValueError("decontamination.evaluation: `evaluation` lists no benchmark")
         twice = sorted(set(part.benchmarks) & set(self.evaluation.benchmarks)) if part.evaluation else []
         if twice:
-            raise ValueError(f"decontamination.benchmarks names {twice}, which `evaluation: true` brings already")
+            raise ValueError(f"decontamination.benchmarks names {twice}, which `evaluation: true` already adds")
         return self
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML without the last of two equal keys winning in silence."""
+    """A YAML loader that rejects duplicate keys, of which the last would silently win."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    "in a mapping", node.start_mark, f"the key {key.value!r} stands twice", key.start_mark
+                    "in a mapping", node.start_mark, f"the key {key.value!r} appears twice", key.start_mark
                 )
             if isinstance(key, yaml.ScalarNode):
                 seen.add(key.value)
@@ -323,7 +445,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
-    """Reads a recipe file, or one of flows/recipes by its name. Raises RecipeError naming file, key and remedy."""
+    """Reads a recipe file, or a recipe of flows/recipes by its name. Raises RecipeError naming file, key and remedy."""
     path = Path(name_or_path)
     if not path.suffix:
         path = RECIPES / f"{name_or_path}.yaml"
@@ -333,7 +455,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
         raise RecipeError(f"no recipe {name_or_path}: give a YAML file or one of: {known}") from None
     except (yaml.YAMLError, ValueError, RecursionError, TypeError, IndexError, AttributeError) as error:
-        # Also: not UTF-8, an endless number, endless nesting, a key that is no text, an empty !!int.
+        # Also: not UTF-8, too many digits, too deep nesting, a key that is not a string, an empty !!int.
         raise RecipeError(f"{path} is not valid YAML: {error}") from None
     try:
         return Recipe.model_validate(content)

@@ -1,4 +1,4 @@
-"""What all parts of a recipe have in common."""
+"""The base class of every section of a recipe, and the field types that the sections share."""
 
 from typing import Annotated
 
@@ -8,4 +8,7 @@ PositiveInt = Annotated[int, Field(gt=0, le=10**12)]
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    """One section of a recipe: unknown keys are errors, values are immutable, and the docstring under a field is its
+    description in the recipe reference (docs/recipe-reference.md)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)

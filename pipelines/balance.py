@@ -34,13 +34,22 @@ class Balance(BaseModel):
     temperature   share ∝ size^(1/temperature)
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     strategy: Strategy
-    unit: Literal["examples", "supervised_tokens"] = "examples"  # of shares, sizes and cap
-    cap: Annotated[int, Field(gt=0)] | None = None  # for per-sample, in the unit; default 100,000 examples
+    """How the shares are computed; if unset in a recipe, `tuned` with `weights` and `per-dataset` with `datasets`."""
+
+    unit: Literal["examples", "supervised_tokens"] = "examples"
+    """Unit of shares, sizes and `cap`."""
+
+    cap: Annotated[int, Field(gt=0)] | None = None
+    """Size above which a dataset gets no larger share, for `per-sample`; 100,000 examples if unset."""
+
     temperature: Positive | None = None
-    max_epochs: Positive | dict[str, Positive] | None = None  # for all datasets, or by name
+    """Temperature of the strategy `temperature`: shares are proportional to size^(1 / temperature)."""
+
+    max_epochs: Positive | dict[str, Positive] | None = None
+    """Maximum number of epochs, for all datasets or by dataset; what exceeds it goes to the other datasets."""
 
     @model_validator(mode="after")
     def _numbers_fit(self) -> "Balance":

@@ -36,11 +36,16 @@ class Packing(BaseModel):
     """The settings of packing. max_tokens: L, the sequence length, including visual tokens. window: W, the number of
     samples that a reader holds in memory. max_images: maximum per sequence; None means no limit."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     max_tokens: Annotated[int, Field(gt=0, lt=1 << 24)]
+    """Length of a sequence in positions, visual tokens included."""
+
     window: Annotated[int, Field(gt=0, lt=1 << 24)] = 1024
+    """Number of consecutive samples that are packed together."""
+
     max_images: Annotated[int, Field(gt=0)] | None = None
+    """Maximum number of images of a sequence; unlimited if unset."""
 
 
 class Lengths:

@@ -34,16 +34,19 @@ def listed(**benchmarks) -> dict:
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ({}, "decontamination: .*list `benchmarks`, or say `evaluation: true`"),
+        ({}, "decontamination: .*list `benchmarks`, or set `evaluation: true`"),
         (listed(x={}), "decontamination.benchmarks.x: .*give `path` for official files, or `images` or `questions`"),
         (listed(x={"path": "a", "questions": "b"}), "decontamination.benchmarks.x: .*do not go together"),
         (listed(x={"images": "a", "reader": "pope"}), "decontamination.benchmarks.x: .*give their `path`"),
-        (listed(x={"questions": "a"}) | {"questions": 0}, "nothing of x is looked for"),
-        (listed(x={"images": "a"}) | {"images": "skip"}, "nothing of x is looked for"),
-        (listed(x={"path": "a"}) | {"images": "skip", "questions": 0}, "nothing of x is looked for"),
+        (listed(x={"questions": "a"}) | {"questions": 0}, "nothing of x is compared"),
+        (listed(x={"images": "a"}) | {"images": "skip"}, "nothing of x is compared"),
+        (listed(x={"path": "a"}) | {"images": "skip", "questions": 0}, "nothing of x is compared"),
         (listed(x={"images": "a"}) | {"questions": 2}, "fewer than four words"),
         (listed(x={"images": "a"}) | {"distance": 30}, "decontamination.distance"),
-        (listed(pope={"images": "a"}) | {"evaluation": True}, r"names \['pope'\], which `evaluation: true` brings"),
+        (
+            listed(pope={"images": "a"}) | {"evaluation": True},
+            r"names \['pope'\], which `evaluation: true` already adds",
+        ),
     ],
 )
 def test_settings_that_find_nothing_or_contradict(write_recipe: WriteRecipe, part, message):
@@ -53,13 +56,13 @@ def test_settings_that_find_nothing_or_contradict(write_recipe: WriteRecipe, par
 
 def test_pictures_that_are_never_opened_cannot_be_compared(write_recipe):
     part = listed(pope={"path": "POPE"})
-    with pytest.raises(RecipeError, match="compares pictures, but `images: skip` opens none"):
+    with pytest.raises(RecipeError, match="compares images, but `images: skip` opens none"):
         load_recipe(write_recipe({"images": "skip", "decontamination": part}))
     load_recipe(write_recipe({"images": "skip", "decontamination": part | {"images": "skip"}}))
 
 
 def test_evaluation_without_a_benchmark(write_recipe):
-    with pytest.raises(RecipeError, match="`evaluation` names no benchmark"):
+    with pytest.raises(RecipeError, match="`evaluation` lists no benchmark"):
         load_recipe(write_recipe({"evaluation/benchmarks": {}, "decontamination": {"evaluation": True}}))
 
 

@@ -24,18 +24,18 @@ def test_recipes_that_come_with_the_project_are_valid(path: Path):
         ({"pretrain/data/samples": 23}, "3 steps of 8 need 24 samples: raise data.samples"),
         (
             {"pretrain/train/packing": {"max_tokens": 512}},
-            "with train.packing a step is a number of packs: say in data.samples how many samples",
+            "with train.packing a step is a number of packs: set data.samples to the number of samples",
         ),
         (
             {"pretrain/train/packing": {"max_tokens": 130}, "pretrain/data/samples": 64},
-            "max_tokens 130 has no room for an example of data.max_text_tokens 128 with an image of 4 visual tokens: "
+            "max_tokens 130 is too small for an example of data.max_text_tokens 128 with an image of 4 visual tokens: "
             "raise it to 131",
         ),
         ({"pretrain/data/weights": {"gqa": 1.0}}, "names ['gqa'], which `datasets` does not describe"),
         ({"pretrain/data/weights": {"blipcapfilt": -1.0}}, "pretrain.data.weights.blipcapfilt"),
         ({"pretrain/data/datasets": ["blipcapfilt"]}, "pretrain.data: give either `weights`"),
         ({"pretrain/data/weights": None}, "pretrain.data: give either `weights`"),
-        ({"pretrain/data/balance": {"strategy": "size"}}, "the strategy size finds the shares itself"),
+        ({"pretrain/data/balance": {"strategy": "size"}}, "the strategy size computes the shares"),
         (
             {"pretrain/data/balance": {"max_epochs": {"gqa": 2}}},
             "balance.max_epochs names ['gqa'], which have no share",
@@ -53,8 +53,8 @@ def test_recipes_that_come_with_the_project_are_valid(path: Path):
         ({"finetune/train/spike_threshold": 0}, "finetune.train.spike_threshold"),
         ({"finetune/train/on_spike": "stop"}, "finetune.train.on_spike"),
         ({"launch/peak_tflops": 0}, "launch.peak_tflops"),
-        ({"launch/hostfile": "hosts"}, "launch: the slots of `hostfile` say how many ranks there are"),
-        ({"launch": {"hostfile": "hosts", "connect": ["ssh"]}}, "launch: connect: no word says {host}"),
+        ({"launch/hostfile": "hosts"}, "launch: the slots of `hostfile` set the number of ranks"),
+        ({"launch": {"hostfile": "hosts", "connect": ["ssh"]}}, "launch: connect: the command must contain {host}"),
         ({"launch/rendezvous": {"host": "10.0.0.1"}}, "launch: `rendezvous.host` is for other machines"),
         ({"launch/rendezvous": {"port": 70000}}, "launch.rendezvous.port"),
         ({"launch/rendezvous": {"host": "-v", "port": 1}}, "launch.rendezvous.host"),
@@ -119,7 +119,7 @@ def test_broken_yaml_is_named_with_its_line(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"name: a\nname: b\n", "the key 'name' stands twice"),
+        (b"name: a\nname: b\n", "the key 'name' appears twice"),
         (b"name: \xff\xfe", "is not valid YAML"),
         (b"[" * 5000, "is not valid YAML"),
         (b"seed: " + b"1" * 10_000, "is not valid YAML"),
