@@ -1,4 +1,4 @@
-"""A local server that speaks the chat completions protocol and fails as it is told to."""
+"""A local server that implements the chat completions protocol and fails on demand."""
 
 import json
 import threading
@@ -27,29 +27,29 @@ def completion(text: Any, tokens: int | None = 10) -> bytes:
 
 @dataclass
 class JudgeServer:
-    """answer: a request's body → the text of a completion, or (status, body[, headers]). failures: sent first, in
-    this order, to whoever asks. requests, keys: what came."""
+    """The state of the server. answer: a request's body → the text of a completion, or (status, body[, headers]).
+    failures: the replies to the first requests, in this order. requests, keys: the bodies and Authorization headers."""
 
     answer: Callable[[dict[str, Any]], Reply]
     failures: list[Reply] = field(default_factory=list)
     delay: float = 0.0  # seconds before a reply
     requests: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
-    at_once: int = 0  # the most requests that were under way together
+    at_once: int = 0  # the maximum number of concurrent requests
     url: str = ""
-    _under_way: int = 0
+    _in_flight: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def reply(self, path: str, key: str | None, body: dict[str, Any]) -> Reply:
         with self._lock:
             self.requests.append(body)
             self.keys.append(key)
-            self._under_way += 1
-            self.at_once = max(self.at_once, self._under_way)
+            self._in_flight += 1
+            self.at_once = max(self.at_once, self._in_flight)
             failure = self.failures.pop(0) if self.failures else None
         time.sleep(self.delay)
         with self._lock:
-            self._under_way -= 1
+            self._in_flight -= 1
         if path != "/v1/chat/completions":
             return 404, b"no such path"
         return self.answer(body) if failure is None else failure
@@ -57,13 +57,13 @@ class JudgeServer:
 
 @contextmanager
 def serving(answer: Callable[[dict[str, Any]], Reply], **settings: Any) -> Iterator[JudgeServer]:
-    """A JudgeServer on a free port of 127.0.0.1."""
-    world = JudgeServer(answer, **settings)
+    """Runs a JudgeServer on a free port of 127.0.0.1."""
+    state = JudgeServer(answer, **settings)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            reply = world.reply(self.path, self.headers.get("authorization"), body)
+            reply = state.reply(self.path, self.headers.get("authorization"), body)
             status, data, *headers = (200, completion(reply)) if isinstance(reply, str) else reply
             try:
                 self.send_response(status)
@@ -73,18 +73,18 @@ def serving(answer: Callable[[dict[str, Any]], Reply], **settings: Any) -> Itera
                 self.end_headers()
                 self.wfile.write(data)
             except (BrokenPipeError, ConnectionResetError):
-                pass  # who asked has gone
+                pass  # the client has disconnected
 
         def log_message(self, *args: Any) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    world.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    state.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
-        yield world
+        yield state
     finally:
         server.shutdown()
         server.server_close()
@@ -94,18 +94,18 @@ def serving(answer: Callable[[dict[str, Any]], Reply], **settings: Any) -> Itera
 def ask_judge(
     benchmark: Benchmark, predictions: Predictions, server: JudgeServer, cache: Path, **settings: Any
 ) -> Predictions:
-    """The predictions with the verdicts of a judge at the server."""
+    """Returns the predictions with the verdicts of a judge at the server."""
     judge = EndpointJudge(JudgeSettings(url=server.url, model="gpt-test", **settings), cache)
     return judging.judged(benchmark, predictions, judge)
 
 
 def last(body: dict[str, Any]) -> str:
-    """The last message of a request."""
+    """Returns the last message of a request."""
     return body["messages"][-1]["content"]
 
 
 def write_rows(path: Path, content: Any) -> Path:
-    """JSON lines of a list, JSON of all else."""
+    """Writes a list as JSON lines and anything else as one line of JSON."""
     lines = content if isinstance(content, list) else [content]
     path.write_text("".join(json.dumps(row) + "\n" for row in lines))
     return path

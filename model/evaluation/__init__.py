@@ -1,4 +1,4 @@
-"""Evaluation: one file per benchmark reads its official files and scores answers; ask.py asks a model."""
+"""Benchmark evaluation: each benchmark's module reads its official files and scores answers; ask.py asks a model."""
 
 from model.evaluation import llava_bench, mm_vet, mmbench, mme, mmmu, owleval, pope, scienceqa, seed_bench
 from model.evaluation.base import Benchmark, EvaluationError
@@ -20,7 +20,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def get(name: str) -> Benchmark:
-    """A benchmark by its name. Raises EvaluationError listing the known ones."""
+    """Returns the benchmark of that name. Raises EvaluationError, listing the known benchmarks, if there is none."""
     if name not in BENCHMARKS:
         raise EvaluationError(f"no benchmark {name!r}; known: {', '.join(sorted(BENCHMARKS))}")
     return BENCHMARKS[name]

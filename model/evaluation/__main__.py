@@ -1,10 +1,11 @@
 """The evaluation job: `python -m model.evaluation JOB.json`.
 
 JOB = {"model": directory, "benchmarks": {name: {"path", "images"}}, "batch_size", "shuffled_control", "seed",
-"output": directory} and, optional, "device", "precision" and "judge" (see judge.py; its key stays in the environment),
-whose replies are kept in `output/judge`, or in "judge_cache". Writes `output/<benchmark>[.shuffled].predictions.jsonl`
-and, when all is answered, `output/scores.json`, with `<benchmark>.marks.jsonl` where a judge was asked. Run again after
-a kill, it goes on where it stopped. Under torchrun, or with its environment, the ranks share the questions.
+"output": directory}; "device", "precision", "choose_by", "judge" (see judge.py; its API key stays in the environment)
+and "judge_cache" (where its replies are cached, by default `output/judge`) are optional. The job writes
+`output/<benchmark>[.shuffled].predictions.jsonl`, `output/<benchmark>.marks.jsonl` if a judge was asked, and, once all
+questions are answered, `output/scores.json`. A killed job resumes where it stopped when it is run again. Under
+torchrun, or with the environment variables that it sets, the ranks share the questions.
 """
 
 import json
@@ -32,7 +33,7 @@ from model.evaluation.predictions import load
 from pipelines.store import write_atomic
 from pipelines.templates import TemplateError
 
-SHUFFLED = ".shuffled"  # in the names of the control's files
+SHUFFLED = ".shuffled"  # part of the file names of the shuffled-image control
 log = logging.getLogger("evaluation")
 
 
@@ -48,14 +49,14 @@ class Job(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     judge: JudgeSettings | None = None
     judge_cache: Path | None = None
-    choose_by: Literal["generation", "likelihood"] = "generation"  # answers to questions with options, or yes and no
+    choose_by: Literal["generation", "likelihood"] = "generation"  # for multiple-choice and yes-no questions
 
 
 def evaluate(job: Job) -> dict[str, Any] | None:
-    """Asks and scores every benchmark of a job; returns what scores.json holds, on all ranks but the first None.
+    """Asks and scores every benchmark of a job. Returns the content of scores.json on the first rank, None on others.
 
-    Raises EvaluationError for questions that cannot be read, before the first one is asked, and TemplateError for a
-    benchmark's prompt.
+    Raises EvaluationError if the questions of any benchmark cannot be read, before the first one is asked, and
+    TemplateError if the prompt of a benchmark is invalid.
     """
     work = []
     for name, place in job.benchmarks.items():
@@ -69,23 +70,23 @@ def evaluate(job: Job) -> dict[str, Any] | None:
         images.inspect(questions)
         runs: list[tuple[Path, Any, list[Question]]] = [(_file(job, benchmark), None, questions)]
         if job.shuffled_control:
-            mixed = shuffle_images(questions, images.digests, job.seed)
-            runs.append((_file(job, benchmark, SHUFFLED), {"images": "shuffled", "seed": job.seed}, mixed))
+            shuffled = shuffle_images(questions, images.digests, job.seed)
+            runs.append((_file(job, benchmark, SHUFFLED), {"images": "shuffled", "seed": job.seed}, shuffled))
         for path, control, asked in runs:
             header = {"benchmark": benchmark.name, "control": control}
             choices = [benchmark.choices_of(question) for question in asked] if job.choose_by == "likelihood" else ()
-            whole = ask(
+            complete = ask(
                 Asked(generator, images, asked, prompt, choices), job.batch_size, path, header, ranks.rank, ranks.world
             )
             ranks.barrier()
             if ranks.first:
-                whole.merge(ranks.world)
-    process.leave()  # a judge may take longer than ranks wait for one another
+                complete.merge(ranks.world)
+    process.leave()  # judging may take longer than the time-out of the process group
     return _score(job, [benchmark for benchmark, _, _ in work]) if ranks.first else None
 
 
 def _score(job: Job, benchmarks: Sequence[Benchmark]) -> dict[str, Any]:
-    """Scores the answers of all benchmarks, with a judge if there is one, and writes scores.json."""
+    """Scores the answers to all benchmarks, with a judge if one is configured, and writes scores.json."""
     judge = None if job.judge is None else EndpointJudge(job.judge, job.judge_cache or job.output / "judge")
     scores: dict[str, Any] = {}
     shuffled: dict[str, Any] = {}
@@ -93,9 +94,9 @@ def _score(job: Job, benchmarks: Sequence[Benchmark]) -> dict[str, Any]:
     for benchmark in benchmarks:
         for suffix, result in (("", scores), *([(SHUFFLED, shuffled)] if job.shuffled_control else [])):
             path = _file(job, benchmark, suffix)
-            # The control is not judged: it would cost as much again.
+            # The control is not judged because that would double the cost.
             predictions = judged(benchmark, load(benchmark, path), None if suffix else judge)
-            if predictions.judging is not None:  # else they follow from the answers
+            if predictions.judging is not None:  # otherwise the marks can be recomputed from the answers
                 write_marks(marks_of(path), benchmark.mark(predictions))
             result[benchmark.name] = benchmark.score(predictions)
             settings[benchmark.name] = predictions.settings
@@ -115,7 +116,7 @@ def main(arguments: list[str]) -> None:
     if len(arguments) != 1:
         raise SystemExit("usage: python -m model.evaluation JOB.json")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every request; the judge tells how far it is
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request; the judge logs its own progress
     transformers.utils.logging.disable_progress_bar()
     try:
         evaluate(Job.model_validate_json(Path(arguments[0]).read_bytes()))

@@ -1,7 +1,7 @@
-"""Asks a model a benchmark's questions: greedy generation in batches sorted by length, resumable, by several ranks.
+"""Asks a model a benchmark's questions: greedy generation in length-sorted batches, resumable, on one or more ranks.
 
-The order of the questions and their batches are fixed before the first answer and do not depend on what was already
-answered, nor on the number of ranks, so a run that was killed ends with the same file.
+The order of the questions and their division into batches are fixed before the first answer. They depend neither on
+what has already been answered nor on the number of ranks, so a run that was killed and resumed writes the same file.
 """
 
 import logging
@@ -23,10 +23,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Asked:
-    """Questions as a model gets them.
+    """Questions together with everything that is needed to ask a model.
 
-    choices: of each question; where it has some, the likeliest is its answer instead of what the model would write.
-    images: must have inspected the questions' images; a question with a bad one is not asked, its answer is the error.
+    choices: the possible answers to each question; if there are any, the likeliest replaces a generated answer.
+    images: must have inspected the questions' images. A question with an unusable image is not asked; its answer holds
+    the error.
     """
 
     generator: Generator
@@ -36,11 +37,11 @@ class Asked:
     choices: Sequence[Sequence[str]] = ()
 
     def text(self, i: int) -> tuple[str, int]:
-        """The user's text, and how many images stand before it."""
+        """Returns the user's text of question `i` and the number of images that precede it."""
         return self.prompt.render(self.questions[i]), len(self.questions[i].images)
 
     def answer(self, batch: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[Answer]:
-        """batch: numbers of questions; prompts: of each, its token ids."""
+        """Answers one batch. batch: indices of questions; prompts: the token ids of each of them."""
         answers: dict[int, Answer] = {}
         for i in batch:
             errors = self.images.errors
@@ -52,10 +53,10 @@ class Asked:
             rows = self.generator.encode_answers([self.text(i) for i in chosen], [self.choices[i] for i in chosen])
             pixels = [self.images.pixels(self.questions[i].images) for i in chosen]
             best = self.generator.likeliest(rows, pixels)
-            answers |= {i: Answer(self.choices[i][place]) for i, place in zip(chosen, best, strict=True)}
+            answers |= {i: Answer(self.choices[i][choice]) for i, choice in zip(chosen, best, strict=True)}
         if free := [(i, prompt) for i, prompt in good if i not in answers]:
-            shown = self.images.pixels([image for i, _ in free for image in self.questions[i].images])
-            texts = self.generator.generate([list(prompt) for _, prompt in free], shown, self.prompt.max_new_tokens)
+            tensors = self.images.pixels([image for i, _ in free for image in self.questions[i].images])
+            texts = self.generator.generate([list(prompt) for _, prompt in free], tensors, self.prompt.max_new_tokens)
             answers |= {i: Answer(text) for (i, _), text in zip(free, texts, strict=True)}
         return [answers[i] for i in batch]
 
@@ -63,15 +64,15 @@ class Asked:
 def ask(
     asked: Asked, batch_size: int, path: Path, header: Mapping[str, Any], rank: int = 0, world: int = 1
 ) -> WholeFile:
-    """Writes the answers to all questions to the predictions file `path`, going on with what it already holds.
+    """Writes the answers to all questions to the predictions file `path`, resuming after those that it already holds.
 
-    header: what the file's first line tells besides the settings below (the benchmark, the control's seed). Rank r of
-    `world` answers each world-th batch, from the r-th on, into a part of its own; once all have, `merge` of what this
-    returns puts them together. A `path` that is whole is left as it is.
+    header: what the file's first line holds in addition to the settings below (the benchmark, the control's seed).
+    With several ranks, rank r answers batches r, r + world, r + 2 · world, … into its own part file; once all ranks
+    are done, `merge` of the returned object combines the parts. A file that is already complete is left unchanged.
     """
     questions, prompt = asked.questions, asked.prompt
     prompts = asked.generator.encode([asked.text(i) for i in range(len(questions))])
-    # Long prompts first: what does not fit into memory fails at once. Equal images side by side: they stay cached.
+    # Long prompts come first so that running out of memory shows at once; equal images are adjacent to stay cached.
     order = sorted(
         range(len(questions)),
         key=lambda i: (-len(prompts[i]), [image.name for image in questions[i].images], i),
@@ -96,16 +97,16 @@ def ask(
         for i, (question, tokens) in enumerate(zip(questions, prompts, strict=True))
     ]
     first = {**header, "num_questions": len(questions), "settings": settings, "questions": fingerprint(contents)}
-    whole = WholeFile(path, first, [questions[i].id for i in order])
-    if world > 1 and whole.is_there():
-        return whole
+    complete = WholeFile(path, first, [questions[i].id for i in order])
+    if world > 1 and complete.is_there():
+        return complete
     batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)][rank::world]
     if world > 1:
-        path, first = whole.part(rank, world)
+        path, first = complete.part(rank, world)
     ids = [questions[i].id for batch in batches for i in batch]
     file = PredictionsFile(path, first, ids, batch_size)
     if file.done:
-        log.info("%s: %d of %d answers are already there", path.name, file.done, len(ids))
+        log.info("%s: resuming after %d of %d answers", path.name, file.done, len(ids))
     done, started = file.done, time.monotonic()
     last_log = started
     for batch in batches[-(-file.done // batch_size) :]:
@@ -114,6 +115,6 @@ def ask(
         done, now = done + len(batch), time.monotonic()
         if now - last_log > LOG_EVERY or done == len(ids):
             speed = (done - file.done) / (now - started)
-            log.info("%s: %d of %d questions, %.1f a second", path.name, done, len(ids), speed)
+            log.info("%s: answered %d of %d questions, %.1f per second", path.name, done, len(ids), speed)
             last_log = now
-    return whole
+    return complete

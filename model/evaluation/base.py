@@ -1,8 +1,8 @@
-"""What every benchmark is made of: questions, answers, a prompt, a score.
+"""The types and helpers that all benchmarks share: questions, answers, prompts, marks and scores.
 
-Asking (ask.py) and scoring are separate: a benchmark's `score` sees questions and answers only, wherever the answers
-come from. A new benchmark is one new file with a `BENCHMARK`, one line in __init__.py and one prompt in
-templates/eval/.
+Asking (ask.py) and scoring are separate: a benchmark's `score` sees only questions and answers, regardless of where the
+answers come from. A new benchmark needs one module that defines `BENCHMARK`, one line in __init__.py and one prompt
+file in templates/eval/.
 """
 
 import string
@@ -17,15 +17,16 @@ from pydantic import BaseModel, ConfigDict
 from pipelines.templates import ROOT, TemplateError
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-NAMED = 20  # so many ids stand beside a count of what went wrong
+NAMED = 20  # the most ids that are listed next to a count of problems
 
 
 class EvaluationError(ValueError):
-    """Questions or predictions that cannot be used; the message names file, row, field and remedy."""
+    """Questions or predictions are unusable; the message names the file, row and field and says what to do."""
 
 
 class Place(BaseModel):
-    """`path`: the official file or directory; `images`: the root of its images, `path`'s directory where absent."""
+    """Where a benchmark is stored. path: its official file or directory; images: the root of its image files, by
+    default `path` itself or its directory."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     path: Path
@@ -38,8 +39,8 @@ class Place(BaseModel):
 
 @dataclass(frozen=True)
 class QuestionImage:
-    """`name`: what messages and files call it, one name for one image. `read`: its encoded bytes; raises
-    pipelines.images.ImageRefError where there are none."""
+    """One image of a question. name: identifies the image in messages and files, uniquely within a benchmark.
+    read: returns the encoded bytes; raises pipelines.images.ImageRefError if they cannot be read."""
 
     name: str
     read: Callable[[], bytes] = field(compare=False, repr=False)
@@ -49,9 +50,9 @@ class QuestionImage:
 class Question:
     """One question of a benchmark.
 
-    fields: texts by name, those that the prompt may use. options: the choices in letter order, where it has some.
-    truth: the right answer in the benchmark's own words ("yes", "B"); None where it is not public.
-    groups: what the score is split by ({"split": "random"}, {"category": …}).
+    fields: the texts that the prompt may use, by name. options: the choices in letter order, if there are any.
+    truth: the correct answer in the benchmark's own notation ("yes", "B"); None if it is not public.
+    groups: the groups by which scores are broken down ({"split": "random"}, {"category": …}).
     """
 
     id: str
@@ -64,7 +65,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said, or why it was not asked (`error`: reason and detail)."""
+    """The text that the model answered, or the reason why there is none (`error`: reason and detail)."""
 
     text: str | None
     error: str | None = None
@@ -72,10 +73,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Judging:
-    """What a judge said of answers.
+    """A judge's verdicts on answers.
 
-    by: who judged and how, for the scores. verdicts: by question id, in the form that the benchmark's file describes.
-    unjudged: of each question that should have been judged and has no verdict, why.
+    by: who judged and how, as reported in the scores. verdicts: by question id, in the form that the benchmark's module
+    describes. unjudged: by question id, why a question that should have been judged has no verdict.
     """
 
     by: Mapping[str, Any]
@@ -87,8 +88,8 @@ class Judging:
 class Predictions:
     """Answers with the questions they belong to.
 
-    settings: how they were made, as far as their file tells. judging: what a judge said of them, None where none was
-    asked; an official file that holds verdicts gives them here too.
+    settings: how the answers were generated, as far as their file records it. judging: the verdicts of a judge, or
+    those that an official file contains; None if there are none.
     """
 
     questions: Sequence[Question]
@@ -99,37 +100,37 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Mark:
-    """What one answer was taken for. `read`: as the benchmark's rule reads it ("yes", "B"), None where it cannot;
-    `credit`: from 0, wrong, to 1, right."""
+    """How one answer was marked. read: the answer as parsed by the benchmark's rule ("yes", "B"), None if it cannot be
+    parsed. credit: from 0 (wrong) to 1 (correct)."""
 
     read: str | None
     credit: float
 
 
-Messages = Sequence[Mapping[str, str]]  # of a chat: role, content
+Messages = Sequence[Mapping[str, str]]  # the messages of a chat, each with role and content
 
 
 class Judge(Protocol):
-    """Who can be asked for verdicts: judge.py has the one that asks an endpoint."""
+    """The interface of a judge; judge.py implements it for an HTTP endpoint."""
 
     @property
     def by(self) -> Mapping[str, Any]:
-        """Who it is and how it is asked, for the scores."""
+        """The judge's model and request settings, as reported in the scores."""
 
     def ask(self, conversations: Mapping[str, Messages], max_tokens: int) -> dict[str, Answer]:
-        """The reply to each conversation, of at most max_tokens, or why there is none; keys are the caller's own."""
+        """Returns by key a reply of at most `max_tokens` to each conversation, or the reason why there is none."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
     """One benchmark.
 
-    read(path, images): its questions from its official files; `images` is the root of its image files.
-    read_predictions(path, truth, questions): predictions in the benchmark's official format(s); what `truth` and
-    `questions` are is said by its file.
-    mark(predictions): a mark for each question that can be scored, in the order of the questions.
-    score(predictions): its scores, in the benchmark's own units.
-    judge(predictions, judge), where answers need a judge: what it says of them, for Predictions.judging.
+    read(path, images): reads its questions from its official files; `images` is the root of its image files.
+    read_predictions(path, truth, questions): reads predictions in the benchmark's official formats; its module
+    documents the meaning of `truth` and `questions`.
+    mark(predictions): returns a mark for each question that can be scored, in the order of the questions.
+    score(predictions): returns its scores, in the benchmark's own units.
+    judge(predictions, judge), only if answers need a judge: returns the verdicts for Predictions.judging.
     """
 
     name: str
@@ -138,40 +139,41 @@ class Benchmark:
     mark: Callable[[Predictions], dict[str, Mark]]
     score: Callable[[Predictions], dict[str, Any]]
     judge: Callable[[Predictions, Judge], Judging] | None = None
-    choices: tuple[str, ...] = ()  # what an answer may be where questions have no options, as Yes and No
-    needs: tuple[str, ...] = ()  # the groups that every question must have to be scored
+    choices: tuple[str, ...] = ()  # the possible answers to questions without options, such as Yes and No
+    needs: tuple[str, ...] = ()  # the groups without which a question cannot be scored
 
     def choices_of(self, question: Question) -> Sequence[str]:
-        """What the answer may be: the letters of the question's options, or the benchmark's own; () if it is free."""
+        """Returns the possible answers: the letters of the question's options, else `choices`; () for free text."""
         return LETTERS[: len(question.options)] or self.choices
 
 
-# Yes or no as models may have learned to write it: VQAv2 has small letters, and a form that training never showed is
-# unlikely whatever the picture shows.
+# Both spellings of yes and no: one that the training data lacks (VQAv2 has lower case) is unlikely for any image, which
+# would bias the choice.
 YES_NO = ("Yes", "No", "yes", "no")
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """How a benchmark is asked: a text with `{field}` places, and how long an answer may become, in tokens.
-    `without_options`: the text for questions without choices, where the benchmark has both kinds."""
+    """A benchmark's prompt: a text with `{field}` placeholders and the most tokens that an answer may have.
+    without_options: the text for questions without options, if the benchmark has both kinds."""
 
     text: str
     max_new_tokens: int
     without_options: str | None = None
 
     def render(self, question: Question) -> str:
-        """The user's text; `{options}` are the choices, one lettered line each, as in training."""
+        """Returns the user's text; `{options}` becomes one lettered line per option, as in training."""
         text = self.text if question.options or self.without_options is None else self.without_options
         try:
             return text.format_map({"options": lettered(question.options), **question.fields})
         except KeyError as error:
             known = ", ".join(["options", *question.fields])
-            raise TemplateError(f"the prompt names {{{error.args[0]}}}; question {question.id} has {known}") from None
+            name = error.args[0]
+            raise TemplateError(f"the prompt uses {{{name}}}, but question {question.id} has only {known}") from None
 
 
 def load_prompt(benchmark: str) -> Prompt:
-    """Reads templates/eval/<benchmark>.yaml. Raises TemplateError naming file and key."""
+    """Reads templates/eval/<benchmark>.yaml. Raises TemplateError, naming the file and key, if it is invalid."""
     path = ROOT / "eval" / f"{benchmark}.yaml"
     second = "prompt_without_options"
     content = load_texts(path, ("prompt", second), "max_new_tokens", optional=second)
@@ -179,8 +181,8 @@ def load_prompt(benchmark: str) -> Prompt:
 
 
 def load_texts(path: Path, texts: Sequence[str], length: str, optional: str | None = None) -> dict[str, Any]:
-    """A YAML file of texts with plain `{field}` places and one length in tokens; `optional` may be absent. Raises
-    TemplateError naming file and key."""
+    """Reads a YAML file of texts with plain `{field}` placeholders and one length in tokens; the key `optional` may be
+    absent. Raises TemplateError, naming the file and key, if the file is invalid."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -195,68 +197,68 @@ def load_texts(path: Path, texts: Sequence[str], length: str, optional: str | No
         if key in content:
             _check_text(path, key, content[key])
     if type(content[length]) is not int or content[length] < 1:
-        raise TemplateError(f"{path}: `{length}` must be a whole number above zero")
+        raise TemplateError(f"{path}: `{length}` must be a positive integer")
     return content
 
 
 def _check_text(path: Path, key: str, text: Any) -> None:
     if not isinstance(text, str) or not text.strip():
-        raise TemplateError(f"{path}: `{key}` must be a text that is not empty")
+        raise TemplateError(f"{path}: `{key}` must be a non-empty string")
     try:
-        places = [(name, spec, conversion) for _, name, spec, conversion in string.Formatter().parse(text)]
+        placeholders = [(name, spec, conversion) for _, name, spec, conversion in string.Formatter().parse(text)]
     except ValueError as error:
-        raise TemplateError(f"{path}: `{key}`: {error}; write a brace that is text as {{{{ or }}}}") from None
-    for name, spec, conversion in places:
+        raise TemplateError(f"{path}: `{key}`: {error}; write a literal brace as {{{{ or }}}}") from None
+    for name, spec, conversion in placeholders:
         if name is not None and (not name.isidentifier() or spec or conversion):
             raise TemplateError(f"{path}: `{key}`: {{{name}}} is not a plain field name")
 
 
 def lettered(options: Sequence[str]) -> str:
-    """One line for each choice: "A. a dog"."""
+    """Returns one lettered line per option, such as "A. a dog"."""
     return "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False))
 
 
 def named(ids: Sequence[str]) -> dict[str, Any]:
-    """A count with the first ids, for what a score must not hide."""
+    """Returns the number of ids and the first few of them, to report next to a score."""
     return {"count": len(ids), "ids": list(ids[:NAMED])}
 
 
 def unique(questions: Sequence[Question], where: Path) -> list[Question]:
-    """The questions, if no id stands twice and there is one at all. Raises EvaluationError."""
+    """Returns the questions. Raises EvaluationError if there are none or if an id occurs more than once."""
     seen: set[str] = set()
-    twice = [q.id for q in questions if q.id in seen or seen.add(q.id)]  # type: ignore[func-returns-value]
-    if twice:
-        raise EvaluationError(f"{where}: {len(twice)} question ids stand twice: {', '.join(twice[:NAMED])}")
+    repeated = [q.id for q in questions if q.id in seen or seen.add(q.id)]  # type: ignore[func-returns-value]
+    if repeated:
+        raise EvaluationError(f"{where}: {len(repeated)} duplicate question ids: {', '.join(repeated[:NAMED])}")
     if not questions:
-        raise EvaluationError(f"{where}: holds no question")
+        raise EvaluationError(f"{where}: contains no questions")
     return list(questions)
 
 
 def percent(part: float, whole: float) -> float | None:
-    """None of nothing."""
+    """Returns `part` as a percentage of `whole`, or None if `whole` is 0."""
     return 100 * part / whole if whole else None
 
 
 def accuracy(marks: Sequence[Mark]) -> dict[str, Any]:
-    """{"accuracy": percent, "num_scored": how many}."""
+    """Returns {"accuracy": in percent, "num_scored": number of marks}."""
     return {"accuracy": percent(sum(mark.credit for mark in marks), len(marks)), "num_scored": len(marks)}
 
 
 def accuracy_by(group: str, questions: Sequence[Question], marks: Mapping[str, Mark]) -> dict[str, dict[str, Any]]:
-    """`accuracy` of each part of a group, by name, of the marked questions that are in one."""
-    parts: dict[str, list[Mark]] = {}
+    """Returns `accuracy` for each value of a group, over the marked questions that have that group."""
+    members: dict[str, list[Mark]] = {}
     for question in questions:
         if question.id in marks and group in question.groups:
-            parts.setdefault(question.groups[group], []).append(marks[question.id])
-    return {name: accuracy(own) for name, own in sorted(parts.items())}
+            members.setdefault(question.groups[group], []).append(marks[question.id])
+    return {value: accuracy(own) for value, own in sorted(members.items())}
 
 
 def answered(predictions: Predictions, needs_truth: bool = True) -> tuple[list[tuple[Question, str]], dict[str, Any]]:
-    """(the questions that can be scored, with their answers; what the scores say of the others).
+    """Returns (the questions that can be scored, with their answers; the part of the scores that reports the others).
 
-    A question without an answer is left out of the scores and named in them: it is neither right nor wrong. So is
-    one without truth, if the score needs_truth.
-    Raises EvaluationError for answers to questions that are not there, or if nothing can be scored.
+    A question without an answer counts as neither correct nor wrong: it is excluded from the scores and reported in
+    them. The same holds for a question without truth if the score `needs_truth`.
+    Raises EvaluationError if an answer belongs to no question or if no question can be scored.
     """
     questions, answers = predictions.questions, predictions.answers
     known = {question.id for question in questions}
@@ -264,7 +266,7 @@ def answered(predictions: Predictions, needs_truth: bool = True) -> tuple[list[t
     if foreign:
         raise EvaluationError(
             f"{len(foreign)} answers belong to no question ({', '.join(foreign[:5])}): "
-            "the predictions are of another split or version of the benchmark"
+            "the predictions are for a different split or version of the benchmark"
         )
     scored: list[tuple[Question, str]] = []
     missing: list[str] = []

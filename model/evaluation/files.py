@@ -1,4 +1,4 @@
-"""What the readers of official files share: a JSON object as a whole, and the root of the image files."""
+"""Helpers for the readers of official files: JSON files that are loaded completely, and the image root."""
 
 import json
 import re
@@ -11,14 +11,14 @@ from pipelines.images import ImageRoot
 
 
 def read_json(path: Path) -> Any:
-    """Raises EvaluationError for a file that is missing or not whole, and for a key that stands twice in an object."""
+    """Reads a JSON file. Raises EvaluationError if it is missing, incomplete or has a duplicate key in an object."""
 
     def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
             keys = [key for key, _ in pairs]
-            twice = sorted({key for key in keys if keys.count(key) > 1})
-            raise EvaluationError(f"{path}: {len(twice)} keys stand twice: {', '.join(twice[:5])}")
+            repeated = sorted({key for key in keys if keys.count(key) > 1})
+            raise EvaluationError(f"{path}: {len(repeated)} duplicate keys: {', '.join(repeated[:5])}")
         return found
 
     try:
@@ -28,16 +28,16 @@ def read_json(path: Path) -> Any:
     except EvaluationError:
         raise
     except (ValueError, RecursionError) as error:  # also: not UTF-8
-        raise EvaluationError(f"{path}: not a whole JSON file ({error}): is it truncated, or JSON lines?") from None
+        raise EvaluationError(f"{path}: not a complete JSON file ({error}): is it truncated, or JSON lines?") from None
 
 
 def read_object(path: Path, keys: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A JSON file that is one object with something in it, `keys` among it. Raises EvaluationError."""
+    """Reads a JSON file. Raises EvaluationError if it is not a single, non-empty object that has all of `keys`."""
     content = read_json(path)
     if not isinstance(content, dict):
-        raise EvaluationError(f"{path}: must hold a JSON object, not {type(content).__name__}")
+        raise EvaluationError(f"{path}: must contain a JSON object, not {type(content).__name__}")
     if not content:
-        raise EvaluationError(f"{path}: must hold a JSON object that is not empty")
+        raise EvaluationError(f"{path}: must contain a non-empty JSON object")
     for key in keys:
         if key not in content:
             raise EvaluationError(f"{path}: has no key {key!r}; it has {', '.join(list(content)[:10])}")
@@ -45,8 +45,8 @@ def read_object(path: Path, keys: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def begins(path: Path, key: str) -> bool:
-    """Whether a file begins as a JSON object with this first key, a pattern, does: large files are not read for it.
-    Raises EvaluationError for one that is missing or no text."""
+    """Returns whether a file starts like a JSON object whose first key matches the pattern `key`; reads only the start.
+    Raises EvaluationError if the file is missing or is not text."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             return re.match(r"\s*\{\s*" + key, file.read(1000)) is not None
@@ -57,7 +57,7 @@ def begins(path: Path, key: str) -> bool:
 
 
 def image_root(images: Path | None) -> ImageRoot | None:
-    """None where only scores are wanted. Raises EvaluationError if there is no such directory."""
+    """Opens the image root; None if only scores are needed. Raises EvaluationError if the directory does not exist."""
     try:
         return None if images is None else ImageRoot(images)
     except FileNotFoundError as error:
@@ -65,5 +65,5 @@ def image_root(images: Path | None) -> ImageRoot | None:
 
 
 def image_of(root: ImageRoot | None, name: str) -> tuple[QuestionImage, ...]:
-    """The image of a question, named by its path below the root; none without a root."""
+    """Returns the image of a question, named by its path below the root; no image without a root."""
     return () if root is None else (QuestionImage(name, partial(root.read, name)),)

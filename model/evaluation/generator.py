@@ -1,4 +1,4 @@
-"""A trained model as a function from prompts and pixels to answers: greedy, batched, padded on the left."""
+"""Generates answers with a trained model from prompts and pixels: greedy decoding in left-padded batches."""
 
 import functools
 import hashlib
@@ -17,17 +17,18 @@ from model.modeling import HoneybeeForConditionalGeneration
 from model.processing import HoneybeeProcessor
 from pipelines.store import MANIFEST
 
-Choices = list[list[int]]  # of one question: token ids with each of its choices
+Choices = list[list[int]]  # the token ids of one question's conversation, once with each choice as the answer
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Generator:
-    """A model directory; its weights are loaded when the first answer is needed."""
+    """Generates answers with the model in a directory; the weights are loaded when the first answer is needed."""
 
     def __init__(self, directory: Path, device: str = "auto", precision: str = "auto"):
-        """device: auto, cpu or cuda. precision: fp32, bf16, or auto: fp32 on the CPU, bf16 elsewhere."""
+        """device: auto, cpu or cuda. precision: fp32, bf16 or auto, which is fp32 on the CPU and bf16 elsewhere.
+        Raises EvaluationError if the directory does not exist."""
         if not directory.is_dir():
-            raise EvaluationError(f"{directory}: there is no such model")
+            raise EvaluationError(f"{directory}: there is no such model directory")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if precision == "auto":
@@ -37,7 +38,7 @@ class Generator:
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
-        """What answers depend on beside the questions: the model's bytes, how it computes and how it generates."""
+        """Everything but the questions that answers depend on: the model's bytes, the numerics and the decoding."""
         return {
             "model": _fingerprint(self.directory),
             "decoding": "greedy",
@@ -53,9 +54,9 @@ class Generator:
         return model.to(self.device).eval()
 
     def encode(self, prompts: Sequence[tuple[str, int]]) -> list[list[int]]:
-        """(user text, number of images before it) → token ids in the model's chat style, M image tokens an image.
+        """(user text, number of images before it) → token ids in the model's chat format, M image tokens per image.
 
-        Raises EvaluationError for a text that contains the image token.
+        Raises EvaluationError if a text contains the image token.
         """
         conversations = [self._messages(*prompt) for prompt in prompts]
         rendered = self.processor.apply_chat_template(conversations, add_generation_prompt=True, tokenize=False)
@@ -63,7 +64,7 @@ class Generator:
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[list[int]], pixels: Sequence[Tensor], max_new_tokens: int) -> list[str]:
-        """Encoded prompts, and their images in the same order, each (3, S, S) → answers, one for each prompt."""
+        """Encoded prompts and their images in the same order, (3, S, S) each → one answer per prompt."""
         tokenizer = self.processor.tokenizer
         input_ids, mask = left_padded(prompts, tokenizer.pad_token_id)
         outputs = self.model.generate(
@@ -81,63 +82,62 @@ class Generator:
         return [answer.strip() for answer in answers]
 
     def encode_answers(self, prompts: Sequence[tuple[str, int]], choices: Sequence[Sequence[str]]) -> list[Choices]:
-        """As `encode`, with each of a prompt's choices for its answer, as training shows an answer."""
+        """Like `encode`, but each prompt is followed by each of its choices as the answer, in the training format."""
         processor = self.processor
-        ends = [
+        rendered = [
             [processor.apply_chat_template(self._messages(*prompt, choice), tokenize=False) for choice in own]
             for prompt, own in zip(prompts, choices, strict=True)
         ]
-        return [self._tokens(own) for own in ends]
+        return [self._tokens(own) for own in rendered]
 
     @torch.inference_mode()
     def likeliest(self, asked: Sequence[Choices], pixels: Sequence[Sequence[Tensor]]) -> list[int]:
-        """Of each question's choices the number of the one that the model finds likeliest as the whole answer, its end
-        included: by the sum of log-probabilities, not normalised by length.
+        """Returns, for each question, the index of the choice that is likeliest as the complete answer, including the
+        end token: by the sum of log-probabilities, not normalised by length.
 
-        asked: token ids of the whole conversation with each choice; pixels: of each question its images, (3, S, S).
+        asked: token ids of the conversation with each choice as the answer; pixels: each question's images, (3, S, S).
         """
         rows = [row for own in asked for row in own]
-        # What a question's choices share says nothing of them.
+        # The prefix that all choices of a question share does not affect their order.
         starts = [_shared(own) for own in asked for _ in own]
         width = max(map(len, rows))
         input_ids = torch.full((len(rows), width), self.processor.tokenizer.pad_token_id)  # padded on the right
-        foretelling = torch.zeros_like(input_ids, dtype=torch.bool)  # whose next token tells the choices apart
-        for place, (row, start) in enumerate(zip(rows, starts, strict=True)):
-            input_ids[place, : len(row)] = torch.tensor(row)
-            foretelling[place, start - 1 : len(row) - 1] = True
-        shown = [image for own, images in zip(asked, pixels, strict=True) for _ in own for image in images]
+        predicting = torch.zeros_like(input_ids, dtype=torch.bool)  # positions whose next token is scored
+        for index, (row, start) in enumerate(zip(rows, starts, strict=True)):
+            input_ids[index, : len(row)] = torch.tensor(row)
+            predicting[index, start - 1 : len(row) - 1] = True
+        repeated = [image for own, images in zip(asked, pixels, strict=True) for _ in own for image in images]
         logits = self.model(
             input_ids=input_ids.to(self.device),
-            pixel_values=torch.stack(shown).to(self.device) if shown else None,
-            logits_to_keep=foretelling.to(self.device),
+            pixel_values=torch.stack(repeated).to(self.device) if repeated else None,
+            logits_to_keep=predicting.to(self.device),
             use_cache=False,
         ).logits
-        tokens = input_ids.roll(-1, dims=1)[foretelling].to(logits.device)
-        each = logits.float().log_softmax(-1).gather(1, tokens[:, None])[:, 0]
-        row_of = foretelling.nonzero()[:, 0].to(logits.device)
-        sums = (
-            torch.zeros(len(rows), device=logits.device).index_add(0, row_of, each).split([len(own) for own in asked])
-        )
-        return [int(own.argmax()) for own in sums]
+        tokens = input_ids.roll(-1, dims=1)[predicting].to(logits.device)
+        log_probs = logits.float().log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+        row_of = predicting.nonzero()[:, 0].to(logits.device)
+        sums = torch.zeros(len(rows), device=logits.device).index_add(0, row_of, log_probs)
+        return [int(own.argmax()) for own in sums.split([len(own) for own in asked])]
 
     def _messages(self, text: str, images: int, answer: str | None = None) -> list[dict[str, Any]]:
-        """A question with its images before it, and an answer. Raises EvaluationError for the image token in either."""
+        """Returns the messages of a question with its images in front and, if given, its answer. Raises EvaluationError
+        if one of the texts contains the image token."""
         for each in (text, answer or ""):
             if self.processor.image_token in each:
                 raise EvaluationError(f"a prompt contains the image token {self.processor.image_token}: {each!r}")
         content: list[dict[str, str]] = [*[{"type": "image"}] * images, {"type": "text", "text": text}]
-        said = [] if answer is None else [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
-        return [{"role": "user", "content": content}, *said]
+        reply = [] if answer is None else [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+        return [{"role": "user", "content": content}, *reply]
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         processor = self.processor
-        place = processor.image_token * processor.num_image_tokens
-        expanded = [text.replace(processor.image_token, place) for text in texts]
+        image_tokens = processor.image_token * processor.num_image_tokens
+        expanded = [text.replace(processor.image_token, image_tokens) for text in texts]
         return processor.tokenizer(expanded, add_special_tokens=False)["input_ids"]
 
 
 class LiveGenerator(Generator):
-    """A model that is being trained, as it is at the moment."""
+    """Generates answers with a model that is being trained, in its current state."""
 
     def __init__(self, model: Any, processor: HoneybeeProcessor, device: torch.device):
         self.processor, self.device = processor, device.type
@@ -147,15 +147,15 @@ class LiveGenerator(Generator):
 
 
 def _shared(rows: Choices) -> int:
-    """How many tokens all rows begin with."""
+    """Returns the length of the longest common prefix of all rows."""
     return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))
 
 
 def _fingerprint(directory: Path) -> str:
-    """16 hex digits over the names and bytes of a model directory's files."""
-    whole = hashlib.sha256()
+    """Returns 16 hex digits of a hash over the names and bytes of the files in a model directory."""
+    total = hashlib.sha256()
     for path in sorted(directory.iterdir()):
         if path.is_file() and path.name != MANIFEST:
             with path.open("rb") as file:
-                whole.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return whole.hexdigest()[:16]
+                total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The images of an evaluation: each read, checked and decoded once, in threads, and kept while memory allows."""
+"""Reads, checks and decodes the images of an evaluation in threads and caches their pixels up to a memory limit."""
 
 import hashlib
 from collections import OrderedDict
@@ -18,22 +18,22 @@ CACHE_BYTES = 2 << 30
 
 @dataclass
 class ImageCache:
-    """Pixels of images by name.
+    """An LRU cache of image pixels.
 
-    preprocess: a decoded image → (3, S, S), as the model takes it. digests: name → SHA-256 of the encoded bytes of
-    each usable image; errors: name → reason and detail of each other.
+    preprocess: a decoded image → (3, S, S), the model's input. digests: name → SHA-256 of the encoded bytes, for each
+    usable image; errors: name → reason and detail, for each unusable image.
     """
 
     preprocess: Callable[[Image.Image], torch.Tensor]
     threads: int = 4
     digests: dict[str, str] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
-    _pixels: OrderedDict[str, torch.Tensor] = field(default_factory=OrderedDict)  # by digest, last used last
+    _pixels: OrderedDict[str, torch.Tensor] = field(default_factory=OrderedDict)  # by digest, most recently used last
     _num_bytes: int = 0
     _lock: Lock = field(default_factory=Lock)
 
     def inspect(self, questions: Iterable[Question]) -> None:
-        """Reads and decodes every image of the questions once; fills `digests` and `errors`."""
+        """Reads and decodes every image of the questions once, filling `digests` and `errors`."""
         images = {image.name: image for question in questions for image in question.images}
         with ThreadPoolExecutor(self.threads) as pool:
             list(pool.map(self._inspect, images.values()))
@@ -48,7 +48,7 @@ class ImageCache:
             self.errors[image.name] = str(error)
 
     def pixels(self, images: Iterable[QuestionImage]) -> list[torch.Tensor]:
-        """The (3, S, S) tensors of inspected images."""
+        """Returns the (3, S, S) tensors of inspected images."""
         with ThreadPoolExecutor(self.threads) as pool:
             return list(pool.map(self._get, images))
 

@@ -1,4 +1,4 @@
-"""JSON lines, read strictly: every error names file and line."""
+"""A strict JSON Lines reader whose errors all name the file and line."""
 
 import json
 import reprlib
@@ -12,10 +12,10 @@ Fields = Mapping[str, type | tuple[type, ...]]
 
 
 def read_rows(path: Path, fields: Fields) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(`file:line`, row) of each line that is not blank; `fields`: what a row must have, and of which type.
+    """Yields (`file:line`, row) for each line that is not blank. fields: the types of the fields that a row must have.
 
-    Raises EvaluationError for a file that is missing, a truncated or malformed line, a field that is missing or of
-    another type.
+    Raises EvaluationError if the file is missing, a line is truncated or malformed, or a field is missing or has the
+    wrong type.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -31,20 +31,20 @@ def read_rows(path: Path, fields: Fields) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def parse_row(where: str, line: str | bytes) -> dict[str, Any]:
-    """A line as a JSON object, or EvaluationError."""
+    """Parses a line. Raises EvaluationError if it is not a JSON object."""
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError) as error:  # also: not UTF-8, a number of thousands of digits
-        raise EvaluationError(f"{where}: not a whole JSON line ({error}): is the file truncated?") from None
+    except (ValueError, RecursionError) as error:  # ValueError also covers invalid UTF-8 and overlong integers
+        raise EvaluationError(f"{where}: not a complete JSON line ({error}): is the file truncated?") from None
     if not isinstance(row, dict):
         raise EvaluationError(f"{where}: a line must be a JSON object, not {type(row).__name__}")
     return row
 
 
 def check_fields(where: str, row: Mapping[str, Any], fields: Fields) -> None:
-    """Raises EvaluationError for a field that is missing or of another type than `fields` says."""
+    """Raises EvaluationError if a field is missing or does not have the type that `fields` requires."""
     for name, kind in fields.items():
         if name not in row:
-            raise EvaluationError(f"{where}: has no field {name!r}; it has {', '.join(list(row)[:10])}")
+            raise EvaluationError(f"{where}: has no field `{name}`; it has {', '.join(list(row)[:10])}")
         if not isinstance(row[name], kind) or isinstance(row[name], bool):
-            raise EvaluationError(f"{where}: field {name!r} is {reprlib.repr(row[name])}, of the wrong type")
+            raise EvaluationError(f"{where}: field `{name}` has the wrong type, found {reprlib.repr(row[name])}")

@@ -1,7 +1,7 @@
-"""A judge behind an OpenAI-compatible endpoint: asked in parallel, within a budget, each reply kept on disk.
+"""A judge behind an OpenAI-compatible endpoint: requests run in parallel within a budget, replies are cached on disk.
 
-A reply is kept under the content of its request, so a judging that was killed goes on where it stopped, and one that
-is run again asks nothing. Nothing here is used unless a judge is configured.
+The cache key is a hash of the request, so a killed judging run resumes where it stopped, and a repeated one sends no
+requests. This module is used only if a judge is configured.
 """
 
 import hashlib
@@ -23,20 +23,20 @@ from model.evaluation.judge_http import Endpoint, Failed, JudgeError, encodable
 from pipelines.store import write_atomic
 
 LOG_EVERY = 5.0  # seconds
-FAILED_IN_A_ROW = 5  # so many requests that failed for good, one after another: the endpoint is down
-_CHARACTERS_PER_TOKEN = 3  # at least, of the texts that are judged; a guess until the endpoint says what it counted
+FAILED_IN_A_ROW = 5  # after this many consecutive requests that ultimately failed, the endpoint is considered down
+_CHARACTERS_PER_TOKEN = 3  # a conservative estimate, used until the endpoint reports the number of tokens
 log = logging.getLogger(__name__)
 
 
 class JudgeSettings(BaseModel):
-    """Whom to ask. The key is none of it: it stays in the environment, under the name `key_variable`.
+    """Which judge to ask and how. The API key is not part of it: it stays in the environment variable `key_variable`.
 
-    url: the base of the API, as http://127.0.0.1:8000/v1. max_tokens: of one reply; where absent, as the benchmark's
-    judge prompt says. timeout: seconds. max_requests, max_total_tokens: the budget of one run, tries that failed and
-    tokens of the requests among it; what was kept of earlier runs is free.
+    url: the base URL of the API, such as http://127.0.0.1:8000/v1. max_tokens: the limit of one reply, by default that
+    of the benchmark's judge prompt. timeout: in seconds. max_requests, max_total_tokens: the budget of one run, which
+    includes failed attempts and the tokens of the requests; replies cached by earlier runs are free.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)  # an address may hold a password
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)  # a URL may contain a password
     url: str
     model: str = Field(min_length=1)
     key_variable: str = Field(default="HONEYBEE_JUDGE_KEY", pattern=r"[A-Za-z_][A-Za-z0-9_]*")
@@ -52,27 +52,27 @@ class JudgeSettings(BaseModel):
     def _is_plain(cls, url: str) -> str:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or " " in url or not url.isprintable():
-            raise ValueError("must be an address like http://127.0.0.1:8000/v1")
-        if parts.port == 0:  # one above 65535 raises ValueError itself
-            raise ValueError("has port 0")
+            raise ValueError("must be a URL like http://127.0.0.1:8000/v1")
+        if parts.port == 0:  # urlsplit itself raises ValueError for a port above 65535
+            raise ValueError("must not have port 0")
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("must hold no user, password or query: it is written into the scores")
+            raise ValueError("must not contain a user, password, query or fragment because it is written to the scores")
         return url.rstrip("/")
 
 
 class EndpointJudge:
-    """The Judge (base.py) of some settings. cache: the directory of the kept replies, made if need be.
+    """Implements base.Judge for an endpoint. cache: the directory of the cached replies, created if necessary.
 
-    Raises JudgeError for a key that no header can carry.
+    Raises JudgeError if the API key cannot be sent in an HTTP header.
     """
 
     def __init__(self, settings: JudgeSettings, cache: Path):
         self.settings, self.cache = settings, cache
         key = os.environ.get(settings.key_variable, "").strip() or None
         if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
-            raise JudgeError(f"the key in ${settings.key_variable} holds blanks or characters that no key has")
+            raise JudgeError(f"the API key in ${settings.key_variable} contains spaces or unprintable characters")
         if key is None:
-            log.info("judge: no key in $%s, so none is sent", settings.key_variable)
+            log.info("judge: $%s holds no API key, so none is sent", settings.key_variable)
         self._endpoint = Endpoint(settings.url, key, settings.timeout, settings.tries, settings.concurrency)
         self._budget = _Budget(settings.max_requests, settings.max_total_tokens)
 
@@ -82,7 +82,7 @@ class EndpointJudge:
         return {"model": self.settings.model, "url": self.settings.url, "temperature": 0, **length}
 
     def ask(self, conversations: Mapping[str, Messages], max_tokens: int) -> dict[str, Answer]:
-        """See base.Judge; equal conversations are asked once. Raises JudgeError where no request can succeed."""
+        """See base.Judge. Equal conversations are sent once. Raises JudgeError if no request can succeed."""
         bodies: dict[str, dict[str, Any]] = {}  # by digest
         digests = {}
         for key, messages in conversations.items():
@@ -94,78 +94,78 @@ class EndpointJudge:
             }
             digests[key] = _digest({"url": self.settings.url, **body})
             bodies[digests[key]] = body
-        found: dict[str, Answer] = {digest: kept for digest in bodies if (kept := self._kept(digest)) is not None}
+        found: dict[str, Answer] = {digest: hit for digest in bodies if (hit := self._cached(digest)) is not None}
         self._ask({digest: body for digest, body in bodies.items() if digest not in found}, found)
         return {key: found[digest] for key, digest in digests.items()}
 
     def _ask(self, bodies: Mapping[str, dict[str, Any]], found: dict[str, Answer]) -> None:
-        """Adds the replies to `found`, in the order in which they come."""
-        kept, total = len(found), len(found) + len(bodies)
+        """Adds the replies to `found` as they arrive."""
+        cached, total = len(found), len(found) + len(bodies)
         if not bodies:
-            log.info("judge %s: all %d replies are kept from before", self.settings.model, total)
+            log.info("judge %s: all %d replies are cached", self.settings.model, total)
             return
-        watch = _Watch()
+        health = _Health()
         started = last_log = time.monotonic()
         with ThreadPoolExecutor(self.settings.concurrency) as pool:
-            futures = {pool.submit(self._one, digest, body, watch): digest for digest, body in bodies.items()}
+            futures = {pool.submit(self._one, digest, body, health): digest for digest, body in bodies.items()}
             try:
                 for future in as_completed(futures):
                     found[futures[future]] = future.result()
                     now = time.monotonic()
                     if now - last_log > LOG_EVERY or len(found) == total:
-                        speed = (len(found) - kept) / (now - started)
-                        what = f"{len(found)} of {total} replies, {kept} of them kept from before"
-                        log.info("judge %s: %s, %.1f a second, %s", self.settings.model, what, speed, self._budget)
+                        speed = (len(found) - cached) / (now - started)
+                        what = f"{len(found)} of {total} replies, {cached} of them cached"
+                        log.info("judge %s: %s, %.1f per second, %s", self.settings.model, what, speed, self._budget)
                         last_log = now
             except BaseException:
-                watch.stopped.set()
+                health.stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _one(self, digest: str, body: dict[str, Any], watch: "_Watch") -> Answer:
+    def _one(self, digest: str, body: dict[str, Any], health: "_Health") -> Answer:
         length = sum(len(message["content"]) for message in body["messages"])
-        guess = length // _CHARACTERS_PER_TOKEN + body["max_tokens"]
+        estimate = length // _CHARACTERS_PER_TOKEN + body["max_tokens"]
         first = True
 
-        def pay() -> None:
+        def charge() -> None:
             nonlocal first
-            if watch.down is not None:
-                raise _NotAsked(f"{FAILED_IN_A_ROW} requests failed one after another, the last: {watch.down}")
-            self._budget.pay(guess if first else 0)
+            if health.down is not None:
+                raise _NotAsked(f"{FAILED_IN_A_ROW} consecutive requests failed, the last one with: {health.down}")
+            self._budget.charge(estimate if first else 0)
             first = False
 
         try:
-            completion = self._endpoint.complete(body, pay, watch.stopped)
+            completion = self._endpoint.complete(body, charge, health.stopped)
         except _NotAsked as error:
             return Answer(None, f"not asked: {error}")
         except Failed as error:
-            watch.failed(error)
+            health.failed(error)
             return Answer(None, f"no reply: {error}")
-        watch.succeeded()
+        health.succeeded()
         if completion.tokens is not None:
-            self._budget.correct(completion.tokens - guess)
-        kept = {"url": self.settings.url, "request": body, "reply": completion.text, "tokens": completion.tokens}
+            self._budget.correct(completion.tokens - estimate)
+        entry = {"url": self.settings.url, "request": body, "reply": completion.text, "tokens": completion.tokens}
         path = self._path(digest)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(kept, ensure_ascii=False, indent=1) + "\n")
+        write_atomic(path, json.dumps(entry, ensure_ascii=False, indent=1) + "\n")
         return Answer(completion.text)
 
     def _path(self, digest: str) -> Path:
         return self.cache / digest[:2] / f"{digest}.json"
 
-    def _kept(self, digest: str) -> Answer | None:
+    def _cached(self, digest: str) -> Answer | None:
         path = self._path(digest)
         try:
-            kept = json.loads(path.read_bytes())
-            whole = _digest({"url": kept["url"], **kept["request"]}) == digest and isinstance(kept["reply"], str)
+            entry = json.loads(path.read_bytes())
+            valid = _digest({"url": entry["url"], **entry["request"]}) == digest and isinstance(entry["reply"], str)
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError):
-            whole = False
-        if not whole:
-            log.warning("%s is no kept reply: asked again", path)
+            valid = False
+        if not valid:
+            log.warning("%s is not a valid cached reply; the request is sent again", path)
             return None
-        return Answer(kept["reply"])
+        return Answer(entry["reply"])
 
 
 class _NotAsked(Exception):
@@ -173,25 +173,25 @@ class _NotAsked(Exception):
 
 
 class _Budget:
-    """What one run may spend; threads share it."""
+    """The budget of one run, shared by its threads."""
 
     def __init__(self, requests: int, tokens: int):
         self._limits = (requests, tokens)
         self._requests = self._tokens = 0
         self._lock = Lock()
 
-    def pay(self, tokens: int) -> None:
-        """For one request of about so many tokens. Raises _NotAsked where it would be too much."""
+    def charge(self, tokens: int) -> None:
+        """Charges one request of an estimated number of tokens. Raises _NotAsked if it would exceed the budget."""
         with self._lock:
             if self._requests + 1 > self._limits[0]:
                 raise _NotAsked(f"the budget of {self._limits[0]} requests is spent")
             if self._tokens + tokens > self._limits[1]:
-                raise _NotAsked(f"of the budget of {self._limits[1]} tokens {self._tokens} are spent: too few are left")
+                raise _NotAsked(f"{self._tokens} of the budget of {self._limits[1]} tokens are spent: too few are left")
             self._requests += 1
             self._tokens += tokens
 
     def correct(self, tokens: int) -> None:
-        """By how much a request took more than it had paid for."""
+        """Adds the difference between the tokens that a request used and the estimate that it was charged."""
         with self._lock:
             self._tokens += tokens
 
@@ -199,26 +199,26 @@ class _Budget:
         return f"spent {self._requests} requests and about {self._tokens} tokens"
 
 
-class _Watch:
-    """Sees over all requests of one call whether the endpoint is down: faults that pass, one after another, or any
-    before the first reply. `stopped`: the call ends, so nobody waits."""
+class _Health:
+    """Detects during one call that the endpoint is down: by consecutive transient failures or, before the first reply,
+    by consecutive failures of any kind. stopped: set when the call is aborted, so that no thread keeps waiting."""
 
     def __init__(self) -> None:
         self.stopped = Event()
         self.down: str | None = None
-        self._in_a_row = 0
+        self._consecutive = 0
         self._replied = False
         self._lock = Lock()
 
     def failed(self, error: Failed) -> None:
         with self._lock:
-            self._in_a_row += error.passing or not self._replied
-            if self._in_a_row >= FAILED_IN_A_ROW:
+            self._consecutive += error.passing or not self._replied
+            if self._consecutive >= FAILED_IN_A_ROW:
                 self.down = str(error)
 
     def succeeded(self) -> None:
         with self._lock:
-            self._in_a_row, self._replied = 0, True
+            self._consecutive, self._replied = 0, True
 
 
 def _digest(request: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
-"""What judged benchmarks share: the judge's prompt, one verdict for each answer, and what the scores say of it.
+"""What judged benchmarks share: the judge's prompt, one verdict per answer, and the judge's part of the scores.
 
-A reply without a verdict is asked about once more; what then has none is named in the scores, never taken for a zero.
+If a reply contains no verdict, the judge is asked once more. An answer that still has no verdict is reported in the
+scores and never counted as zero.
 """
 
 import re
@@ -12,15 +13,15 @@ from model.evaluation.base import NAMED, Benchmark, Judge, Judging, Messages, Pr
 from pipelines.store import fingerprint
 from pipelines.templates import ROOT, TemplateError
 
-NO_JUDGE = "none: no judge was configured, so what needs one is left out"
+NO_JUDGE = "none: no judge was configured, so scores that need one are omitted"
 _SHOWN = 80  # characters of a reply
-_THOUGHTS = re.compile(r"\s*<think>.*?</think>", re.DOTALL)  # what some endpoints leave before the reply of a reasoner
+_THOUGHTS = re.compile(r"\s*<think>.*?</think>", re.DOTALL)  # the reasoning that some endpoints leave in a reply
 
 
 @dataclass(frozen=True)
 class JudgePrompt:
-    """How a judge is asked. system, user: the first messages, with `{field}` places; again: what it is told where its
-    reply holds no verdict; max_tokens: of a reply."""
+    """A judge's prompt. system, user: the first messages, with `{field}` placeholders; again: the message that is sent
+    if a reply contains no verdict; max_tokens: the limit of a reply."""
 
     system: str
     user: str
@@ -32,20 +33,20 @@ class JudgePrompt:
             texts = {"system": self.system.format_map(fields), "user": self.user.format_map(fields)}
         except KeyError as error:
             raise TemplateError(
-                f"the judge's prompt names {{{error.args[0]}}}; it may name {', '.join(fields)}"
+                f"the judge's prompt uses {{{error.args[0]}}}, but it may use only {', '.join(fields)}"
             ) from None
         return [{"role": role, "content": text} for role, text in texts.items()]
 
 
 def load_judge_prompt(benchmark: str) -> JudgePrompt:
-    """Reads templates/eval/judge/<benchmark>.yaml. Raises TemplateError naming file and key."""
+    """Reads templates/eval/judge/<benchmark>.yaml. Raises TemplateError, naming the file and key, if it is invalid."""
     path = ROOT / "eval" / "judge" / f"{benchmark}.yaml"
     return JudgePrompt(**load_texts(path, ("system", "user", "again"), "max_tokens"))
 
 
 def judged(benchmark: Benchmark, predictions: Predictions, judge: Judge | None) -> Predictions:
-    """The predictions with a judge's verdicts; as they are where there is no judge, the benchmark needs none, or the
-    file had verdicts already. Raises what the judge raises."""
+    """Returns the predictions with a judge's verdicts; unchanged if there is no judge, the benchmark needs none or the
+    predictions already have verdicts. Raises what the judge raises."""
     if judge is None or benchmark.judge is None or predictions.judging is not None:
         return predictions
     return replace(predictions, judging=benchmark.judge(predictions, judge))
@@ -54,10 +55,10 @@ def judged(benchmark: Benchmark, predictions: Predictions, judge: Judge | None) 
 def judge_each(
     judge: Judge, benchmark: str, asked: Mapping[str, Mapping[str, str]], read: Callable[[str, str], Any]
 ) -> Judging:
-    """A verdict on each answer.
+    """Asks the judge for a verdict on each answer.
 
-    asked: the prompt's fields by question id. read: (id, reply) → verdict, None where the reply holds none. Raises
-    TemplateError for the prompt, and what the judge raises.
+    asked: the prompt's fields by question id. read: (id, reply) → verdict, None if the reply contains none. Raises
+    TemplateError if the prompt is invalid, and what the judge raises.
     """
     prompt = load_judge_prompt(benchmark)
     conversations = {key: prompt.render(fields) for key, fields in asked.items()}
@@ -67,19 +68,19 @@ def judge_each(
         return read(key, _THOUGHTS.sub("", reply, count=1) if _THOUGHTS.match(reply) else reply)
 
     verdicts = {key: verdict(key, reply.text) for key, reply in replies.items() if reply.text is not None}
-    unread = [key for key, value in verdicts.items() if value is None]
-    longer = {
+    unparsed = [key for key, value in verdicts.items() if value is None]
+    continued = {
         key: [
             *conversations[key],
             {"role": "assistant", "content": replies[key].text or ""},
             {"role": "user", "content": prompt.again},
         ]
-        for key in unread
+        for key in unparsed
     }
-    if longer:
-        seconds = judge.ask(longer, prompt.max_tokens)
-        verdicts |= {key: verdict(key, reply.text) for key, reply in seconds.items() if reply.text is not None}
-        replies |= {key: reply for key, reply in seconds.items() if reply.text is not None}
+    if continued:
+        retried = judge.ask(continued, prompt.max_tokens)
+        verdicts |= {key: verdict(key, reply.text) for key, reply in retried.items() if reply.text is not None}
+        replies |= {key: reply for key, reply in retried.items() if reply.text is not None}
     given = {key: value for key, value in verdicts.items() if value is not None}
     unjudged = {key: _reason(replies[key].text, replies[key].error) for key in asked if key not in given}
     by = {**judge.by, "prompt": f"judge/{benchmark}.yaml", "prompt_fingerprint": fingerprint(vars(prompt))}
@@ -91,24 +92,24 @@ def _reason(reply: str | None, error: str | None) -> str:
 
 
 def judge_report(predictions: Predictions) -> dict[str, Any]:
-    """What the scores say of the judge: who it was, and of the answers without verdict how many, which and why."""
+    """Returns the judge's part of the scores: who judged, and which answers have no verdict, how many and why."""
     judging = predictions.judging
     if judging is None:
         return {"judge": NO_JUDGE}
-    told: dict[str, Any] = {"judge": dict(judging.by)}
+    report: dict[str, Any] = {"judge": dict(judging.by)}
     if judging.unjudged:
         reasons = dict(list(judging.unjudged.items())[:NAMED])
-        told["unjudged"] = {"count": len(judging.unjudged), "reasons": reasons}
-    return told
+        report["unjudged"] = {"count": len(judging.unjudged), "reasons": reasons}
+    return report
 
 
 def counts(predictions: Predictions) -> dict[str, Any]:
-    """What the scores of a benchmark say that only a judge can score, beside the scores: questions, answers, empty
-    ones, the judge. Raises EvaluationError where there is neither answer nor verdict."""
-    told: dict[str, Any] = {"num_questions": len(predictions.questions)}
+    """Returns the counts that a judged benchmark reports next to its scores: questions, answers, empty answers, and the
+    judge. Raises EvaluationError if there are neither answers nor verdicts."""
+    report: dict[str, Any] = {"num_questions": len(predictions.questions)}
     if predictions.answers or predictions.judging is None:
-        texts, told = answered(predictions, needs_truth=False)
-        told["num_answered"] = told.pop("num_scored")
+        texts, report = answered(predictions, needs_truth=False)
+        report["num_answered"] = report.pop("num_scored")
         if empty := [question.id for question, text in texts if not text.strip()]:
-            told["empty_answers"] = named(empty)
-    return told | judge_report(predictions)
+            report["empty_answers"] = named(empty)
+    return report | judge_report(predictions)

@@ -2,9 +2,9 @@
 Instruction Tuning", NeurIPS 2023)
 
 Official files, in one folder: `questions.jsonl` (question_id, image, text, category), `context.jsonl` (image, caption),
-`answers_gpt4.jsonl` (question_id, text): the reference, which GPT-4 wrote from the caption. Official predictions: JSON
-lines of answers (question_id, text), or of reviews (question_id, category, tuple: the numbers of the reference and of
-the model). A verdict is such a pair, 1 to 10 each.
+`answers_gpt4.jsonl` (question_id, text), the reference answers, which GPT-4 wrote from the captions. Official
+predictions: JSON lines of answers (question_id, text) or of reviews (question_id, category, tuple: the ratings of the
+reference and of the model). A verdict is such a pair of ratings, each from 1 to 10.
 """
 
 import re
@@ -31,14 +31,14 @@ from model.evaluation.judging import counts, judge_each
 
 CATEGORIES = ("conv", "detail", "complex")
 _ID = {"question_id": (int, str)}
-_PREFIX = "llava_bench_"  # of the categories in reviews
+_PREFIX = "llava_bench_"  # precedes the category names in reviews
 _NUMBER = r"(\d+(?:\.\d+)?)(?:/10)?"
 _PAIR = re.compile(rf"\W*{_NUMBER}\s*[\s,;/|]\s*{_NUMBER}\W*")
 
 
 def read(path: Path, images: Path | None) -> list[Question]:
-    """The questions of the folder; ids are the question_id. images: the folder of the image files, None where only
-    scores are wanted."""
+    """Reads the questions of the official folder; the ids are the question_id. images: the folder of the image files,
+    None if only scores are needed."""
     if not path.is_dir():
         raise EvaluationError(f"{path}: must be the folder of questions.jsonl, context.jsonl and answers_gpt4.jsonl")
     captions = _by_key(path / "context.jsonl", "image", "caption")
@@ -64,21 +64,21 @@ def _by_key(file: Path, key: str, value: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for where, row in read_rows(file, {key: (int, str), value: str}):
         if str(row[key]) in found:
-            raise EvaluationError(f"{where}: {key} {row[key]} stands twice")
+            raise EvaluationError(f"{where}: duplicate {key} {row[key]}")
         found[str(row[key])] = row[value]
     return found
 
 
 def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> Predictions:
-    """Official answers or reviews. `truth`: the official folder, which answers need; without it, the questions of
-    reviews are those that they name. `questions`, for reviews: the answers that were reviewed, if they are wanted."""
+    """Reads official answers or reviews. truth: the official folder; answers require it, reviews without it cover only
+    the questions that they contain. questions: for reviews, optionally the file of the answers that were reviewed."""
     official = None if truth is None else read(truth, None)
     rows = list(read_rows(path, _ID))
     if rows and "tuple" in rows[0][1]:
         asked, judging = _reviews(path, rows, official)
         return Predictions(asked, {} if questions is None else _answers(questions, asked), judging=judging)
     if official is None:
-        raise EvaluationError(f"{path}: LLaVA-Bench answers need the official folder (truth)")
+        raise EvaluationError(f"{path}: LLaVA-Bench answers require the official folder (truth)")
     return Predictions(official, _answers(path, official))
 
 
@@ -94,9 +94,9 @@ def _answers(path: Path, asked: Sequence[Question]) -> dict[str, Answer]:
 def _check_id(where: str, row: dict[str, Any], known: set[str] | None, seen: Any) -> None:
     key = str(row["question_id"])
     if known is not None and key not in known:
-        raise EvaluationError(f"{where}: question_id {key} is none of the questions: of another version?")
+        raise EvaluationError(f"{where}: question_id {key} is not among the questions: is it from another version?")
     if key in seen:
-        raise EvaluationError(f"{where}: question_id {key} stands twice")
+        raise EvaluationError(f"{where}: duplicate question_id {key}")
 
 
 def _reviews(
@@ -110,12 +110,12 @@ def _reviews(
         _check_id(where, row, known, questions)
         key, pair = str(row["question_id"]), row.get("tuple")
         if not isinstance(pair, list) or len(pair) != 2 or not all(type(each) in (int, float) for each in pair):
-            raise EvaluationError(f"{where}: tuple is {pair!r}, must be two numbers")
+            raise EvaluationError(f"{where}: field `tuple` must be a list of two numbers, found {pair!r}")
         category = str(row.get("category", "")).removeprefix(_PREFIX)
         questions[key] = Question(key, {}, None, groups={"category": category} if category else {})
         if all(1 <= each <= 10 for each in pair):
             verdicts[key] = (float(pair[0]), float(pair[1]))
-        else:  # -1 -1 stands for a review that could not be read
+        else:  # [-1, -1] marks a review that the official script could not parse
             unjudged[key] = f"its review gives {pair}, not two numbers from 1 to 10"
     asked = list(questions.values()) if official is None else official
     unjudged |= {question.id: "not in the file" for question in asked if question.id not in questions}
@@ -123,7 +123,7 @@ def _reviews(
 
 
 def judge(predictions: Predictions, judge: Judge) -> Judging:
-    """Both answers to one question at a time, the reference first, as officially."""
+    """Asks for ratings of the reference and the model's answer together, in that order, as in the official script."""
     scored, _ = answered(predictions)
     asked = {
         question.id: {
@@ -138,7 +138,7 @@ def judge(predictions: Predictions, judge: Judge) -> Judging:
 
 
 def parse(reply: str) -> tuple[float, float] | None:
-    """The two numbers of a reply's first line, if there are two and both are from 1 to 10."""
+    """Returns the two ratings in a reply's first line, or None unless there are exactly two, both from 1 to 10."""
     lines = reply.strip().splitlines()
     match = _PAIR.fullmatch(lines[0]) if lines else None
     if match is None:
@@ -148,7 +148,7 @@ def parse(reply: str) -> tuple[float, float] | None:
 
 
 def mark(predictions: Predictions) -> dict[str, Mark]:
-    """Read as both numbers, the reference's first; the credit is a tenth of the model's. No mark without a verdict."""
+    """Marks each judged answer: `read` is both ratings, the reference's first; `credit` is a tenth of the model's."""
     verdicts = {} if predictions.judging is None else predictions.judging.verdicts
     return {
         question.id: Mark(f"{verdicts[question.id][0]:g} {verdicts[question.id][1]:g}", verdicts[question.id][1] / 10)
@@ -158,30 +158,30 @@ def mark(predictions: Predictions) -> dict[str, Mark]:
 
 
 def score(predictions: Predictions) -> dict[str, Any]:
-    """100 · (sum of the model's numbers) ÷ (sum of the reference's), over all and by category; the two means as well.
-    `official` rounds to one decimal, as the official summary. Without judge there is nothing but counts."""
+    """Returns 100 · (sum of the model's ratings) ÷ (sum of the reference's) and both mean ratings, overall and by
+    category. `official` is rounded to one decimal, like the official summary. Without verdicts, returns only counts."""
     judging = predictions.judging
-    told = counts(predictions)
+    report = counts(predictions)
     if judging is None:
-        return told
+        return report
     pairs = [(question, judging.verdicts[question.id]) for question in predictions.questions
              if question.id in judging.verdicts]  # fmt: skip
-    told["num_judged"] = len(pairs)
+    report["num_judged"] = len(pairs)
     if not pairs:
-        return told
+        return report
     by_category: dict[str, list[tuple[float, float]]] = {}
     for question, pair in pairs:
         if "category" in question.groups:
             by_category.setdefault(question.groups["category"], []).append(pair)
     order = [name for name in CATEGORIES if name in by_category] + sorted(set(by_category) - set(CATEGORIES))
-    whole = _measures([pair for _, pair in pairs])
+    overall = _measures([pair for _, pair in pairs])
     categories = {name: _measures(by_category[name]) for name in order}
     rounded = {name: round(values["score"], 1) for name, values in categories.items()}
-    return {**whole, "categories": categories, "official": {"all": round(whole["score"], 1), **rounded}, **told}
+    return {**overall, "categories": categories, "official": {"all": round(overall["score"], 1), **rounded}, **report}
 
 
 def _measures(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """pairs: (reference, model), from 1 to 10."""
+    """Returns the score and both means of pairs of ratings (reference, model), from 1 to 10."""
     reference, model = (sum(values) for values in zip(*pairs, strict=True))
     return {
         "score": percent(model, reference),

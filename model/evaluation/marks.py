@@ -1,4 +1,4 @@
-"""What each answer was read as, as a file: JSON lines of id, read and credit (base.Mark)."""
+"""Reads and writes marks files: JSON lines with id, read and credit (base.Mark) of each marked question."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from pipelines.store import write_atomic
 
 
 def marks_of(predictions: Path) -> Path:
-    """Where an evaluation keeps those of its own predictions file."""
+    """Returns the path of the marks file that belongs to a predictions file."""
     return predictions.with_name(predictions.name.replace(".predictions.", ".marks."))
 
 
@@ -20,6 +20,6 @@ def write_marks(path: Path, marks: Mapping[str, Mark]) -> None:
 
 
 def read_marks(path: Path) -> dict[str, Mark]:
-    """Raises EvaluationError for a file that is missing or damaged."""
+    """Returns the marks by question id. Raises EvaluationError if the file is missing or damaged."""
     fields: Fields = {"id": str, "read": (str, type(None)), "credit": (int, float)}
     return {row["id"]: Mark(row["read"], float(row["credit"])) for _, row in read_rows(path, fields)}

@@ -1,9 +1,9 @@
-"""MM-Vet: open questions that take several capabilities at once, graded by a judge. (Yu et al., "MM-Vet", ICML 2024)
+"""MM-Vet: open questions that combine several capabilities, graded by a judge. (Yu et al., "MM-Vet", ICML 2024)
 
-Official files: `mm-vet.json`, {id: {imagename, question, answer, capability: […]}}, beside the folder `images`; in an
-answer, <AND> joins parts that must all be there and <OR> alternatives. Official predictions: a JSON of answers
-{id: text}, or one of grades {id: {model: […], content: […], score: […]}} with one score, 0 to 1, for each run of
-the judge. A verdict is the list of an answer's scores.
+Official files: `mm-vet.json`, {id: {imagename, question, answer, capability: […]}}, next to the folder `images`. In
+the field `answer`, <AND> joins parts that are all required and <OR> joins alternatives. Official predictions: a JSON
+file of answers {id: text} or of grades {id: {model: […], content: […], score: […]}} with one score from 0 to 1 per run
+of the judge. A verdict is the list of an answer's scores.
 """
 
 import re
@@ -29,14 +29,14 @@ from model.evaluation.jsonl import check_fields
 from model.evaluation.judging import counts, judge_each
 
 _FILE = "mm-vet.json"
-# Atomic: "0.5/1" must not be read as 0.
+# Possessive quantifiers: backtracking would read "0.5/1" as 0.
 _GRADE = re.compile(r"(?:grade|score|correctness)?\W*?([-+]?(?:\d++\.?+\d*+|\.\d++))(?![\w%/])", re.IGNORECASE)
 
 
 def read(path: Path, images: Path | None) -> list[Question]:
-    """The questions of `mm-vet.json`, or of the folder that holds it; ids are the official ones.
+    """Reads the questions of `mm-vet.json` or of the folder that contains it; the ids are the official ones.
 
-    images: the folder of the image files; None where only scores are wanted.
+    images: the folder of the image files; None if only scores are needed.
     """
     file = path / _FILE if path.is_dir() else path
     root = image_root(images)
@@ -48,9 +48,9 @@ def read(path: Path, images: Path | None) -> list[Question]:
         check_fields(where, row, {"imagename": str, "question": str, "answer": str, "capability": list})
         needed = row["capability"]
         if not needed or not all(isinstance(each, str) and each for each in needed):
-            raise EvaluationError(f"{where}: capability is {needed!r}, must be a list of names that is not empty")
+            raise EvaluationError(f"{where}: field `capability` must be a non-empty list of names, found {needed!r}")
         if not row["question"].strip() or not row["answer"].strip():
-            raise EvaluationError(f"{where}: question or answer is empty")
+            raise EvaluationError(f"{where}: field `question` or `answer` is empty")
         questions.append(
             Question(
                 id=key,
@@ -64,8 +64,8 @@ def read(path: Path, images: Path | None) -> list[Question]:
 
 
 def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> Predictions:
-    """Official answers or grades. `truth`: `mm-vet.json`, which answers need; without it, grades have a total but no
-    capabilities. `questions`, for grades: the official answers that were graded, where they are wanted too."""
+    """Reads official answers or grades. truth: `mm-vet.json`; answers require it, grades without it give a total but no
+    capabilities. questions: for grades, optionally the official file of the answers that were graded."""
     rows = read_object(path)
     official = None if truth is None else read(truth, None)
     if any(isinstance(row, dict) for row in rows.values()):
@@ -73,7 +73,7 @@ def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> 
         answers = {} if questions is None else _answers(questions, read_object(questions), asked)
         return Predictions(asked, answers, judging=_grades(path, rows, asked))
     if official is None:
-        raise EvaluationError(f"{path}: MM-Vet answers need mm-vet.json (truth)")
+        raise EvaluationError(f"{path}: MM-Vet answers require mm-vet.json (truth)")
     return Predictions(official, _answers(path, rows, official))
 
 
@@ -81,9 +81,9 @@ def _answers(path: Path, rows: Mapping[str, Any], asked: Sequence[Question]) -> 
     known = {question.id for question in asked}
     for key, text in rows.items():
         if key not in known:
-            raise EvaluationError(f"{path}: {key} is none of the questions: of another version of the benchmark?")
+            raise EvaluationError(f"{path}: {key} is not among the questions: is it from another version?")
         if not isinstance(text, str):
-            raise EvaluationError(f"{path}: {key}: the answer is {text!r}, must be a text")
+            raise EvaluationError(f"{path}: {key}: the answer must be a string, found {text!r}")
     return {key: Answer(text) for key, text in rows.items()}
 
 
@@ -94,16 +94,18 @@ def _grades(path: Path, rows: Mapping[str, Any], asked: Sequence[Question]) -> J
     for key, row in rows.items():
         where = f"{path}: {key}"
         if key not in known:
-            raise EvaluationError(f"{where} is none of the questions: of another version of the benchmark?")
+            raise EvaluationError(f"{where} is not among the questions: is it from another version?")
         scores = row.get("score") if isinstance(row, dict) else None
         if not isinstance(scores, list) or not scores or not all(_is_grade(score) for score in scores):
-            raise EvaluationError(f"{where}: score is {scores!r}, must be a list of numbers from 0 to 1, one per run")
+            raise EvaluationError(
+                f"{where}: field `score` must be a list of numbers from 0 to 1, one per run, found {scores!r}"
+            )
         verdicts[key] = [float(score) for score in scores]
         models |= {each for each in _list(row.get("model")) if isinstance(each, str)}
     runs = max(map(len, verdicts.values()))
     if short := [key for key, scores in verdicts.items() if len(scores) < runs]:
         raise EvaluationError(f"{path}: {len(short)} answers have fewer than {runs} grades ({', '.join(short[:5])}): "
-                              "the grading was not finished")  # fmt: skip
+                              "the grading is incomplete")  # fmt: skip
     by = {"model": ", ".join(sorted(models)) or "unknown", "from": path.name}
     return Judging(by, verdicts, {key: "not graded in the file" for key in known - set(verdicts)})
 
@@ -131,13 +133,13 @@ def judge(predictions: Predictions, judge: Judge) -> Judging:
 
 
 def parse(reply: str) -> list[float] | None:
-    """The grade at the beginning of a reply ("0.5", "Grade: 1.0"); None if there is none, or none from 0 to 1."""
+    """Returns [grade] for the grade at the start of a reply ("0.5", "Grade: 1.0"), or None without one from 0 to 1."""
     match = _GRADE.match(reply.strip())
     return [float(match[1])] if match is not None and 0 <= float(match[1]) <= 1 else None
 
 
 def mark(predictions: Predictions) -> dict[str, Mark]:
-    """The mean of an answer's grades; no mark without a grade."""
+    """Marks each graded answer with the mean of its grades."""
     verdicts = {} if predictions.judging is None else predictions.judging.verdicts
     found = {}
     for question in predictions.questions:
@@ -148,29 +150,29 @@ def mark(predictions: Predictions) -> dict[str, Mark]:
 
 
 def score(predictions: Predictions) -> dict[str, Any]:
-    """Total, per capability and per combination of capabilities, from 0 to 100, of the graded answers.
+    """Returns the scores of the graded answers from 0 to 100: overall, per capability, per combination of capabilities.
 
-    Of several runs: their totals in `runs`, their population deviation in `std`, and means in all else. `official`
-    rounds as the official table does, to one decimal. Without judge there is nothing but counts.
+    With several runs, `runs` has their totals, `std` the population standard deviation of these, and all other scores
+    are means. `official` is rounded to one decimal, like the official table. Without verdicts, returns only counts.
     """
     judging = predictions.judging
-    told = counts(predictions)
+    report = counts(predictions)
     if judging is None:
-        return told
+        return report
     graded = [question for question in predictions.questions if question.id in judging.verdicts]
-    told["num_graded"] = len(graded)
+    report["num_graded"] = len(graded)
     if not graded:
-        return told
+        return report
     runs = list(zip(*(judging.verdicts[question.id] for question in graded), strict=True))
     totals = [100 * statistics.fmean(run) for run in runs]
     means = {key: 100 * mark.credit for key, mark in mark(predictions).items()}
     combinations: dict[str, list[float]] = {}
     capabilities: dict[str, list[float]] = {}
     for question in graded:
-        if (together := question.groups.get("capabilities")) is not None:
-            combinations.setdefault(together, []).append(means[question.id])
-            for each in together.split("+"):
-                capabilities.setdefault(each, []).append(means[question.id])
+        if (combination := question.groups.get("capabilities")) is not None:
+            combinations.setdefault(combination, []).append(means[question.id])
+            for capability in combination.split("+"):
+                capabilities.setdefault(capability, []).append(means[question.id])
     return {
         "score": statistics.fmean(totals),
         "runs": totals,
@@ -178,7 +180,7 @@ def score(predictions: Predictions) -> dict[str, Any]:
         "capabilities": {name: statistics.fmean(values) for name, values in sorted(capabilities.items())},
         "combinations": {name: statistics.fmean(values) for name, values in sorted(combinations.items())},
         "official": {"total": round(statistics.fmean(totals), 1), "runs": [round(total, 1) for total in totals]},
-        **told,
+        **report,
     }
 
 

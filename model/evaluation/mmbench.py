@@ -1,9 +1,9 @@
-"""MMBench: single-choice questions, each asked again with its options rotated. (Liu et al., "MMBench", ECCV 2024)
+"""MMBench: single-choice questions, each repeated with its options rotated. (Liu et al., "MMBench", ECCV 2024)
 
 Official file: a TSV with index, question, hint, A, B, …, answer, category, l2-category, image (base64), split.
-A rotated copy has the index of its question plus k · 1,000,000; an image field that is a number says "the image of
-that index". Official predictions: an .xlsx with index, question, options, prediction (and answer). A judge is asked
-only of answers that the rule matches to no option; its verdict is a letter, or NONE.
+A rotated copy has the index of its question plus k · 1,000,000; an image field that is a number refers to the image of
+the row with that index. Official predictions: an .xlsx with index, question, options, prediction (and answer). A judge
+is asked only about answers that the rule matches to no option; its verdict is a letter or NONE.
 """
 
 import base64
@@ -38,25 +38,25 @@ from model.evaluation.xlsx import read_xlsx
 from pipelines.images import ImageRefError
 
 ROTATION = 1_000_000
-_GROUPS = {"category": "category", "l2_category": "l2-category", "split": "split"}  # ours: the column
-NONE = "NONE"  # a judge's verdict: the answer means no option, or more than one
+_GROUPS = {"category": "category", "l2_category": "l2-category", "split": "split"}  # group: column of the TSV
+NONE = "NONE"  # a judge's verdict that the answer means no option or more than one
 _VERDICT = re.compile(
     r"\W*(?:(?:letter|answer|option)\W+)?(NONE|[A-Za-z])(?:\s*|[^\w\s'’].*|\s*\n.*)", re.IGNORECASE | re.DOTALL
 )
 _MAX_DIGITS = 18
-_MAX_FIELD = 1 << 28  # characters: an image in base64
+_MAX_FIELD = 1 << 28  # characters, enough for an image in base64
 
 
 def read(path: Path, images: Path | None) -> list[Question]:
-    """The questions of an official TSV, rotated copies among them; ids are the index. The images stand in the file:
-    `images` is not used."""
+    """Reads the questions of an official TSV, including the rotated copies; the ids are the index. The file contains
+    the images, so `images` is not used."""
     rows = list(_tsv_rows(path))
     if not rows:
-        raise EvaluationError(f"{path}: holds no question")
+        raise EvaluationError(f"{path}: contains no questions")
     if "image" not in rows[0][1]:
         raise EvaluationError(f"{path}: has no column 'image'; it has {', '.join(rows[0][1])}")
     encoded = {_index(where, row): row["image"] for where, row in rows}
-    images_by_text: dict[str, QuestionImage] = {}  # rotated copies share one image, held once
+    images_by_text: dict[str, QuestionImage] = {}  # rotated copies share one image, which is stored once
     questions = []
     for where, row in rows:
         index = _index(where, row)
@@ -69,31 +69,31 @@ def read(path: Path, images: Path | None) -> list[Question]:
 
 
 def _tsv_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """(`file:line`, row); raises EvaluationError for a missing file and a row of another length than the header."""
+    """Yields (`file:line`, row). Raises EvaluationError if the file is missing or a row does not match the header."""
     csv.field_size_limit(max(csv.field_size_limit(), _MAX_FIELD))
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter="\t", strict=True)
             header = next(reader, [])
-            if twice := {name for name in header if header.count(name) > 1}:
-                raise EvaluationError(f"{path}: two columns are called {min(twice)!r}")
+            if repeated := {name for name in header if header.count(name) > 1}:
+                raise EvaluationError(f"{path}: two columns are named {min(repeated)!r}")
             for cells in reader:
                 where = f"{path}:{reader.line_num}"
                 if len(cells) != len(header):
                     raise EvaluationError(
-                        f"{where}: {len(cells)} fields, the header has {len(header)}: is the file truncated?"
+                        f"{where}: has {len(cells)} fields, but the header has {len(header)}: is the file truncated?"
                     )
                 yield where, dict(zip(header, cells, strict=True))
     except (FileNotFoundError, IsADirectoryError):
         raise EvaluationError(f"{path}: there is no such file") from None
     except (csv.Error, UnicodeDecodeError) as error:
-        raise EvaluationError(f"{path}: not a whole TSV file: {error}") from None
+        raise EvaluationError(f"{path}: not a complete TSV file: {error}") from None
 
 
 def _index(where: str, row: Mapping[str, str]) -> int:
     text = row.get("index", "").removesuffix(".0")
     if not text.isdecimal() or len(text) > _MAX_DIGITS:
-        raise EvaluationError(f"{where}: index is {row.get('index', '')[:40]!r}, must be a whole number")
+        raise EvaluationError(f"{where}: field `index` must be an integer, found {row.get('index', '')[:40]!r}")
     return int(text)
 
 
@@ -103,30 +103,31 @@ def _question(where: str, row: Mapping[str, str], images: tuple[QuestionImage, .
     while options and not options[-1]:
         options.pop()
     if len(options) < 2 or not all(options) or "".join(columns) != LETTERS[: len(columns)]:
-        raise EvaluationError(f"{where}: the options {options} must be two or more, from A on, without a gap")
+        raise EvaluationError(f"{where}: there must be two or more options, from A on without gaps, found {options}")
     truth = row.get("answer", "").strip() or None
     if truth is not None and truth not in LETTERS[: len(options)]:
-        raise EvaluationError(f"{where}: answer is {truth!r}, must be one of {', '.join(LETTERS[: len(options)])}")
+        allowed = ", ".join(LETTERS[: len(options)])
+        raise EvaluationError(f"{where}: field `answer` must be one of {allowed}, found {truth!r}")
     question, hint = row.get("question", "").strip(), row.get("hint", "").strip()
     if not question:
-        raise EvaluationError(f"{where}: has no question")
+        raise EvaluationError(f"{where}: field `question` is empty")
     return Question(
         id=str(_index(where, row)),
         fields={"question": question, "context": f"{hint}\n" if hint else ""},
         truth=truth,
         options=tuple(options),
-        groups={ours: row[column] for ours, column in _GROUPS.items() if row.get(column)},
+        groups={group: row[column] for group, column in _GROUPS.items() if row.get(column)},
         images=images,
     )
 
 
 def _image_text(where: str, encoded: Mapping[int, str], index: int) -> str:
-    """The base64 text of a question's image, through at most one reference; "" where there is none."""
+    """Returns the base64 text of a question's image, following at most one reference; "" if there is none."""
     text = encoded[index]
     if not text.isdecimal() or len(text) > 12:
         return text
     if int(text) not in encoded:
-        raise EvaluationError(f"{where}: takes the image of index {text}, which is not in the file")
+        raise EvaluationError(f"{where}: refers to the image of index {text}, which is not in the file")
     return encoded[int(text)]
 
 
@@ -140,8 +141,8 @@ def _decode(where: str, text: str) -> bytes:
 
 
 def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> Predictions:
-    """The official workbook. `truth`, the official TSV, gives the answers and categories that the workbook lacks;
-    `questions` is not used."""
+    """Reads the official workbook. truth: the official TSV, which provides the answers and categories that the workbook
+    lacks. questions: not used."""
     official = {question.id: question for question in read(truth, None)} if truth is not None else None
     asked: list[Question] = []
     answers: dict[str, Answer] = {}
@@ -152,24 +153,24 @@ def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> 
         question = _question(where, row, ())
         if official is not None:
             if question.id not in official:
-                raise EvaluationError(f"{where}: index {question.id} is not in {truth}: of another split?")
+                raise EvaluationError(f"{where}: index {question.id} is not in {truth}: is it from another split?")
             if official[question.id].options != question.options:
-                raise EvaluationError(f"{where}: the options are not those of {truth}: of another version?")
+                raise EvaluationError(f"{where}: the options differ from those in {truth}: is it another version?")
             match = official[question.id]
             if None not in (question.truth, match.truth) and question.truth != match.truth:
-                raise EvaluationError(f"{where}: answer is {question.truth}, but {match.truth} in {truth}")
+                raise EvaluationError(f"{where}: field `answer` is {question.truth}, but {match.truth} in {truth}")
             question = match
         asked.append(question)
         if question.id in answers:
             raise EvaluationError(f"{where}: index {question.id} is answered twice")
         answers[question.id] = Answer(row["prediction"])
     if asked and all(question.truth is None for question in asked):
-        raise EvaluationError(f"{path}: has no answers to compare with: give the official TSV (truth)")
+        raise EvaluationError(f"{path}: contains no ground-truth answers: pass the official TSV (truth)")
     return Predictions(unique(asked if official is None else list(official.values()), path), answers)
 
 
 def judge(predictions: Predictions, judge: Judge) -> Judging:
-    """Verdicts on the answers that the rule does not match; an empty answer means nothing, so nobody is asked."""
+    """Asks for verdicts on the answers that the rule does not match, except for empty ones, which match no option."""
     scored, _ = answered(predictions)
     unmatched = {
         question.id: (question, text)
@@ -184,14 +185,14 @@ def judge(predictions: Predictions, judge: Judge) -> Judging:
 
 
 def parse(reply: str, num_options: int) -> str | None:
-    """The letter that a judge's reply begins with, or NONE; None if it is neither."""
+    """Returns the letter that a judge's reply starts with, or NONE; None if it starts with neither."""
     match = _VERDICT.fullmatch(reply.strip())
-    said = "" if match is None else match[1].upper()
-    return said if said == NONE or (said and said in LETTERS[:num_options]) else None
+    verdict = "" if match is None else match[1].upper()
+    return verdict if verdict == NONE or (verdict and verdict in LETTERS[:num_options]) else None
 
 
 def mark(predictions: Predictions) -> dict[str, Mark]:
-    """Read as an option's letter, by the rule or else by the judge; each row by itself."""
+    """Marks each row independently: `read` is the letter that the rule or else the judge matched to the answer."""
     scored, _ = answered(predictions)
     verdicts = {} if predictions.judging is None else predictions.judging.verdicts
     marks = {}
@@ -202,28 +203,28 @@ def mark(predictions: Predictions) -> dict[str, Mark]:
 
 
 def score(predictions: Predictions) -> dict[str, Any]:
-    """Accuracies in percent, over all and by category and coarser l2_category.
+    """Returns accuracies in percent, overall, by category and by the coarser l2_category.
 
-    accuracy ("vanilla"): over the questions as they stand. circular: a question is right only if all its rotated
-    copies are; None if there are none. An answer that neither the rule nor a judge matches to an option is wrong,
-    counted and named.
+    accuracy ("vanilla"): over the questions without their rotated copies. circular: a question is correct only if all
+    its copies are; None if there are no copies. An answer that neither the rule nor a judge matches to an option is
+    wrong; such answers are counted and listed.
     """
     questions = predictions.questions
     _, report = answered(predictions)
     marks = mark(predictions)
     right = {key: mark.credit == 1 for key, mark in marks.items()}
-    copies: dict[str, list[str]] = {}  # a question's id: the ids of all its rows
+    copies: dict[str, list[str]] = {}  # a question's id → the ids of all its rows
     for question in questions:
         copies.setdefault(str(int(question.id) % ROTATION), []).append(question.id)
-    if alone := [base for base, ids in copies.items() if base not in ids]:
-        raise EvaluationError(f"{len(alone)} questions have rotated copies only, no row of their own: {alone[:5]}")
+    if orphans := [base for base, ids in copies.items() if base not in ids]:
+        raise EvaluationError(f"{len(orphans)} questions have only rotated copies, no original row: {orphans[:5]}")
     has_copies = len(copies) < len(questions)
 
     def accuracies(bases: Sequence[str]) -> dict[str, Any]:
-        whole = [base for base in bases if all(row in right for row in copies[base])]
+        complete = [base for base in bases if all(row in right for row in copies[base])]
         return {
             "accuracy": _share([right[base] for base in bases if base in right]),
-            "circular": _share([all(right[row] for row in copies[base]) for base in whole]) if has_copies else None,
+            "circular": _share([all(right[row] for row in copies[base]) for base in complete]) if has_copies else None,
             "num_questions": len(bases),
         }
 
@@ -239,9 +240,9 @@ def score(predictions: Predictions) -> dict[str, Any]:
     by_judge = sum(marks[key].read is not None for key in verdicts if key in marks)
     result["matched"] = {"rule": len(marks) - by_judge - len(unmatched), "judge": by_judge, "neither": len(unmatched)}
     result["unmatched_answers"] = named(unmatched)
-    result["parsing"] = "by rule: option letter, or option text; what matches no option is wrong"
+    result["parsing"] = "by rule: option letter or option text; an answer that matches no option is wrong"
     if predictions.judging is not None:
-        result["parsing"] = "by rule: option letter, or option text; else by the judge; what matches no option is wrong"
+        result["parsing"] = "by rule (option letter or text), else by the judge; an answer that matches none is wrong"
     return result | judge_report(predictions)
 
 

@@ -1,9 +1,9 @@
-"""MMMU: college-level questions of 30 subjects, with one image or several. (Yue et al., "MMMU", CVPR 2024)
+"""MMMU: college-level questions in 30 subjects, with one or more images. (Yue et al., "MMMU", CVPR 2024)
 
-Official files for asking: the hub's folder of one folder per subject with `validation-*.parquet`: id, question, options
-(a Python list as text), answer, question_type, image_1 … image_7. `<image 1>` in question or options names an image.
-Official predictions: `total_val_output.json`, {id: answer}, or an output folder `<subject>/output.json`, lists with id,
-question_type, answer, all_choices, index2ans, response; `answer_dict_val.json` is the truth of both.
+Official questions: the hub's folder with one folder per subject that has `validation-*.parquet`: id, question, options
+(a Python list as text), answer, question_type, image_1 … image_7. `<image 1>` in question or options refers to image_1.
+Official predictions: `total_val_output.json`, {id: answer}, or an output folder of `<subject>/output.json`, lists with
+id, question_type, answer, all_choices, index2ans, response; `answer_dict_val.json` is the ground truth for both.
 """
 
 import ast
@@ -56,49 +56,49 @@ _COLUMNS = ("id", "question", "options", "answer", "question_type")
 
 
 def read(path: Path, images: Path | None) -> list[Question]:
-    """The validation questions of the hub's folder, or of one Parquet file; ids are the official ones.
+    """Reads the validation questions of the hub's folder or of one Parquet file; the ids are the official ones.
 
-    The images stand in the files, so `images` is not looked into; None where only scores are wanted.
+    images: None if only scores are needed; any other value is ignored, because the Parquet files contain the images.
     """
     files = sorted(path.glob("*/validation-*.parquet")) if path.is_dir() else [path]
     if not files:
         raise EvaluationError(f"{path}: has no file like Accounting/validation-00000-of-00001.parquet")
     root = path if path.is_dir() else path.parent
-    shown = None if images is None else image_root(root)
+    opened = None if images is None else image_root(root)
     questions = []
     for file in files:
-        for number, row in enumerate(_rows(file)):
-            name = f"{file.relative_to(root).as_posix()}#image_{{}}:{number}"
-            questions.append(_question(f"{file}: row {number}", row, () if shown is None else tuple(
-                QuestionImage(name.format(place), partial(shown.read, name.format(place))) for place in _images(row)
+        for index, row in enumerate(_rows(file)):
+            name = f"{file.relative_to(root).as_posix()}#image_{{}}:{index}"
+            questions.append(_question(f"{file}: row {index}", row, () if opened is None else tuple(
+                QuestionImage(name.format(n), partial(opened.read, name.format(n))) for n in _images(row)
             )))  # fmt: skip
     return unique(questions, path)
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
-    """The columns of text, and of each image_<n> whether there is one; its bytes stay where they are."""
+    """Returns the text columns of each row and, without reading image bytes, whether each image_<n> is present."""
     try:
         with pq.ParquetFile(file) as table:
             names = table.schema_arrow.names
             if missing := [name for name in _COLUMNS if name not in names]:
                 raise EvaluationError(f"{file}: has no column {', '.join(missing)}; it has {', '.join(names)}")
             rows = table.read(columns=list(_COLUMNS)).to_pylist()
-            for place in range(1, _MOST_IMAGES + 1):
-                if (name := f"image_{place}") in names:
+            for n in range(1, _MOST_IMAGES + 1):
+                if (name := f"image_{n}") in names:
                     kind = table.schema_arrow.field(name).type
-                    part = f"{name}.path" if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0 else name
-                    column = table.read(columns=[part])[name]
-                    for row, given in zip(rows, column.is_valid().to_pylist(), strict=True):
-                        row[name] = given
+                    leaf = f"{name}.path" if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0 else name
+                    column = table.read(columns=[leaf])[name]
+                    for row, present in zip(rows, column.is_valid().to_pylist(), strict=True):
+                        row[name] = present
     except FileNotFoundError:
         raise EvaluationError(f"{file}: there is no such file") from None
     except (pa.ArrowException, OSError) as error:
-        raise EvaluationError(f"{file}: not a whole Parquet file: {error}") from None
+        raise EvaluationError(f"{file}: not a complete Parquet file: {error}") from None
     return rows
 
 
 def _images(row: Mapping[str, Any]) -> list[int]:
-    """The numbers of the row's images: those that it holds, and those that its text names, there or not."""
+    """Returns the numbers of the images that the row contains or that its text refers to, even if they are missing."""
     text = f"{row['question']} {row['options']}"
     return [n for n in range(1, _MOST_IMAGES + 1) if row.get(f"image_{n}") or f"<image {n}>" in text]
 
@@ -111,10 +111,11 @@ def _question(where: str, row: Mapping[str, Any], images: tuple[QuestionImage, .
         raise EvaluationError(f"{where}: question_type is {row['question_type']!r}, but options are {row['options']!r}")
     answer = row["answer"].strip()
     if kind == CHOICE and answer not in ("?", "") and answer not in LETTERS[: len(options)]:
-        raise EvaluationError(f"{where}: answer is {answer!r}, must be one of {', '.join(LETTERS[: len(options)])}")
+        allowed = ", ".join(LETTERS[: len(options)])
+        raise EvaluationError(f"{where}: field `answer` must be one of {allowed}, found {answer!r}")
     right = _listed(where, "answer", answer) if kind == OPEN and answer.startswith("[") else [answer]
     if not row["question"].strip():
-        raise EvaluationError(f"{where}: has no question")
+        raise EvaluationError(f"{where}: field `question` is empty")
     return Question(
         id=row["id"],
         fields={"question": row["question"].strip()},
@@ -126,20 +127,20 @@ def _question(where: str, row: Mapping[str, Any], images: tuple[QuestionImage, .
 
 
 def _listed(where: str, name: str, text: str) -> list[str]:
-    """A Python list of texts or numbers, written as text."""
+    """Parses a field that contains a Python list of strings or numbers as text."""
     try:
         values = ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # TypeError: {[]}
         values = None
     if not isinstance(values, list) or not all(isinstance(value, str | int | float) for value in values):
-        raise EvaluationError(f"{where}: {name} is {text[:100]!r}, must be a Python list of texts")
+        raise EvaluationError(f"{where}: field `{name}` must be a Python list of strings, found {text[:100]!r}")
     if name == "answer" and not values:
-        raise EvaluationError(f"{where}: answer is an empty list")
+        raise EvaluationError(f"{where}: field `answer` is an empty list")
     return [str(value) for value in values]
 
 
 def _truth(right: Sequence[str]) -> str:
-    """One right answer as it is, several as a JSON list."""
+    """Encodes the correct answers as one string: a single one unchanged, several as a JSON list."""
     return right[0] if len(right) == 1 and not right[0].startswith('["') else json.dumps(right, ensure_ascii=False)
 
 
@@ -149,18 +150,18 @@ def _truths(question: Question) -> list[str]:
 
 
 def _groups(where: str, key: str, kind: str) -> dict[str, str]:
-    """From an id like validation_Art_Theory_3."""
+    """Derives the groups of a question from an id such as validation_Art_Theory_3 and the kind of question."""
     subject = key.split("_")[1:-1]
     if not subject:
-        raise EvaluationError(f"{where}: id is {key!r}, must be like validation_Accounting_1")
+        raise EvaluationError(f"{where}: field `id` must be like validation_Accounting_1, found {key!r}")
     name = "_".join(subject)
     discipline = {"discipline": _DISCIPLINE_OF[name]} if name in _DISCIPLINE_OF else {}
     return {"subject": name, **discipline, "question_type": kind}
 
 
 def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> Predictions:
-    """`total_val_output.json`, which needs `truth`, or the output folder. `truth`: `answer_dict_val.json`, or the
-    hub's folder; `questions` is not used."""
+    """Reads `total_val_output.json`, which requires `truth`, or the output folder. truth: `answer_dict_val.json` or the
+    hub's folder. questions: not used."""
     official = None if truth is None else {question.id: question for question in _read_truth(truth)}
     answers: dict[str, Answer] = {}
     asked: list[Question] = []
@@ -168,13 +169,13 @@ def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> 
         if key in answers:
             raise EvaluationError(f"{where}: {key} is answered twice")
         if official is not None and key not in official:
-            raise EvaluationError(f"{where}: {key} is not in {truth}: of another split?")
+            raise EvaluationError(f"{where}: {key} is not in {truth}: is it from another split?")
         if question is not None:
-            asked.append(question if official is None else _agreed(where, question, official[key]))
+            asked.append(question if official is None else _checked(where, question, official[key]))
         answers[key] = Answer(text)
     if official is None:
         if not asked:
-            raise EvaluationError(f"{path}: has answers only: give answer_dict_val.json (truth)")
+            raise EvaluationError(f"{path}: contains only answers: pass answer_dict_val.json (truth)")
         return Predictions(unique(asked, path), answers)
     with_options = {question.id: question for question in asked}
     return Predictions([with_options.get(key, question) for key, question in official.items()], answers)
@@ -187,22 +188,23 @@ def _read_truth(path: Path) -> list[Question]:
     for key, row in read_object(path).items():
         where = f"{path}: {key}"
         if not isinstance(row, dict):
-            raise EvaluationError(f"{where}: must be an object with question_type, ground_truth")
+            raise EvaluationError(f"{where}: must be an object with question_type and ground_truth")
         check_fields(where, row, {"question_type": str, "ground_truth": (str, list)})
         right = row["ground_truth"] if isinstance(row["ground_truth"], list) else [row["ground_truth"]]
         if not right or not all(isinstance(each, str) for each in right):
-            raise EvaluationError(f"{where}: ground_truth is {row['ground_truth']!r}, must be a text or texts")
+            found_value = f"found {row['ground_truth']!r}"
+            raise EvaluationError(f"{where}: field `ground_truth` must be a string or a list of strings, {found_value}")
         kind = CHOICE if row["question_type"] == CHOICE else OPEN
         found.append(Question(key, {}, _truth(right), groups=_groups(where, key, kind)))
     return found
 
 
 def _outputs(path: Path) -> list[tuple[str, str, str, Question | None]]:
-    """[(where, id, response, its question where the file holds it)]."""
+    """Returns [(where, id, response, the question if the file contains it)]."""
     if not path.is_dir():
         rows = read_object(path)
         if bad := [key for key, text in rows.items() if not isinstance(text, str)]:
-            raise EvaluationError(f"{path}: {bad[0]}: the answer is {rows[bad[0]]!r}, must be a text")
+            raise EvaluationError(f"{path}: {bad[0]}: the answer must be a string, found {rows[bad[0]]!r}")
         return [(str(path), key, text, None) for key, text in rows.items()]
     files = sorted(path.glob("*/output.json"))
     if not files:
@@ -211,39 +213,44 @@ def _outputs(path: Path) -> list[tuple[str, str, str, Question | None]]:
     for file in files:
         content = read_json(file)
         if not isinstance(content, list):
-            raise EvaluationError(f"{file}: must hold a JSON list")
-        for number, row in enumerate(content):
-            where = f"{file}: row {number}"
+            raise EvaluationError(f"{file}: must contain a JSON list")
+        for index, row in enumerate(content):
+            where = f"{file}: row {index}"
             if not isinstance(row, dict):
                 raise EvaluationError(f"{where}: must be an object")
             check_fields(where, row, {"id": str, "question_type": str, "answer": (str, list), "response": str})
             right = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
             if not right or not all(isinstance(each, str) for each in right):
-                raise EvaluationError(f"{where}: answer is {row['answer']!r}, must be a text or texts")
+                raise EvaluationError(
+                    f"{where}: field `answer` must be a string or a list of strings, found {row['answer']!r}"
+                )
             choices = row.get("index2ans") or {}
             options: tuple[str, ...] = ()
             kind = CHOICE if row["question_type"] == CHOICE else OPEN
             if kind == CHOICE:
                 if not isinstance(choices, dict) or list(choices) != list(LETTERS[: len(choices)]) or not choices:
-                    raise EvaluationError(f"{where}: index2ans is {choices!r}, must give letters from A on their texts")
+                    raise EvaluationError(
+                        f"{where}: field `index2ans` must map the letters from A on to texts, found {choices!r}"
+                    )
                 options = tuple(str(text) for text in choices.values())
                 if not set(right) <= set(choices):
-                    raise EvaluationError(f"{where}: answer is {row['answer']!r}, must be one of {', '.join(choices)}")
+                    allowed = ", ".join(choices)
+                    raise EvaluationError(f"{where}: field `answer` must be one of {allowed}, found {row['answer']!r}")
             question = Question(row["id"], {}, _truth(right), options, _groups(where, row["id"], kind))
             found.append((where, row["id"], row["response"], question))
     return found
 
 
-def _agreed(where: str, ours: Question, official: Question) -> Question:
-    """The question with its options; its answer must be the official one."""
+def _checked(where: str, ours: Question, official: Question) -> Question:
+    """Returns our question, which has options. Raises EvaluationError if its truth differs from the official one."""
     if ours.truth != official.truth:
-        raise EvaluationError(f"{where}: answer is {ours.truth!r}, the truth has {official.truth!r} for {ours.id}: "
-                              "of another version?")  # fmt: skip
+        raise EvaluationError(f"{where}: field `answer` is {ours.truth!r}, but the truth is {official.truth!r} for "
+                              f"{ours.id}: is it from another version?")  # fmt: skip
     return ours
 
 
 def mark(predictions: Predictions) -> dict[str, Mark]:
-    """Choices read as a letter, open answers as they are."""
+    """Marks each answer; `read` is a letter for multiple choice and the stripped text for open questions."""
     scored, _ = answered(predictions)
     return {question.id: _mark(question, text) for question, text in scored}
 
@@ -253,14 +260,14 @@ def _mark(question: Question, text: str) -> Mark:
         return Mark(text.strip() or None, float(matches(text, _truths(question))))
     if question.options:
         letter = choose(text, dict(zip(LETTERS, question.options, strict=False)))
-    else:  # the predictions were parsed already: letters only
+    else:  # a file without options contains answers that are already parsed to letters
         letter = text.strip() if re.fullmatch("[A-Z]", text.strip()) else None
     return Mark(letter, float(letter is not None and letter in _truths(question)))
 
 
 def score(predictions: Predictions) -> dict[str, Any]:
-    """Accuracy in percent: over all questions, by discipline, subject and type of question. A response in which no
-    letter can be read is wrong, counted and named."""
+    """Returns accuracies in percent: overall, by discipline, by subject and by question type. A response from which no
+    letter can be parsed is wrong; such responses are counted and listed."""
     _, report = answered(predictions)
     marks = mark(predictions)
     result: dict[str, Any] = {"accuracy": accuracy(list(marks.values()))["accuracy"]}
@@ -271,7 +278,7 @@ def score(predictions: Predictions) -> dict[str, Any]:
         **result,
         **report,
         "unmatched_answers": named(unmatched),
-        "parsing": "official rules, but what matches no option is wrong, where the official code draws a random letter",
+        "parsing": "official rules, except that a response without option is wrong instead of getting a random letter",
     }
 
 

@@ -1,7 +1,8 @@
-"""Our predictions file: a header line that says how the answers were made, then one line for each question.
+"""Honeybee's predictions file: a header line that records how the answers were generated, then one line per question.
 
-A line holds its question without the image bytes, so that a file can be scored and looked through alone. Lines are
-appended batch by batch in an order fixed before the first answer: a killed evaluation goes on at the last whole batch.
+A line contains its question without the image bytes, so a file can be scored and inspected by itself. Lines are
+appended batch by batch in an order fixed before the first answer, so a killed evaluation resumes after the last
+complete batch.
 """
 
 import itertools
@@ -33,26 +34,27 @@ _LINE: Fields = {
 
 
 def load(benchmark: Benchmark, path: Path, truth: Path | None = None, questions: Path | None = None) -> Predictions:
-    """Reads predictions in our format or in one of the benchmark's official ones.
+    """Reads predictions in Honeybee's format or in one of the benchmark's official formats.
 
-    truth, questions: what an official format needs beside the answers, see the benchmark's file. Ours needs neither;
-    if `truth` is given, the official questions there stand in for those of the file.
-    Raises EvaluationError for predictions of another benchmark, unfinished or malformed.
+    truth, questions: what an official format needs in addition to the answers, see the benchmark's module. Honeybee's
+    format needs neither; if `truth` is given, the official questions replace those in the file.
+    Raises EvaluationError if the predictions are for another benchmark, incomplete or malformed.
     """
     header = read_header(path)
     if header is None:
         return benchmark.read_predictions(path, truth, questions)
     check_fields(f"{path}:1", header, {"benchmark": str, "num_questions": int, "settings": dict})
     if header["benchmark"] != benchmark.name:
-        raise EvaluationError(f"{path}: holds predictions for {header['benchmark']}, not for {benchmark.name}")
+        raise EvaluationError(f"{path}: contains predictions for {header['benchmark']}, not for {benchmark.name}")
     asked, answers = _read(benchmark, path, header["num_questions"])
     return Predictions(asked if truth is None else benchmark.read(truth, None), answers, header["settings"])
 
 
 def read_header(path: Path) -> dict[str, Any] | None:
-    """The first line of a file in our format; None if it is in another. Raises EvaluationError if there is no file."""
+    """Returns the header of a file in Honeybee's format, None for other formats. Raises EvaluationError if there is no
+    such file."""
     if not path.is_file() and not path.is_dir():
-        raise EvaluationError(f"{path}: there are no such predictions")
+        raise EvaluationError(f"{path}: there is no such predictions file")
     if path.is_dir():  # some official formats are folders
         return None
     with path.open("rb") as file:
@@ -76,30 +78,31 @@ def _read(benchmark: Benchmark, path: Path, num_questions: int) -> tuple[list[Qu
         asked.append(_asked(where, benchmark, row))
     if len(asked) != num_questions:
         raise EvaluationError(
-            f"{path}: holds {len(asked)} of {num_questions} answers: the evaluation was not finished; run it again, "
-            "it goes on where it stopped"
+            f"{path}: contains {len(asked)} of {num_questions} answers: the evaluation is unfinished; run it again to "
+            "resume where it stopped"
         )
     return asked, answers
 
 
 def _asked(where: str, benchmark: Benchmark, row: Mapping[str, Any]) -> Question:
-    """The question of a line. Raises EvaluationError for values that the benchmark cannot score."""
+    """Returns the question of a line. Raises EvaluationError if it has values that the benchmark cannot score."""
     for name, values in (("options", row["options"]), *((key, row[key].values()) for key in ("fields", "groups"))):
         if not all(isinstance(value, str) for value in values):
-            raise EvaluationError(f"{where}: field {name!r} must hold texts only")
+            raise EvaluationError(f"{where}: field `{name}` must contain only strings")
     if len(row["options"]) > len(LETTERS):
-        raise EvaluationError(f"{where}: has {len(row['options'])} options, may have {len(LETTERS)}")
+        raise EvaluationError(f"{where}: has {len(row['options'])} options, more than the {len(LETTERS)} letters")
     if missing := [name for name in benchmark.needs if name not in row["groups"]]:
-        raise EvaluationError(f"{where}: groups has no {', '.join(missing)}, which {benchmark.name} is scored by")
+        raise EvaluationError(f"{where}: field `groups` has no {', '.join(missing)}, which {benchmark.name} requires")
     truth = row["truth"]
     known = list(dict.fromkeys(choice.lower() for choice in benchmark.choices))
     if truth is not None and known and truth not in known:
-        raise EvaluationError(f"{where}: truth is {truth!r}, must be one of {', '.join(known)}")
+        raise EvaluationError(f"{where}: field `truth` must be one of {', '.join(known)}, found {truth!r}")
     return Question(row["id"], row["fields"], truth, tuple(row["options"]), row["groups"])
 
 
-def _good_lines(path: Path, ids: Sequence[str]) -> list[int]:
-    """Byte positions after the header and after each whole line that follows it and answers the next of `ids`."""
+def _line_ends(path: Path, ids: Sequence[str]) -> list[int]:
+    """Returns the byte offsets at the end of the header and of each following line that is complete and answers the
+    next of `ids`."""
     with path.open("rb") as file:
         file.readline()
         ends = [file.tell()]
@@ -118,7 +121,7 @@ def _good_lines(path: Path, ids: Sequence[str]) -> list[int]:
 
 @dataclass(frozen=True)
 class WholeFile:
-    """A predictions file as it is once every rank has answered its batches: header, and ids in their order."""
+    """A predictions file in its final state, once every rank has answered its batches: header and ids in order."""
 
     path: Path
     header: Mapping[str, Any]
@@ -127,26 +130,26 @@ class WholeFile:
     def is_there(self) -> bool:
         if not self.path.is_file() or read_header(self.path) != {"format": FORMAT, **self.header}:
             return False
-        return len(_good_lines(self.path, self.ids)) == len(self.ids) + 1
+        return len(_line_ends(self.path, self.ids)) == len(self.ids) + 1
 
     def part(self, rank: int, world: int) -> tuple[Path, dict[str, Any]]:
-        """Where a rank writes its batches, and the header there."""
+        """Returns the path of the part file to which a rank writes its batches, and the header of that file."""
         path = self.path.with_suffix(f".rank-{rank:05d}{self.path.suffix}")
         return path, {**self.header, "part": [rank, world]}
 
     def merge(self, world: int) -> None:
-        """Puts the finished parts of all ranks together, batch by batch, unless that was done before; then removes all
-        parts, those too that a run with other ranks left. Raises EvaluationError for a part that is not whole."""
+        """Combines the part files of all ranks batch by batch, unless the file is already complete, and removes all
+        part files, even of runs with another number of ranks. Raises EvaluationError if a part is incomplete."""
         if world > 1 and not self.is_there():
             size = self.header["settings"]["batch_size"]
-            batches = [self.ids[at : at + size] for at in range(0, len(self.ids), size)]
+            batches = [self.ids[begin : begin + size] for begin in range(0, len(self.ids), size)]
             lines = [
                 self._lines(rank, world, [key for batch in batches[rank::world] for key in batch])
                 for rank in range(world)
             ]
             merged = [_line({"format": FORMAT, **self.header}).encode()]
-            for number, batch in enumerate(batches):
-                merged += itertools.islice(lines[number % world], len(batch))
+            for index, batch in enumerate(batches):
+                merged += itertools.islice(lines[index % world], len(batch))
             write_atomic(self.path, b"".join(merged))
         for part in self.path.parent.glob(f"{self.path.stem}.rank-*{self.path.suffix}"):
             part.unlink(missing_ok=True)
@@ -161,29 +164,29 @@ class WholeFile:
 
 
 class PredictionsFile:
-    """Writes a predictions file; `done`: the number of leading questions that it already answers."""
+    """Writes a predictions file. done: the number of leading questions that it already answered when it was opened."""
 
     def __init__(self, path: Path, header: Mapping[str, Any], ids: Sequence[str], batch_size: int):
-        """Keeps the whole batches of a file with this very header that follow the order `ids`; what stands after
-        them is cut off, and a file with another header (another model, other settings) is begun anew."""
+        """Reuses the complete batches, in the order of `ids`, of an existing file with the same header and truncates
+        the rest. A file with a different header (another model or other settings) is overwritten."""
         self.path = path
         first = {"format": FORMAT, **header}
         self.done = 0
         if path.is_file():
             if read_header(path) == first:
-                self.done = self._keep_whole_batches(ids, batch_size)
+                self.done = self._truncate_to_batches(ids, batch_size)
                 return
-            log.warning("%s was made by another model or other settings: begun anew", path)
+            log.warning("%s was written with another model or other settings and is overwritten", path)
         write_atomic(path, _line(first))
 
-    def _keep_whole_batches(self, ids: Sequence[str], batch_size: int) -> int:
-        start, *end_of = _good_lines(self.path, ids)
+    def _truncate_to_batches(self, ids: Sequence[str], batch_size: int) -> int:
+        start, *end_of = _line_ends(self.path, ids)
         done = len(end_of) if len(end_of) == len(ids) else len(end_of) // batch_size * batch_size
         os.truncate(self.path, end_of[done - 1] if done else start)
         return done
 
     def append(self, questions: Sequence[Question], answers: Sequence[Answer]) -> None:
-        """Adds a batch's lines, on disk when this returns."""
+        """Appends the lines of a batch and syncs them to disk."""
         lines = [
             _line(
                 {

@@ -1,9 +1,9 @@
-"""ScienceQA: multiple choice from school science, about half with an image; the test split. (Lu et al., "Learn to
-Explain", NeurIPS 2022)
+"""ScienceQA, test split: multiple-choice questions on school science, about half of them with an image. (Lu et al.,
+"Learn to Explain", NeurIPS 2022)
 
 Official files: problems.json (problems by id), pid_splits.json (the ids of each split), images/<split>/<id>/image.png.
-Predictions: LLaVA's answers, JSON lines with question_id and text; or the output of LLaVA's evaluation of them, one
-JSON object with the lists `correct` and `incorrect`.
+Predictions: LLaVA's answers, JSON lines with question_id and text; or the output of LLaVA's evaluation script, one JSON
+object with the lists `correct` and `incorrect`.
 """
 
 import re
@@ -30,7 +30,7 @@ from pipelines.images import ImageRoot
 
 SPLIT = "test"
 Groups = Mapping[str, str]
-# The paper's classes. Context: TXT has a hint, IMG an image, some have both; NO has neither.
+# The paper's question classes. Context: TXT has a hint, IMG has an image, NO has neither; a question can be in both.
 SUBJECTS: dict[str, Callable[[Groups], bool]] = {
     "NAT": lambda groups: groups.get("subject") == "natural science",
     "SOC": lambda groups: groups.get("subject") == "social science",
@@ -58,15 +58,15 @@ _PROBLEM: Fields = {
 
 
 def read(path: Path, images: Path | None) -> list[Question]:
-    """The test questions of a folder with problems.json and pid_splits.json; ids are the problem's.
+    """Reads the test questions of a folder with problems.json and pid_splits.json; the ids are those of the problems.
 
-    images: the folder that holds images/test or test; None where only scores are wanted.
+    images: the folder that contains images/test or test; None if only scores are needed.
     """
     folder = path if path.is_dir() else path.parent
     problems = read_object(folder / "problems.json")
     ids = read_object(folder / "pid_splits.json", (SPLIT,))[SPLIT]
     if not isinstance(ids, list) or not all(isinstance(pid, str) for pid in ids):
-        raise EvaluationError(f"{folder / 'pid_splits.json'}: {SPLIT!r} must be a list of problem ids, as texts")
+        raise EvaluationError(f"{folder / 'pid_splits.json'}: {SPLIT!r} must be a list of problem ids, as strings")
     below = "images/test" if images is not None and (images / "images").is_dir() else "test"
     root = image_root(images)
     return unique(
@@ -77,18 +77,18 @@ def read(path: Path, images: Path | None) -> list[Question]:
 def _question(file: Path, problems: Mapping[str, Any], pid: str, root: ImageRoot | None, below: str) -> Question:
     where, problem = f"{file}: problem {pid}", problems.get(pid)
     if not isinstance(problem, dict):
-        raise EvaluationError(f"{where}: is not there, though pid_splits.json names it")
+        raise EvaluationError(f"{where}: is missing, although pid_splits.json lists it")
     check_fields(where, problem, _PROBLEM)
     choices, right = problem["choices"], problem["answer"]
     if not 2 <= len(choices) <= len(LETTERS) or not all(isinstance(choice, str) for choice in choices):
-        raise EvaluationError(f"{where}: choices are {choices!r}, must be two texts or more, up to {len(LETTERS)}")
+        raise EvaluationError(f"{where}: field `choices` must be 2 to {len(LETTERS)} strings, found {choices!r}")
     if not 0 <= right < len(choices):
         raise EvaluationError(
-            f"{where}: answer is {right}, must be the number of one of {len(choices)} choices, from 0"
+            f"{where}: field `answer` must be the index of a choice, from 0 to {len(choices) - 1}, found {right}"
         )
     hint, question = (problem["hint"] or "").strip(), problem["question"].strip()
     if not question:
-        raise EvaluationError(f"{where}: has no question")
+        raise EvaluationError(f"{where}: field `question` is empty")
     return Question(
         id=pid,
         fields={"question": question, "context": f"{hint}\n" if hint else ""},
@@ -105,12 +105,13 @@ def _question(file: Path, problems: Mapping[str, Any], pid: str, root: ImageRoot
 
 
 def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> Predictions:
-    """LLaVA's answers, which need the folder with problems.json (`truth`); or the output of its evaluation, which tells
-    the right answers itself, but subjects, grades and hints only with `truth`. `questions` is not used."""
+    """Reads LLaVA's answers or the output of its evaluation script. truth: the folder with problems.json. Answers
+    require it; the output contains the correct answers, but needs it for subjects, grades and hints. questions: not
+    used."""
     official = None if truth is None else {question.id: question for question in read(truth, None)}
     output = read_object(path, ("correct", "incorrect")) if begins(path, r'"(in)?correct"\s*:') else None
     if output is None and official is None:
-        raise EvaluationError(f"{path}: ScienceQA answers in JSON lines need the folder with problems.json (truth)")
+        raise EvaluationError(f"{path}: ScienceQA answers in JSON lines require the folder with problems.json (truth)")
     asked: list[Question] = []
     answers: dict[str, Answer] = {}
     seen: set[str] = set()
@@ -118,7 +119,8 @@ def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> 
         if official is not None:
             match = official.get(question.id)
             if match is None:
-                raise EvaluationError(f"{where}: question_id {question.id} is not in {truth}: of another split?")
+                hint = "is it from another split?"
+                raise EvaluationError(f"{where}: question_id {question.id} is not in {truth}: {hint}")
             if question.truth not in (None, match.truth):
                 raise EvaluationError(f"{where}: ground_truth is {question.truth}, but {match.truth} in {truth}")
         if question.id in seen:
@@ -130,7 +132,7 @@ def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> 
     return Predictions(unique(asked if official is None else list(official.values()), path), answers)
 
 
-Answered = tuple[str, Question, str | None]  # place, question as far as known, answer or None for none
+Answered = tuple[str, Question, str | None]  # where it was found, question as far as known, answer if there is one
 
 
 def _from_output(path: Path, output: Mapping[str, Any]) -> Iterator[Answered]:
@@ -143,16 +145,18 @@ def _from_output(path: Path, output: Mapping[str, Any]) -> Iterator[Answered]:
                 raise EvaluationError(f"{where}: must be an object, not {type(row).__name__}")
             check_fields(where, row, {"question_id": str, "ground_truth": str, "question": str, "pred": str})
             if type(row.get("is_multimodal")) is not bool:
-                raise EvaluationError(f"{where}: is_multimodal is {row.get('is_multimodal')!r}, must be true or false")
+                raise EvaluationError(
+                    f"{where}: field `is_multimodal` must be true or false, found {row.get('is_multimodal')!r}"
+                )
             if len(row["ground_truth"]) != 1 or row["ground_truth"] not in LETTERS:
-                raise EvaluationError(f"{where}: ground_truth is {row['ground_truth']!r}, must be a letter")
+                raise EvaluationError(f"{where}: field `ground_truth` must be a letter, found {row['ground_truth']!r}")
             question = Question(
                 row["question_id"],
                 {"question": row["question"]},
                 row["ground_truth"],
                 groups={"image": "yes" if row["is_multimodal"] else "no"},
             )
-            # So LLaVA's script writes a question that nobody answered.
+            # This is how LLaVA's script writes a question without answer.
             unanswered = (row["pred"], row["question"]) == ("FAILED", "Unknown")
             yield where, question, None if unanswered else row["pred"]
 
@@ -163,8 +167,8 @@ def _from_lines(path: Path) -> Iterator[Answered]:
 
 
 def parse(text: str) -> str | None:
-    """The letter that an answer gives, by the rule of LLaVA's evaluation: "B"; "B. …"; "… The answer is B …"; None for
-    all else. Its letters are A to E, whatever the question offers."""
+    """Parses the letter of an answer by the rule of LLaVA's evaluation script: "B"; "B. …"; "… The answer is B …"; None
+    for everything else. The letters are A to E, regardless of the number of choices."""
     text = text.replace("\n", ". ")
     if text.strip() in tuple("ABCDE"):
         return text.strip()
@@ -175,7 +179,7 @@ def parse(text: str) -> str | None:
 
 
 def mark(predictions: Predictions) -> dict[str, Mark]:
-    """Read as a letter."""
+    """Marks each answer; `read` is a letter."""
     scored, _ = answered(predictions)
     marks = {}
     for question, text in scored:
@@ -185,8 +189,8 @@ def mark(predictions: Predictions) -> dict[str, Mark]:
 
 
 def score(predictions: Predictions) -> dict[str, Any]:
-    """Accuracies in percent: over all, over the questions with an image, and by subject, context and grade, as far as
-    the predictions tell them. An answer that the rule reads as no letter is wrong, counted and named."""
+    """Returns accuracies in percent: overall, over the questions with an image and, if the predictions contain them, by
+    subject, context and grade. An answer without a parsed letter is wrong; such answers are counted and listed."""
     _, report = answered(predictions)
     marks = mark(predictions)
     scored = [question for question in predictions.questions if question.id in marks]
@@ -202,7 +206,7 @@ def score(predictions: Predictions) -> dict[str, Any]:
     result |= report
     result["unread_answers"] = named([key for key, mark in marks.items() if mark.read is None])
     result["split"] = SPLIT
-    result["parsing"] = "LLaVA: a letter, a letter with a full stop and more, or `The answer is X`; all else is wrong"
+    result["parsing"] = "LLaVA: `X`, `X. …` or `The answer is X` with a letter X; everything else is wrong"
     return result
 
 

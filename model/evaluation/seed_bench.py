@@ -1,11 +1,11 @@
-"""SEED-Bench, its questions about images: single choice, nine dimensions. (Li et al., "SEED-Bench: Benchmarking
-Multimodal LLMs with Generative Comprehension", CVPR 2024)
+"""SEED-Bench, image questions only: single choice in nine dimensions. (Li et al., "SEED-Bench: Benchmarking Multimodal
+LLMs with Generative Comprehension", CVPR 2024)
 
 Official file: SEED-Bench.json, an object with `questions` (question_id, question, choice_a to choice_d, answer,
-data_id, data_type, question_type_id) and `question_type`, dimension → id. Questions about videos are no part of this
-benchmark; their ids begin with v. Predictions: the leaderboard's JSON lines, question_id and prediction.
+data_id, data_type, question_type_id) and `question_type`, dimension → id. Video questions, whose ids start with v, are
+excluded. Predictions: the leaderboard's JSON lines, question_id and prediction.
 
-Published predictions have one id twice: both rows count, and the scores name it.
+One id occurs twice in published predictions; both rows count, and the scores report the duplicate id.
 """
 
 import re
@@ -35,11 +35,11 @@ from pipelines.images import ImageRoot
 
 CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 OFFICIAL = r'"(questions|question_type)"'  # the first key of the official file
-_VIDEO = "v"  # begins the id of a question about a video
-_TEXT = (str, int, float)  # of a choice
+_VIDEO = "v"  # the prefix of the ids of video questions
+_TEXT = (str, int, float)  # the types of a choice
 _ROW: Fields = {"question_id": (int, str), "data_type": str, "question_type_id": int}
 _IMAGE_ROW: Fields = {"question": str, "answer": str, "data_id": str, **dict.fromkeys(CHOICES, _TEXT)}
-# Dimensions are called differently in the file and in the papers.
+# The names of some dimensions differ between the file and the papers.
 _ALSO_CALLED = {
     "instance_attribute": "instance_attributes",
     "instance_localization": "instance_location",
@@ -49,10 +49,11 @@ _ALSO_CALLED = {
 
 
 def read(path: Path, images: Path | None) -> list[Question]:
-    """The questions about images; ids are question_id, and where one stands again, that and #2.
+    """Reads the image questions; the ids are the question_id, with #2 appended to the second occurrence.
 
-    images: the folder of the image files, named by data_id; None where only scores are wanted. Dimensions are named as
-    the file's own question_type says: SEED-Bench's documents number instance attributes and location both ways round.
+    images: the folder of the image files, named by data_id; None if only scores are needed. The names of the dimensions
+    come from the file's question_type, because SEED-Bench's documents disagree on the numbers of instance attributes
+    and instance location.
     """
     content = read_object(path, ("questions", "question_type"))
     rows, types = content["questions"], content["question_type"]
@@ -68,14 +69,14 @@ def read(path: Path, images: Path | None) -> list[Question]:
             raise EvaluationError(f"{where}: must be an object, not {type(row).__name__}")
         check_fields(where, row, _ROW)
         if row["data_type"] not in ("image", "video"):
-            raise EvaluationError(f"{where}: data_type is {row['data_type']!r}, must be image or video")
+            raise EvaluationError(f"{where}: field `data_type` must be image or video, found {row['data_type']!r}")
         if row["data_type"] == "image":
             questions.append(_question(where, row, dimensions, times, root))
     return unique(questions, path)
 
 
 def dimension_key(name: str) -> str:
-    """A dimension's name as the scores have it: "Spatial Relation" → "spatial_relation"."""
+    """Returns a dimension's key in the scores, such as "spatial_relation" for "Spatial Relation"."""
     key = "_".join(re.findall(r"[a-z]+", name.lower()))
     return _ALSO_CALLED.get(key, key)
 
@@ -83,15 +84,15 @@ def dimension_key(name: str) -> str:
 def _question(
     where: str, row: Mapping[str, Any], dimensions: Mapping[int, str], times: Counter[str], root: ImageRoot | None
 ) -> Question:
-    """times: how often each id stood before; counted on."""
+    """Builds a question. times: the number of previous occurrences of each id, which is updated."""
     check_fields(where, row, _IMAGE_ROW)
     truth, question = row["answer"].strip(), row["question"].strip()
     if truth not in tuple(LETTERS[: len(CHOICES)]):
-        raise EvaluationError(f"{where}: answer is {row['answer']!r}, must be one of A, B, C, D")
+        raise EvaluationError(f"{where}: field `answer` must be one of A, B, C, D, found {row['answer']!r}")
     if row["question_type_id"] not in dimensions:
-        raise EvaluationError(f"{where}: question_type_id {row['question_type_id']} is not among `question_type`")
+        raise EvaluationError(f"{where}: question_type_id {row['question_type_id']} is not in `question_type`")
     if not question:
-        raise EvaluationError(f"{where}: has no question")
+        raise EvaluationError(f"{where}: field `question` is empty")
     return Question(
         id=_numbered(str(row["question_id"]), times),
         fields={"question": question},
@@ -103,20 +104,20 @@ def _question(
 
 
 def _numbered(question_id: str, times: Counter[str]) -> str:
-    """The id, with #2 where it stands for the second time."""
+    """Returns the id, with #2 appended at its second occurrence, and counts the occurrence in `times`."""
     times[question_id] += 1
     return question_id if times[question_id] == 1 else f"{question_id}#{times[question_id]}"
 
 
 def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> Predictions:
-    """JSON lines with question_id and prediction.
+    """Reads JSON lines with question_id and prediction.
 
-    questions: SEED-Bench.json. truth: the same, or JSON lines with question_id and answer: then options and dimensions
-    stay unknown. One of the two is needed.
+    questions: SEED-Bench.json. truth: the same, or JSON lines with question_id and answer, which provide neither
+    options nor dimensions. Exactly one of the two is required.
     """
     if (truth is None) == (questions is None):
         raise EvaluationError(
-            f"{path}: SEED-Bench answers need SEED-Bench.json (questions) or the right answers (truth)"
+            f"{path}: SEED-Bench answers require either SEED-Bench.json (questions) or the correct answers (truth)"
         )
     source = questions or truth
     assert source is not None
@@ -130,20 +131,20 @@ def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> 
             videos += 1
             continue
         if question_id not in official:
-            raise EvaluationError(f"{where}: question_id {question_id} is not in {source}: of another version?")
+            raise EvaluationError(f"{where}: question_id {question_id} is not in {source}: is it from another version?")
         first = answers.get(question_id)
         key = _numbered(question_id, times)
-        if key not in official:  # answered more often than asked
+        if key not in official:  # the id has more answers than questions
             assert first is not None
             if first.text != row["prediction"]:
                 raise EvaluationError(
-                    f"{where}: question_id {question_id} is answered {row['prediction']!r}, but {first.text!r} before"
+                    f"{where}: question_id {question_id} is answered {row['prediction']!r} here, {first.text!r} earlier"
                 )
             asked = official[question_id]
             official[key] = Question(key, asked.fields, asked.truth, asked.options, asked.groups)
         answers[key] = Answer(row["prediction"])
     if not answers:
-        raise EvaluationError(f"{path}: answers none of the questions about images")
+        raise EvaluationError(f"{path}: answers no image questions")
     settings = {"left_out": {"video_questions": videos}} if videos else {}
     return Predictions(list(official.values()), answers, settings)
 
@@ -152,25 +153,25 @@ def _read_truth(path: Path) -> list[Question]:
     questions = []
     for where, row in read_rows(path, {"question_id": (int, str), "answer": str}):
         if row["answer"] not in tuple(LETTERS[: len(CHOICES)]):
-            raise EvaluationError(f"{where}: answer is {row['answer']!r}, must be one of A, B, C, D")
+            raise EvaluationError(f"{where}: field `answer` must be one of A, B, C, D, found {row['answer']!r}")
         if not str(row["question_id"]).startswith(_VIDEO):
             questions.append(Question(str(row["question_id"]), {}, row["answer"]))
     return unique(questions, path)
 
 
 def mark(predictions: Predictions) -> dict[str, Mark]:
-    """Read as an option's letter."""
+    """Marks each answer; `read` is an option's letter."""
     scored, _ = answered(predictions)
     marks = {}
     for question, text in scored:
-        letter = match_option(text, question.options or ("",) * len(CHOICES))  # without options, letters alone
+        letter = match_option(text, question.options or ("",) * len(CHOICES))  # without options, match only letters
         marks[question.id] = Mark(letter, float(letter == question.truth))
     return marks
 
 
 def score(predictions: Predictions) -> dict[str, Any]:
-    """Accuracy in percent over the questions about images, and by dimension where the questions tell it. An answer that
-    the rule matches to no option is wrong, counted and named."""
+    """Returns accuracies in percent over the image questions: overall and, if the questions have dimensions, by
+    dimension. An answer that the rule matches to no option is wrong; such answers are counted and listed."""
     _, report = answered(predictions)
     marks = mark(predictions)
     return {
@@ -180,8 +181,8 @@ def score(predictions: Predictions) -> dict[str, Any]:
         **predictions.settings.get("left_out", {}),
         "duplicate_ids": named([question.id for question in predictions.questions if "#" in question.id]),
         "unmatched_answers": named([key for key, mark in marks.items() if mark.read is None]),
-        "version": "SEED-Bench 1, questions about images",
-        "parsing": "by rule: option letter, or option text where the options are known; what matches none is wrong",
+        "version": "SEED-Bench 1, image questions",
+        "parsing": "by rule: option letter or, if options are known, option text; an answer that matches none is wrong",
     }
 
 

@@ -1,7 +1,7 @@
-"""The paper's columns from a model's scores: one number for each benchmark, Avg^N, and the spatial tasks.
+"""Derives the paper's table columns from a model's scores: one value per benchmark, Avg^N and the spatial tasks.
 
-Avg^N (paper, section 5): the mean over benchmarks of a score divided by the most it could be. Spatial tasks (paper,
-Table 3): six of MME, MMBench and SEED-Bench, each in percent, and their mean.
+Avg^N (paper, section 5): the mean over benchmarks of the score divided by its maximum. Spatial tasks (paper, Table 3):
+six tasks of MME, MMBench and SEED-Bench, each in percent, and their mean.
 """
 
 from collections.abc import Mapping
@@ -13,19 +13,19 @@ Scores = Mapping[str, Any]  # benchmark → its scores
 
 @dataclass(frozen=True)
 class Column:
-    """One number. path: where it stands in the benchmark's scores; of: the most it can be, a number or its place."""
+    """One column. path: the keys of its value in the benchmark's scores; of: its maximum, as a number or as keys."""
 
     name: str
     benchmark: str
     path: tuple[str, ...]
     of: float | tuple[str, ...] = 100.0
-    usual: float = 100.0  # the most it can be in the whole benchmark
+    usual: float = 100.0  # the maximum in the complete benchmark
 
     def read(self, scores: Scores) -> tuple[float, float] | None:
-        """(value, the most it could be), or None where the scores do not have it."""
+        """Returns (value, maximum), or None if the scores do not contain them."""
         value = _at(scores.get(self.benchmark), self.path)
-        most = _at(scores.get(self.benchmark), self.of) if isinstance(self.of, tuple) else self.of
-        return None if value is None or not most else (value, most)
+        maximum = _at(scores.get(self.benchmark), self.of) if isinstance(self.of, tuple) else self.of
+        return None if value is None or not maximum else (value, maximum)
 
     def show(self, value: float, of: float) -> str:
         return f"{value:.1f}" if of == self.usual else f"{value:.1f} of {of:g}"
@@ -54,21 +54,21 @@ SPATIAL = (
 
 
 def summary(scores: Scores) -> dict[str, Any]:
-    """{"columns": {name: {"value", "of"}}, "average": {"value", "over"}, "spatial": {"tasks": {name: percent},
+    """Returns {"columns": {name: {"value", "of"}}, "average": {"value", "over"}, "spatial": {"tasks": {name: percent},
     "average"}}.
 
-    What the scores lack is left out. The average names what it is over, None where that is nothing; the spatial one is
-    None unless all six are there, for nobody reports fewer.
+    Values that the scores lack are omitted. "over" lists the columns of the average, which is None if there are none.
+    The spatial average is None unless all six tasks are present, because published averages cover all six.
     """
     read = {column.name: found for column in COLUMNS if (found := column.read(scores))}
     over = [name for name in AVERAGED if name in read]
-    shares = [100 * read[name][0] / read[name][1] for name in over]
+    normalised = [100 * read[name][0] / read[name][1] for name in over]
     tasks = {column.name: 100 * found[0] / found[1] for column in SPATIAL if (found := column.read(scores))}
-    whole = len(tasks) == len(SPATIAL)
+    complete = len(tasks) == len(SPATIAL)
     return {
-        "columns": {name: {"value": value, "of": most} for name, (value, most) in read.items()},
-        "average": {"value": sum(shares) / len(shares) if shares else None, "over": over},
-        "spatial": {"tasks": tasks, "average": sum(tasks.values()) / len(tasks) if whole else None},
+        "columns": {name: {"value": value, "of": maximum} for name, (value, maximum) in read.items()},
+        "average": {"value": sum(normalised) / len(normalised) if normalised else None, "over": over},
+        "spatial": {"tasks": tasks, "average": sum(tasks.values()) / len(tasks) if complete else None},
     }
 
 

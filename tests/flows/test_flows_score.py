@@ -61,7 +61,7 @@ def test_a_file_is_scored_and_what_is_doubtful_named(answers, tmp_path):
 
 
 def test_wrong_arguments_are_told(answers, tmp_path):
-    with pytest.raises(ValueError, match="holds predictions for pope, not for mme"):
+    with pytest.raises(ValueError, match="contains predictions for pope, not for mme"):
         honeybee("score", "mme", answers)
     with pytest.raises(ValueError, match="no benchmark 'poop'; known: "):
         honeybee("score", "poop", answers)

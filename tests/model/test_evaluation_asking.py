@@ -1,4 +1,4 @@
-"""Asking a model: batches, resuming, the control, images that cannot be read. The model is a random tiny one."""
+"""Asking a small random model: batches, resuming, the shuffled-image control, unreadable images."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ PROMPT = Prompt("{question} Say it shortly.", 6)
 
 @pytest.fixture(scope="module")
 def model(tiny_backbones: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model directory as training leaves it, with weights so large that words and picture change the answer."""
+    """A model directory as written by training, with weights so large that text and image affect the answer."""
     directory = tmp_path_factory.mktemp("model")
     processor = HoneybeeProcessor.from_backbones(tiny_backbones / "vision", tiny_backbones / "llm", 16)
     model = HoneybeeForConditionalGeneration.from_backbones(
@@ -61,7 +61,7 @@ def generator(model: Path) -> Generator:
 
 @pytest.fixture
 def put(generator: Generator, questions: list[Question]) -> Callable[..., None]:
-    """Asks the questions with these defaults."""
+    """A function that asks the questions with default settings."""
 
     def put(path: Path, batch_size: int = 16, prompt: Prompt = PROMPT, asked: list[Question] = questions, **header):
         ask(
@@ -90,17 +90,15 @@ def test_answers_do_not_depend_on_the_batch_size(put, generator, questions, tmp_
         put(tmp_path / str(size), size)
         by_size[size] = _texts(tmp_path / str(size))
     assert set(by_size[1]) == {question.id for question in questions}
-    assert len(set(by_size[1].values())) > 5, "a model that always says the same would prove nothing"
+    assert len(set(by_size[1].values())) > 5, "with constant answers, this test would prove nothing"
     assert by_size[1] == by_size[7] == by_size[64]
     cache = _inspected(generator, questions)
-    put(tmp_path / "mixed", asked=shuffle_images(questions, cache.digests, 0))
-    mixed = _texts(tmp_path / "mixed")
-    assert sum(mixed[key] != text for key, text in by_size[1].items()) > 5, (
-        "pictures must count here, for the same reason"
-    )
+    put(tmp_path / "shuffled", asked=shuffle_images(questions, cache.digests, 0))
+    shuffled = _texts(tmp_path / "shuffled")
+    assert sum(shuffled[key] != text for key, text in by_size[1].items()) > 5, "images must affect the answers too"
 
 
-def test_answers_are_those_of_the_plain_model(put, questions, model, tmp_path):
+def test_answers_match_the_unwrapped_model(put, questions, model, tmp_path):
     put(tmp_path / "p.jsonl")
     texts = _texts(tmp_path / "p.jsonl")
     processor = HoneybeeProcessor.from_pretrained(model)
@@ -125,47 +123,47 @@ class Counting(Generator):
 
 
 @pytest.mark.parametrize("kept_lines", [0, 1, 17, 40, 1000])
-def test_a_killed_evaluation_goes_on_where_it_stopped(put, model, questions, tmp_path, kept_lines):
-    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
-    put(whole)
-    lines = whole.read_bytes().splitlines(keepends=True)
+def test_a_killed_evaluation_resumes_after_the_last_complete_batch(put, model, questions, tmp_path, kept_lines):
+    complete, cut = tmp_path / "complete.jsonl", tmp_path / "cut.jsonl"
+    put(complete)
+    lines = complete.read_bytes().splitlines(keepends=True)
     kept = lines[: 1 + kept_lines]
     half = lines[1 + kept_lines][:-9] if kept_lines + 1 < len(lines) else b""
     cut.write_bytes(b"".join(kept) + half)
     counting = Counting(model, "cpu")
     ask(Asked(counting, _inspected(counting, questions), questions, PROMPT), 16, cut, {"benchmark": "pope"})
-    assert cut.read_bytes() == whole.read_bytes()
+    assert cut.read_bytes() == complete.read_bytes()
     done = len(questions) if kept_lines >= len(questions) else kept_lines // 16 * 16
     assert counting.asked == len(questions) - done
 
 
-def test_a_damaged_line_is_asked_again(put, tmp_path):
+def test_questions_from_a_damaged_line_on_are_asked_again(put, tmp_path):
     path = tmp_path / "p.jsonl"
     put(path)
-    whole = path.read_bytes()
-    lines = whole.splitlines(keepends=True)
+    complete = path.read_bytes()
+    lines = complete.splitlines(keepends=True)
     lines[20] = b'{"id": "some other"}\n'
     path.write_bytes(b"".join(lines))
     put(path)
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == complete
 
 
-def test_predictions_of_other_settings_are_not_reused(put, model, questions, tmp_path, caplog):
+def test_predictions_with_different_settings_are_not_reused(put, model, questions, tmp_path, caplog):
     path = tmp_path / "p.jsonl"
     put(path)
     first = path.read_bytes()
     put(path)
     assert path.read_bytes() == first
-    assert "begun anew" not in caplog.text
+    assert "is overwritten" not in caplog.text
     put(path, prompt=Prompt("{question} At length.", 6))
-    assert "begun anew" in caplog.text
+    assert "was written with another model or other settings and is overwritten" in caplog.text
     assert json.loads(path.read_text().splitlines()[0])["settings"]["prompt"] == "{question} At length."
 
     put(path)
-    turned = dataclasses.replace(questions[0], truth="no" if questions[0].truth == "yes" else "yes")
-    put(path, asked=[turned, *questions[1:]])
+    flipped = dataclasses.replace(questions[0], truth="no" if questions[0].truth == "yes" else "yes")
+    put(path, asked=[flipped, *questions[1:]])
     truths = {question.id: question.truth for question in load(pope.BENCHMARK, path).questions}
-    assert truths[turned.id] == turned.truth
+    assert truths[flipped.id] == flipped.truth
 
     other = tmp_path / "other"
     trained = HoneybeeForConditionalGeneration.from_pretrained(model)
@@ -197,7 +195,7 @@ def test_settings_are_in_the_header(put, tmp_path):
     assert len(settings["model"]) == 16
 
 
-def test_bad_images_are_named_not_asked(put, questions, corpus, tmp_path):
+def test_questions_with_unusable_images_are_reported_and_not_asked(put, questions, corpus, tmp_path):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes((corpus / "POPE" / "images" / questions[0].fields["image"]).read_bytes()[:300])
     rows = [
@@ -219,7 +217,7 @@ def test_bad_images_are_named_not_asked(put, questions, corpus, tmp_path):
     }
 
 
-def test_text_only_and_several_images_in_one_batch(put, questions, tmp_path):
+def test_a_batch_may_mix_zero_one_and_two_images(put, questions, tmp_path):
     first, second = questions[0].images[0], questions[-1].images[0]
     asked = [
         Question("random/none", {"question": "Is it?"}, "yes", groups={"split": "random"}),
@@ -231,7 +229,7 @@ def test_text_only_and_several_images_in_one_batch(put, questions, tmp_path):
     assert _texts(tmp_path / "3") == _texts(tmp_path / "1")
 
 
-def test_a_question_with_the_image_token_is_an_error(put, tmp_path):
+def test_a_question_that_contains_the_image_token_is_an_error(put, tmp_path):
     asked = [Question("random/1", {"question": "What is <image>?"}, "yes")]
     with pytest.raises(EvaluationError, match="contains the image token <image>: 'What is"):
         put(tmp_path / "p.jsonl", asked=asked)
@@ -242,45 +240,45 @@ def _with_image(key: int, name: str) -> Question:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_question_keeps_its_image_or_an_equal_one(seed):
+def test_shuffling_gives_no_question_its_own_image_or_an_equal_one(seed):
     names = ["a", "b", "c", "c", "d", "e", "e", "a2", "c"] * 3
-    digests = {name: name[0] for name in names}  # a2 is another file with the bytes of a
+    digests = {name: name[0] for name in names}  # a2 is a different file with the same bytes as a
     asked = [*(_with_image(i, name) for i, name in enumerate(names)), _with_image(99, "bad"), Question("100", {}, None)]
-    mixed = shuffle_images(asked, digests, seed)
-    assert [q.id for q in mixed] == [q.id for q in asked]
-    for before, after in zip(asked[:-2], mixed[:-2], strict=True):
+    shuffled = shuffle_images(asked, digests, seed)
+    assert [q.id for q in shuffled] == [q.id for q in asked]
+    for before, after in zip(asked[:-2], shuffled[:-2], strict=True):
         assert digests[before.images[0].name] != digests[after.images[0].name]
-    assert sorted(q.images[0].name for q in mixed[:-2]) == sorted(names), "a permutation"
-    assert mixed[-2:] == asked[-2:]
-    assert mixed == shuffle_images(asked, digests, seed)
-    assert mixed != shuffle_images(asked, digests, seed + 1)
+    assert sorted(q.images[0].name for q in shuffled[:-2]) == sorted(names), "must be a permutation"
+    assert shuffled[-2:] == asked[-2:]
+    assert shuffled == shuffle_images(asked, digests, seed)
+    assert shuffled != shuffle_images(asked, digests, seed + 1)
 
 
-def test_a_control_that_cannot_be_is_an_error():
+def test_shuffling_fails_if_more_than_half_of_the_questions_share_an_image():
     half = [_with_image(i, name) for i, name in enumerate("aabc")]
-    mixed = shuffle_images(half, {name: name for name in "abc"}, 0)
-    assert {q.images[0].name for q in mixed[:2]} == {"b", "c"}
+    shuffled = shuffle_images(half, {name: name for name in "abc"}, 0)
+    assert {q.images[0].name for q in shuffled[:2]} == {"b", "c"}
     with pytest.raises(EvaluationError, match="3 of 5 questions have the same image"):
         shuffle_images([*half, _with_image(5, "a")], {name: name for name in "abc"}, 0)
 
 
-def test_the_control_gives_as_many_images_as_a_question_had(caplog):
+def test_shuffling_preserves_the_number_of_images_per_question(caplog):
     asked = [_with_image(i, name) for i, name in enumerate("abcabc")]
     pairs = [
         dataclasses.replace(_with_image(10 + i, "a"), images=_images(names)) for i, names in enumerate(("ab", "ba"))
     ]
     lone = dataclasses.replace(_with_image(20, "a"), images=_images("abc"))
-    mixed = shuffle_images([*asked, *pairs, lone], {name: name for name in "abc"}, 0)
-    assert [len(q.images) for q in mixed] == [1] * 6 + [2, 2, 3]
-    assert [q.images for q in mixed[6:8]] == [_images("ba"), _images("ab")]
-    assert mixed[8] == lone and "1 questions with 3 images keep theirs" in caplog.text
+    shuffled = shuffle_images([*asked, *pairs, lone], {name: name for name in "abc"}, 0)
+    assert [len(q.images) for q in shuffled] == [1] * 6 + [2, 2, 3]
+    assert [q.images for q in shuffled[6:8]] == [_images("ba"), _images("ab")]
+    assert shuffled[8] == lone and "1 questions with 3 images keep their own images" in caplog.text
 
 
 def _images(names: str) -> tuple[QuestionImage, ...]:
     return tuple(_with_image(0, name).images[0] for name in names)
 
 
-def test_pixels_come_back_after_they_were_dropped(generator, questions, monkeypatch):
+def test_evicted_pixels_are_decoded_again(generator, questions, monkeypatch):
     monkeypatch.setattr("model.evaluation.images.CACHE_BYTES", 3 * 32 * 32 * 4 * 2)
     cache = _inspected(generator, questions)
     images = [question.images[0] for question in questions[:10]]
@@ -305,7 +303,7 @@ def _job(model: Path, corpus: Path, output: Path) -> dict:
     }
 
 
-def test_the_job_asks_scores_and_controls(model, corpus, tmp_path):
+def test_the_job_asks_and_scores_benchmarks_and_their_control(model, corpus, tmp_path):
     (tmp_path / "job.json").write_text(json.dumps(_job(model, corpus, tmp_path / "out")))
     main([str(tmp_path / "job.json")])
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
@@ -317,10 +315,10 @@ def test_the_job_asks_scores_and_controls(model, corpus, tmp_path):
     assert scores["mmbench"]["circular"] is not None
 
     asked = {q.id: q for q in mmbench.read(corpus / "MMBench" / "mmbench_dev.tsv", None)}
-    mixed = tmp_path / "out" / "mmbench.shuffled.predictions.jsonl"
-    shown = {row["id"]: row["images"][0] for row in map(json.loads, mixed.read_text().splitlines()[1:])}
-    assert set(shown) == set(asked)
-    assert all(name != asked[key].images[0].name for key, name in shown.items())
+    control = tmp_path / "out" / "mmbench.shuffled.predictions.jsonl"
+    names = {row["id"]: row["images"][0] for row in map(json.loads, control.read_text().splitlines()[1:])}
+    assert set(names) == set(asked)
+    assert all(name != asked[key].images[0].name for key, name in names.items())
 
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert set(before) == {
@@ -331,32 +329,32 @@ def test_the_job_asks_scores_and_controls(model, corpus, tmp_path):
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_the_job_has_its_answers_judged(model, corpus, tmp_path, monkeypatch):
+def test_the_job_asks_a_judge(model, corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("HONEYBEE_JUDGE_KEY", KEY)
-    places = {
+    folders = {
         "llava_bench": "LLaVA-Bench/images",
         "mm_vet": "MM-Vet/images",
         "mmmu": "MMMU",
         "owleval": "OwlEval/cases",
     }
     benchmarks = {}
-    for name, place in places.items():
-        benchmarks[name] = {"path": str(corpus / place.partition("/")[0]), "images": str(corpus / place)}
+    for name, folder in folders.items():
+        benchmarks[name] = {"path": str(corpus / folder.partition("/")[0]), "images": str(corpus / folder)}
     job = _job(model, corpus, tmp_path / "out") | {"benchmarks": benchmarks}
 
     def short(name: str) -> Prompt:
         return dataclasses.replace(load_prompt(name), max_new_tokens=4)
 
     monkeypatch.setattr("model.evaluation.__main__.load_prompt", short)
-    plain = evaluate(Job.model_validate(job))
-    assert "score" not in plain["mm_vet"] and plain["llava_bench"]["judge"].startswith("none")
-    assert plain["mmmu"]["accuracy"] is not None and plain["owleval"]["num_answered"] > 10
+    unjudged = evaluate(Job.model_validate(job))
+    assert "score" not in unjudged["mm_vet"] and unjudged["llava_bench"]["judge"].startswith("none")
+    assert unjudged["mmmu"]["accuracy"] is not None and unjudged["owleval"]["num_answered"] > 10
     with serving(lambda body: "8 4" if "Assistant 1" in str(body) else "0.5") as server:
         judge = {"url": server.url, "model": "judge"}
         scores = evaluate(Job.model_validate(job | {"judge": judge}))
         asked = len(server.requests)
         assert evaluate(Job.model_validate(job | {"judge": judge})) == scores
-        assert len(server.requests) == asked, "replies are kept beside the answers"
+        assert len(server.requests) == asked, "replies are cached next to the answers"
     assert (scores["mm_vet"]["score"], scores["llava_bench"]["score"]) == (50, 50)
     assert scores["mm_vet"]["judge"] | judge == scores["mm_vet"]["judge"]
     assert "score" not in scores["shuffled"]["mm_vet"]
@@ -369,12 +367,12 @@ def test_the_job_has_its_answers_judged(model, corpus, tmp_path, monkeypatch):
         ({"batch_size": 0}, "batch_size"),
         ({"temperature": 1}, "temperature"),
         ({"benchmarks": {"mme9": {"path": "x"}}}, "no benchmark 'mme9'; known: llava_bench, mm_vet, mmbench, mme, "),
-        ({"benchmarks": {"pope": {"path": "/nowhere/coco_pope_random.json"}}}, "no directory"),
+        ({"benchmarks": {"pope": {"path": "/nowhere/coco_pope_random.json"}}}, "image root /nowhere is "),
         ({"benchmarks": {"mmbench": {"path": "/nowhere/dev.tsv"}}}, "there is no such file"),
-        ({"model": "/nowhere"}, "/nowhere: there is no such model"),
+        ({"model": "/nowhere"}, "/nowhere: there is no such model directory"),
     ],
 )
-def test_bad_jobs_end_with_a_clear_message(model, corpus, tmp_path, changes, message):
+def test_invalid_jobs_exit_with_a_clear_message(model, corpus, tmp_path, changes, message):
     path = tmp_path / "job.json"
     path.write_text(json.dumps(_job(model, corpus, tmp_path / "out") | changes))
     with pytest.raises(SystemExit, match=message):
@@ -383,46 +381,46 @@ def test_bad_jobs_end_with_a_clear_message(model, corpus, tmp_path, changes, mes
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_ranks_answer_as_one_does(put, generator, questions, tmp_path, world):
+def test_several_ranks_write_the_same_file_as_one(put, generator, questions, tmp_path, world):
     put(tmp_path / "one.jsonl")
     path = tmp_path / "together.jsonl"
     asked = Asked(generator, _inspected(generator, questions), questions, PROMPT)
     for rank in range(world):
-        whole = ask(asked, 16, path, {"benchmark": "pope"}, rank, world)
-    whole.merge(world)
+        complete = ask(asked, 16, path, {"benchmark": "pope"}, rank, world)
+    complete.merge(world)
     assert path.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
     assert sorted(each.name for each in tmp_path.iterdir()) == ["one.jsonl", "together.jsonl"]
     counting = Counting(generator.directory, "cpu")
-    for rank in range(world):  # again: it is whole
+    for rank in range(world):  # the file is already complete
         again = ask(Asked(counting, asked.images, questions, PROMPT), 16, path, {"benchmark": "pope"}, rank, world)
     again.merge(world)
     assert counting.asked == 0 and path.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
 
 
-def test_parts_that_a_killed_run_left_are_never_taken_for_whole(put, generator, questions, tmp_path):
+def test_part_files_of_a_killed_run_are_never_mistaken_for_complete_ones(put, generator, questions, tmp_path):
     put(tmp_path / "one.jsonl")
     expected = (tmp_path / "one.jsonl").read_bytes()
     path = tmp_path / "together.jsonl"
     asked = Asked(generator, _inspected(generator, questions), questions, PROMPT)
     header = {"benchmark": "pope"}
-    whole = ask(asked, 16, path, header, 0, 2)
+    complete = ask(asked, 16, path, header, 0, 2)
     with pytest.raises(EvaluationError, match="rank 1 has not answered all of its questions"):
-        whole.merge(2)  # rank 1 never began
+        complete.merge(2)  # rank 1 has not started
     ask(asked, 16, path, header, 1, 2)
     parts = sorted(tmp_path.glob("together.rank-*"))
-    whole.merge(2)
+    complete.merge(2)
     assert path.read_bytes() == expected
     parts[1].write_text("left when the merging process was killed after it had removed the first part")
     ask(asked, 16, path, header, 1, 2).merge(2)
     assert path.read_bytes() == expected and not list(tmp_path.glob("together.rank-*"))
 
     path.unlink()
-    ask(asked, 16, path, header, 0, 2)  # killed; then one rank does it all
+    ask(asked, 16, path, header, 0, 2)  # killed, then resumed with a single rank
     ask(asked, 16, path, header).merge(1)
     assert path.read_bytes() == expected and not list(tmp_path.glob("together.rank-*"))
 
 
-def test_the_likeliest_choice_is_that_of_the_plain_model(model, generator, questions, tmp_path):
+def test_the_likeliest_choice_matches_the_unwrapped_model(model, generator, questions, tmp_path):
     few = questions[:24]
     choices = [("Yes", "No", "a dog")[: 2 + i % 2] for i in range(len(few))]
     for batch_size in (1, 7):
@@ -438,9 +436,9 @@ def test_the_likeliest_choice_is_that_of_the_plain_model(model, generator, quest
         losses = []
         for choice in own:
             content = [{"type": "image"}, {"type": "text", "text": PROMPT.render(question)}]
-            said = [{"role": "user", "content": content}, {"role": "assistant", "content": choice}]
-            text = processor.apply_chat_template(said)
-            prompt = processor.apply_chat_template(said[:1], add_generation_prompt=True)
+            messages = [{"role": "user", "content": content}, {"role": "assistant", "content": choice}]
+            text = processor.apply_chat_template(messages)
+            prompt = processor.apply_chat_template(messages[:1], add_generation_prompt=True)
             inputs = processor(text=text, images=decode(question.images[0].read()), return_tensors="pt")
             short = processor(text=prompt, images=decode(question.images[0].read()), return_tensors="pt")
             labels = inputs["input_ids"].clone()
@@ -451,9 +449,9 @@ def test_the_likeliest_choice_is_that_of_the_plain_model(model, generator, quest
         assert texts[question.id] == own[losses.index(min(losses))]
 
 
-def test_the_job_runs_in_several_ranks_and_by_likelihood(model, corpus, tmp_path):
-    place = {"path": str(corpus / "POPE"), "images": str(corpus / "POPE/images")}
-    job = {"model": str(model), "benchmarks": {"pope": place}, "choose_by": "likelihood", "device": "cpu"}
+def test_the_job_supports_several_ranks_and_likelihood(model, corpus, tmp_path):
+    location = {"path": str(corpus / "POPE"), "images": str(corpus / "POPE/images")}
+    job = {"model": str(model), "benchmarks": {"pope": location}, "choose_by": "likelihood", "device": "cpu"}
     for name, ranks in (("one", 1), ("two", 2)):
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps({**job, "output": str(tmp_path / name)}))
@@ -461,4 +459,4 @@ def test_the_job_runs_in_several_ranks_and_by_likelihood(model, corpus, tmp_path
     for file in ("pope.predictions.jsonl", "scores.json"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
     scores = json.loads((tmp_path / "two/scores.json").read_text())["pope"]
-    assert scores["unclear_answers"]["count"] == 0  # only Yes and No are there to choose from
+    assert scores["unclear_answers"]["count"] == 0  # Yes and No are the only choices

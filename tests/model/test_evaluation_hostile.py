@@ -1,4 +1,4 @@
-"""Damaged and hostile files: one error that names the place, or a fact in the scores; never a traceback."""
+"""Damaged and hostile files cause one error that names the location, or an entry in the scores, never a traceback."""
 
 import json
 import zipfile
@@ -35,43 +35,43 @@ HEADER, ROW = ["index", "question", "A", "B", "answer", "prediction"], ["1", "q"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
-def test_a_document_type_is_refused_wherever_it_stands(tmp_path: Path, encoding: str) -> None:
+def test_a_document_type_is_refused_at_any_position(tmp_path: Path, encoding: str) -> None:
     start = f'<?xml version="1.0" encoding="{encoding}"?><!--{"x" * 2000}--><!DOCTYPE x [<!ENTITY e "a">]>'
     path = workbook(tmp_path / "a.xlsx", (start + sheet(HEADER, ROW)).encode(encoding))
     with pytest.raises(EvaluationError, match="document type"):
         list(read_xlsx(path))
 
 
-@pytest.mark.parametrize("at, value", [(8, 1), (10, 99)])  # of the central directory: encrypted, unknown compression
-def test_a_part_that_cannot_be_unpacked_is_an_error(tmp_path: Path, at: int, value: int) -> None:
+@pytest.mark.parametrize("offset, value", [(8, 1), (10, 99)])  # central directory: encrypted, unknown compression
+def test_a_member_that_cannot_be_unpacked_is_an_error(tmp_path: Path, offset: int, value: int) -> None:
     path = workbook(tmp_path / "a.xlsx", sheet(HEADER, ROW))
     data = bytearray(path.read_bytes())
-    place = data.find(b"PK\x01\x02")
-    while place >= 0:
-        data[place + at] = value
-        place = data.find(b"PK\x01\x02", place + 1)
+    entry = data.find(b"PK\x01\x02")
+    while entry >= 0:
+        data[entry + offset] = value
+        entry = data.find(b"PK\x01\x02", entry + 1)
     path.write_bytes(data)
     with pytest.raises(EvaluationError, match=r"not a readable \.xlsx workbook"):
         list(read_xlsx(path))
 
 
-def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_duplicate_column_names_are_refused(tmp_path: Path) -> None:
     path = workbook(tmp_path / "a.xlsx", sheet([*HEADER, "prediction"], [*ROW, "B"]))
     with pytest.raises(EvaluationError, match="same header"):
         mmbench.read_predictions(path, None, None)
     tsv = tmp_path / "a.tsv"
     tsv.write_text("index\tquestion\tA\tB\tanswer\tanswer\timage\n1\tq\ta\tb\tA\tB\t\n")
-    with pytest.raises(EvaluationError, match="two columns are called 'answer'"):
+    with pytest.raises(EvaluationError, match="two columns are named 'answer'"):
         mmbench.read(tsv, None)
 
 
-def test_an_mmbench_index_and_its_answer_are_checked(tmp_path: Path) -> None:
+def test_mmbench_indices_and_answers_are_checked(tmp_path: Path) -> None:
     path = workbook(tmp_path / "a.xlsx", sheet(HEADER, ["9" * 5000, *ROW[1:]]))
-    with pytest.raises(EvaluationError, match="row 2: index"):
+    with pytest.raises(EvaluationError, match="row 2: field `index` must be an integer"):
         mmbench.read_predictions(path, None, None)
     tsv = tmp_path / "a.tsv"
     tsv.write_text("index\tquestion\tA\tB\tanswer\timage\n1\tq\ta\tb\tB\t\n")
-    with pytest.raises(EvaluationError, match="answer is A, but B"):
+    with pytest.raises(EvaluationError, match="`answer` is A, but B"):
         mmbench.read_predictions(workbook(path, sheet(HEADER, ROW)), tsv, None)
 
 
@@ -83,20 +83,20 @@ def test_scienceqa_lists_and_choices_are_checked(tmp_path: Path) -> None:
     problem = {"question": "q", "choices": ["x"] * 40, "answer": 30, "hint": "", "image": None, "subject": "s"}
     (tmp_path / "problems.json").write_text(json.dumps({"1": {**problem, "grade": "grade1"}}))
     (tmp_path / "pid_splits.json").write_text('{"test": ["1"]}')
-    with pytest.raises(EvaluationError, match="problem 1: choices"):
+    with pytest.raises(EvaluationError, match="problem 1: field `choices` must be"):
         scienceqa.read(tmp_path, None)
 
 
 @pytest.mark.parametrize("text", ["{[]}", "{[]: 1}", "__import__('os')", "[" * 5000])
-def test_mmmu_options_are_read_as_a_literal_only(text: str) -> None:
-    with pytest.raises(EvaluationError, match="must be a Python list of texts"):
+def test_mmmu_options_are_only_parsed_as_a_literal(text: str) -> None:
+    with pytest.raises(EvaluationError, match="must be a Python list of strings"):
         mmmu._listed("a.parquet: row 0", "options", text)
 
 
-def test_mmmu_answers_that_are_no_answer_are_refused(tmp_path: Path) -> None:
+def test_invalid_mmmu_answers_are_refused(tmp_path: Path) -> None:
     (tmp_path / "Art").mkdir()
     row = {"id": "validation_Art_1", "question_type": "multiple-choice", "response": "A", "index2ans": {"A": "a"}}
-    for answer, message in (([], "text or texts"), ([1], "text or texts"), ("Z", "must be one of A")):
+    for answer, message in (([], "a string or a list"), ([1], "a string or a list"), ("Z", "must be one of A")):
         (tmp_path / "Art" / "output.json").write_text(json.dumps([{**row, "answer": answer}]))
         with pytest.raises(EvaluationError, match=message):
             mmmu.read_predictions(tmp_path, None, None)
@@ -107,15 +107,15 @@ def test_mmmu_answers_that_are_no_answer_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "benchmark, changed, message",
     [
-        ("seed_bench", {"options": [1, None]}, "'options' must hold texts"),
+        ("seed_bench", {"options": [1, None]}, "`options` must contain only strings"),
         ("seed_bench", {"options": ["x"] * 40}, "40 options"),
-        ("mmmu", {"groups": {"subject": []}}, "'groups' must hold texts"),
-        ("pope", {"groups": {}}, "groups has no split"),
-        ("mme", {"groups": {"task": "count"}}, "groups has no image"),
+        ("mmmu", {"groups": {"subject": []}}, "`groups` must contain only strings"),
+        ("pope", {"groups": {}}, "`groups` has no split"),
+        ("mme", {"groups": {"task": "count"}}, "`groups` has no image"),
         ("pope", {"groups": {"split": "random"}, "truth": "maybe"}, "must be one of yes, no"),
     ],
 )
-def test_lines_of_our_own_format_are_checked(
+def test_lines_of_honeybees_format_are_checked(
     tmp_path: Path, benchmark: str, changed: dict[str, Any], message: str
 ) -> None:
     line = {"id": "1", "answer": "A", "error": None, "truth": "yes", "options": [], "fields": {}, "groups": {}}

@@ -1,4 +1,4 @@
-"""The judge behind an endpoint: what it keeps, how it fails, what it spends. The server is a local one."""
+"""The judge behind an endpoint, tested with a local server: its cache, failures and budget."""
 
 import email.utils
 import json
@@ -42,7 +42,7 @@ def texts(judge: EndpointJudge, conversations: dict[str, Any]) -> dict[str, str 
     return {key: answer.text for key, answer in judge.ask(conversations, 8).items()}
 
 
-def test_it_asks_as_the_protocol_says_and_keeps_every_reply(tmp_path):
+def test_requests_follow_the_protocol_and_replies_are_cached(tmp_path):
     with serving(echo, delay=0.02) as server:
         first = texts(judge_of(server, tmp_path), asked(12))
         assert first == {f"q{i}": f"QUESTION {i}" for i in range(12)}
@@ -51,14 +51,14 @@ def test_it_asks_as_the_protocol_says_and_keeps_every_reply(tmp_path):
         expected = {"model": "m", "messages": asked(1)["q0"], "temperature": 0, "max_tokens": 8}
         assert expected in server.requests
         assert texts(judge_of(server, tmp_path, concurrency=1), asked(12)) == first
-        assert len(server.requests) == 12, "the second time nothing is asked"
+        assert len(server.requests) == 12, "the second time, no requests are sent"
         judge_of(server, tmp_path, max_tokens=9).ask(asked(1), 8)
-        assert server.requests[-1]["max_tokens"] == 9, "another request"
-        kept = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
-        assert len(kept) == 13 and not any(KEY in text for text in kept)
+        assert server.requests[-1]["max_tokens"] == 9, "a different max_tokens makes a new request"
+        cached = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+        assert len(cached) == 13 and not any(KEY in text for text in cached)
 
 
-def test_equal_questions_are_asked_once_and_odd_texts_survive(tmp_path):
+def test_equal_questions_are_sent_once_and_lone_surrogates_are_replaced(tmp_path):
     with serving(lambda body: (200, completion("\ud83d half"))) as server:
         message = [{"role": "user", "content": "a \ud800 b"}]
         assert texts(judge_of(server, tmp_path), {"a": message, "b": message}) == dict.fromkeys("ab", "? half")
@@ -80,38 +80,38 @@ def test_equal_questions_are_asked_once_and_odd_texts_survive(tmp_path):
         (200, completion(None)),
     ],
 )
-def test_what_may_pass_is_asked_again(tmp_path, failure):
+def test_transient_failures_are_retried(tmp_path, failure):
     with serving(echo, failures=[failure, failure]) as server:
         assert texts(judge_of(server, tmp_path), asked(1)) == {"q0": "QUESTION 0"}
         assert len(server.requests) == 3
 
 
-def test_retry_after_is_waited_for(tmp_path):
+def test_retry_after_is_respected_up_to_a_limit(tmp_path):
     with serving(echo, failures=[(429, b"", {"Retry-After": "1"})]) as server:
-        begun = time.monotonic()
+        started = time.monotonic()
         judge_of(server, tmp_path).ask(asked(1), 8)
-        assert time.monotonic() - begun >= 1
+        assert time.monotonic() - started >= 1
     with serving(echo, failures=[(429, b"", {"Retry-After": "3600"})]) as server:
         (answer,) = judge_of(server, tmp_path / "other").ask(asked(1), 8).values()
-        assert answer.text is None and "it asks to wait 3600 s" in answer.error
+        assert answer.text is None and "the endpoint asks to wait 3600 s" in answer.error
 
 
-def test_waits_grow(tmp_path, monkeypatch):
+def test_backoff_is_exponential(tmp_path, monkeypatch):
     monkeypatch.setattr("model.evaluation.judge_http.FIRST_WAIT", 0.05)
     with serving(echo, failures=[(500, b"")] * 4) as server:
-        begun = time.monotonic()
+        started = time.monotonic()
         judge_of(server, tmp_path).ask(asked(1), 8)
-        assert time.monotonic() - begun >= 0.75 * 0.05 * (1 + 2 + 4 + 8)
+        assert time.monotonic() - started >= 0.75 * 0.05 * (1 + 2 + 4 + 8)
 
 
-def test_a_time_out_is_asked_again_and_then_named(tmp_path):
+def test_a_time_out_is_retried_and_finally_reported(tmp_path):
     with serving(echo, delay=0.5) as server:
         (answer,) = judge_of(server, tmp_path, timeout=0.1, tries=2).ask(asked(1), 8).values()
         assert len(server.requests) == 2
-        assert answer.error == "no reply: no answer in time (ReadTimeout) (2 tries)"
+        assert answer.error == "no reply: the request timed out (ReadTimeout) (attempts: 2)"
 
 
-def test_one_refused_request_does_not_end_the_others_and_is_not_repeated(tmp_path):
+def test_a_refused_request_is_not_retried_and_does_not_affect_others(tmp_path):
     def answer(body: dict[str, Any]) -> Any:
         return (400, b"too long") if "question 1" in body["messages"][0]["content"] else echo(body)
 
@@ -121,8 +121,8 @@ def test_one_refused_request_does_not_end_the_others_and_is_not_repeated(tmp_pat
         assert len(server.requests) == 3
 
 
-@pytest.mark.parametrize(("status", "hint"), [(401, "is the key right"), (404, "the URL and the model's name")])
-def test_a_wrong_key_or_model_ends_it_at_once_without_telling_the_key(tmp_path, caplog, status, hint):
+@pytest.mark.parametrize(("status", "hint"), [(401, "is the API key correct"), (404, "the URL and the model name")])
+def test_a_wrong_key_or_model_fails_at_once_without_revealing_the_key(tmp_path, caplog, status, hint):
     caplog.set_level(logging.DEBUG)
     with serving(lambda body: (status, f"bad key {KEY}".encode())) as server:
         with pytest.raises(JudgeError, match=f"HTTP {status} bad key .*{hint}") as caught:
@@ -131,37 +131,37 @@ def test_a_wrong_key_or_model_ends_it_at_once_without_telling_the_key(tmp_path, 
     assert KEY not in str(caught.value) and KEY not in caplog.text
 
 
-def test_without_a_key_none_is_sent_and_one_that_is_none_is_refused(tmp_path, monkeypatch):
+def test_a_missing_key_is_not_sent_and_an_invalid_one_is_refused(tmp_path, monkeypatch):
     monkeypatch.delenv("HONEYBEE_JUDGE_KEY")
     with serving(echo) as server:
         judge_of(server, tmp_path).ask(asked(1), 8)
         assert server.keys == [None]
         monkeypatch.setenv("OTHER", "two words")
-        with pytest.raises(JudgeError, match=r"the key in \$OTHER holds blanks"):
+        with pytest.raises(JudgeError, match=r"the API key in \$OTHER contains spaces"):
             judge_of(server, tmp_path, key_variable="OTHER")
 
 
-def test_the_budget_is_looked_at_before_each_request(tmp_path):
+def test_the_budget_is_checked_before_each_request(tmp_path):
     with serving(echo, failures=[(500, b"")]) as server:
         replies = judge_of(server, tmp_path, max_requests=3, concurrency=1).ask(asked(4), 8)
         assert len(server.requests) == 3
         assert [answer.text for answer in replies.values()] == ["QUESTION 0", "QUESTION 1", None, None]
         assert replies["q3"].error == "not asked: the budget of 3 requests is spent"
         assert len(texts(judge_of(server, tmp_path, max_requests=2), asked(4))) == 4
-        assert len(server.requests) == 5, "what is kept costs nothing"
+        assert len(server.requests) == 5, "cached replies are free"
 
 
-def test_tokens_are_counted_as_the_endpoint_counts_them(tmp_path):
+def test_the_budget_uses_the_token_counts_of_the_endpoint(tmp_path):
     with serving(lambda body: (200, completion("x", tokens=50))) as server:
         replies = judge_of(server, tmp_path, max_total_tokens=120, concurrency=1).ask(asked(5), 8)
-        assert len(server.requests) == 3  # 50 + 50 are spent, and the third looks as if it took 11
-        assert "of the budget of 120 tokens 150 are spent" in replies["q4"].error
+        assert len(server.requests) == 3  # 50 + 50 tokens are spent, and the third request is estimated at 11
+        assert "150 of the budget of 120 tokens are spent" in replies["q4"].error
     with serving(lambda body: (200, completion("x", tokens=None))) as server:
         judge_of(server, tmp_path, max_total_tokens=23, concurrency=1).ask(asked(5), 8)
-        assert len(server.requests) == 2, "where it does not say, the guess stands: 11 each"
+        assert len(server.requests) == 2, "without reported counts, the estimate of 11 tokens per request is used"
 
 
-def test_an_endpoint_that_is_down_is_not_asked_for_ever(tmp_path):
+def test_requests_stop_when_the_endpoint_is_down(tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
@@ -169,17 +169,17 @@ def test_an_endpoint_that_is_down_is_not_asked_for_ever(tmp_path):
     replies = judge.ask(asked(200), 8)
     reasons = [answer.error for answer in replies.values()]
     assert sum(reason.startswith("no reply: no connection") for reason in reasons) == 5
-    assert reasons[-1].startswith("not asked: 5 requests failed one after another, the last: no connection")
+    assert reasons[-1].startswith("not asked: 5 consecutive requests failed, the last one with: no connection")
 
 
-def test_an_endpoint_that_refuses_everything_is_not_asked_for_ever(tmp_path):
+def test_requests_stop_when_the_endpoint_refuses_everything(tmp_path):
     with serving(lambda body: (400, b"unknown parameter max_tokens")) as server:
         replies = judge_of(server, tmp_path, concurrency=1).ask(asked(50), 8)
         assert len(server.requests) == 5
-        assert replies["q49"].error.endswith("the last: HTTP 400 unknown parameter max_tokens")
+        assert replies["q49"].error.endswith("the last one with: HTTP 400 unknown parameter max_tokens")
 
 
-def test_a_damaged_kept_reply_is_asked_again(tmp_path, caplog):
+def test_damaged_cache_entries_are_requested_again(tmp_path, caplog):
     with serving(echo) as server:
         judge_of(server, tmp_path).ask(asked(3), 8)
         one, two, _ = sorted(tmp_path.rglob("*.json"))
@@ -189,10 +189,10 @@ def test_a_damaged_kept_reply_is_asked_again(tmp_path, caplog):
         two.write_text(json.dumps(content))
         assert texts(judge_of(server, tmp_path), asked(3)) == {f"q{i}": f"QUESTION {i}" for i in range(3)}
         assert len(server.requests) == 5
-        assert caplog.text.count("is no kept reply: asked again") == 2
+        assert caplog.text.count("is not a valid cached reply; the request is sent again") == 2
 
 
-def test_a_killed_judging_goes_on_where_it_stopped(tmp_path):
+def test_a_killed_judging_run_resumes_where_it_stopped(tmp_path):
     program = (
         "import sys; from pathlib import Path; from model.evaluation.judge import *\n"
         "judge = EndpointJudge(JudgeSettings(url=sys.argv[1], model='m'), Path(sys.argv[2]))\n"
@@ -206,19 +206,19 @@ def test_a_killed_judging_goes_on_where_it_stopped(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
         time.sleep(0.2)
-        before, kept = len(server.requests), len(list(tmp_path.rglob("*.json")))
-        assert before < 60 and before - kept <= 4
+        before, cached = len(server.requests), len(list(tmp_path.rglob("*.json")))
+        assert before < 60 and before - cached <= 4
         conversations = {str(i): [{"role": "user", "content": f"question {i}"}] for i in range(60)}
         assert texts(judge_of(server, tmp_path), conversations) == {str(i): f"QUESTION {i}" for i in range(60)}
-        assert len(server.requests) == before + 60 - kept
+        assert len(server.requests) == before + 60 - cached
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"url": "example.org/v1"}, "must be an address"),
-        ({"url": "http://user:secret@127.0.0.1/v1"}, "no user, password or query"),
-        ({"url": "http://127.0.0.1/v1?key=1"}, "no user, password or query"),
+        ({"url": "example.org/v1"}, "must be a URL"),
+        ({"url": "http://user:secret@127.0.0.1/v1"}, "must not contain a user, password, query"),
+        ({"url": "http://127.0.0.1/v1?key=1"}, "must not contain a user, password, query"),
         ({"key": "sk"}, "Extra inputs"),
         ({"concurrency": 0}, "concurrency"),
     ],

@@ -1,4 +1,4 @@
-"""MMBench's matcher, the prompts of all judges, and the sample files of judged and open benchmarks."""
+"""MMBench's judge, the judge prompts of all benchmarks, and the sample files of judged and open benchmarks."""
 
 from pathlib import Path
 
@@ -42,19 +42,19 @@ def key(monkeypatch):
         ("", None),
     ],
 )
-def test_letters_are_read(reply, verdict):
+def test_letters_are_parsed_from_replies(reply, verdict):
     assert mmbench.parse(reply, 3) == verdict
 
 
-def test_the_matcher_is_asked_only_of_what_the_rule_does_not_match(tmp_path):
+def test_the_judge_is_asked_only_about_answers_that_the_rule_does_not_match(tmp_path):
     questions = [Question(str(i), {"question": "?"}, "A", ("red", "blue")) for i in range(1, 6)]
     texts = ["A", "crimson", "no idea", "", "navy"]
     predictions = Predictions(questions, {q.id: Answer(t) for q, t in zip(questions, texts, strict=True)})
-    alone = mmbench.score(predictions)
-    assert alone["accuracy"] == 20 and alone["matched"] == {"rule": 1, "judge": 0, "neither": 4}
-    assert alone["judge"].startswith("none")
-    means = {"crimson": "A", "no idea": "NONE", "navy": "B"}
-    with serving(lambda body: means[last(body).rpartition("Answer: ")[2].partition("\n")[0]]) as server:
+    by_rule = mmbench.score(predictions)
+    assert by_rule["accuracy"] == 20 and by_rule["matched"] == {"rule": 1, "judge": 0, "neither": 4}
+    assert by_rule["judge"].startswith("none")
+    replies = {"crimson": "A", "no idea": "NONE", "navy": "B"}
+    with serving(lambda body: replies[last(body).rpartition("Answer: ")[2].partition("\n")[0]]) as server:
         predictions = ask_judge(mmbench.BENCHMARK, predictions, server, tmp_path)
         assert len(server.requests) == 3
     scores = mmbench.score(predictions)
@@ -66,7 +66,7 @@ def test_the_matcher_is_asked_only_of_what_the_rule_does_not_match(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mm_vet", "llava_bench", "mmbench"])
-def test_judge_prompts_name_only_what_they_get(name):
+def test_judge_prompts_use_all_their_fields_and_no_others(name):
     fields = {
         "mm_vet": ("question", "truth", "answer"),
         "llava_bench": ("caption", "question", "reference", "answer"),
@@ -74,12 +74,12 @@ def test_judge_prompts_name_only_what_they_get(name):
     }[name]
     system, user = load_judge_prompt(name).render({field: f"<{field}>" for field in fields})
     assert system["role"] == "system" and all(user["content"].count(f"<{field}>") == 1 for field in fields)
-    with pytest.raises(TemplateError, match="it may name question"):
+    with pytest.raises(TemplateError, match="it may use only question"):
         load_judge_prompt(name).render({"question": "x"})
 
 
 @pytest.mark.parametrize("name", ["mm_vet", "llava_bench", "mmmu", "owleval"])
-def test_the_sample_is_read_with_its_images(corpus, name):
+def test_sample_questions_are_read_with_their_images(corpus, name):
     folder = {"mm_vet": "MM-Vet", "llava_bench": "LLaVA-Bench", "mmmu": "MMMU", "owleval": "OwlEval"}[name]
     images = {"mmmu": "", "owleval": "cases"}.get(name, "images")
     questions = evaluation.get(name).read(corpus / folder, corpus / folder / images)

@@ -1,4 +1,4 @@
-"""LLaVA-Bench: official files, published scores, ratings of a judge."""
+"""LLaVA-Bench: the official files, the published scores and the ratings of a judge."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def key(monkeypatch):
 
 
 @pytest.mark.realdata
-def test_llava_bench_gives_the_published_scores(realdata):
+def test_published_scores_are_reproduced(realdata):
     folder = realdata / "scorers" / "llava_bench"
     official = []
     for number in (1, 2, 3):
@@ -65,11 +65,11 @@ def test_published_answers_are_judged(realdata, tmp_path):
         ("", None),
     ],
 )
-def test_ratings_are_read_from_the_first_line(reply, pair):
+def test_ratings_are_parsed_from_the_first_line(reply, pair):
     assert llava_bench.parse(reply) == pair
 
 
-def test_llava_bench_is_judged_by_category(corpus, tmp_path):
+def test_scores_by_category(corpus, tmp_path):
     questions = llava_bench.read(corpus / "LLaVA-Bench", corpus / "LLaVA-Bench" / "images")
     assert all(question.images[0].read()[:2] == b"\xff\xd8" for question in questions)
     answers = {question.id: Answer(question.truth) for question in questions}
@@ -89,7 +89,7 @@ def test_llava_bench_is_judged_by_category(corpus, tmp_path):
     assert marks[detail[0]].read == "8 4" and marks[detail[0]].credit == 0.4
 
 
-def test_bad_reviews_are_named(corpus, tmp_path):
+def test_unparsed_reviews_are_reported_and_invalid_files_refused(corpus, tmp_path):
     row = {"question_id": 0, "category": "llava_bench_conv", "tuple": [8, 4]}
     path = write_rows(tmp_path / "r.jsonl", [row, row | {"question_id": 1, "tuple": [-1, -1]}])
     scores = llava_bench.score(load(llava_bench.BENCHMARK, path, corpus / "LLaVA-Bench"))
@@ -97,20 +97,20 @@ def test_bad_reviews_are_named(corpus, tmp_path):
     assert scores["unjudged"]["reasons"]["1"] == "its review gives [-1, -1], not two numbers from 1 to 10"
     assert scores["unjudged"]["reasons"]["2"] == "not in the file"
     for rows, message in [
-        ([row, row], r"r\.jsonl:2: question_id 0 stands twice"),
-        ([row | {"question_id": 999}], r"r\.jsonl:1: question_id 999 is none of the questions"),
-        ([row | {"tuple": [8]}], r"tuple is \[8\], must be two numbers"),
+        ([row, row], r"r\.jsonl:2: duplicate question_id 0"),
+        ([row | {"question_id": 999}], r"r\.jsonl:1: question_id 999 is not among the questions"),
+        ([row | {"tuple": [8]}], r"field `tuple` must be a list of two numbers, found \[8\]"),
     ]:
         with pytest.raises(EvaluationError, match=message):
             load(llava_bench.BENCHMARK, write_rows(path, rows), corpus / "LLaVA-Bench")
     answers = write_rows(tmp_path / "a.jsonl", [{"question_id": 0, "text": "x"}] * 2)
-    with pytest.raises(EvaluationError, match=r"a\.jsonl:2: question_id 0 stands twice"):
+    with pytest.raises(EvaluationError, match=r"a\.jsonl:2: duplicate question_id 0"):
         load(llava_bench.BENCHMARK, answers, corpus / "LLaVA-Bench")
-    with pytest.raises(EvaluationError, match="need the official folder"):
+    with pytest.raises(EvaluationError, match="require the official folder"):
         load(llava_bench.BENCHMARK, answers)
 
 
-def test_llava_bench_files_must_agree(tmp_path):
+def test_official_files_must_be_consistent(tmp_path):
     question = {"question_id": 0, "image": "a.jpg", "text": "?", "category": "conv"}
     write_rows(tmp_path / "questions.jsonl", [question])
     write_rows(tmp_path / "context.jsonl", [{"image": "b.jpg", "caption": "x"}])

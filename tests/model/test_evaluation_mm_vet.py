@@ -1,4 +1,4 @@
-"""MM-Vet: official files, published totals, grades of a judge."""
+"""MM-Vet: the official files, the published totals and the grades of a judge."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ def key(monkeypatch):
 
 
 @pytest.mark.realdata
-def test_mm_vet_gives_the_published_totals_of_three_runs(realdata):
+def test_published_totals_of_three_runs_are_reproduced(realdata):
     folder = realdata / "scorers" / "mm_vet"
     grades = folder / "llava-v1.5-7b_gpt-4-grade-3runs.json"
     scores = mm_vet.score(load(mm_vet.BENCHMARK, grades, folder / "mm-vet.json", folder / "llava-v1.5-7b.json"))
@@ -37,8 +37,8 @@ def test_mm_vet_gives_the_published_totals_of_three_runs(realdata):
     assert rounded == {"rec": 36.8, "ocr": 21.1, "know": 17.3, "gen": 19.9, "spat": 24.9, "math": 7.7}
     assert round(scores["combinations"]["gen+know+rec"], 1) == 17.8 and len(scores["combinations"]) == 16
     assert scores["judge"]["model"] == "gpt-4" and scores["num_graded"] == scores["num_answered"] == 218
-    alone = mm_vet.score(load(mm_vet.BENCHMARK, grades))
-    assert alone["runs"] == scores["runs"] and alone["capabilities"] == {}
+    without_truth = mm_vet.score(load(mm_vet.BENCHMARK, grades))
+    assert without_truth["runs"] == scores["runs"] and without_truth["capabilities"] == {}
     answers = mm_vet.score(load(mm_vet.BENCHMARK, folder / "llava-v1.5-7b.json", folder / "mm-vet.json"))
     assert answers["judge"].startswith("none") and "score" not in answers and answers["num_answered"] == 218
 
@@ -47,7 +47,7 @@ def _vet(number: int, capabilities: str) -> Question:
     return Question(f"v{number}", {"question": "x?"}, "1<AND>2", groups={"capabilities": capabilities})
 
 
-def test_mm_vet_sub_scores_by_hand():
+def test_scores_computed_by_hand():
     questions = [_vet(0, "ocr"), _vet(1, "math+ocr"), _vet(2, "rec"), _vet(3, "rec")]
     verdicts = {"v0": [1.0, 0.0], "v1": [0.5, 0.5], "v2": [0.0, 0.2]}
     predictions = Predictions(questions, {}, judging=Judging({"model": "m"}, verdicts, {"v3": "why"}))
@@ -83,11 +83,11 @@ def test_mm_vet_sub_scores_by_hand():
         ("", None),
     ],
 )
-def test_grades_are_read(reply, grade):
+def test_grades_are_parsed_from_replies(reply, grade):
     assert mm_vet.parse(reply) == (None if grade is None else [grade])
 
 
-def test_mm_vet_answers_are_graded_and_what_is_not_is_named(tmp_path):
+def test_answers_are_graded_and_ungraded_ones_reported(tmp_path):
     questions = [_vet(i, "ocr") for i in range(4)]
     answers = {"v0": Answer("one and two"), "v1": Answer(""), "v2": Answer("odd {braces}"), "v3": Answer("mute")}
 
@@ -107,7 +107,7 @@ def test_mm_vet_answers_are_graded_and_what_is_not_is_named(tmp_path):
         scores = mm_vet.score(first)
         asked = len(server.requests)
         assert mm_vet.score(ask_judge(mm_vet.BENCHMARK, Predictions(questions, answers), server, tmp_path)) == scores
-        assert len(server.requests) == asked == 6, "two replies without a number are asked about once more"
+        assert len(server.requests) == asked == 6, "two replies without a number cause one more request each"
         assert all(body["max_tokens"] == 16 and body["temperature"] == 0 for body in server.requests)
         assert any("Reference: 1 <AND> 2" in last(body) for body in server.requests)
     assert first.judging.verdicts == {"v0": [0.6], "v1": [0.0], "v2": [0.4]}
@@ -118,7 +118,7 @@ def test_mm_vet_answers_are_graded_and_what_is_not_is_named(tmp_path):
     assert KEY not in json.dumps(scores)
 
 
-def test_a_spent_budget_leaves_answers_unjudged_and_says_so(tmp_path):
+def test_answers_that_exceed_the_budget_are_reported_as_unjudged(tmp_path):
     questions = [_vet(i, "ocr") for i in range(3)]
     predictions = Predictions(questions, {q.id: Answer(q.id) for q in questions})
     with serving(lambda body: "1.0") as server:
@@ -136,49 +136,52 @@ def _grades(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (_grades(v1_1={"score": [1.2]}), r"p\.json: v1_1: score is \[1\.2\], must be a list of numbers from 0 to 1"),
-        (_grades(v1_1={"score": []}), "v1_1: score is"),
-        (_grades(v1_1="text"), "v1_1: score is None"),
+        (
+            _grades(v1_1={"score": [1.2]}),
+            r"p\.json: v1_1: field `score` must be a list of numbers from 0 to 1, one per run, found \[1\.2\]",
+        ),
+        (_grades(v1_1={"score": []}), r"v1_1: field `score` must be .*found \[\]"),
+        (_grades(v1_1="text"), "v1_1: field `score` must be .*found None"),
         (_grades(v1_1={"score": [0.5, 0.5]}), r"1 answers have fewer than 2 grades \(v1_0\)"),
-        (_grades(v9_1={"score": [0.5]}), "v9_1 is none of the questions: of another version"),
-        ({}, "an object that is not empty|JSON object that is not empty"),
+        (_grades(v9_1={"score": [0.5]}), "v9_1 is not among the questions: is it from another version"),
+        ({}, "must contain a non-empty JSON object"),
         ([1], "JSON object"),
     ],
 )
-def test_bad_grade_files_are_errors(corpus, tmp_path, content, message):
+def test_invalid_grade_files_are_errors(corpus, tmp_path, content, message):
     path = tmp_path / "p.json"
     path.write_text(json.dumps(content))
     with pytest.raises(EvaluationError, match=message):
         load(mm_vet.BENCHMARK, path, corpus / "MM-Vet")
 
 
-def test_mm_vet_answers_of_another_version_and_broken_files(corpus, tmp_path):
+def test_answers_for_another_version_and_damaged_files_are_errors(corpus, tmp_path):
     path = write_rows(tmp_path / "a.json", {"v1_0": "x", "v9_9": "y"})
-    with pytest.raises(EvaluationError, match=r"a\.json: v9_9 is none of the questions"):
+    with pytest.raises(EvaluationError, match=r"a\.json: v9_9 is not among the questions"):
         load(mm_vet.BENCHMARK, path, corpus / "MM-Vet")
-    with pytest.raises(EvaluationError, match=r"need mm-vet\.json"):
+    with pytest.raises(EvaluationError, match=r"require mm-vet\.json"):
         load(mm_vet.BENCHMARK, path)
     path.write_text('{"v1_0": "x", "v1_0": "y"}')
-    with pytest.raises(EvaluationError, match=r"a\.json: 1 keys stand twice: v1_0"):
+    with pytest.raises(EvaluationError, match=r"a\.json: 1 duplicate keys: v1_0"):
         load(mm_vet.BENCHMARK, path, corpus / "MM-Vet")
     path.write_text('{"v1_0": "x"')
-    with pytest.raises(EvaluationError, match=r"a\.json: not a whole JSON file"):
+    with pytest.raises(EvaluationError, match=r"a\.json: not a complete JSON file"):
         load(mm_vet.BENCHMARK, path, corpus / "MM-Vet")
     write_rows(path, {"v1_0": None})
-    with pytest.raises(EvaluationError, match="v1_0: the answer is None, must be a text"):
+    with pytest.raises(EvaluationError, match="v1_0: the answer must be a string, found None"):
         load(mm_vet.BENCHMARK, path, corpus / "MM-Vet")
     row = {"imagename": "a.jpg", "question": "?", "answer": "x", "capability": []}
-    with pytest.raises(EvaluationError, match=r"mm-vet\.json: v1_0: capability is \[\]"):
+    with pytest.raises(EvaluationError, match=r"mm-vet\.json: v1_0: field `capability` must be .*found \[\]"):
         mm_vet.read(write_rows(tmp_path / "mm-vet.json", {"v1_0": row}), None)
-    with pytest.raises(EvaluationError, match="has no field 'imagename'"):
+    with pytest.raises(EvaluationError, match="has no field `imagename`"):
         mm_vet.read(write_rows(tmp_path / "mm-vet.json", {"v1_0": {"question": "?"}}), None)
 
 
-def test_verdicts_of_a_file_are_not_asked_for_again(corpus, tmp_path):
+def test_answers_with_verdicts_in_a_file_are_not_judged_again(corpus, tmp_path):
     grades = write_rows(tmp_path / "g.json", {"v1_0": {"score": [0.5]}, "v1_1": {"model": "m", "score": [0.5]}})
     predictions = load(mm_vet.BENCHMARK, grades, corpus / "MM-Vet")
     with serving(lambda body: "1.0") as server:
-        assert ask_judge(mm_vet.BENCHMARK, predictions, server, tmp_path / "kept") is predictions
+        assert ask_judge(mm_vet.BENCHMARK, predictions, server, tmp_path / "cache") is predictions
         assert not server.requests
     assert mm_vet.score(predictions)["judge"] == {"model": "m", "from": "g.json"}
     assert judging.judged(mm_vet.BENCHMARK, predictions, None) is predictions

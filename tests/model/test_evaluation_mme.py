@@ -1,4 +1,4 @@
-"""MME: the published scores, sub-scores worked by hand, the official files and what may be wrong with them."""
+"""MME: the published scores, scores computed by hand, and valid and invalid official files."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from pipelines.images import ImageRefError
 
 
 @pytest.mark.realdata
-def test_the_published_scores(realdata):
+def test_published_scores_are_reproduced(realdata):
     folder = realdata / "scorers" / "mme"
     scores = mme.score(load(mme.BENCHMARK, folder / "llava-v1.5-13b.jsonl", folder / "ground_truth"))
     assert (round(scores["perception"], 2), round(scores["cognition"], 2)) == (1531.32, 295.36)
@@ -26,7 +26,7 @@ def test_the_published_scores(realdata):
 
 
 @pytest.mark.realdata
-def test_the_real_answers_as_a_result_folder_score_the_same(realdata, tmp_path):
+def test_a_results_folder_and_json_lines_have_equal_scores(realdata, tmp_path):
     folder = realdata / "scorers" / "mme"
     predictions = load(mme.BENCHMARK, folder / "llava-v1.5-13b.jsonl", folder / "ground_truth")
     for file in (folder / "ground_truth").iterdir():
@@ -56,7 +56,7 @@ def _results(*answers: str) -> str:
     return "".join(f"{line}\t{answer}\n" for line, answer in zip(COLOR.splitlines(), answers, strict=True))
 
 
-def test_accuracy_and_accuracy_plus_by_hand(tmp_path):
+def test_accuracy_and_accuracy_plus_computed_by_hand(tmp_path):
     two = COLOR.replace("1.jpg", "2.jpg")
     results = "".join(
         f"{line}\t{answer}\n"
@@ -75,15 +75,15 @@ def test_accuracy_and_accuracy_plus_by_hand(tmp_path):
     assert json.loads(json.dumps(scores, allow_nan=False)) == scores
 
 
-def test_thirds_add_up_exactly():
-    """Six tasks of 3 images, each with one of three right: 200/3 a task; floats, summed, would be off."""
+def test_sums_of_thirds_are_exact():
+    """Six tasks with one of three images correct score 200/3 each, whose sum in floats would be inexact."""
     questions, answers = [], {}
     for task in mme.PERCEPTION[:6]:
         for image in "123":
             for text, truth in (("a?", "yes"), ("b?", "no")):
                 key = f"{task}/{image}/{text}"
-                shown = {"task": task, "image": f"{task}/{image}"}
-                questions.append(Question(key, {"question": text}, truth, groups=shown))
+                groups = {"task": task, "image": f"{task}/{image}"}
+                questions.append(Question(key, {"question": text}, truth, groups=groups))
                 answers[key] = Answer(truth if image == "1" else "no" if truth == "yes" else "yes")
     scores = mme.score(Predictions(questions, answers))
     assert scores["perception"] == 400.0
@@ -100,12 +100,12 @@ def test_thirds_add_up_exactly():
         (" Yes", "yes", True),
         ("", "other", True),
         ("Church", "other", True),
-        ("Norway", "no", False),  # the official rule looks at four letters, not at words: named as unclear
+        ("Norway", "no", False),  # unclear, because the official rule looks at four letters and not at words
         ("The answer is yes", "other", False),
         ("Not sure, yes", "no", False),
     ],
 )
-def test_answers_are_parsed_officially_and_doubtful_ones_named(text, parsed, clear):
+def test_answers_are_parsed_officially_and_unclear_ones_reported(text, parsed, clear):
     question = Question("color/1/?", {"question": "?"}, "yes", groups={"task": "color", "image": "color/1"})
     scores = mme.score(Predictions([question], {question.id: Answer(text)}))
     assert mme.parse(text) == parsed
@@ -113,9 +113,9 @@ def test_answers_are_parsed_officially_and_doubtful_ones_named(text, parsed, cle
     assert scores["unclear_answers"]["ids"] == ([] if clear else ["color/1/?"])
 
 
-def test_an_image_of_which_one_question_was_not_asked_is_outside_accuracy_plus():
-    shown = {"task": "color", "image": "color/1"}
-    questions = [Question(f"color/1/{text}", {"question": text}, "yes", groups=shown) for text in "ab"]
+def test_an_image_with_an_unanswered_question_is_excluded_from_accuracy_plus():
+    groups = {"task": "color", "image": "color/1"}
+    questions = [Question(f"color/1/{text}", {"question": text}, "yes", groups=groups) for text in "ab"]
     answers = {"color/1/a": Answer("Yes"), "color/1/b": Answer(None, "image_missing: 1.jpg")}
     scores = mme.score(Predictions(questions, answers))
     assert scores["incomplete_images"] == {"count": 1, "ids": ["color/1"]}
@@ -129,7 +129,7 @@ def _png() -> bytes:
     return out.getvalue()
 
 
-def test_both_release_layouts_and_the_ground_truth_give_the_same_questions(tmp_path):
+def test_both_release_layouts_and_the_ground_truth_have_equal_questions(tmp_path):
     release = tmp_path / "release"
     text = "Is it red? Please answer yes or no.\tYes\nIs it  blue? Please answer yes or no.\tNo\n\n"
     for folder in (release / "color", release / "artwork" / "questions_answers_YN"):
@@ -158,7 +158,7 @@ def test_missing_and_ambiguous_images(tmp_path):
     (tmp_path / "color").mkdir()
     for name in ("1.jpg", "1.png"):
         (tmp_path / "color" / name).write_bytes(_png())
-    with pytest.raises(EvaluationError, match=r"color/1\.jpg and color/1\.png are both the image"):
+    with pytest.raises(EvaluationError, match=r"color/1\.jpg and color/1\.png both match the same question"):
         mme.read(truth, tmp_path)
     with pytest.raises(EvaluationError, match=r"image root .* is not a directory"):
         mme.read(truth, tmp_path / "nowhere")
@@ -167,31 +167,34 @@ def test_missing_and_ambiguous_images(tmp_path):
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
-        ({"color": COLOR + COLOR}, "2 question ids stand twice: color/1/Is it red"),
+        ({"color": COLOR + COLOR}, "2 duplicate question ids: color/1/Is it red"),
         (
             {"color": "1.jpg\tIs it red?\n"},
-            r"color\.txt:1: has 2 tab-separated fields, must have 3: image, question, ans",
+            r"color\.txt:1: must have 3 tab-separated fields \(image, question, answer\), found 2",
         ),
-        ({"color": COLOR + "1.jpg\tIs it?\tMaybe\n"}, r"color\.txt:3: the right answer is 'Maybe', must be Yes or No"),
+        (
+            {"color": COLOR + "1.jpg\tIs it?\tMaybe\n"},
+            r"color\.txt:3: the correct answer must be Yes or No, found 'Maybe'",
+        ),
         ({"color": "1.jpg\tPlease answer yes or no.\tYes\n"}, r"color\.txt:1: has no question"),
-        ({"colour": COLOR}, "'colour' is no task of MME; its tasks are existence, count"),
-        ({"color": "\n"}, "holds no question"),
-        ({}, "holds neither task folders nor files such as existence.txt"),
+        ({"colour": COLOR}, "'colour' is not a task of MME; its tasks are existence, count"),
+        ({"color": "\n"}, "contains no questions"),
+        ({}, "contains neither task folders nor files such as existence.txt"),
     ],
 )
-def test_bad_ground_truth_is_an_error(tmp_path, tasks, message):
+def test_invalid_ground_truth_is_an_error(tmp_path, tasks, message):
     with pytest.raises(EvaluationError, match=message):
         mme.read(_folder(tmp_path, **tasks), None)
 
 
-def test_a_release_with_a_task_without_questions(tmp_path):
+def test_a_release_with_a_task_without_questions_is_an_error(tmp_path):
     _folder(tmp_path / "color", **{"1": "Is it red?\tYes\nIs it blue?\tNo\n"})
     (tmp_path / "count").mkdir()
-    with pytest.raises(EvaluationError, match=r"count: holds no \.txt with questions, as .*color does"):
+    with pytest.raises(EvaluationError, match=r"count: contains no \.txt file with questions, although .*color does"):
         mme.read(tmp_path, None)
 
 
-def test_bad_results_are_errors(tmp_path):
+def test_invalid_results_are_errors(tmp_path):
     truth = _folder(tmp_path / "truth", color=COLOR, count=COUNT)
 
     def refused(message: str, truth: Path | None = None, **tasks: str) -> None:
@@ -200,14 +203,14 @@ def test_bad_results_are_errors(tmp_path):
             load(mme.BENCHMARK, _folder(results, **tasks), truth)
 
     refused(r"color\.txt:3: 'color/1/Is it red\?' is answered twice", color=_results("Yes", "No") * 2)
-    refused(r"has 3 tab-separated fields, must have 4: image, question, truth, answer", color=COLOR)
+    refused(r"must have 4 tab-separated fields \(image, question, truth, answer\), found 3", color=COLOR)
     other = _results("Yes", "No").replace("red", "green")
-    refused(r"truth does not ask 'color/1/Is it green\?': of another version", truth, color=other)
+    refused(r"'color/1/Is it green\?' is not in .*truth: is it from another version", truth, color=other)
     flipped = _results("Yes", "No").replace("Yes\tYes", "No\tYes")
-    refused(r"color\.txt:1: the right answer is no, but yes in ", truth, color=flipped)
+    refused(r"color\.txt:1: the correct answer is no, but yes in ", truth, color=flipped)
     scores = mme.score(load(mme.BENCHMARK, _folder(tmp_path / "part", color=_results("Yes", "")), truth))
     assert scores["without_answer"]["ids"] == ["count/1/Is there 1?", "count/1/Are there 2?"]
-    assert scores["tasks"]["color"]["score"] == 50.0  # an empty answer is the official "other"
+    assert scores["tasks"]["color"]["score"] == 50.0  # the official rule parses an empty answer as "other"
     assert scores["other_answers"]["ids"] == ["color/1/Is it blue?"]
     assert scores["tasks"]["count"]["accuracy"] is None and scores["perception"] is None
 
@@ -218,7 +221,7 @@ def _lines(path: Path, *rows: tuple[str, str, str]) -> Path:
     return path
 
 
-def test_lines_find_their_question(tmp_path):
+def test_json_lines_are_matched_to_questions_by_prompt(tmp_path):
     nested = "1.jpg\tIs it 22? Please answer yes or no.\tNo\n1.jpg\tIs it 22?! Please answer yes or no.\tYes\n"
     truth = _folder(tmp_path / "truth", color=nested)
     path = tmp_path / "a.jsonl"
@@ -230,11 +233,11 @@ def test_lines_find_their_question(tmp_path):
         "color/1/Is it 22?!": "Yes",
         "color/1/Is it 22?": "No",
     }
-    with pytest.raises(EvaluationError, match="need the ground-truth folder"):
+    with pytest.raises(EvaluationError, match="require the ground-truth folder"):
         load(mme.BENCHMARK, path)
     _lines(path, ("color/1.jpg", "Is it 23?", "No"))
     with pytest.raises(
-        EvaluationError, match=r"a\.jsonl:1: the ground truth does not ask 'Is it 23\?' of color/1\.jpg"
+        EvaluationError, match=r"a\.jsonl:1: the ground truth has no question 'Is it 23\?' for color/1\.jpg"
     ):
         load(mme.BENCHMARK, path, truth)
     _lines(path, *[("color/1.jpg", "Is it 22?", "No")] * 2)

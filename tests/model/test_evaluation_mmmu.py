@@ -1,4 +1,4 @@
-"""MMMU: the hub's Parquet files, the official parsing, the published accuracy."""
+"""MMMU: the hub's Parquet files, the official parsing and the published accuracy."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def write(directory: Path, rows: list[dict[str, Any]], subject: str = "Art") -> 
     return directory
 
 
-def test_questions_with_options_several_images_and_open_answers(tmp_path):
+def test_multiple_choice_and_open_questions_are_read(tmp_path):
     several = row(
         id="validation_Art_Theory_2",
         question="<image 2> and <image 1>?",
@@ -64,7 +64,7 @@ def test_questions_with_options_several_images_and_open_answers(tmp_path):
     assert mmmu.read(tmp_path / "Art" / "validation-00000-of-00001.parquet", None)[0].images == ()
 
 
-def test_an_image_that_the_text_names_and_the_row_lacks_is_named(tmp_path):
+def test_a_referenced_image_that_the_row_lacks_is_an_error_when_read(tmp_path):
     (question,) = mmmu.read(write(tmp_path, [row(question="<image 1> <image 2> Which?")]), tmp_path)
     assert question.images[0].read() == b"first"
     with pytest.raises(ImageRefError, match=r"image_2:0.* is null"):
@@ -74,31 +74,31 @@ def test_an_image_that_the_text_names_and_the_row_lacks_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"options": "__import__('os')"}, r"parquet: row 0: options is .* must be a Python list"),
-        ({"options": "[red"}, "must be a Python list of texts"),
+        ({"options": "__import__('os')"}, r"parquet: row 0: field `options` must be a Python list .* found .*import"),
+        ({"options": "[red"}, "must be a Python list of strings"),
         ({"options": "[]"}, r"question_type is 'multiple-choice', but options are '\[\]'"),
-        ({"answer": "D"}, "answer is 'D', must be one of A, B, C"),
+        ({"answer": "D"}, "field `answer` must be one of A, B, C, found 'D'"),
         ({"question_type": "open"}, "question_type is 'open', but options"),
         ({"id": "validation"}, "must be like validation_Accounting_1"),
-        ({"question": " "}, "has no question"),
-        ({"answer": None}, "field 'answer' is None"),
+        ({"question": " "}, "field `question` is empty"),
+        ({"answer": None}, "field `answer` has the wrong type, found None"),
     ],
 )
-def test_bad_rows_are_errors(tmp_path, changes, message):
+def test_invalid_rows_are_errors(tmp_path, changes, message):
     with pytest.raises(EvaluationError, match=message):
         mmmu.read(write(tmp_path, [row(**changes)]), None)
 
 
-def test_bad_files_are_errors(tmp_path):
+def test_invalid_files_are_errors(tmp_path):
     with pytest.raises(EvaluationError, match="has no file like Accounting/validation"):
         mmmu.read(tmp_path, None)
     with pytest.raises(EvaluationError, match="there is no such file"):
         mmmu.read(tmp_path / "no.parquet", None)
-    with pytest.raises(EvaluationError, match="1 question ids stand twice: validation_Art_1"):
+    with pytest.raises(EvaluationError, match="1 duplicate question ids: validation_Art_1"):
         mmmu.read(write(tmp_path, [row(), row()]), None)
     path = tmp_path / "Art" / "validation-00000-of-00001.parquet"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(EvaluationError, match=r"validation-00000-of-00001\.parquet: not a whole Parquet file"):
+    with pytest.raises(EvaluationError, match=r"validation-00000-of-00001\.parquet: not a complete Parquet file"):
         mmmu.read(tmp_path, None)
     pq.write_table(pa.table({"id": ["a"]}), path)
     with pytest.raises(EvaluationError, match="has no column question, options, answer, question_type; it has id"):
@@ -118,17 +118,17 @@ OPTIONS = {"A": "a red circle", "B": "two dogs", "C": "cats"}
         ("B.", "B"),
         (" (C) cats", "C"),
         ("The answer is B", "B"),
-        ("A B", "B"),  # the last one
-        ("(A) is wrong, so it is (B) or C", "B"),  # brackets before others
+        ("A B", "B"),  # the last letter counts
+        ("(A) is wrong, so it is (B) or C", "B"),  # letters in parentheses take precedence
         ("I think that one sees two dogs there", "B"),
         ("I think that there are cats and then two dogs", "B"),
-        ("two dogs", None),  # a text is looked for from six words on
+        ("two dogs", None),  # option texts are only searched in responses of six or more words
         ("b", None),
         ("", None),
         ("I do not know what it may be at all", None),
     ],
 )
-def test_choices_are_read_by_the_official_rules(response, letter):
+def test_choices_are_parsed_by_the_official_rules(response, letter):
     assert choose(response, OPTIONS) == letter
 
 
@@ -144,7 +144,7 @@ def test_choices_are_read_by_the_official_rules(response, letter):
         ("It is Transformation.", ["transformation"], True),
         ("the embryonic stage", ["embryonic"], True),
         ("answer c", ["C"], True),
-        ("abc", ["C"], False),  # a single character counts beside a blank only
+        ("abc", ["C"], False),  # a single character must be next to a space
         ("it is vitamin c here", ["C"], True),
         ("Florida", ["Tampa", "Florida"], True),
         ("nowhere", ["Tampa", "Florida"], False),
@@ -160,7 +160,7 @@ def _choice(number: int, subject: str) -> Question:
     return Question(f"validation_{subject}_{number}", {}, "A", ("x", "y"), groups)
 
 
-def test_scores_by_subject_and_what_matches_nothing():
+def test_scores_by_subject_and_unmatched_answers():
     questions = [_choice(1, "Math"), _choice(2, "Math"), _choice(1, "Physics"), _choice(2, "Physics")]
     texts = ["A", "B", "hm", None]
     answers = {q.id: Answer(t, None if t else "image_missing: x") for q, t in zip(questions, texts, strict=True)}
@@ -178,7 +178,7 @@ def test_scores_by_subject_and_what_matches_nothing():
 
 
 @pytest.mark.realdata
-def test_mmmu_gives_the_published_accuracy(realdata):
+def test_published_accuracy_is_reproduced(realdata):
     folder = realdata / "scorers" / "mmmu"
     total = folder / "llava1.5_13b" / "total_val_output.json"
     scores = mmmu.score(load(mmmu.BENCHMARK, total, folder / "answer_dict_val.json"))
@@ -189,7 +189,7 @@ def test_mmmu_gives_the_published_accuracy(realdata):
 
 
 @pytest.mark.realdata
-def test_raw_outputs_differ_only_where_the_authors_drew_a_letter(realdata):
+def test_raw_outputs_differ_only_by_the_random_letters_of_the_authors(realdata):
     folder = realdata / "scorers" / "mmmu"
     truth = folder / "answer_dict_val.json"
     parsed = load(mmmu.BENCHMARK, folder / "llava1.5_13b" / "total_val_output.json", truth)
@@ -201,7 +201,7 @@ def test_raw_outputs_differ_only_where_the_authors_drew_a_letter(realdata):
     ]
     scores = mmmu.score(raw)
     assert scores["unmatched_answers"]["count"] == 2
-    assert round(scores["accuracy"], 2) == 36.56, "one of the two drawn letters was right"
+    assert round(scores["accuracy"], 2) == 36.56, "one of the two random letters was correct"
     assert mmmu.score(load(mmmu.BENCHMARK, folder / "llava1.5_13b"))["accuracy"] == scores["accuracy"]
 
 
@@ -211,30 +211,30 @@ def _output(directory: Path, content: Any) -> Path:
     return directory
 
 
-def test_bad_predictions_are_errors(tmp_path):
+def test_invalid_predictions_are_errors(tmp_path):
     truth = tmp_path / "answer_dict_val.json"
     truth.write_text(json.dumps({"validation_Art_1": {"question_type": "multiple-choice", "ground_truth": "B"}}))
     path = tmp_path / "p.json"
     for content, message in [
-        ({"test_Art_1": "A"}, "test_Art_1 is not in .*: of another split"),
-        ({"validation_Art_1": 3}, r"p\.json: validation_Art_1: the answer is 3, must be a text"),
+        ({"test_Art_1": "A"}, "test_Art_1 is not in .*: is it from another split"),
+        ({"validation_Art_1": 3}, r"p\.json: validation_Art_1: the answer must be a string, found 3"),
         ([], "JSON object"),
     ]:
         path.write_text(json.dumps(content))
         with pytest.raises(EvaluationError, match=message):
             load(mmmu.BENCHMARK, path, truth)
     path.write_text(json.dumps({"validation_Art_1": "A"}))
-    with pytest.raises(EvaluationError, match="has answers only: give answer_dict_val"):
+    with pytest.raises(EvaluationError, match="contains only answers: pass answer_dict_val"):
         load(mmmu.BENCHMARK, path)
     good = {"id": "validation_Art_1", "question_type": "multiple-choice", "answer": "B", "response": "B",
             "index2ans": {"A": "x", "B": "y"}}  # fmt: skip
     for content, message in [
-        ({}, "must hold a JSON list"),
+        ({}, "must contain a JSON list"),
         ([3], r"output\.json: row 0: must be an object"),
         ([good, good], r"output\.json: row 1: validation_Art_1 is answered twice"),
-        ([good | {"index2ans": {"B": "x"}}], "must give letters from A on"),
-        ([good | {"answer": "A"}], "answer is 'A', the truth has 'B' for validation_Art_1"),
-        ([{"id": "validation_Art_1"}], "has no field 'question_type'"),
+        ([good | {"index2ans": {"B": "x"}}], "must map the letters from A on"),
+        ([good | {"answer": "A"}], "`answer` is 'A', but the truth is 'B' for validation_Art_1"),
+        ([{"id": "validation_Art_1"}], "has no field `question_type`"),
     ]:
         with pytest.raises(EvaluationError, match=message):
             load(mmmu.BENCHMARK, _output(tmp_path, content), truth)

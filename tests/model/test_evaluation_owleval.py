@@ -1,4 +1,4 @@
-"""OwlEval: answers to look at, ratings by people, and no score that nobody gave."""
+"""OwlEval: open answers, ratings by people, and no score without ratings."""
 
 import json
 from pathlib import Path
@@ -33,14 +33,14 @@ def test_without_ratings_there_is_no_score(questions, tmp_path):
         "num_answered": 3,
         "without_answer": {"count": 1, "ids": ["4"]},
         "empty_answers": {"count": 1, "ids": ["2"]},
-        "judge": "none: people rate this benchmark's answers, and no rating was given",
+        "judge": "none: answers to this benchmark are rated by people, and no ratings were given",
         "words": {"mean": pytest.approx(7 / 3), "median": 2, "most": 5},
-        "asked": "each question by itself, those of a conversation too",
+        "asked": "each question separately, including those of a conversation",
     }
     assert owleval.mark(predictions) == {}
 
 
-def test_ratings_give_shares(questions, tmp_path):
+def test_ratings_are_scored_as_shares(questions, tmp_path):
     ratings = write(
         tmp_path / "ratings.jsonl",
         [
@@ -64,28 +64,28 @@ def test_ratings_give_shares(questions, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"question_id": 1, "rating": "E"}], r"p\.jsonl:1: rating is 'E', must be A, B, C or D"),
-        ([{"question_id": 1, "rating": "AB"}], "rating is 'AB'"),
+        ([{"question_id": 1, "rating": "E"}], r"p\.jsonl:1: field `rating` must be A, B, C or D, found 'E'"),
+        ([{"question_id": 1, "rating": "AB"}], "found 'AB'"),
         ([{"question_id": 1, "rating": "A"}] * 2, r"p\.jsonl:2: question_id 1 is rated twice by one rater"),
-        ([{"question_id": 1, "answer": "x"}] * 2, r"p\.jsonl:2: question_id 1 stands twice"),
+        ([{"question_id": 1, "answer": "x"}] * 2, r"p\.jsonl:2: duplicate question_id 1"),
         ([{"question_id": 1, "answer": "x"}, {"question_id": 1, "answer": "y"}], "1 is answered twice"),
-        ([{"question_id": 1, "answer": 3}], "answer is 3, must be a text"),
-        ([{"question_id": 1, "text": "x"}], "has neither answer nor rating; it has question_id, text"),
-        ([{"question_id": 9, "rating": "A"}], r"p\.jsonl: question_id 9 is none of the questions"),
-        ([{"question_id": 9, "answer": "x"}], r"p\.jsonl: question_id 9 is none of the questions"),
+        ([{"question_id": 1, "answer": 3}], "field `answer` must be a string, found 3"),
+        ([{"question_id": 1, "text": "x"}], "has neither `answer` nor `rating`; it has question_id, text"),
+        ([{"question_id": 9, "rating": "A"}], r"p\.jsonl: question_id 9 is not among the questions"),
+        ([{"question_id": 9, "answer": "x"}], r"p\.jsonl: question_id 9 is not among the questions"),
         ([], "none of 4 questions can be scored"),
     ],
 )
-def test_bad_predictions_are_errors(questions, tmp_path, rows, message):
+def test_invalid_predictions_are_errors(questions, tmp_path, rows, message):
     with pytest.raises(EvaluationError, match=message):
         owleval.score(load(owleval.BENCHMARK, write(tmp_path / "p.jsonl", rows), questions))
 
 
-def test_bad_questions_are_errors(tmp_path):
+def test_invalid_questions_are_errors(tmp_path):
     path = tmp_path / "questions.jsonl"
-    with pytest.raises(EvaluationError, match="1 question ids stand twice: 1"):
+    with pytest.raises(EvaluationError, match="1 duplicate question ids: 1"):
         owleval.read(write(path, [QUESTION | {"question_id": 1}] * 2), None)
-    with pytest.raises(EvaluationError, match=r"questions\.jsonl:1: question is empty"):
+    with pytest.raises(EvaluationError, match=r"questions\.jsonl:1: field `question` is empty"):
         owleval.read(write(path, [QUESTION | {"question_id": 1, "question": " "}]), None)
     with pytest.raises(EvaluationError, match="nowhere"):
         owleval.read(write(path, [QUESTION | {"question_id": 1}]), tmp_path / "nowhere")

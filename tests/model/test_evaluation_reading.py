@@ -1,4 +1,4 @@
-"""Reading the benchmarks' official files, and what is wrong with them."""
+"""Reading the official files of POPE and MMBench and the prompts, including invalid ones."""
 
 import base64
 import io
@@ -45,25 +45,25 @@ def test_pope_reads_every_split_of_a_directory(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([_row(), _row()], "1 question ids stand twice: random/1"),
-        ([_row(label="maybe")], r"coco_pope_random\.json:1: label is 'maybe'"),
-        ([_row(), {"image": "a.png"}], r"coco_pope_random\.json:2: has no field 'question_id'"),
-        ([_row(image=3)], "field 'image' is 3, of the wrong type"),
-        ([], "holds no question"),
+        ([_row(), _row()], "1 duplicate question ids: random/1"),
+        ([_row(label="maybe")], r"coco_pope_random\.json:1: field `label` must be 'yes' or 'no', found 'maybe'"),
+        ([_row(), {"image": "a.png"}], r"coco_pope_random\.json:2: has no field `question_id`"),
+        ([_row(image=3)], "field `image` has the wrong type, found 3"),
+        ([], "contains no questions"),
     ],
 )
-def test_pope_bad_rows_are_errors(tmp_path, rows, message):
+def test_pope_invalid_rows_are_errors(tmp_path, rows, message):
     with pytest.raises(EvaluationError, match=message):
         pope.read(_pope(tmp_path, "random", rows), None)
 
 
-def test_pope_bad_files_are_errors(tmp_path):
+def test_pope_invalid_files_are_errors(tmp_path):
     path = _pope(tmp_path, "random", [_row()])
     path.write_text(path.read_text() + '{"question_id": 2, "ima')
-    with pytest.raises(EvaluationError, match=r"coco_pope_random\.json:2: not a whole JSON line"):
+    with pytest.raises(EvaluationError, match=r"coco_pope_random\.json:2: not a complete JSON line"):
         pope.read(path, None)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(EvaluationError, match="has no file named like"):
+    with pytest.raises(EvaluationError, match="contains no file named like"):
         pope.read(tmp_path / "empty", None)
     with pytest.raises(EvaluationError, match="there is no such file"):
         pope.read(tmp_path / "coco_pope_popular.json", None)
@@ -94,7 +94,7 @@ def test_mmbench_reads_options_hints_and_shared_images(tmp_path):
     assert [q.images[0].read() for q in questions[:3]] == [_image("red"), _image("red"), _image("blue")]
 
 
-def test_mmbench_bad_images_say_where(tmp_path):
+def test_mmbench_invalid_images_are_errors_when_read(tmp_path):
     questions = mmbench.read(_tsv(tmp_path / "dev.tsv", [_choice("1", "*not base64*"), _choice("2", "")]), None)
     with pytest.raises(ImageRefError, match=r"dev\.tsv:2: not base64") as caught:
         questions[0].images[0].read()
@@ -106,28 +106,28 @@ def test_mmbench_bad_images_say_where(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([_choice("x", "i")], r"dev\.tsv:2: index is 'x'"),
-        ([_choice("1", "i"), _choice("1", "i")], "1 question ids stand twice: 1"),
-        ([_choice("1", "i", "D")], "answer is 'D', must be one of A, B, C"),
-        ([_choice("1", "i")[:5]], "5 fields, the header has 12"),
-        ([_choice("1", "9")], "takes the image of index 9, which is not in the file"),
-        ([["1", "?", "", "red", "", "blue", "", "A", "c", "l", "i", "dev"]], "without a gap"),
-        ([], "holds no question"),
+        ([_choice("x", "i")], r"dev\.tsv:2: field `index` must be an integer, found 'x'"),
+        ([_choice("1", "i"), _choice("1", "i")], "1 duplicate question ids: 1"),
+        ([_choice("1", "i", "D")], "field `answer` must be one of A, B, C, found 'D'"),
+        ([_choice("1", "i")[:5]], "has 5 fields, but the header has 12"),
+        ([_choice("1", "9")], "refers to the image of index 9, which is not in the file"),
+        ([["1", "?", "", "red", "", "blue", "", "A", "c", "l", "i", "dev"]], "without gaps"),
+        ([], "contains no questions"),
     ],
 )
-def test_mmbench_bad_rows_are_errors(tmp_path, rows, message):
+def test_mmbench_invalid_rows_are_errors(tmp_path, rows, message):
     with pytest.raises(EvaluationError, match=message):
         mmbench.read(_tsv(tmp_path / "dev.tsv", rows), None)
 
 
-def test_mmbench_bad_files_are_errors(tmp_path):
+def test_mmbench_invalid_files_are_errors(tmp_path):
     with pytest.raises(EvaluationError, match="there is no such file"):
         mmbench.read(tmp_path / "no.tsv", None)
     with pytest.raises(EvaluationError, match="has no column 'image'"):
         mmbench.read(_tsv(tmp_path / "a.tsv", [["1", "?", "a", "b"]], ["index", "question", "A", "B"]), None)
     cut = tmp_path / "cut.tsv"
     cut.write_text("\t".join(HEADER) + '\n1\t"an open quote')
-    with pytest.raises(EvaluationError, match="not a whole TSV file"):
+    with pytest.raises(EvaluationError, match="not a complete TSV file"):
         mmbench.read(cut, None)
 
 
@@ -140,9 +140,9 @@ def test_prompts_are_checked(tmp_path, monkeypatch):
     for text, message in [
         ("prompt: [", "not valid YAML"),
         ("prompt: x", "exactly the keys prompt, max_new_tokens"),
-        ("prompt: ''\nmax_new_tokens: 1", "`prompt` must be a text that is not empty"),
-        ("prompt: x\nmax_new_tokens: 0", "`max_new_tokens` must be a whole number above zero"),
-        ("prompt: '{a'\nmax_new_tokens: 1", "write a brace that is text as"),
+        ("prompt: ''\nmax_new_tokens: 1", "`prompt` must be a non-empty string"),
+        ("prompt: x\nmax_new_tokens: 0", "`max_new_tokens` must be a positive integer"),
+        ("prompt: '{a'\nmax_new_tokens: 1", "write a literal brace as"),
         ("prompt: '{question.id}'\nmax_new_tokens: 1", "is not a plain field name"),
     ]:
         path.write_text(text)
@@ -150,8 +150,8 @@ def test_prompts_are_checked(tmp_path, monkeypatch):
             load_prompt("pope")
 
 
-def test_prompts_render_options_and_name_unknown_fields():
+def test_prompts_render_options_and_refuse_unknown_fields():
     question = Question("7", {"question": "Which?"}, "A", ("red", "blue"))
     assert Prompt("{question}\n{options}", 1).render(question) == "Which?\nA. red\nB. blue"
-    with pytest.raises(TemplateError, match=r"names \{hint\}; question 7 has options, question"):
+    with pytest.raises(TemplateError, match=r"uses \{hint\}, but question 7 has only options, question"):
         Prompt("{hint}", 1).render(question)

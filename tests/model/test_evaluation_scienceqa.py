@@ -1,4 +1,4 @@
-"""ScienceQA: the published accuracies, classes worked by hand, the official files and what may be wrong with them."""
+"""ScienceQA: the published accuracies, scores computed by hand, and valid and invalid official files."""
 
 import json
 from pathlib import Path
@@ -13,26 +13,26 @@ from pipelines.images import ImageRefError
 
 
 @pytest.mark.realdata
-def test_the_published_accuracies(realdata):
+def test_published_accuracies_are_reproduced(realdata):
     path = realdata / "scorers" / "scienceqa" / "llava-v1.5-13b_output.jsonl"
     scores = scienceqa.score(load(scienceqa.BENCHMARK, path))
     assert (round(scores["accuracy"], 2), round(scores["accuracy_image"], 2)) == (74.39, 71.64)
     assert (scores["num_questions"], scores["num_scored"]) == (4241, 4241)
     assert scores["unread_answers"]["count"] == 5
-    assert "subjects" not in scores  # the file does not tell them
+    assert "subjects" not in scores  # the file does not contain them
     assert scores["parsing"].startswith("LLaVA")
 
 
 @pytest.mark.realdata
-def test_every_real_answer_is_parsed_as_llava_does(realdata):
+def test_published_answers_are_parsed_like_llavas_script(realdata):
     output = json.loads((realdata / "scorers" / "scienceqa" / "llava-v1.5-13b_output.jsonl").read_text())
     for row in output["correct"] + output["incorrect"]:
         assert (scienceqa.parse(row["pred"]) or "FAILED") == row["parsed_ans"]
 
 
 @pytest.mark.realdata
-def test_a_corpus_without_test_split_is_named(realdata):
-    with pytest.raises(EvaluationError, match=r"pid_splits\.json: holds no question"):
+def test_a_corpus_without_test_split_is_an_error(realdata):
+    with pytest.raises(EvaluationError, match=r"pid_splits\.json: contains no questions"):
         scienceqa.read(realdata / "corpus" / "ScienceQA", None)
 
 
@@ -55,7 +55,7 @@ def _lines(path: Path, *texts: str | None) -> Path:
     return path
 
 
-def test_classes_by_hand(tmp_path):
+def test_scores_by_class_computed_by_hand(tmp_path):
     truth = _official(
         tmp_path / "data",
         _problem(hint="Look.", image="image.png", grade="grade6"),
@@ -81,7 +81,7 @@ def test_classes_by_hand(tmp_path):
     ("text", "letter"),
     [
         ("B", "B"),
-        (" B\n", None),  # a line break becomes a full stop: so does LLaVA's rule
+        (" B\n", None),  # LLaVA's rule turns a line break into a full stop
         (" B ", "B"),
         ("B. blue", "B"),
         ("B\nIt is blue", "B"),
@@ -96,7 +96,7 @@ def test_classes_by_hand(tmp_path):
         ("F", None),
     ],
 )
-def test_answers_are_read_by_llavas_rule_and_others_named(tmp_path, text, letter):
+def test_answers_are_parsed_by_llavas_rule_and_others_reported(tmp_path, text, letter):
     assert scienceqa.parse(text) == letter
     truth = _official(tmp_path / "data", _problem(answer=1))
     predictions = load(scienceqa.BENCHMARK, _lines(tmp_path / "a.jsonl", text), truth)
@@ -116,7 +116,7 @@ def _output(path: Path, correct: list[Any], incorrect: list[Any]) -> Path:
     return path
 
 
-def test_a_question_that_nobody_answered_is_named_not_wrong(tmp_path):
+def test_an_unanswered_question_is_reported_and_not_scored(tmp_path):
     unanswered = _row(question_id="2", pred="FAILED", question="Unknown", is_multimodal=False)
     path = _output(tmp_path / "o.jsonl", [_row()], [unanswered])
     scores = scienceqa.score(load(scienceqa.BENCHMARK, path))
@@ -124,33 +124,33 @@ def test_a_question_that_nobody_answered_is_named_not_wrong(tmp_path):
     assert scores["without_answer"] == {"count": 1, "ids": ["2"]}
 
 
-def test_output_and_truth_must_agree(tmp_path):
+def test_output_and_truth_must_be_consistent(tmp_path):
     truth = _official(tmp_path / "data", _problem(), _problem())
     path = _output(tmp_path / "o.jsonl", [_row()], [])
     scores = scienceqa.score(load(scienceqa.BENCHMARK, path, truth))
     assert scores["without_answer"]["ids"] == ["2"] and scores["subjects"]["NAT"]["num_scored"] == 1
     for rows, message in [
         ([_row(ground_truth="B")], r"correct\[0\]: ground_truth is B, but A in "),
-        ([_row(question_id="9")], "question_id 9 is not in .*data: of another split"),
+        ([_row(question_id="9")], "question_id 9 is not in .*data: is it from another split"),
         ([_row(), _row()], r"correct\[1\]: question_id 1 is answered twice"),
-        ([_row(is_multimodal=1)], r"correct\[0\]: is_multimodal is 1, must be true or false"),
-        ([_row(ground_truth="AB")], "ground_truth is 'AB', must be a letter"),
+        ([_row(is_multimodal=1)], r"correct\[0\]: field `is_multimodal` must be true or false, found 1"),
+        ([_row(ground_truth="AB")], "field `ground_truth` must be a letter, found 'AB'"),
         (["A"], r"correct\[0\]: must be an object, not str"),
     ]:
         with pytest.raises(EvaluationError, match=message):
             load(scienceqa.BENCHMARK, _output(tmp_path / "o.jsonl", rows, []), truth)
 
 
-def test_bad_answers_are_errors(tmp_path):
+def test_invalid_answers_are_errors(tmp_path):
     truth = _official(tmp_path / "data", _problem())
     path = _lines(tmp_path / "a.jsonl", "A")
-    with pytest.raises(EvaluationError, match=r"need the folder with problems\.json"):
+    with pytest.raises(EvaluationError, match=r"require the folder with problems\.json"):
         load(scienceqa.BENCHMARK, path)
     for text, message in [
         (path.read_text() * 2, r"a\.jsonl:2: question_id 1 is answered twice"),
-        ('{"question_id": "7", "text": "A"}\n', r"a\.jsonl:1: question_id 7 is not in .*data: of another split"),
-        ('{"question_id": "1", "te', r"a\.jsonl:1: not a whole JSON line"),
-        ('{"correct": [', "not a whole JSON file"),
+        ('{"question_id": "7", "text": "A"}\n', r"a\.jsonl:1: question_id 7 is not in .*: is it from another split"),
+        ('{"question_id": "1", "te', r"a\.jsonl:1: not a complete JSON line"),
+        ('{"correct": [', "not a complete JSON file"),
         ('{"correct": []}', "has no key 'incorrect'"),
     ]:
         path.write_text(text)
@@ -158,16 +158,16 @@ def test_bad_answers_are_errors(tmp_path):
             load(scienceqa.BENCHMARK, path, truth)
 
 
-def test_images_lie_below_the_folder_or_its_images(tmp_path):
+def test_images_are_found_below_the_folder_or_its_images_folder(tmp_path):
     data = _official(tmp_path / "data", _problem(image="image.png"), _problem())
-    place = data / "images" / "test" / "1"
-    place.mkdir(parents=True)
-    (place / "image.png").write_bytes(b"png")
+    folder = data / "images" / "test" / "1"
+    folder.mkdir(parents=True)
+    (folder / "image.png").write_bytes(b"png")
     for root, name in ((data, "images/test/1/image.png"), (data / "images", "test/1/image.png")):
         with_image, without = scienceqa.read(data, root)
         assert [image.name for image in with_image.images] == [name] and without.images == ()
         assert with_image.images[0].read() == b"png"
-    (place / "image.png").unlink()
+    (folder / "image.png").unlink()
     with pytest.raises(ImageRefError, match=r"test/1/image\.png"):
         with_image.images[0].read()
     assert scienceqa.read(data / "problems.json", None)[0].options == ("red", "blue")
@@ -176,25 +176,28 @@ def test_images_lie_below_the_folder_or_its_images(tmp_path):
 @pytest.mark.parametrize(
     ("problem", "message"),
     [
-        (_problem(answer=2), r"problems\.json: problem 1: answer is 2, must be the number of one of 2 choices"),
-        (_problem(choices=["red"]), "must be two texts or more"),
-        (_problem(choices=["red", 1]), "must be two texts or more"),
-        (_problem(question=" "), "problem 1: has no question"),
-        (_problem(hint=3), "field 'hint' is 3, of the wrong type"),
+        (
+            _problem(answer=2),
+            r"problems\.json: problem 1: field `answer` must be the index of a choice, from 0 to 1, found 2",
+        ),
+        (_problem(choices=["red"]), r"field `choices` must be 2 to 26 strings, found \['red'\]"),
+        (_problem(choices=["red", 1]), "field `choices` must be 2 to 26 strings"),
+        (_problem(question=" "), "problem 1: field `question` is empty"),
+        (_problem(hint=3), "field `hint` has the wrong type, found 3"),
     ],
 )
-def test_bad_problems_are_errors(tmp_path, problem, message):
+def test_invalid_problems_are_errors(tmp_path, problem, message):
     with pytest.raises(EvaluationError, match=message):
         scienceqa.read(_official(tmp_path / "data", problem), None)
 
 
-def test_bad_splits_are_errors(tmp_path):
+def test_invalid_splits_are_errors(tmp_path):
     folder = tmp_path / "data"
     for ids, message in [
-        (["1", "2"], "problem 2: is not there, though pid_splits.json names it"),
-        (["1", "1"], "1 question ids stand twice: 1"),
-        ([1], "must be a list of problem ids, as texts"),
-        ([], "holds no question"),
+        (["1", "2"], "problem 2: is missing, although pid_splits.json lists it"),
+        (["1", "1"], "1 duplicate question ids: 1"),
+        ([1], "must be a list of problem ids, as strings"),
+        ([], "contains no questions"),
     ]:
         with pytest.raises(EvaluationError, match=message):
             scienceqa.read(_official(folder, _problem(), ids=ids), None)

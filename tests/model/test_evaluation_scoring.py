@@ -1,4 +1,4 @@
-"""Scoring from predictions alone: the published numbers, and what must not be hidden."""
+"""Scoring predictions of POPE and MMBench: the published scores, and the answers that scores must report."""
 
 import json
 import zipfile
@@ -20,7 +20,7 @@ def _pope_files(realdata: Path) -> tuple[Path, Path, Path]:
 
 
 @pytest.mark.realdata
-def test_pope_gives_the_published_f1(realdata):
+def test_pope_published_f1_is_reproduced(realdata):
     predictions = load(pope.BENCHMARK, *_pope_files(realdata))
     scores = pope.score(predictions)
     f1 = {split: round(values["f1"], 2) for split, values in scores["splits"].items()}
@@ -31,7 +31,7 @@ def test_pope_gives_the_published_f1(realdata):
 
 
 @pytest.mark.realdata
-def test_mmbench_gives_the_published_accuracies(realdata):
+def test_mmbench_published_accuracies_are_reproduced(realdata):
     predictions = load(mmbench.BENCHMARK, realdata / "scorers" / "mmbench" / "llava-v1.5-13b.xlsx")
     scores = mmbench.score(predictions)
     assert (round(scores["accuracy"], 2), round(scores["circular"], 2)) == (75.43, 67.69)
@@ -40,13 +40,13 @@ def test_mmbench_gives_the_published_accuracies(realdata):
 
 
 @pytest.mark.realdata
-def test_pope_predictions_of_other_files_are_refused(realdata, tmp_path):
+def test_pope_predictions_for_other_files_are_refused(realdata, tmp_path):
     answers, truth, questions = _pope_files(realdata)
     with pytest.raises(EvaluationError, match="annotation folder"):
         load(pope.BENCHMARK, answers)
     with pytest.raises(EvaluationError, match="has only 0 rows of category 'random'"):
         load(pope.BENCHMARK, answers, truth / "coco_pope_popular.json", _only(questions, '"random"', tmp_path))
-    with pytest.raises(EvaluationError, match="of another split"):
+    with pytest.raises(EvaluationError, match="is it from another split"):
         load(pope.BENCHMARK, answers, truth, _only(questions, '"adversarial"', tmp_path))
     reordered = tmp_path / "reordered.jsonl"
     reordered.write_text("".join(reversed(questions.read_text().splitlines(keepends=True))))
@@ -54,12 +54,12 @@ def test_pope_predictions_of_other_files_are_refused(realdata, tmp_path):
         load(pope.BENCHMARK, answers, truth, reordered)
     cut = tmp_path / "cut.jsonl"
     cut.write_text(answers.read_text()[:1000])
-    with pytest.raises(EvaluationError, match=r"cut\.jsonl:5: not a whole JSON line"):
+    with pytest.raises(EvaluationError, match=r"cut\.jsonl:5: not a complete JSON line"):
         load(pope.BENCHMARK, cut, truth, questions)
 
 
 @pytest.mark.realdata
-def test_pope_predictions_that_lack_answers_are_named(realdata, tmp_path):
+def test_pope_missing_answers_are_reported_and_duplicates_refused(realdata, tmp_path):
     answers, truth, questions = _pope_files(realdata)
     some = tmp_path / "some.jsonl"
     some.write_text("".join(answers.read_text().splitlines(keepends=True)[1:]))
@@ -67,10 +67,10 @@ def test_pope_predictions_that_lack_answers_are_named(realdata, tmp_path):
     scores = pope.score(predictions)
     assert scores["without_answer"] == {"count": 1, "ids": ["adversarial/1"]}
     assert (scores["num_questions"], scores["num_scored"]) == (8910, 8909)
-    twice = tmp_path / "twice.jsonl"
-    twice.write_text(some.read_text() + some.read_text().splitlines()[-1] + "\n")
+    duplicated = tmp_path / "duplicated.jsonl"
+    duplicated.write_text(some.read_text() + some.read_text().splitlines()[-1] + "\n")
     with pytest.raises(EvaluationError, match="answered twice"):
-        load(pope.BENCHMARK, twice, truth, questions)
+        load(pope.BENCHMARK, duplicated, truth, questions)
 
 
 def _only(path: Path, text: str, directory: Path) -> Path:
@@ -89,14 +89,14 @@ def _only(path: Path, text: str, directory: Path) -> Path:
         ("No, there is no dog.", "no", True),
         ("There is not a dog in the image. Yes.", "no", False),
         ("Yes, a dog lies there.", "yes", True),
-        ("", "yes", False),  # the official rule takes all it does not know for yes: named as unclear
+        ("", "yes", False),  # unclear, because the official rule parses everything that it does not recognise as yes
         ("NO", "yes", False),
         ("no!", "yes", False),
         ("a dog", "yes", False),
         ("Nothing", "yes", False),
     ],
 )
-def test_pope_parses_officially_and_names_what_a_person_would_read_otherwise(text, parsed, clear):
+def test_pope_answers_are_parsed_officially_and_unclear_ones_detected(text, parsed, clear):
     assert (pope.parse(text), pope.is_clear(text)) == (parsed, clear)
 
 
@@ -107,26 +107,26 @@ def _yes_no(truths: str, split: str = "random") -> list[Question]:
     ]
 
 
-def test_pope_metrics_by_hand():
+def test_pope_metrics_computed_by_hand():
     questions = _yes_no("yynn") + _yes_no("yn", "relation")
     texts = ["Yes", "No", "Yes", "No", "maybe", "No"]
     scores = pope.score(Predictions(questions, {q.id: Answer(t) for q, t in zip(questions, texts, strict=True)}))
     expected = {"accuracy": 50, "precision": 50, "recall": 50, "f1": 50, "yes_ratio": 50}
     assert {k: scores["splits"]["random"][k] for k in expected} == expected
-    assert {k: scores[k] for k in expected} == expected, "another split than the official ones is outside the mean"
+    assert {k: scores[k] for k in expected} == expected, "the mean excludes splits that are not official"
     assert scores["averaged_over"] == ["random"]
     assert scores["splits"]["relation"]["accuracy"] == 100
     assert scores["unclear_answers"] == {"count": 1, "ids": ["relation/0"]}
 
 
-def test_pope_leaves_undefined_values_out():
+def test_pope_undefined_metrics_are_none():
     questions = _yes_no("yn")
     scores = pope.score(Predictions(questions, {q.id: Answer("No") for q in questions}))
     assert scores["precision"] is None
     assert (scores["recall"], scores["f1"], scores["accuracy"]) == (0, 0, 50)
 
 
-def test_questions_that_were_not_asked_are_named_and_foreign_answers_refused():
+def test_unanswered_questions_are_reported_and_unknown_answers_refused():
     questions = _yes_no("yyn")
     answers = {"random/0": Answer("Yes"), "random/1": Answer(None, "image_missing: a.jpg")}
     scores = pope.score(Predictions(questions, answers))
@@ -156,7 +156,7 @@ OPTIONS = ("a red circle", "a dark red circle", "two dogs", "dogs")
         ("It shows two dogs", "C"),
         ("I see a dark red circle", "B"),
         ("There are dogs", "D"),
-        ("A dark red circle stands there", "B"),  # an article, no letter
+        ("A dark red circle stands there", "B"),  # "A" is an article here, not a letter
         ("E", None),
         ("", None),
         ("A or B", None),
@@ -173,7 +173,7 @@ def _choice(index: int, truth: str, category: str) -> Question:
     return Question(str(index), {"question": "?"}, truth, ("red", "blue"), {"category": category})
 
 
-def test_mmbench_circular_needs_every_copy_and_categories_are_apart():
+def test_mmbench_circular_requires_every_copy_and_categories_are_separate():
     questions = [
         _choice(1, "A", "color"),
         _choice(1_000_001, "B", "color"),
@@ -192,11 +192,11 @@ def test_mmbench_circular_needs_every_copy_and_categories_are_apart():
     assert scores["num_questions"] == 3
     plain = mmbench.score(Predictions(questions[::2], {q.id: Answer("A") for q in questions[::2]}))
     assert (plain["accuracy"], plain["circular"]) == (100, None)
-    with pytest.raises(EvaluationError, match="rotated copies only"):
+    with pytest.raises(EvaluationError, match="have only rotated copies"):
         mmbench.score(Predictions(questions[1:2], {"1000001": Answer("A")}))
 
 
-def test_mmbench_circular_leaves_out_what_was_not_asked():
+def test_mmbench_circular_excludes_unanswered_questions():
     questions = [_choice(1, "A", "color"), _choice(1_000_001, "B", "color")]
     answers = {"1": Answer("A"), "1000001": Answer(None, "image_corrupt: x")}
     scores = mmbench.score(Predictions(questions, answers))
@@ -204,20 +204,20 @@ def test_mmbench_circular_leaves_out_what_was_not_asked():
     assert scores["not_asked"]["count"] == 1
 
 
-def test_our_predictions_score_alone(tmp_path):
+def test_honeybees_predictions_are_scored_without_official_files(tmp_path):
     questions = _yes_no("yn")
     header = {"benchmark": "pope", "num_questions": 2, "settings": {"batch_size": 2}}
     path = tmp_path / "pope.predictions.jsonl"
     file = PredictionsFile(path, header, [q.id for q in questions], 2)
-    with pytest.raises(EvaluationError, match="holds 0 of 2 answers: the evaluation was not finished"):
+    with pytest.raises(EvaluationError, match="contains 0 of 2 answers: the evaluation is unfinished"):
         load(evaluation.get("pope"), path)
     file.append(questions, [Answer("Yes"), Answer("Yes")])
     predictions = load(evaluation.get("pope"), path)
     assert predictions.settings == {"batch_size": 2}
     assert pope.score(predictions)["accuracy"] == 50
-    with pytest.raises(EvaluationError, match="holds predictions for pope, not for mmbench"):
+    with pytest.raises(EvaluationError, match="contains predictions for pope, not for mmbench"):
         load(evaluation.get("mmbench"), path)
-    with pytest.raises(EvaluationError, match="no such predictions"):
+    with pytest.raises(EvaluationError, match="no such predictions file"):
         load(evaluation.get("pope"), tmp_path / "no.jsonl")
     with pytest.raises(EvaluationError, match=r"no benchmark 'mme2'; known: .*mmbench, .*pope"):
         evaluation.get("mme2")
@@ -268,15 +268,15 @@ def test_xlsx_errors_are_clear(tmp_path):
         )
 
 
-def test_settings_and_scores_are_json(tmp_path):
+def test_scores_are_valid_json(tmp_path):
     questions = _yes_no("yn")
     scores = pope.score(Predictions(questions, {q.id: Answer("Yes") for q in questions}))
     assert json.loads(json.dumps(scores, allow_nan=False)) == scores
 
 
 @pytest.mark.parametrize("name", ["pope", "mme"])
-def test_yes_and_no_may_be_chosen_as_the_training_data_write_them(name):
+def test_choices_include_both_spellings_of_yes_and_no_in_the_training_data(name):
     benchmark = evaluation.get(name)
     question = Question("count/1/Is it?", {"question": "Is it?"}, "yes")
     choices = benchmark.choices_of(question)
-    assert {"yes", "no", "Yes", "No"} == set(choices)  # VQAv2's answers have small letters, LLaVA's have capitals
+    assert {"yes", "no", "Yes", "No"} == set(choices)  # VQAv2 uses lower case, LLaVA capitalises

@@ -1,4 +1,4 @@
-"""SEED-Bench: the published accuracy, dimensions worked by hand, the official file and what may be wrong with it."""
+"""SEED-Bench: the published accuracy, scores computed by hand, and valid and invalid official files."""
 
 import json
 from pathlib import Path
@@ -13,14 +13,14 @@ from pipelines.images import ImageRefError
 
 
 @pytest.mark.realdata
-def test_the_published_accuracy(realdata):
+def test_published_accuracy_is_reproduced(realdata):
     folder = realdata / "scorers" / "seed_bench"
     scores = seed_bench.score(load(seed_bench.BENCHMARK, folder / "llava-v1.5-13b.jsonl", folder / "truth.jsonl"))
     assert round(scores["accuracy"], 2) == 68.21
     assert (scores["num_questions"], scores["num_scored"], scores["video_questions"]) == (14233, 14233, 5009)
     assert scores["duplicate_ids"] == {"count": 1, "ids": ["49914#2"]}
     assert scores["unmatched_answers"]["count"] == 0
-    assert scores["dimensions"] == {}  # the truth file does not tell them
+    assert scores["dimensions"] == {}  # the truth file does not contain them
 
 
 TYPES = {"Instance Location": 3, "Instance Attributes": 4, "Instances Counting": 5, "Spatial Relation": 6}
@@ -42,7 +42,7 @@ def _lines(path: Path, field: str, *pairs: tuple[Any, str]) -> Path:
     return path
 
 
-def test_dimensions_by_hand(tmp_path):
+def test_scores_by_dimension_computed_by_hand(tmp_path):
     official = _official(
         tmp_path / "SEED-Bench.json",
         _row("1"),
@@ -72,14 +72,14 @@ def test_dimensions_by_hand(tmp_path):
         ("Text Recognition", "text_understanding"),
     ],
 )
-def test_dimensions_have_stable_keys(name, key):
+def test_names_of_a_dimension_map_to_one_key(name, key):
     assert seed_bench.dimension_key(name) == key
 
 
 @pytest.mark.parametrize(
     ("text", "letter"), [("B", "B"), ("b", "B"), ("(B).", "B"), ("The answer is B.", "B"), ("", None), ("A or B", None)]
 )
-def test_without_options_letters_are_read(tmp_path, text, letter):
+def test_letters_are_parsed_without_options(tmp_path, text, letter):
     truth = _lines(tmp_path / "truth.jsonl", "answer", ("1", "B"))
     predictions = load(seed_bench.BENCHMARK, _lines(tmp_path / "a.jsonl", "prediction", ("1", text)), truth)
     assert seed_bench.mark(predictions)["1"].read == letter
@@ -88,7 +88,7 @@ def test_without_options_letters_are_read(tmp_path, text, letter):
     assert scores["unmatched_answers"]["ids"] == ([] if letter else ["1"])
 
 
-def test_an_id_that_stands_twice_counts_twice_and_is_named(tmp_path):
+def test_a_duplicate_id_counts_twice_and_is_reported(tmp_path):
     official = _official(tmp_path / "SEED-Bench.json", _row("1"), _row("1", answer="B", question="And now?"))
     assert [q.id for q in seed_bench.read(official, None)] == ["1", "1#2"]
     path = _lines(tmp_path / "a.jsonl", "prediction", ("1", "A"), ("1", "A"))
@@ -99,31 +99,31 @@ def test_an_id_that_stands_twice_counts_twice_and_is_named(tmp_path):
     assert (scores["num_scored"], scores["duplicate_ids"]["ids"]) == (2, ["1#2"])
     assert scores["without_answer"] == {"count": 1, "ids": ["2"]}
     _lines(path, "prediction", ("1", "A"), ("1", "B"))
-    with pytest.raises(EvaluationError, match=r"a\.jsonl:2: question_id 1 is answered 'B', but 'A' before"):
+    with pytest.raises(EvaluationError, match=r"a\.jsonl:2: question_id 1 is answered 'B' here, 'A' earlier"):
         load(seed_bench.BENCHMARK, path, truth)
     _lines(truth, "answer", ("1", "A"), ("1", "A"))
-    with pytest.raises(EvaluationError, match="1 question ids stand twice: 1"):
+    with pytest.raises(EvaluationError, match="1 duplicate question ids: 1"):
         load(seed_bench.BENCHMARK, path, truth)
 
 
-def test_bad_predictions_are_errors(tmp_path):
+def test_invalid_predictions_are_errors(tmp_path):
     truth = _lines(tmp_path / "truth.jsonl", "answer", ("1", "A"))
     path = _lines(tmp_path / "a.jsonl", "prediction", ("1", "A"))
     for arguments in ({}, {"truth": truth, "questions": truth}):
         with pytest.raises(
-            EvaluationError, match=r"need SEED-Bench\.json \(questions\) or the right answers \(truth\)"
+            EvaluationError, match=r"require either SEED-Bench\.json \(questions\) or the correct answers \(truth\)"
         ):
             load(seed_bench.BENCHMARK, path, **arguments)
     with pytest.raises(EvaluationError, match=r"nowhere\.json: there is no such file"):
         load(seed_bench.BENCHMARK, path, tmp_path / "nowhere.json")
     for rows, message in [
-        ([("7", "A")], r"a\.jsonl:1: question_id 7 is not in .*truth\.jsonl: of another version"),
-        ([("v7", "A")], r"a\.jsonl: answers none of the questions about images"),
-        ([(None, "A")], r"a\.jsonl:1: field 'question_id' is None, of the wrong type"),
+        ([("7", "A")], r"a\.jsonl:1: question_id 7 is not in .*truth\.jsonl: is it from another version"),
+        ([("v7", "A")], r"a\.jsonl: answers no image questions"),
+        ([(None, "A")], r"a\.jsonl:1: field `question_id` has the wrong type, found None"),
     ]:
         with pytest.raises(EvaluationError, match=message):
             load(seed_bench.BENCHMARK, _lines(path, "prediction", *rows), truth)
-    with pytest.raises(EvaluationError, match=r"truth\.jsonl:1: answer is 'E', must be one of A, B, C, D"):
+    with pytest.raises(EvaluationError, match=r"truth\.jsonl:1: field `answer` must be one of A, B, C, D, found 'E'"):
         load(seed_bench.BENCHMARK, path, _lines(truth, "answer", ("1", "E")))
 
 
@@ -143,27 +143,27 @@ def test_images_are_named_by_data_id(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (_row("1", answer="E"), r"questions\[0\]: answer is 'E', must be one of A, B, C, D"),
-        (_row("1", data_type="sound"), "data_type is 'sound', must be image or video"),
-        (_row("1", question_type_id=7), "question_type_id 7 is not among `question_type`"),
-        (_row("1", question=" "), "has no question"),
-        (_row("1", choice_a=None), "field 'choice_a' is None, of the wrong type"),
-        ({"question_id": "1"}, "has no field 'data_type'"),
+        (_row("1", answer="E"), r"questions\[0\]: field `answer` must be one of A, B, C, D, found 'E'"),
+        (_row("1", data_type="sound"), "field `data_type` must be image or video, found 'sound'"),
+        (_row("1", question_type_id=7), "question_type_id 7 is not in `question_type`"),
+        (_row("1", question=" "), "field `question` is empty"),
+        (_row("1", choice_a=None), "field `choice_a` has the wrong type, found None"),
+        ({"question_id": "1"}, "has no field `data_type`"),
         ("1", "must be an object, not str"),
-        (_row("v1", data_type="video"), "holds no question"),
+        (_row("v1", data_type="video"), "contains no questions"),
     ],
 )
-def test_bad_rows_are_errors(tmp_path, row, message):
+def test_invalid_rows_are_errors(tmp_path, row, message):
     with pytest.raises(EvaluationError, match=message):
         seed_bench.read(_official(tmp_path / "SEED-Bench.json", row), None)
 
 
-def test_bad_files_are_errors(tmp_path):
+def test_invalid_files_are_errors(tmp_path):
     path = tmp_path / "SEED-Bench.json"
     for content, message in [
-        ("[]", "must hold a JSON object, not list"),
+        ("[]", "must contain a JSON object, not list"),
         ('{"questions": []}', "has no key 'question_type'; it has questions"),
-        ('{"questions": [', "not a whole JSON file"),
+        ('{"questions": [', "not a complete JSON file"),
         ('{"questions": {}, "question_type": {}}', "`questions` must be a list"),
         ('{"questions": [], "question_type": {"a": "1"}}', "`question_type` an object, dimension → id"),
     ]:

@@ -1,10 +1,10 @@
-"""The paper's columns, Avg^N and the spatial tasks, worked by hand."""
+"""The paper's table columns, Avg^N and the spatial tasks, computed by hand."""
 
 import pytest
 
 from model.evaluation.summary import summary
 
-WHOLE = {
+SCORES = {
     "mmbench": {
         "accuracy": 80.0,
         "circular": 70.0,
@@ -30,8 +30,8 @@ WHOLE = {
 
 
 def test_columns_average_and_spatial_tasks():
-    found = summary(WHOLE)
-    assert found["columns"]["MMB"] == {"value": 70.0, "of": 100.0}  # circular, as the paper's
+    found = summary(SCORES)
+    assert found["columns"]["MMB"] == {"value": 70.0, "of": 100.0}  # circular accuracy, as in the paper
     assert found["columns"]["MME"] == {"value": 1850.0, "of": 2800.0}
     assert found["average"]["over"] == ["MMB", "MME^P", "SEED^I", "LLaVA^W"]
     assert found["average"]["value"] == pytest.approx((70 + 75 + 65 + 68) / 4)
@@ -39,12 +39,12 @@ def test_columns_average_and_spatial_tasks():
     assert found["spatial"]["average"] == pytest.approx((65 + 40 + 50 + 60 + 45 + 55) / 6)
 
 
-def test_what_is_not_there_is_left_out_and_the_average_says_so():
-    some = {name: scores for name, scores in WHOLE.items() if name != "llava_bench"}
+def test_missing_scores_are_omitted_and_the_average_lists_its_columns():
+    some = {name: scores for name, scores in SCORES.items() if name != "llava_bench"}
     found = summary({**some, "llava_bench": {"judge": "none"}, "settings": {"seed": 0}})
     assert "LLaVA^W" not in found["columns"]
     assert found["average"] == {"value": pytest.approx(70.0), "over": ["MMB", "MME^P", "SEED^I"]}
-    without = {**WHOLE, "mme": {**WHOLE["mme"], "tasks": {}}}
+    without = {**SCORES, "mme": {**SCORES["mme"], "tasks": {}}}
     assert summary(without)["spatial"]["average"] is None
     assert summary({}) == {
         "columns": {},
