@@ -36,16 +36,35 @@ class JudgeSettings(BaseModel):
     includes failed attempts and the tokens of the requests; replies cached by earlier runs are free.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)  # a URL may contain a password
+    # hide_input_in_errors: a URL may contain a password.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True)
+
     url: str
+    """Base URL of an OpenAI-compatible API, such as `http://127.0.0.1:8000/v1`."""
+
     model: str = Field(min_length=1)
+    """Name of the model that judges."""
+
     key_variable: str = Field(default="HONEYBEE_JUDGE_KEY", pattern=r"[A-Za-z_][A-Za-z0-9_]*")
+    """Environment variable that holds the API key."""
+
     max_tokens: int | None = Field(default=None, gt=0)
+    """Maximum number of tokens of a reply; if unset, as in the benchmark's judge prompt."""
+
     concurrency: int = Field(default=4, ge=1, le=64)
+    """Number of requests that are sent in parallel."""
+
     timeout: float = Field(default=60, gt=0)
+    """Seconds after which a request is given up."""
+
     tries: int = Field(default=6, ge=1, le=20)
+    """Maximum number of attempts for one reply."""
+
     max_requests: int = Field(default=10_000, ge=0)
+    """Budget of one run in requests, failed attempts included; cached replies are free."""
+
     max_total_tokens: int = Field(default=10_000_000, ge=0)
+    """Budget of one run in tokens, requests and replies together."""
 
     @field_validator("url")
     @classmethod

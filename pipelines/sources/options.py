@@ -8,7 +8,7 @@ Name = Annotated[str, Field(min_length=1)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class _Columns(_Part):
@@ -26,41 +26,85 @@ class _Columns(_Part):
 class CaptionColumns(_Columns):
     holds = ("caption",)
     task: Literal["caption"]
+    """Task of the dataset."""
+
     image: Name
+    """Column of the image."""
+
     caption: Name
+    """Column of the caption."""
 
 
 class OpenQuestionColumns(_Columns):
     holds = ("question", "answer")
     task: Literal["open_question"]
+    """Task of the dataset."""
+
     image: Name | None = None
-    text_only: bool = False  # accept rows whose image is null, as text only; otherwise they are rejects
+    """Column of the image; if unset, the questions have none."""
+
+    text_only: bool = False
+    """Whether a row whose image is null is a question without an image; otherwise it is a reject."""
+
     question: Name
+    """Column of the question."""
+
     answer: Name
-    answer_names: tuple[Name, ...] | None = None  # texts of integer answers, for files that do not name them
+    """Column of the answer: a text, or a number that stands for one of `answer_names`."""
+
+    answer_names: tuple[Name, ...] | None = None
+    """Texts of numbered answers, for files that do not contain them."""
 
 
 class MultipleChoiceColumns(_Columns):
     holds = ("question", "choices", "answer", "context")
     task: Literal["multiple_choice"]
+    """Task of the dataset."""
+
     image: Name | None = None
+    """Column of the image; if unset, the questions have none."""
+
     text_only: bool = False
+    """Whether a row whose image is null is a question without an image; otherwise it is a reject."""
+
     question: Name
-    choices: Name  # a list of texts
-    answer: Name  # the index (from 0), the letter or the text of the correct choice
+    """Column of the question."""
+
+    choices: Name
+    """Column of the choices, a list of texts."""
+
+    answer: Name
+    """Column of the correct choice: its index from 0, its letter or its text."""
+
     context: Name | None = None
+    """Column of a hint or passage that belongs to the question."""
 
 
 class ReferringColumns(_Columns):
     holds = ("phrase", "box", "width", "height")
     task: Literal["referring"]
+    """Task of the dataset."""
+
     image: Name
+    """Column of the image."""
+
     phrase: Name
-    box: Name  # a list of four numbers
+    """Column of the phrase that refers to the object."""
+
+    box: Name
+    """Column of the box, a list of four numbers."""
+
     box_format: Literal["xyxy", "xywh"]
+    """Meaning of the four numbers: two corners, or the upper left corner with width and height."""
+
     box_unit: Literal["pixels", "normalised"]
-    width: Name | None = None  # of the image; required if boxes are in pixels
+    """Unit of the numbers: pixels, or fractions of the image's width and height."""
+
+    width: Name | None = None
+    """Column of the image's width in pixels; required for boxes in pixels."""
+
     height: Name | None = None
+    """Column of the image's height in pixels; required for boxes in pixels."""
 
     @model_validator(mode="after")
     def _size(self) -> "ReferringColumns":
@@ -75,8 +119,13 @@ class ReferringColumns(_Columns):
 class ConversationColumns(_Columns):
     holds = ("conversations",)
     task: Literal["conversation"]
-    image: Name | None = None  # null: text only
-    conversations: Name  # a list of messages (see conversations.py)
+    """Task of the dataset."""
+
+    image: Name | None = None
+    """Column of the image or list of images; a row whose image is null is text only."""
+
+    conversations: Name
+    """Column of the messages, a list."""
 
 
 Columns = Annotated[
@@ -87,7 +136,10 @@ Columns = Annotated[
 
 class SourceOptions(_Part):
     columns: Columns | None = None
-    files: Name | None = None  # a glob below the annotations directory
+    """Columns that hold the fields of the task."""
+
+    files: Name | None = None
+    """Glob pattern of the files below the annotations directory."""
 
     @field_validator("files")
     @classmethod
