@@ -1,7 +1,7 @@
-# What a newcomer runs. Variables go on the command line, e.g. `make train PORT=4300 PIP_OPTIONS="--index-url …"`.
+# Set variables on the command line, e.g. `make train PORT=4300 PIP_OPTIONS="--index-url …"`.
 PYTHON ?= python3.11
 VENV ?= .venv
-# Options for pip; e.g. `--extra-index-url https://download.pytorch.org/whl/cpu` for a machine without a GPU.
+# Options for pip, e.g. `--extra-index-url https://download.pytorch.org/whl/cpu` on a host without a GPU.
 PIP_OPTIONS ?=
 PORT ?= 4200
 DEPLOYMENT ?= sample
@@ -15,10 +15,10 @@ MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 .DEFAULT_GOAL := help
 .PHONY: help install train up down test check docs
 
-help: ## this list
+help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(INSTALLED) ## make .venv and install the project into it
+install: $(INSTALLED) ## create .venv and install the project into it
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(PIP_OPTIONS) --constraint constraints.txt --editable '.[dev]'
@@ -30,13 +30,13 @@ up: install ## start the Prefect server and a worker, and deploy prefect.yaml
 train: up ## run the deployment train-honeybee/$(DEPLOYMENT) and print its scores
 	$(BIN)/honeybee submit train-honeybee/$(DEPLOYMENT) --run-id $(RUN_ID) --port $(PORT)
 
-down: ## stop what `up` started, and only that
+down: ## stop the server and the worker that `up` started
 	@if test -x $(BIN)/honeybee; then $(BIN)/honeybee down; fi
 
 test: install ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: install ## ruff, mypy and a strict build of the documentation
+check: install ## run ruff, mypy and import-linter, and build the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

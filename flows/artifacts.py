@@ -1,4 +1,4 @@
-"""What a run shows in Prefect's UI. Keys are the same for every run of a recipe, so that each has a history."""
+"""Publishes a run's artifacts in Prefect's UI, under the same keys for every run of a recipe, so each has a history."""
 
 import re
 from collections.abc import Sequence
@@ -11,38 +11,40 @@ from flows import duplicates, gallery, overlaps, tables
 from flows.recipe import Recipe
 from flows.stage_data import StageData
 
-PER_DATASET = 2  # cards of a dataset in the UI's gallery: its pictures travel inside the artifact
-DUPLICATES = 5  # rows of a dataset in the UI's table of duplicates
+PER_DATASET = 2  # gallery cards per dataset; few, because the images are embedded in the artifact
+DUPLICATES = 5  # rows per dataset in the table of duplicates
 
 
 def publish_data(recipe: Recipe, data: StageData) -> None:
-    """Mixture, rejects, duplicates, overlaps and gallery of a stage's data."""
+    """Publishes the mixture, rejects, duplicates, benchmark overlaps and gallery of a stage's data."""
     name, stage = recipe.name, data.stage
     mixture = tables.mixture(data.shards, recipe.model.projector.num_tokens)
     balance = tables.balance(recipe.stage(stage).data.balance.model_dump())
-    _table(name, f"{stage} mixture", mixture, f"What {stage} learns from: {data.shards}. {balance}")
-    _table(name, f"{stage} rejects", tables.losses(data.examples), "Rows that are in no example, by reason")
+    _table(name, f"{stage} mixture", mixture, f"Training data of {stage}: {data.shards}. {balance}")
+    _table(name, f"{stage} rejects", tables.losses(data.examples), "Annotation rows without an example, by reason")
     dropped = duplicates.most_surprising(data.examples, DUPLICATES)
-    about = "Turns that left an example because another one there says the same: those that share the fewest words"
+    about = "Turns dropped as duplicates of another turn of their example: the pairs that share the fewest words"
     _table(name, f"{stage} duplicates", dropped, about)
     if overlaps.looked_for(data.examples):
-        _table(name, f"{stage} overlaps", overlaps.summary(data.examples), "What the data shares with benchmarks")
+        _table(
+            name, f"{stage} overlaps", overlaps.summary(data.examples), "Overlap of the training data with benchmarks"
+        )
     text = gallery.markdown(gallery.cards(data.shards, PER_DATASET), lambda _, png: gallery.data_uri(png))
-    _markdown(name, f"{stage} gallery", f"### The first samples of each dataset in {stage}\n\n{text}")
+    _markdown(name, f"{stage} gallery", f"### First samples of each dataset in {stage}\n\n{text}")
 
 
 def publish_scores(
     recipe: str, scores: Sequence[tables.Row], history: Sequence[tables.Row], bars: bytes | None
 ) -> None:
-    """Every score of a run, the main ones of this run and those before it, and their bars (PNG)."""
+    """Publishes all scores of a run, the main scores of the recipe's runs over time, and a bar chart (PNG)."""
     _table(recipe, "scores", scores, "Scores on the held-out benchmarks")
-    _table(recipe, "scores history", history, "The main scores of this recipe's runs, the newest first")
+    _table(recipe, "scores history", history, "Main scores of this recipe's runs, newest first")
     if bars is not None:
         _markdown(recipe, "score bars", f"### Main scores\n\n![scores]({gallery.data_uri(bars)})")
 
 
 def publish_results(recipe: str, curve: bytes, directory: Path) -> None:
-    """Loss curve (PNG), and where the results lie."""
+    """Publishes the loss curve (PNG) and a link to the results directory."""
     _markdown(recipe, "loss curve", f"### Loss and learning rate\n\n![loss curve]({gallery.data_uri(curve)})")
     create_link_artifact(
         key=artifact_key(recipe, "results"), link=directory.as_uri(), description=f"Results: `{directory}`"
@@ -59,5 +61,5 @@ def _markdown(recipe: str, name: str, text: str) -> None:
 
 
 def artifact_key(recipe: str, name: str) -> str:
-    """Prefect allows lower-case letters, digits and dashes."""
+    """Returns the artifact's key; Prefect allows only lower-case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", f"{recipe} {name}".lower()).strip("-")

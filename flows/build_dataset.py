@@ -1,4 +1,4 @@
-"""The data of a stage as Prefect tasks: one for the stage, and one for each of its datasets."""
+"""Builds the data of a stage as Prefect tasks: one task for the stage and one for each of its datasets."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from pipelines.decontaminate import Decontamination
 
 @task(task_run_name="{stage} data", cache_policy=NO_CACHE)
 def build_stage_data(workspace: Workspace, stage: str, tokenizer: Path) -> StageData:
-    """`stage_data` as a task, with a task for each dataset, and what it made as artifacts."""
+    """Runs `stage_data` with a subtask for each dataset, and publishes the result as artifacts."""
     data = stage_data(workspace, stage, tokenizer, build_dataset_examples, get_run_logger().info)
     publish_data(workspace.recipe, data)
     return data

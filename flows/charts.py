@@ -1,4 +1,4 @@
-"""A run as pictures (PNG): its loss curve, from the metrics that training appends line by line, and its scores."""
+"""Draws a run's charts as PNG: the loss curve, from the metrics.jsonl that training appends to, and the scores."""
 
 import io
 import json
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 
 def loss_curve(metrics: dict[str, Path]) -> bytes:
-    """metrics: stage → its metrics.jsonl. A column for each stage: loss by dataset, and below it the learning rate."""
+    """Plots loss by dataset and learning rate, one column per stage. metrics: stage → its metrics.jsonl."""
     figure = Figure(figsize=(5.5 * len(metrics), 5), layout="constrained")
     axes = figure.subplots(2, len(metrics), sharex="col", squeeze=False, height_ratios=[3, 1])
     for column, (stage, path) in enumerate(metrics.items()):
@@ -23,7 +23,7 @@ def loss_curve(metrics: dict[str, Path]) -> bytes:
         loss.plot(steps, [row["loss"] for row in rows], linewidth=1.2, color="black", label="all")
         loss.legend(fontsize="x-small")
         rate.plot(steps, [row["learning_rate"] for row in rows], linewidth=1, color="tab:gray")
-        loss.set_yscale("log")  # a dataset that begins at 8 leaves room for the others, which end near 0.1
+        loss.set_yscale("log")  # losses start near 8 and end near 0.1
         loss.set_title(stage)
         rate.set_xlabel("step")
         rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
@@ -35,26 +35,26 @@ def loss_curve(metrics: dict[str, Path]) -> bytes:
 
 
 def score_bars(columns: Mapping[str, Mapping[str, float]], control: Mapping[str, Mapping[str, float]]) -> bytes:
-    """A bar for each column of a summary (model/evaluation/summary.py), in percent of the most it could be; beside it,
-    where there is one, that of the control with shuffled images."""
+    """Plots a bar for each column of a summary (model/evaluation/summary.py), in percent of the maximum score, next to
+    the bar of the shuffled-image control where there is one."""
     names = list(columns)[::-1]
     figure = Figure(figsize=(7, 1 + 0.45 * len(names)), layout="constrained")
     axes = figure.subplots()
     height = 0.38 if control else 0.7
     for shift, values, label, color in (
         (0.2, columns, "model", "tab:blue"),
-        (-0.2, control, "images shuffled", "tab:gray"),
+        (-0.2, control, "shuffled images", "tab:gray"),
     ):
         shown = [name for name in names if name in values]
         if not shown:
             continue
-        places = [names.index(name) + (shift if control else 0) for name in shown]
+        positions = [names.index(name) + (shift if control else 0) for name in shown]
         shares = [100 * values[name]["value"] / values[name]["of"] for name in shown]
-        bars = axes.barh(places, shares, height, label=label, color=color)
+        bars = axes.barh(positions, shares, height, label=label, color=color)
         axes.bar_label(bars, fmt="%.1f", padding=2, fontsize="small")
     axes.set_yticks(range(len(names)), names)
     axes.set_xlim(0, 108)
-    axes.set_xlabel("% of the most it could be")
+    axes.set_xlabel("% of the maximum score")
     axes.grid(axis="x", alpha=0.3)
     if control:
         figure.legend(fontsize="x-small", loc="outside upper right", ncols=2)
@@ -68,6 +68,6 @@ def _png(figure: Figure) -> bytes:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The rows of a metrics file by step; of a step that was logged again after a resume, the last row counts."""
+    """Returns the rows of a metrics file by step; if a step was logged again after a resume, the last row wins."""
     rows = {row["step"]: row for row in map(json.loads, path.read_text().splitlines()) if "loss" in row}
     return [rows[step] for step in sorted(rows)]

@@ -1,4 +1,5 @@
-"""What can be wrong with a recipe besides its form, found before hours of work: all of it at once."""
+"""Checks what the recipe's schema cannot: names, files, models and hosts. Reports all problems at once, before a run
+spends hours."""
 
 import contextlib
 import os
@@ -26,8 +27,8 @@ from pipelines.tokenizer import check_tokenizer
 
 
 def check_settings(recipe: Recipe) -> None:
-    """Names, templates, schedules: all that needs no official file. Raises RecipeError with every problem found; the
-    projector and LoRA's targets are looked at last, since torch takes seconds to load."""
+    """Checks everything that needs no official file: names, templates, schedules. Raises RecipeError with all problems
+    found. The projector and the LoRA targets come last, because importing torch takes seconds."""
     _raise(recipe, _settings(recipe))
     _raise(recipe, _problems("model.projector", _build_small_projector, recipe))
     for name in STAGES:
@@ -37,38 +38,38 @@ def check_settings(recipe: Recipe) -> None:
 
 
 def check_inputs(workspace: Workspace) -> None:
-    """Annotation files, image roots, benchmarks, local models. Raises RecipeError with every problem found."""
+    """Checks annotation files, image roots, benchmarks and local models. Raises RecipeError with all problems found."""
     _raise(workspace.recipe, _inputs(workspace))
 
 
 def check_benchmarks(workspace: Workspace) -> None:
-    """The benchmarks alone. Raises RecipeError with every problem found."""
+    """Checks only the benchmarks. Raises RecipeError with all problems found."""
     _raise(workspace.recipe, _benchmarks(workspace))
 
 
 def check_machines(recipe: Recipe, log: Callable[[str], None] = print) -> None:
-    """Whether this machine and the hosts can train what the recipe asks them to. Raises RecipeError, or LaunchError for
-    a host that cannot be reached, or a port in use."""
+    """Checks that this host and those of the hostfile can run the recipe's ranks. Raises RecipeError if GPUs are
+    missing, LaunchError if a host cannot be reached or the rendezvous port is in use."""
     import torch
 
     cluster = find_cluster(recipe.launch)
     here = recipe.launch.ranks or 1
-    if cluster is not None:  # evaluation and sample backbones need one here in any case
+    if cluster is not None:  # single-process jobs always run here
         here = max(1, sum(host.slots for host in cluster.hosts if host.is_here))
     if recipe.launch.device == "cuda" and torch.cuda.device_count() < here:
         raise RecipeError(
-            f"launch: {here} ranks on cuda need as many GPUs, this machine has {torch.cuda.device_count()}: lower "
-            f"{'launch.ranks' if cluster is None else 'its slots'}, set launch.device, or run it elsewhere"
+            f"launch: {here} ranks on cuda need {here} GPUs, but this host has {torch.cuda.device_count()}: lower "
+            f"{'launch.ranks' if cluster is None else 'its slots'}, change launch.device, or use another host"
         )
     check_rendezvous(cluster, recipe.launch.rendezvous.port, recipe.paths.store.resolve(), log)
 
 
 def _writable(path: Path) -> str | None:
-    """What keeps a directory from being made or written at `path`; nothing is written to find out."""
-    there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    """Returns why a directory at `path` cannot be created or written to, or None if it can. Writes nothing."""
+    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     if not there.is_dir():
-        return f"{there} is no directory"
-    return None if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written to"
+        return f"{there} is not a directory"
+    return None if os.access(there, os.W_OK | os.X_OK) else f"{there} is not writable"
 
 
 def _settings(recipe: Recipe) -> Iterator[str]:
@@ -100,7 +101,7 @@ def _stage_settings(recipe: Recipe, name: str) -> Iterator[str]:
     yield from _problems(f"{name}.data.chat", chat_style_file, stage.data.chat)
     tasks: dict[str, str] = {}
     for dataset in stage.data.names:
-        with contextlib.suppress(sources.SourceError):  # of a source that is wrong, told elsewhere
+        with contextlib.suppress(sources.SourceError):  # `_settings` reports it
             tasks[dataset] = recipe.source(dataset).task
             yield from _problems(
                 f"{name}.data.templates", load_templates, stage.data.templates, dataset, tasks[dataset]
@@ -108,7 +109,7 @@ def _stage_settings(recipe: Recipe, name: str) -> Iterator[str]:
     if len(tasks) == len(stage.data.names) and not stage.data.balance.needs_sizes:
         key = "weights" if stage.data.weights else "balance"
         yield from _problems(f"{name}.data.{key}", _mixture, stage, tasks)
-    with contextlib.suppress(HostfileError):  # told once, of launch
+    with contextlib.suppress(HostfileError):  # `_settings` reports it, under `launch`
         yield from _problems(f"{name}.train", stage.train.accumulation, count_ranks(recipe.launch))
     if stage.train.wandb is not None:
         yield from _problems(f"{name}.train.wandb", check_installed)
@@ -129,29 +130,29 @@ def _inputs(workspace: Workspace) -> Iterator[str]:
             continue
         yield from _problems(f"datasets.{name}", spec.reader.files, spec.annotations)
         if recipe.images != "skip" and not spec.images.is_dir():
-            yield f"datasets.{name}.images: there is no directory {spec.images}"
+            yield f"datasets.{name}.images: {spec.images} is not a directory"
     yield from _benchmarks(workspace)
     for name in listed_benchmarks(recipe):
         yield from _problems(f"decontamination.benchmarks.{name}", read_items, workspace, name)
     for key, model in (("vision", recipe.backbones.vision), ("llm", recipe.backbones.llm)):
-        if model and not _may_be_there(model):
-            yield f"backbones.{key}: there is no model (no config.json) in {model}"
+        if model and not _may_exist(model):
+            yield f"backbones.{key}: {model} is not a model directory (it has no config.json)"
     vision, llm = recipe.backbones.vision, recipe.backbones.llm
-    if llm and _may_be_there(llm):
+    if llm and _may_exist(llm):
         yield from _problems("backbones.llm", check_tokenizer, llm)
-    if vision and llm and _may_be_there(vision) and _may_be_there(llm):
-        yield from _problems("model", _parts_fit, recipe, vision, llm)
+    if vision and llm and _may_exist(vision) and _may_exist(llm):
+        yield from _problems("model", _check_model_parts, recipe, vision, llm)
 
 
 def _benchmarks(workspace: Workspace) -> Iterator[str]:
     for name in workspace.recipe.evaluation.benchmarks:
         missing = [path for path in workspace.benchmark(name) if not path.exists()]
-        yield from (f"evaluation.benchmarks.{name}: there is no {path}" for path in missing)
+        yield from (f"evaluation.benchmarks.{name}: {path} does not exist" for path in missing)
         if not missing:
-            yield from _problems(f"evaluation.benchmarks.{name}", _ask_nothing, workspace, name)
+            yield from _problems(f"evaluation.benchmarks.{name}", _read_first_question, workspace, name)
 
 
-def _parts_fit(recipe: Recipe, vision: str, llm: str) -> None:
+def _check_model_parts(recipe: Recipe, vision: str, llm: str) -> None:
     from flows.memory import sizes  # imports torch and transformers
 
     model = sizes(recipe, vision, llm)
@@ -159,43 +160,43 @@ def _parts_fit(recipe: Recipe, vision: str, llm: str) -> None:
         side = recipe.stage(name).data.image_side
         if model and side and recipe.model.image_fit == "crop" and side < model.image_size:
             raise ValueError(
-                f"image_fit crop makes a picture's shorter side {model.image_size} pixels, but {name}.data.image_side "
-                f"shrinks the longer one to {side}, and all would be enlarged again: raise it to "
-                f"{2 * model.image_size}, enough for shapes up to 2 : 1, or leave it out"
+                f"model.image_fit crop resizes an image's shorter side to {model.image_size} pixels, but "
+                f"{name}.data.image_side shrinks the longer side to {side}, so every image would be enlarged again: "
+                f"raise it to {2 * model.image_size}, enough for aspect ratios up to 2:1, or remove it"
             )
 
 
-def _ask_nothing(workspace: Workspace, name: str) -> None:
-    """Reads the questions and the first picture, as the evaluation will hours later."""
+def _read_first_question(workspace: Workspace, name: str) -> None:
+    """Reads the questions and the first image as the evaluation does. Raises ValueError if there is no question."""
     path, images = workspace.benchmark(name)
     questions = evaluation.get(name).read(path, images)
     if not questions:
-        raise ValueError(f"{path} holds no question")
+        raise ValueError(f"{path} contains no questions")
     for image in questions[0].images[:1]:
         image.read()
 
 
-def _may_be_there(model: str) -> bool:
-    """A directory with a configuration, or a hub name: `name` or `owner/name`."""
+def _may_exist(model: str) -> bool:
+    """Whether `model` is a directory with a configuration, or may be a hub name: `name` or `owner/name`."""
     local = Path(model).is_dir() or model.startswith(("/", "./", "../", "~")) or model.count("/") > 1
     return not local or (Path(model) / "config.json").is_file()
 
 
 def _build_small_projector(recipe: Recipe) -> None:
-    """Of any width: the number of tokens, the type and its settings are what can be wrong."""
+    """Builds the projector with small widths: only its type, settings and number of tokens can be wrong."""
     import torch
 
     from model.projectors import build_projector
     from model.projectors.base import Shape
 
     projector = recipe.model.projector
-    features = projector.num_tokens if projector.type in ("linear", "mlp") else 16  # those two keep the number
+    features = projector.num_tokens if projector.type in ("linear", "mlp") else 16  # these keep the number of tokens
     with torch.device("meta"):
         build_projector(projector.type, Shape(features, projector.num_tokens, 8, 8), projector.settings)
 
 
 def _find_targets(recipe: Recipe, lora: Lora) -> None:
-    """Where the language model's configuration is at hand; else the stage finds out when it begins."""
+    """Checks the LoRA targets if the language model's configuration is available; otherwise the stage does on start."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -203,8 +204,8 @@ def _find_targets(recipe: Recipe, lora: Lora) -> None:
     from model.training.lora import check_targets
 
     llm = recipe.backbones.llm
-    # That of model/backbones.py is a Llama.
-    config = AutoConfig.for_model("llama") if llm is None else model_config(llm) if _may_be_there(llm) else None
+    # model/backbones.py trains a Llama.
+    config = AutoConfig.for_model("llama") if llm is None else model_config(llm) if _may_exist(llm) else None
     if config is not None:
         with torch.device("meta"):
             check_targets(AutoModelForCausalLM.from_config(config), lora.targets)
@@ -213,7 +214,7 @@ def _find_targets(recipe: Recipe, lora: Lora) -> None:
 def _problems(key: str, check: Callable[..., object], *arguments: object) -> Iterator[str]:
     try:
         check(*arguments)
-    except ValueError as error:  # what all our own checks raise
+    except ValueError as error:  # the base class of what the checks raise
         yield f"{key}: {error}"
 
 
@@ -221,4 +222,4 @@ def _raise(recipe: Recipe, problems: Iterator[str]) -> None:
     found = list(dict.fromkeys(problems))
     if found:
         lines = "".join(f"\n  {problem}" for problem in found)
-        raise RecipeError(f"the recipe {recipe.name} cannot run; nothing was started:{lines}")
+        raise RecipeError(f"recipe {recipe.name} cannot run; nothing was started:{lines}")

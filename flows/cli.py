@@ -1,4 +1,4 @@
-"""The `honeybee` command. Heavy imports stand inside the commands, so that each loads only what it needs."""
+"""The `honeybee` command. Imports are inside the commands, so that each loads only the packages it needs."""
 
 import json
 import os
@@ -15,38 +15,42 @@ from flows import cli_chat, cli_official, cli_score, settings
 if TYPE_CHECKING:
     from flows.recipe import Recipe
 
-_HELP = "From official annotation files to a trained and evaluated vision-language model."
+_HELP = "Builds vision-language instruction data, trains a multimodal LLM on it, and evaluates the model."
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=_HELP)
-templates = typer.Typer(no_args_is_help=True, help="The wordings that turn annotations into turns.")
+templates = typer.Typer(
+    no_args_is_help=True, help="Commands for the templates that turn annotations into conversation turns."
+)
 app.add_typer(templates, name="templates")
 
-RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of one that comes with the project.")]
+RecipeArgument = Annotated[str, typer.Argument(help="Path of a recipe file, or name of a bundled recipe, e.g. sample.")]
 PortOption = Annotated[int, typer.Option(help="Port of the Prefect server on 127.0.0.1.")]
 
 
 @app.command()
 def sample(
-    directory: Annotated[Path, typer.Argument(help="Where to write; must be empty or a whole sample corpus.")],
-    scenes: Annotated[int, typer.Option(min=1, help="Pictures to learn from.")] = 20000,
-    held_out: Annotated[int, typer.Option(min=1, help="Pictures that only the benchmarks show.")] = 400,
-    seed: int = 0,
+    directory: Annotated[
+        Path, typer.Argument(help="Output directory; must be absent, empty or a complete sample corpus.")
+    ],
+    scenes: Annotated[int, typer.Option(min=1, help="Number of training images.")] = 20000,
+    held_out: Annotated[int, typer.Option(min=1, help="Number of images reserved for the benchmarks.")] = 400,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
-    """Writes the sample corpus: small drawn scenes in the official layouts of datasets and benchmarks."""
+    """Writes the sample corpus: small drawn scenes in the official file layouts of the datasets and benchmarks."""
     from pipelines.sample import write_sample
 
     manifest = write_sample(directory, scenes, held_out, seed)
     for name, layout in manifest["layouts"].items():
         broken = sum(layout["broken"].values()) if isinstance(layout["broken"], dict) else layout["broken"]
-        typer.echo(f"{name}: {layout['rows']} rows, broken on purpose: {broken}")
+        typer.echo(f"{name}: {layout['rows']} rows, {broken} of them deliberately broken")
 
 
 @app.command()
 def build(
     recipe: RecipeArgument,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be built, without building it.")] = False,
-    run_id: Annotated[str | None, typer.Option(help="Name of the results directory; build-TIME where absent.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and show what would be built.")] = False,
+    run_id: Annotated[str | None, typer.Option(help="Name of the results directory; default: build-TIME.")] = None,
 ) -> None:
-    """Builds a recipe's shards, both stages; what is whole in the store is taken from there."""
+    """Builds the shards of both stages of a recipe, reusing everything that the store already has."""
     if dry_run:
         _plan(recipe, training=False)
         return
@@ -63,11 +67,11 @@ def build(
 
 @app.command()
 def diff(
-    run_a: Annotated[str, typer.Argument(help="A run's directory, or RECIPE/RUN_ID under runs/.")],
-    run_b: Annotated[str, typer.Argument(help="The run to compare with it.")],
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    run_a: Annotated[str, typer.Argument(help="Directory of a run, or RECIPE/RUN_ID under runs/.")],
+    run_b: Annotated[str, typer.Argument(help="The run to compare it with.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Says what changed in the data between two runs: recipe, inputs, rows, shares, shards."""
+    """Shows what changed in the data between two runs: recipe, inputs, rows, shares and shards."""
     from flows.diff import compare, describe
 
     found = compare(run_a, run_b)
@@ -76,14 +80,14 @@ def diff(
 
 @app.command()
 def show(
-    run: Annotated[str, typer.Argument(help="A run's directory, or RECIPE/RUN_ID under runs/.")],
-    duplicates: Annotated[bool, typer.Option("--duplicates", help="Turns that de-duplication dropped.")] = False,
-    dataset: Annotated[str | None, typer.Option(help="Only this dataset.")] = None,
-    limit: Annotated[int, typer.Option(min=0, help="Of each dataset at most so many.")] = 20,
+    run: Annotated[str, typer.Argument(help="Directory of a run, or RECIPE/RUN_ID under runs/.")],
+    duplicates: Annotated[bool, typer.Option("--duplicates", help="Show the turns dropped as duplicates.")] = False,
+    dataset: Annotated[str | None, typer.Option(help="Show only this dataset.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Maximum number of turns to show per dataset.")] = 20,
 ) -> None:
-    """Prints what a run's data left out and why; the most surprising first."""
+    """Shows which turns a run dropped from its data and why, the most surprising ones first."""
     if not duplicates:
-        raise typer.BadParameter("say what to show: --duplicates")
+        raise typer.BadParameter("choose what to show: --duplicates")
     from flows.duplicates import show as lines
 
     for line in lines(run, dataset, limit):
@@ -93,10 +97,12 @@ def show(
 @app.command()
 def train(
     recipe: RecipeArgument,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and say what it would do.")] = False,
-    run_id: Annotated[str | None, typer.Option(help="Name of the results directory; the time where absent.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and show what it would do.")] = False,
+    run_id: Annotated[
+        str | None, typer.Option(help="Name of the results directory; default: the current time.")
+    ] = None,
 ) -> None:
-    """Runs a recipe to the end on a short-lived Prefect server: data, both stages, evaluation, report."""
+    """Runs a recipe from start to end on a temporary Prefect server: data, both stages, evaluation, report."""
     if dry_run:
         _plan(recipe, training=True)
         return
@@ -114,15 +120,17 @@ def train(
 
 @app.command()
 def trace(
-    run: Annotated[str, typer.Argument(help="A run's directory, or RECIPE/RUN_ID.")],
-    shard: Annotated[int, typer.Option(min=0, help="Number of the shard.")],
-    row: Annotated[int, typer.Option(min=0, help="Row of the shard, from 0.")],
+    run: Annotated[str, typer.Argument(help="Directory of a run, or RECIPE/RUN_ID under runs/.")],
+    shard: Annotated[int, typer.Option(min=0, help="Index of the shard, from 0.")],
+    row: Annotated[int, typer.Option(min=0, help="Row in the shard, from 0.")],
     stage: Annotated[str, typer.Option(help="pretrain or finetune.")] = "finetune",
-    turn: Annotated[int | None, typer.Option(min=0, help="Only this turn of the sample.")] = None,
-    token: Annotated[int | None, typer.Option(min=0, help="Only the turn of this token: a place in input_ids.")] = None,
+    turn: Annotated[int | None, typer.Option(min=0, help="Show only this turn of the sample, from 0.")] = None,
+    token: Annotated[
+        int | None, typer.Option(min=0, help="Show only the turn of the token at this position of input_ids.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Prints the way back from a training sample to official file, row, template and de-duplication decision."""
+    """Traces a training sample back to its official file and row, its templates and the deduplication decision."""
     from flows.trace import lines
     from flows.trace import trace as find
 
@@ -132,10 +140,12 @@ def trace(
 
 @app.command()
 def overlaps(
-    run: Annotated[str, typer.Argument(help="A run's directory, or RECIPE/RUN_ID.")],
-    examples: Annotated[int, typer.Option(min=0, help="So many of each kind are shown.")] = 3,
+    run: Annotated[str, typer.Argument(help="Directory of a run, or RECIPE/RUN_ID under runs/.")],
+    examples: Annotated[
+        int, typer.Option(min=0, help="Number of overlaps to list per dataset, benchmark and kind.")
+    ] = 3,
 ) -> None:
-    """Shows what a run's training data shares with the benchmarks of its recipe's `decontamination`."""
+    """Shows where a run's training data overlaps with the benchmarks in its recipe's `decontamination`."""
     from flows.overlaps import report
 
     for line in report(run, examples):
@@ -144,45 +154,45 @@ def overlaps(
 
 @app.command()
 def verify(
-    shards: Annotated[str, typer.Argument(help="A run, or RECIPE/RUN_ID; or a directory or URL of shards.")],
-    processes: Annotated[int | None, typer.Option(min=1, help="As many as cores where absent.")] = None,
+    shards: Annotated[str, typer.Argument(help="Directory of a run, RECIPE/RUN_ID, or a directory or URL of shards.")],
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Number of processes; default: the number of cores.")
+    ] = None,
 ) -> None:
-    """Checks shards: sums, counts, order, quotas, and that every picture decodes. Exits with 1 if there is a fault."""
+    """Verifies shards: checksums, counts, order, quotas, and that every image decodes. Exits with 1 on any error."""
     from flows.runs import shards_at
     from pipelines.verify import verify as check
 
     count = 0
-    for where in shards_at(shards):
-        typer.echo(where)
-        count += len(check(where, typer.echo, processes or os.cpu_count() or 1))
-    typer.echo(f"{count:,} faults" if count else "No fault.")
+    for location in shards_at(shards):
+        typer.echo(location)
+        count += len(check(location, typer.echo, processes or os.cpu_count() or 1))
+    typer.echo(f"Errors found: {count:,}" if count else "No errors found.")
     raise typer.Exit(1 if count else 0)
 
 
 @app.command()
 def push(
-    shards: Annotated[str, typer.Argument(help="A run, or RECIPE/RUN_ID; or a directory of shards.")],
-    url: Annotated[str, typer.Argument(help="s3://…, file:///…; a run goes below it, to shards/FINGERPRINT/.")],
+    shards: Annotated[str, typer.Argument(help="Directory of a run, RECIPE/RUN_ID, or a directory of shards.")],
+    url: Annotated[str, typer.Argument(help="s3://… or file:///…; the shards of a run go to URL/shards/FINGERPRINT/.")],
 ) -> None:
-    """Copies shards to a URL, compares what arrived, and goes on where it was stopped."""
+    """Copies shards to a URL and verifies the copy. Run it again to resume an interrupted upload."""
     from flows.runs import is_run, shards_at
     from pipelines.remote import push as copy
     from pipelines.remote import shards_url
 
-    for where in map(Path, shards_at(shards)):
-        copy(where, shards_url(url, where) if is_run(shards) else url, typer.echo)
+    for directory in map(Path, shards_at(shards)):
+        copy(directory, shards_url(url, directory) if is_run(shards) else url, typer.echo)
 
 
 @app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A model directory, e.g. runs/sample/latest/model.")],
-    recipe: Annotated[str, typer.Option(help="The recipe whose benchmarks are asked.")] = "sample",
-    benchmark: Annotated[list[str] | None, typer.Option(help="Only this one; may be given again.")] = None,
-    run_id: Annotated[
-        str | None, typer.Option(help="Name of the results directory; evaluation-TIME if absent.")
-    ] = None,
+    recipe: Annotated[str, typer.Option(help="The recipe that lists the benchmarks.")] = "sample",
+    benchmark: Annotated[list[str] | None, typer.Option(help="Run only this benchmark; repeatable.")] = None,
+    run_id: Annotated[str | None, typer.Option(help="Name of the results directory; default: evaluation-TIME.")] = None,
 ) -> None:
-    """Asks a model the benchmarks of a recipe, and scores its answers."""
+    """Evaluates a model on the benchmarks of a recipe."""
     from flows.recipe import load_recipe
     from model.directory import check_model
 
@@ -208,23 +218,27 @@ app.command("export-official")(cli_official.export_official)
 
 @templates.command("check")
 def check_templates(
-    sets: Annotated[list[str] | None, typer.Argument(metavar="[SET]...", help="All sets where none is named.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Show every template, not the first of each file.")] = False,
-    recipe: Annotated[str | None, typer.Option(help="Files may be named after its datasets too.")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Argument(metavar="[SET]...", help="Template sets to check; default: all.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Show every template, not only the first of each file.")] = False,
+    recipe: Annotated[
+        str | None, typer.Option(help="A recipe whose dataset names are also valid as template file names.")
+    ] = None,
 ) -> None:
-    """Checks template sets, and shows their templates on made-up annotations. Exits with 1 if there is a fault."""
+    """Checks template sets and shows their templates on made-up annotations. Exits with 1 on any error."""
     from flows.template_report import check_sets, dataset_tasks
 
     faults = check_sets(sets or [], dataset_tasks(recipe), every, typer.echo)
     for fault in faults:
         typer.echo(fault, err=True)
-    typer.echo(f"{len(faults)} faults" if faults else "No fault.")
+    typer.echo(f"Errors found: {len(faults)}" if faults else "No errors found.")
     raise typer.Exit(1 if faults else 0)
 
 
 @app.command()
 def up(port: PortOption = settings.PORT) -> None:
-    """Starts the Prefect server and a worker unless they run, and deploys prefect.yaml."""
+    """Starts the Prefect server and a worker if they are not running, and deploys prefect.yaml."""
     from flows.services import start
 
     start(port, Path("prefect.yaml"), typer.echo)
@@ -233,7 +247,7 @@ def up(port: PortOption = settings.PORT) -> None:
 
 @app.command()
 def down() -> None:
-    """Stops what `up` started, and only that."""
+    """Stops the server and the worker that `up` started, and nothing else."""
     from flows.services import stop
 
     stop(typer.echo)
@@ -241,18 +255,18 @@ def down() -> None:
 
 @app.command()
 def submit(
-    deployment: Annotated[str, typer.Argument(help="FLOW/NAME, as in prefect.yaml.")],
+    deployment: Annotated[str, typer.Argument(help="FLOW/NAME of a deployment in prefect.yaml.")],
     run_id: Annotated[str | None, typer.Option(help="Name of the results directory.")] = None,
     port: PortOption = settings.PORT,
 ) -> None:
-    """Runs a deployment on the server, shows its log to the end, then its scores. Exits with 1 if it fails."""
+    """Runs a deployment on the server and prints its log, and with --run-id its scores. Exits with 1 if it fails."""
     settings.configure(port)
     from flows.recipe import load_recipe
     from flows.services import running
     from flows.submit import submit as run
 
     parameters = {"run_id": run_id} if run_id else {}
-    ours = running("worker") is not None  # else somebody else's worker takes the run
+    ours = running("worker") is not None  # otherwise another worker takes the run, and we cannot watch it
     state, used = run(deployment, parameters, alive=lambda: not ours or running("worker") is not None)
     if state.is_completed() and run_id:
         _show(load_recipe(used["recipe"]), run_id)
@@ -269,7 +283,7 @@ def _plan(recipe: str, training: bool) -> None:
 
 
 def _own_server() -> None:
-    """Prepares a run with a short-lived server of its own."""
+    """Prepares a run on its own temporary server."""
     from flows.services import end_orphans
 
     end_orphans()
@@ -277,7 +291,7 @@ def _own_server() -> None:
 
 
 def _check(recipe: str) -> "Recipe":
-    """The recipe, after what the flow checks too: before a server is started for it."""
+    """Loads a recipe and runs the flow's own checks on it, before a server is started."""
     from flows.check import check_inputs, check_settings
     from flows.recipe import load_recipe
     from flows.workspace import locate_workspace
@@ -290,7 +304,7 @@ def _check(recipe: str) -> "Recipe":
 
 
 def _show(recipe: "Recipe", run_id: str) -> None:
-    """Scores and places of a finished run."""
+    """Prints the scores and the results directory of a finished run."""
     from flows import tables
     from flows.results import results_directory
 
@@ -300,13 +314,13 @@ def _show(recipe: "Recipe", run_id: str) -> None:
         typer.echo("")
         for line in tables.plain(scores):
             typer.echo(line)
-    typer.echo(f"\nResults: {os.path.relpath(directory)}  (start with report.md; the model is in model/)")
+    typer.echo(f"\nResults: {os.path.relpath(directory)}  (see report.md; the model is in model/)")
 
 
 def main() -> None:
-    """Runs the command; an error of our own, or about a file, is one message, without a traceback.
+    """Runs the command. Errors raised by this project, and OSErrors, are printed as one message without a traceback.
 
-    Being asked to end (SIGTERM) unwinds like an error, so that a short-lived Prefect server ends with its command.
+    SIGTERM unwinds the stack like an error, so that a temporary Prefect server stops with its command.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:

@@ -1,4 +1,4 @@
-"""The commands that ask a trained model: `chat` in the terminal, `serve` over HTTP."""
+"""The commands that talk to a trained model: `chat` in the terminal and `serve` over HTTP."""
 
 import io
 import sys
@@ -18,23 +18,25 @@ ModelArgument = Annotated[Path, typer.Argument(help="A model directory, e.g. run
 
 def chat(
     model: ModelArgument,
-    image: Annotated[str, typer.Argument(help="The picture to talk about.")],
+    image: Annotated[str, typer.Argument(help="Path of the image to ask about.")],
     question: Annotated[
-        str | None, typer.Argument(help="One question; without it, questions are read until EOF.")
+        str | None, typer.Argument(help="A single question; default: read questions from standard input.")
     ] = None,
-    images: Annotated[list[str] | None, typer.Option("--image", "-i", help="Another picture; repeatable.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")] = 0.0,
+    images: Annotated[list[str] | None, typer.Option("--image", "-i", help="Another image; repeatable.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens of an answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 decodes greedily.")] = 0.0,
 ) -> None:
-    """Answers questions about pictures. Without a question: `/image PATH` adds a picture to the next question,
-    `/reset` begins again."""
+    """Answers questions about images in the terminal.
+
+    In an interactive session, `/image PATH` adds an image to the next question and `/reset` starts a new conversation.
+    """
     from model.directory import check_model
 
     check_model(model)  # before torch is imported
     from model.chat import Chat, open_picture
 
-    pictures = [open_picture(path) for path in (image, *(images or []))]
-    session = Session(Chat.load(model), pictures, max_new_tokens, temperature)
+    opened = [open_picture(path) for path in (image, *(images or []))]
+    session = Session(Chat.load(model), opened, max_new_tokens, temperature)
     if question is not None:
         session.answer(question)
     else:
@@ -44,16 +46,16 @@ def chat(
 
 
 class Session:
-    """A conversation in the terminal. What goes wrong is told in one line, and the conversation goes on."""
+    """A conversation in the terminal. An error is printed as one line, and the conversation continues."""
 
-    def __init__(self, talk: "Chat", pictures: list["Image"], max_new_tokens: int, temperature: float):
-        """pictures: stand before the first question, also after a reset."""
-        self.talk, self.first = talk, pictures
-        self.new = [*pictures]  # not yet shown
+    def __init__(self, talk: "Chat", images: list["Image"], max_new_tokens: int, temperature: float):
+        """images: precede the first question, also after a reset."""
+        self.talk, self.first = talk, images
+        self.new = [*images]  # not yet sent to the model
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
 
     def run(self, lines: Iterable[str]) -> None:
-        """Reads questions and commands to the end."""
+        """Reads questions and commands until the input ends."""
         from model.chat import ChatError
 
         self._prompt("Human: ")
@@ -62,36 +64,36 @@ class Session:
                 self.take(line.strip())
             except ChatError as error:
                 typer.echo(f"honeybee: {error}", err=True)
-            except KeyboardInterrupt:  # ends the answer; between answers, the session
+            except KeyboardInterrupt:  # stops only the answer; between answers, Ctrl-C ends the session
                 pass
             self._prompt("Human: ")
         self._prompt("\n")
 
     def take(self, line: str) -> None:
-        """One line. Raises ChatError."""
+        """Handles one line of input. Raises ChatError."""
         from model.chat import ChatError, open_picture
 
         command, _, argument = line.partition(" ")
         if command == "/image":
             if not argument:
-                raise ChatError("/image needs the path of a picture")
+                raise ChatError("/image needs the path of an image")
             self.new.append(open_picture(argument.strip()))
         elif line == "/reset":
             self.talk.messages, self.new = [], [*self.first]
-            typer.echo("A new conversation, about what the command line shows.")
+            typer.echo("Started a new conversation about the images given on the command line.")
         elif command.startswith("/"):
-            raise ChatError(f"there is no command {command}: only /image PATH and /reset")
+            raise ChatError(f"unknown command {command}: use /image PATH or /reset")
         else:
             self._prompt("AI: ")
             self.answer(line)
 
     def _prompt(self, text: str) -> None:
-        """For a person: answers to questions from a pipe stand alone."""
+        """Prints a prompt if the input is a terminal; for piped questions, only the answers are printed."""
         if sys.stdin.isatty():
             typer.echo(text, nl=False)
 
     def answer(self, question: str) -> None:
-        """Prints the answer as it is generated; Ctrl-C ends it. Raises ChatError."""
+        """Prints the answer as it is generated; Ctrl-C stops it. Raises ChatError."""
         turns = len(self.talk.messages)
         pieces = self.talk.ask(question, self.new, self.max_new_tokens, self.temperature)
         try:
@@ -107,18 +109,18 @@ class Session:
 def serve(
     model: ModelArgument,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 selects a free port.")] = 8000,
     name: Annotated[
-        str | None, typer.Option(help="The model's name in requests; the directory's where absent.")
+        str | None, typer.Option(help="Model name in the API; default: the name of the model directory.")
     ] = None,
-    max_batch: Annotated[int, typer.Option(min=1, help="Requests that are answered together.")] = 8,
-    max_images: Annotated[int, typer.Option(min=0, help="Pictures of one request.")] = 8,
+    max_batch: Annotated[int, typer.Option(min=1, help="Maximum number of requests per batch.")] = 8,
+    max_images: Annotated[int, typer.Option(min=0, help="Maximum number of images per request.")] = 8,
     max_upload_mib: Annotated[
-        float, typer.Option(min=0.001, max=4096, help="Of a request, and of a fetched picture.")
+        float, typer.Option(min=0.001, max=4096, help="Maximum size of a request, and of an image fetched by URL.")
     ] = 20,
-    allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch pictures from public addresses.")] = False,
+    allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch images from public URLs.")] = False,
 ) -> None:
-    """Answers over HTTP in OpenAI's form, POST /v1/chat/completions, until it is stopped."""
+    """Serves a model over an OpenAI-compatible HTTP API (POST /v1/chat/completions) until it is stopped."""
     from model.directory import check_model
 
     check_model(model)  # before torch is imported

@@ -1,4 +1,4 @@
-"""The commands for checkpoints of the paper's authors."""
+"""The commands that convert checkpoints from and to the format of the paper's official code."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,36 +7,53 @@ import typer
 
 
 def import_official(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of the paper's authors: config.json and weights.")],
-    output: Annotated[Path, typer.Argument(help="The model directory to write; absent or empty.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="An official checkpoint: a directory with config.json and weights.")
+    ],
+    output: Annotated[Path, typer.Argument(help="The model directory to write; must be absent or empty.")],
     tokenizer: Annotated[
-        str | None, typer.Option(help="Directory or hub name of the language model's tokenizer, unless it is there.")
+        str | None,
+        typer.Option(help="Directory or hub name of the tokenizer; default: the one in the checkpoint."),
     ] = None,
     vision: Annotated[
-        str | None, typer.Option(help="Where the encoder's configuration is, if config.json only names it.")
+        str | None,
+        typer.Option(help="Directory or hub name of the vision encoder's configuration, if config.json only names it."),
     ] = None,
-    llm: Annotated[str | None, typer.Option(help="The same for the language model.")] = None,
+    llm: Annotated[
+        str | None,
+        typer.Option(help="Directory or hub name of the language model's configuration, if config.json only names it."),
+    ] = None,
 ) -> None:
-    """Makes a model directory of ours from a checkpoint that the paper's authors released."""
+    """Converts a checkpoint released by the paper's authors into a model directory."""
     from model.official_checkpoint import import_official as convert
 
     config = convert(checkpoint, output, tokenizer, vision, llm)
     typer.echo(
-        f"{output}: {config.projector['type']}, {config.num_image_tokens} tokens for an image of "
-        f"{config.vision_config.image_size} pixels, hidden state {config.vision_layer} of the encoder"
+        f"{output}: {config.projector['type']} projector, {config.num_image_tokens} tokens per image of "
+        f"{config.vision_config.image_size} pixels, vision encoder layer {config.vision_layer}"
     )
 
 
 def export_official(
     model: Annotated[Path, typer.Argument(help="A model directory, e.g. runs/sample/latest/model.")],
-    output: Annotated[Path, typer.Argument(help="The checkpoint directory to write; absent or empty.")],
+    output: Annotated[Path, typer.Argument(help="The checkpoint directory to write; must be absent or empty.")],
     vision: Annotated[
-        str | None, typer.Option(help="Name by which the authors' code shall load the encoder, unless it was imported.")
+        str | None,
+        typer.Option(
+            help="Name under which the official code loads the vision encoder; required unless the model was imported."
+        ),
     ] = None,
-    llm: Annotated[str | None, typer.Option(help="The same for the language model.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="And for its tokenizer; LLM where absent.")] = None,
+    llm: Annotated[
+        str | None,
+        typer.Option(
+            help="Name under which the official code loads the language model; required unless the model was imported."
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Name under which the official code loads the tokenizer; default: --llm.")
+    ] = None,
 ) -> None:
-    """Makes a checkpoint for the code of the paper's authors from a model directory."""
+    """Converts a model directory into a checkpoint for the official code of the paper."""
     from model.official_checkpoint import export_official as convert
 
     names = {"vision": vision, "llm": llm, "tokenizer": tokenizer or llm}

@@ -1,4 +1,4 @@
-"""Commands about answers that are there already: `honeybee score` and `honeybee compare`."""
+"""The commands for existing answers and scores: `honeybee score` and `honeybee compare`."""
 
 import json
 from collections.abc import Mapping
@@ -7,24 +7,34 @@ from typing import Annotated, Any
 
 import typer
 
-SHOWN = 5  # ids
+SHOWN = 5  # ids per remark
 COUNTED = {"num_questions": "questions", "num_answered": "answered", "num_scored": "answers scored"}
 
 
 def score(
-    benchmark: Annotated[str, typer.Argument(help="pope, mme, mmbench, seed_bench, scienceqa, mmmu, mm_vet, …")],
-    predictions: Annotated[Path, typer.Argument(help="Of ours, or in one of the benchmark's official formats.")],
-    truth: Annotated[Path | None, typer.Option(help="Official answers, where the predictions hold none.")] = None,
-    questions: Annotated[
-        Path | None, typer.Option(help="The question file that was asked, for formats of ids.")
+    benchmark: Annotated[
+        str, typer.Argument(help="Benchmark: pope, mme, mmbench, seed_bench, scienceqa, mmmu, mm_vet, …")
+    ],
+    predictions: Annotated[
+        Path, typer.Argument(help="A *.predictions.jsonl file, or a file in one of the benchmark's official formats.")
+    ],
+    truth: Annotated[
+        Path | None, typer.Option(help="Official answers, if the predictions do not contain them.")
     ] = None,
-    marks: Annotated[Path | None, typer.Option(help="Write here what each answer was read as, and its credit.")] = None,
-    judge: Annotated[str | None, typer.Option(help="Base URL of an OpenAI-compatible API, for judged scores.")] = None,
-    judge_model: Annotated[str | None, typer.Option(help="The judge's model; needs --judge.")] = None,
-    judge_cache: Annotated[Path, typer.Option(help="Where the judge's replies are kept.")] = Path(".honeybee/judge"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print all that is known, for programs.")] = False,
+    questions: Annotated[
+        Path | None, typer.Option(help="The question file, for formats that only contain question ids.")
+    ] = None,
+    marks: Annotated[Path | None, typer.Option(help="Write each parsed answer and its credit to this file.")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="Base URL of an OpenAI-compatible API that judges the answers.")
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="Model that judges; requires --judge.")] = None,
+    judge_cache: Annotated[Path, typer.Option(help="Cache directory of the judge's replies.")] = Path(
+        ".honeybee/judge"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print all scores and settings as JSON.")] = False,
 ) -> None:
-    """Scores answers that are there already, without a model. A judge's key is read from HONEYBEE_JUDGE_KEY."""
+    """Scores existing answers without running a model. The judge's API key is read from HONEYBEE_JUDGE_KEY."""
     from pydantic import ValidationError
 
     from flows import tables
@@ -36,13 +46,13 @@ def score(
     from model.evaluation.predictions import load
 
     if (judge is None) != (judge_model is None):
-        raise typer.BadParameter("--judge and --judge-model go together")
+        raise typer.BadParameter("--judge and --judge-model must be given together")
     known = evaluation.get(benchmark)
     judge_of = None
     if judge is not None and judge_model is not None:
         try:
             settings = JudgeSettings(url=judge, model=judge_model)
-        except ValidationError as error:  # its own text would repeat the address, and a password in it
+        except ValidationError as error:  # its text contains the URL, which may contain a password
             first = error.errors()[0]
             option = "--judge" if first["loc"] == ("url",) else "--judge-model"
             raise EvaluationError(f"{option}: {first['msg']}") from None
@@ -64,34 +74,36 @@ def score(
 
 
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Directories, or RECIPE/RUN_ID under runs/.")],
-    every: Annotated[bool, typer.Option("--all", help="Every measure, a column for each run.")] = False,
-    paper: Annotated[bool, typer.Option(help="With the models of the paper.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Directories of runs, or RECIPE/RUN_ID under runs/.")
+    ],
+    every: Annotated[bool, typer.Option("--all", help="Show every measure, with one column per run.")] = False,
+    paper: Annotated[bool, typer.Option(help="Also show the published scores of the paper's models.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Prints the scores of runs side by side, and beside those of the paper's models."""
+    """Compares the scores of runs with each other and with those of the paper's models."""
     from flows import compare as comparison
     from flows import tables
     from model.evaluation.summary import summary
 
     found = comparison.read_runs(runs)
     if as_json:
-        whole = {name: {"summary": summary(scores), "scores": scores} for name, scores in found}
-        typer.echo(json.dumps(whole, indent=1, ensure_ascii=False))
+        complete = {name: {"summary": summary(scores), "scores": scores} for name, scores in found}
+        typer.echo(json.dumps(complete, indent=1, ensure_ascii=False))
         return
     for line in tables.plain(comparison.details(found) if every else comparison.columns(found, paper)):
         typer.echo(line)
 
 
 def remarks(scores: Mapping[str, Any]) -> list[str]:
-    """What stands beside the numbers: counts of what went wrong, with ids, and how answers were read."""
+    """Returns the lines below the table of scores: counts of problems with some ids, and how answers were parsed."""
     counted = [f"{scores[key]:,} {what}" for key, what in COUNTED.items() if key in scores]
     lines = [", ".join(counted)] if counted else []
     for name, value in scores.items():
         what = name.replace("_", " ")
         if isinstance(value, Mapping) and isinstance(value.get("count"), int):  # MME has a task named count
             if value["count"]:
-                shown = _some(next(v for k, v in value.items() if k != "count"))
+                shown = _first_few(next(v for k, v in value.items() if k != "count"))
                 lines.append(f"{what}: {value['count']:,} ({shown})")
         elif isinstance(value, Mapping) and name == "judge":
             lines.append(f"judge: {', '.join(f'{key} {each}' for key, each in value.items())}")
@@ -103,10 +115,10 @@ def remarks(scores: Mapping[str, Any]) -> list[str]:
 
 
 def printable(text: str) -> str:
-    """With escapes for what would steer a terminal or has no UTF-8: ids and replies are other people's."""
+    """Escapes terminal control characters and lone surrogates: ids and replies are untrusted input."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
-def _some(named: Any) -> str:
+def _first_few(named: Any) -> str:
     shown = [f"{key}: {why}" for key, why in named.items()] if isinstance(named, Mapping) else list(named)
     return ", ".join(shown[:SHOWN]) + (", …" if len(shown) > SHOWN else "")

@@ -1,4 +1,4 @@
-"""Runs side by side, and beside the rows of the paper."""
+"""Compares the scores of runs with each other and with the scores published in the paper."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,38 +15,38 @@ PAPER: Mapping[str, Mapping[str, float]] = yaml.safe_load(Path(__file__).with_na
 
 
 def read_scores(run: str) -> tuple[str, dict[str, Any]]:
-    """(RECIPE/RUN_ID, what its scores.json holds). run: as find_run takes it. Raises RunError."""
+    """Returns RECIPE/RUN_ID and the content of the run's scores.json. run: as for find_run. Raises RunError."""
     directory = find_run(run)
     path = directory / "scores.json"
     name = f"{directory.parent.name}/{directory.name}"
     if not path.is_file():
-        raise RunError(f"{name} has no scores: it is not finished, or its recipe names no benchmark")
+        raise RunError(f"{name} has no scores.json: the run is not finished, or its recipe lists no benchmarks")
     try:
         scores = json.loads(path.read_bytes(), parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:  # also: not UTF-8
-        raise RunError(f"{path}: not a whole JSON file ({error}): evaluate the model again") from None
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise RunError(f"{path} is not a valid JSON file ({error}): evaluate the model again") from None
     if not isinstance(scores, dict) or not all(isinstance(entry, dict) for entry in scores.values()):
-        raise RunError(f"{path}: must hold an object, benchmark → scores: evaluate the model again")
+        raise RunError(f"{path} must be a JSON object that maps benchmarks to scores: evaluate the model again")
     return name, scores
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no score")
+    raise ValueError(f"{constant} is not a valid score")
 
 
 def read_runs(runs: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    """read_scores of each. Raises RunError where two are the same run, or have one name."""
+    """Calls read_scores for each run. Raises RunError if two runs are the same or have the same name."""
     found = [read_scores(run) for run in runs]
     names = [name for name, _ in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise RunError(f"{', '.join(twice)} was given twice")
+        raise RunError(f"{', '.join(twice)}: give each run only once")
     return found
 
 
 def columns(runs: Sequence[tuple[str, Mapping[str, Any]]], paper: bool = True) -> list[Row]:
-    """A row for each run and, with `paper`, for each model of the paper; only columns that a run has a score in.
+    """Returns a row for each run and, with `paper`, for each model of the paper. Columns without a score are omitted.
 
-    A score is followed by what it is out of where that is not the usual: MME without some of its tasks.
+    A score is followed by its maximum where that differs from the benchmark's, e.g. for MME without some of its tasks.
     """
     found = {name: summary(scores) for name, scores in runs}
     shown = [column for column in COLUMNS if any(column.name in each["columns"] for each in found.values())]
@@ -56,7 +56,7 @@ def columns(runs: Sequence[tuple[str, Mapping[str, Any]]], paper: bool = True) -
         row: Row = {"model": name, **{column.name: "" for column in shown}}
         row |= {column.name: column.show(**read[column.name]) for column in shown if column.name in read}
         average, spatial = each["average"], each["spatial"]["average"]
-        if len(average["over"]) > 1:  # of one it says nothing new
+        if len(average["over"]) > 1:  # the mean of one benchmark adds nothing
             row["Avg^N"] = f"{average['value']:.1f} ({', '.join(average['over'])})"
         if spatial is not None:
             row["spatial"] = f"{spatial:.1f}"
@@ -69,8 +69,8 @@ def columns(runs: Sequence[tuple[str, Mapping[str, Any]]], paper: bool = True) -
 
 
 def details(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Row]:
-    """A row for each measure of each benchmark and its parts, a column for each run; two runs also get their
-    difference."""
+    """Returns a row for each measure of each benchmark and its parts, with a column for each run; for two runs, also
+    their difference."""
     of_run = {
         name: {
             (benchmark, *key): value

@@ -1,4 +1,4 @@
-"""`honeybee diff`: what changed in the data between two runs, from their recipes and the manifests they link to."""
+"""`honeybee diff`: shows what changed in the data between two runs, from their recipes and their data's manifests."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -16,28 +16,28 @@ from flows.workspace import STAGES
 from pipelines.store import MANIFEST, read_manifest
 
 FILES, LEDGER = "annotations.files.", "ledger."
-_MIXTURE = ("share_wanted", "share", "samples", "epochs", "num_supervised")  # one line for each dataset
-DIGEST_LENGTH = 64  # of a SHA-256 in hex digits; people are shown the first eight
-Change = list[Any]  # [in A, in B]; None where it is in one alone
+_MIXTURE = ("share_wanted", "share", "samples", "epochs", "num_supervised")  # shown as a table
+DIGEST_LENGTH = 64  # hex digits of a SHA-256; the output shows the first eight
+Change = list[Any]  # [in A, in B]; None where the value is missing
 
-_SETTINGS = ("version", "num_samples", "images")  # of a shards' key, besides what the recipe says as well
-# What the parts of a key and of a manifest are called.
+_SETTINGS = ("version", "num_samples", "images")  # the parts of a shards key that are not covered by the recipe
+# Display names for the parts of a key and of a manifest.
 _WORDS = {
     "template": "templates",
     "chat": "chat style",
-    "images": "images' bytes or sizes",
-    "version": "version of the code",
+    "images": "image bytes or sizes",
+    "version": "code version",
     "ledger": "",
     "num_supervised": "supervised tokens",
-    "share_wanted": "share wanted",
-    "share": "share got",
-    "limited": "at its limit of epochs",
+    "share_wanted": "target share",
+    "share": "actual share",
+    "limited": "limited by max_epochs",
 }
 
 
 def compare(run_a: str, run_b: str) -> dict[str, Any]:
-    """run_a, run_b: see find_run. Returns what `honeybee diff --json` prints; every change
-    is [in A, in B]. Raises RunError for a run that is not there or whose data are not finished."""
+    """Returns what `honeybee diff --json` prints; every change is [value in A, value in B]. run_a, run_b: as for
+    find_run. Raises RunError if a run does not exist or its data is not complete."""
     a, b = find_run(run_a), find_run(run_b)
     stages_a, stages_b = _stages(a), _stages(b)
     found: dict[str, Any] = {"a": str(a), "b": str(b), "recipe": _changes(_recipe(a), _recipe(b)), "stages": {}}
@@ -52,12 +52,12 @@ def compare(run_a: str, run_b: str) -> dict[str, Any]:
 
 
 def _stages(run: Path) -> dict[str, Path]:
-    """stage → its shards. A run may have built one stage alone, if it came to its end."""
-    there = stage_shards(run)
-    missing = [f"data/{stage}" for stage in STAGES if stage not in there]
+    """Returns stage → shards. A finished run may have built only one stage."""
+    built = stage_shards(run)
+    missing = [f"data/{stage}" for stage in STAGES if stage not in built]
     if missing and not (run / "report.md").is_file():
         raise RunError(f"{run} is not finished ({', '.join(missing)} not built): run it again with --run-id {run.name}")
-    return there
+    return built
 
 
 def _recipe(run: Path) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _recipe(run: Path) -> dict[str, Any]:
 
 
 def _stage(a: Path, b: Path) -> dict[str, Any] | None:
-    """What differs between the shards in two directories of a store; None if nothing does."""
+    """Returns the differences between the shards in two directories of a store, or None if there are none."""
     if a == b:
         return None
     old, new = read_manifest(a), read_manifest(b)
@@ -82,24 +82,24 @@ def _stage(a: Path, b: Path) -> dict[str, Any] | None:
             if inputs or numbers:
                 datasets[name] = {"inputs": inputs, "numbers": numbers}
     rebuilt = {name for name in examples_a if examples_b.get(name, examples_a[name]) != examples_a[name]}
-    sums_a, sums_b = ([shard["sha256"] for shard in manifest["shards"]] for manifest in (old, new))
+    hashes_a, hashes_b = ([shard["sha256"] for shard in manifest["shards"]] for manifest in (old, new))
     settings = _changes(*({name: manifest["key"].get(name) for name in _SETTINGS} for manifest in (old, new)))
-    if not settings and not datasets and sums_a == sums_b:
+    if not settings and not datasets and hashes_a == hashes_b:
         return None
     return {
         "settings": settings,
         "datasets": datasets,
-        "shards": {"a": len(sums_a), "b": len(sums_b), "new": len(set(sums_b) - set(sums_a))},
+        "shards": {"a": len(hashes_a), "b": len(hashes_b), "new": len(set(hashes_b) - set(hashes_a))},
         "samples": _samples(_order(a, old), _order(b, new), rebuilt),
     }
 
 
 def _inputs(shards: Path, examples: str) -> dict[str, Any]:
-    """All that a dataset's examples depend on, down to its annotation files."""
+    """Returns everything that a dataset's examples depend on, down to the digests of its annotation files."""
     store = shards.parent.parent
     directory = store / "examples" / examples
     if not (directory / MANIFEST).is_file():
-        return {"examples": examples}  # no longer in the store
+        return {"examples": examples}  # the examples are no longer in the store
     key = dict(read_manifest(directory)["key"])
     annotations = store / "annotations" / key["annotations"]
     if (annotations / MANIFEST).is_file():
@@ -114,8 +114,8 @@ def _order(shards: Path, manifest: Mapping[str, Any]) -> pa.Table:
 
 
 def _samples(a: pa.Table, b: pa.Table, rebuilt: set[str]) -> dict[str, int]:
-    """How many places of the order hold another example, and how many the same one of a dataset that was built anew,
-    whose content may be another."""
+    """Counts the positions in training order with a different example, and those with the same example of a rebuilt
+    dataset, whose content may have changed."""
     shared = min(len(a), len(b))
     (dataset_a, example_a), (dataset_b, example_b) = (
         (table["dataset"].slice(0, shared).to_numpy(), table["example"].slice(0, shared).to_numpy()) for table in (a, b)
@@ -126,7 +126,7 @@ def _samples(a: pa.Table, b: pa.Table, rebuilt: set[str]) -> dict[str, int]:
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Nested mappings → dotted names."""
+    """Flattens nested mappings to dotted names."""
     if not isinstance(value, Mapping) or not value:
         return {name: value} if name else {}
     flat: dict[str, Any] = {}
@@ -137,32 +137,32 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 
 def _changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Change]:
     names = dict.fromkeys([*a, *b])
-    # An empty mapping is the same as none: {} → {"too_long": 2} is told by its entry.
+    # An empty mapping counts as missing: the change {} → {"too_long": 2} is already shown by the new entry.
     pairs = {name: [None if v == {} else v for v in (a.get(name), b.get(name))] for name in names}
     return {name: pair for name, pair in pairs.items() if not _same(*pair)}
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Shares are normalised weights: other weights beside them can change their last digit."""
+    """Compares floats with a tolerance: shares are normalised, so changing one weight can move another's last digit."""
     if isinstance(a, float) and isinstance(b, float):
         return math.isclose(a, b, rel_tol=1e-12)
     return bool(a == b)
 
 
 def describe(found: Mapping[str, Any]) -> Iterator[str]:
-    """What `compare` returned, for people."""
+    """Yields the result of `compare` as lines of text."""
     yield f"A: {found['a']}"
     yield f"B: {found['b']}"
     if not found["recipe"] and not found["stages"]:
-        yield "Nothing differs: the same recipe, the same shards."
+        yield "No differences: both runs have the same recipe and the same shards."
         return
     yield ""
-    yield "Recipe" if found["recipe"] else "The recipes are the same."
+    yield "Recipe" if found["recipe"] else "Recipe: identical"
     yield from _lines({f"`{name}`": pair for name, pair in found["recipe"].items()}, "  ")
     for stage in STAGES:
         yield ""
         if stage not in found["stages"]:
-            yield f"Data of {stage}: the same shards"
+            yield f"Data of {stage}: identical shards"
         else:
             yield f"Data of {stage}"
             yield from _describe_stage(found["stages"][stage])
@@ -170,7 +170,7 @@ def describe(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _describe_stage(change: Mapping[str, Any]) -> Iterator[str]:
     if "only_in" in change:
-        yield f"  only {change['only_in'].upper()} has it"
+        yield f"  only in {change['only_in'].upper()}"
         return
     yield from _lines(change["settings"], "  ")
     mixture = []
@@ -191,11 +191,11 @@ def _describe_stage(change: Mapping[str, Any]) -> Iterator[str]:
     yield from tables.plain(mixture) if mixture else ()
     shards, samples = change["shards"], change["samples"]
     count = f"{shards['b']:,}" + ("" if shards["a"] == shards["b"] else f" (A: {shards['a']:,})")
-    yield f"  shards: {shards['new']:,} of {count} are not in A" if shards["new"] else "  shards: the same bytes"
+    yield f"  shards: {shards['new']:,} of {count} are not in A" if shards["new"] else "  shards: identical"
     shared = min(samples["a"], samples["b"])
-    more = "" if samples["a"] == samples["b"] else f"; A has {samples['a']:,}, B {samples['b']:,}"
-    anew = f", {samples['built_anew']:,} the same one, built anew" if samples["built_anew"] else ""
-    yield f"  samples: {samples['other']:,} of {shared:,} places hold another example{anew}{more}"
+    more = "" if samples["a"] == samples["b"] else f"; A has {samples['a']:,} samples, B has {samples['b']:,}"
+    anew = f", {samples['built_anew']:,} have the same example, rebuilt" if samples["built_anew"] else ""
+    yield f"  samples: {samples['other']:,} of {shared:,} positions have a different example{anew}{more}"
 
 
 def _lines(changes: Mapping[str, Change], indent: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The turns that left an example because another one there says the same: the most surprising first."""
+"""Lists the turns that deduplication dropped from their examples, the most surprising ones first."""
 
 import heapq
 from collections.abc import Iterator, Mapping
@@ -16,8 +16,8 @@ COLUMNS = ("dropped", "kept", "similarity", "rule", "row", "kept row")
 
 
 def most_surprising(examples: Mapping[str, Path], limit: int) -> list[Row]:
-    """Of each dataset the `limit` drops whose two turns share the smallest part of their words; of equals the least
-    similar. A wrong drop is most likely among these, and so is one that no comparison of strings would find."""
+    """Returns, per dataset, the `limit` dropped turns that share the smallest part of their words with the kept turn;
+    ties go to the lower similarity. Wrong drops, and those that no string comparison finds, are probably among them."""
     return [
         {"dataset": name, **_shown(drop)}
         for name, directory in sorted(examples.items())
@@ -26,7 +26,8 @@ def most_surprising(examples: Mapping[str, Path], limit: int) -> list[Row]:
 
 
 def show(run: str, dataset: str | None, limit: int) -> Iterator[str]:
-    """Lines for a terminal. dataset: only this one. Raises RunError for a run or a dataset that is not there."""
+    """Yields the lines of `honeybee show --duplicates`. dataset: show only this one. Raises RunError if the run or the
+    dataset does not exist."""
     directory = find_run(run)
     known: set[str] = set()
     for stage, shards in stage_shards(directory).items():
@@ -35,7 +36,7 @@ def show(run: str, dataset: str | None, limit: int) -> Iterator[str]:
         for name in sorted(names if dataset is None else {dataset} & set(names)):
             examples = shards.parents[1] / "examples" / names[name]
             turns = read_manifest(examples)["turns"]
-            head = f"{stage}, {name}: {turns['duplicates']:,} of {turns['read']:,} turns were dropped"
+            head = f"{stage}, {name}: dropped {turns['duplicates']:,} of {turns['read']:,} turns"
             yield head + (f"; the {limit} most surprising:" if turns["duplicates"] > limit else "")
             for drop in most_surprising({name: examples}, limit):
                 similarity = f" {drop['similarity']}" if drop["similarity"] else ""
@@ -43,7 +44,7 @@ def show(run: str, dataset: str | None, limit: int) -> Iterator[str]:
                 yield f"    kept     row {drop['kept row']}: {drop['kept']}"
                 yield f"    dropped  row {drop['row']}: {drop['dropped']}"
     if dataset is not None and dataset not in known:
-        raise RunError(f"{directory} has no dataset {dataset!r}: it has {', '.join(sorted(known))}")
+        raise RunError(f"{directory} has no dataset {dataset!r}; it has {', '.join(sorted(known))}")
 
 
 def _drops(examples: Path) -> Iterator[dict[str, Any]]:

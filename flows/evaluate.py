@@ -1,4 +1,4 @@
-"""Evaluates a model on the recipe's benchmarks, in a process of its own; also a flow for any model directory."""
+"""Evaluates a model on the recipe's benchmarks in separate processes, and provides a flow for any model directory."""
 
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ from pipelines.store import FileDigests, fingerprint
 from pipelines.templates import ROOT as TEMPLATES
 
 PROMPTS = TEMPLATES / "eval"
-HOW_JUDGED = {"key_variable", "concurrency", "timeout", "tries"}  # settings that no verdict depends on
-TEXTS = (".json", ".jsonl", ".tsv", ".txt", ".parquet")  # of the benchmarks' official files
-EVALUATION_VERSION = 3  # raise it when the code behind it changes an answer or a score
+HOW_JUDGED = {"key_variable", "concurrency", "timeout", "tries"}  # settings that do not affect verdicts
+TEXTS = (".json", ".jsonl", ".tsv", ".txt", ".parquet")  # suffixes of the benchmarks' official files
+EVALUATION_VERSION = 3  # raise it when a code change affects an answer or a score
 
 
 @task(name="evaluate", task_run_name="evaluate", cache_policy=NO_CACHE)
 def evaluate(workspace: Workspace, model: Path) -> Path:
-    """Returns the directory of `scores.json` and the predictions."""
+    """Returns the directory with `scores.json` and the predictions."""
     recipe, store = workspace.recipe, workspace.store
     digests = FileDigests(store)
     benchmarks: dict[str, dict[str, str]] = {}
@@ -74,13 +74,13 @@ def evaluate(workspace: Workspace, model: Path) -> Path:
 
 
 def secret(name: str) -> str:
-    """The value of a Prefect secret block. Raises RecipeError where there is none of that name."""
+    """Returns the value of a Prefect secret block. Raises RecipeError if there is no block of that name."""
     try:
         return str(Secret.load(name).get())  # type: ignore[union-attr]  # async only inside a loop
     except ValueError:
         raise RecipeError(
-            f"evaluation.judge.secret: Prefect has no secret block {name!r}: make it in the UI (Blocks), or put the "
-            "key into the environment and leave `secret` out"
+            f"evaluation.judge.secret: Prefect has no secret block {name!r}: create it in the UI under Blocks, or "
+            "remove `secret` and set the key in the environment"
         ) from None
 
 
@@ -88,9 +88,9 @@ def secret(name: str) -> str:
 def evaluate_honeybee(
     model: str, recipe: str = "sample", benchmarks: list[str] | None = None, run_id: str | None = None
 ) -> dict[str, Any]:
-    """Evaluates the model in a directory on benchmarks of a recipe, all where none is named; returns the scores.
+    """Evaluates a model directory on benchmarks of a recipe (all of them by default) and returns the scores.
 
-    run_id: of the results, under runs/RECIPE/ like those of a training; evaluation-TIME where absent.
+    run_id: name of the results directory under runs/RECIPE/; default: evaluation-TIME.
     """
     log = get_run_logger().info
     parsed = load_recipe(recipe).with_benchmarks(benchmarks)
@@ -103,13 +103,13 @@ def evaluate_honeybee(
     log(f"Results: {results.directory}")
     found, section = write_scores(workspace, results, evaluate(workspace, directory))
     results.link("model", directory)
-    head = f"# {parsed.name}, run {results.run_id}, evaluation only\n\nThe model: [model](model).\n"
+    head = f"# {parsed.name}, run {results.run_id}, evaluation only\n\nModel: [model](model)\n"
     results.write("report.md", f"{head}\n{section}")
     return found
 
 
 def official_files(path: Path) -> dict[str, Path]:
-    """A benchmark's texts by name; below a folder with their own, as MME has files of one name in several tasks."""
+    """Returns a benchmark's files by name, or by path below its folder: MME repeats file names in several tasks."""
     if not path.is_dir():
         return {path.name: path}
     files = sorted(file for file in path.glob("**/*.*") if file.suffix in TEXTS)
@@ -117,5 +117,5 @@ def official_files(path: Path) -> dict[str, Path]:
 
 
 def _listing(root: Path) -> list[list[Any]]:
-    """Name and size of every file: enough to see that images were exchanged, without reading them all."""
+    """Returns name and size of every file, which detects replaced images without reading them."""
     return sorted([p.relative_to(root).as_posix(), p.stat().st_size] for p in root.rglob("*") if p.is_file())

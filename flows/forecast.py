@@ -1,5 +1,5 @@
-"""What each dataset of a recipe will give and get: as built where it was, else estimated from its files. Nothing is
-written: the store is looked at, and the rest is done in memory."""
+"""Forecasts the examples and the share of each dataset of a recipe: exactly if it is built, otherwise estimated from
+its files. Reads the store, works in memory and writes nothing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -28,13 +28,13 @@ from pipelines.tokenizer import TokenizerError, prepare_tokenizer
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of all examples of a dataset; None where it is not."""
+    """The totals over all examples of a dataset; None where a total is unknown. origin: how they were obtained."""
 
     origin: str
     rows: int | None = None
     examples: int | None = None
     turns: float | None = None
-    tokens: float | None = None  # image tokens aside
+    tokens: float | None = None  # excluding image tokens
     supervised: float | None = None
     images: float | None = None
 
@@ -43,15 +43,16 @@ class Known:
         return self.origin == BUILT
 
     def each(self, value: float | None) -> float | None:
-        """`value`, one of the above, by example."""
+        """Returns `value`, one of the totals, per example."""
         return value / self.examples if value is not None and self.examples else None
 
 
-BUILT, OLDER = "built", "older build, of other files or settings"
+BUILT, OLDER = "built", "older build, from different files or settings"
 
 
 class Forecaster:
-    """Knows datasets. scratch: an empty directory outside the store, for a tokenizer that no build has prepared."""
+    """Forecasts datasets. scratch: an empty directory outside the store, for a tokenizer that is not yet in the store.
+    lack: why there is no tokenizer, or an empty string."""
 
     def __init__(self, workspace: Workspace, scratch: Path):
         self.workspace = replace(workspace, store=Store(workspace.store.root, read_only=True))
@@ -61,13 +62,13 @@ class Forecaster:
         self._benchmarks = self._benchmarks_at_hand()
 
     def known(self, stage: str, dataset: str) -> Known:
-        """What is known of a dataset in a stage, by the best that there is: its very examples, a sample of its rows
-        rendered, an older build, a count of its rows."""
+        """Returns what is known of a dataset in a stage, from the best available source: its built examples, a rendered
+        sample of its rows, an older build, or a count of its rows."""
         try:
             spec = self.workspace.spec(dataset)
             spec.reader.files(spec.annotations)
         except sources.SourceError:
-            return Known("unknown: files not there")
+            return Known("unknown: files are missing")
         built = self._built(stage, spec)
         if built is not None:
             return _of_manifest(built, BUILT)
@@ -78,15 +79,15 @@ class Forecaster:
         if older is not None:
             return _of_manifest(older, OLDER)
         if annotations is None:
-            return Known("unknown: files too large to read here")
+            return Known("unknown: files are too large for a dry run")
         groups = count_examples(annotations, spec.task == "conversation", spec.max_turns)
-        return Known("rows counted, before rejects and duplicates", annotations.num_rows, groups)
+        return Known("number of rows, before rejects and duplicates", annotations.num_rows, groups)
 
     def _tokenizer(self, scratch: Path) -> tuple[Path | None, str]:
-        """Its directory, or why there is none."""
+        """Returns the tokenizer's directory, or None and the reason."""
         llm = self.workspace.llm()
         if llm is None:
-            return None, "the tokenizer comes with the language model, which is trained first"
+            return None, "the tokenizer belongs to the language model, which is not trained yet"
         try:
             return prepare_tokenizer(self.workspace.store, llm), ""
         except NotBuilt:
@@ -94,7 +95,7 @@ class Forecaster:
         try:
             return prepare_tokenizer(Store(scratch), llm, local_files_only=True), ""
         except OSError:
-            return None, f"the tokenizer of {llm} is not on this machine"
+            return None, f"the tokenizer of {llm} is not on this host"
         except TokenizerError as error:
             return None, str(error)
 
@@ -106,20 +107,20 @@ class Forecaster:
         return None
 
     def _benchmarks_at_hand(self) -> Decontamination | None:
-        """What is looked for, if the items of all benchmarks are in the store (or none is listed)."""
+        """Returns the benchmark items to compare with; None if some are not in the store or no benchmark is listed."""
         try:
             return decontamination(self.workspace, _quiet)
-        except (NotBuilt, ValueError, OSError):  # a benchmark that cannot be read is told with all else that is missing
+        except (NotBuilt, ValueError, OSError):  # check_inputs reports a benchmark that cannot be read
             return None
 
     def _images(self, spec: DatasetSpec) -> Path | None:
-        """Where the dataset's images are measured; None where they are not needed. Raises NotBuilt."""
+        """Returns the directory of the dataset's image table, or None if images are skipped. Raises NotBuilt."""
         if self.workspace.recipe.images == "skip":
             return None
         return images_at_hand(self.workspace.store, spec)
 
     def _built(self, stage: str, spec: DatasetSpec) -> Path | None:
-        """The examples that a build of this recipe would take from the store."""
+        """Returns the directory of the examples that a build of this recipe would reuse, or None."""
         workspace = self.workspace
         listed = workspace.recipe.decontamination is not None
         if self.tokenizer is None or (listed and self._benchmarks is None):
@@ -128,7 +129,7 @@ class Forecaster:
             images = self._images(spec)
         except NotBuilt:
             return None
-        for embeddings in (self._embeddings, None):  # None is right where no dataset has texts to compare
+        for embeddings in (self._embeddings, None):  # a build without texts to compare has no embeddings
             try:
                 return dataset_examples(
                     workspace, stage, spec, self.tokenizer, images, embeddings, self._benchmarks, _quiet
@@ -138,7 +139,7 @@ class Forecaster:
         return None
 
     def _read(self, spec: DatasetSpec) -> pa.Table | None:
-        """Annotations, from the store or from files that are small enough."""
+        """Returns a dataset's annotations from the store or from its files; None if the files are too large."""
         if spec.name not in self._annotations:
             schema = ANNOTATIONS[spec.task]
             source = spec.reader
@@ -153,7 +154,7 @@ class Forecaster:
 
     def _rendered(self, stage: str, spec: DatasetSpec, annotations: pa.Table, tokenizer: Path) -> Known:
         if not annotations.num_rows:
-            return Known("its files hold no row", 0, 0)
+            return Known("its files contain no rows", 0, 0)
         recipe, data = self.workspace.recipe, self.workspace.stage(stage).data
         settings = render_settings(
             spec,
@@ -184,17 +185,17 @@ class Forecaster:
 
 @dataclass(frozen=True)
 class StageForecast:
-    """By dataset. `wanted`, `shares` and `samples` are None where they hang on sizes that are not known."""
+    """Target shares, actual shares and samples by dataset; None where they depend on sizes that are not known yet."""
 
     wanted: Mapping[str, float] | None = None
     shares: Mapping[str, float] | None = None
     samples: Mapping[str, int] | None = None
     limited: frozenset[str] = frozenset()
-    problem: str | None = None  # why the mixture cannot be
+    problem: str | None = None  # why the mixture is impossible
 
 
 def stage_forecast(workspace: Workspace, stage: str, known: Mapping[str, Known]) -> StageForecast:
-    """How the samples of a stage fall to its datasets."""
+    """Forecasts how the samples of a stage are distributed over its datasets."""
     part = workspace.stage(stage)
     data, num_samples = part.data, part.samples
     balance, in_tokens = data.balance, data.balance.unit == "supervised_tokens"
@@ -208,7 +209,7 @@ def stage_forecast(workspace: Workspace, stage: str, known: Mapping[str, Known])
         examples, supervised = known[name].examples, known[name].supervised
         built[name] = {
             "task": tasks[name],
-            "num_examples": 1 if examples is None else examples,  # of no account here where it is not known
+            "num_examples": 1 if examples is None else examples,  # any number works where the size is not needed
             "num_supervised": 1 if supervised is None else supervised,
         }
     try:
@@ -239,4 +240,4 @@ def _of_manifest(directory: Path, origin: str) -> Known:
 
 
 def _quiet(line: str) -> None:
-    """A look at the store makes nothing, so there is nothing to log."""
+    """Discards a log line: a forecast only looks things up, so there is nothing to report."""

@@ -1,4 +1,4 @@
-"""Rendered examples with their pictures, for a person to look at: the first ones of each dataset in training order."""
+"""Renders training examples with their images for inspection: the first samples of each dataset in training order."""
 
 import base64
 import io
@@ -21,8 +21,8 @@ _COLUMNS = ["index", "dataset", "example", "images", "turns", "num_tokens", "num
 
 @dataclass(frozen=True)
 class Card:
-    """One sample: its pictures as PNG, in order (in a single one the boxes that its text names drawn in), and its
-    conversation."""
+    """One sample: its images as PNG, in order, and its conversation. The boxes in the text are drawn into the image if
+    there is only one."""
 
     title: str
     pictures: tuple[bytes, ...]
@@ -30,7 +30,7 @@ class Card:
 
 
 def cards(shards: Path, per_dataset: int) -> list[Card]:
-    """The first samples of each dataset, by dataset. Reads row groups until there are enough, at most 32."""
+    """Returns the first samples of each dataset, grouped by dataset. Reads at most 32 row groups."""
     wanted = {name: min(per_dataset, d["samples"]) for name, d in read_manifest(shards)["datasets"].items()}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in sorted(wanted)}
     for group in _row_groups(shards, limit=32):
@@ -43,21 +43,21 @@ def cards(shards: Path, per_dataset: int) -> list[Card]:
 
 
 def markdown(gallery: list[Card], address: Callable[[int, bytes], str]) -> str:
-    """The cards as Markdown. address: (number of the picture, PNG) → what the picture's link shall say."""
+    """Renders cards as Markdown. address: (index of the image, PNG) → target of the image's link."""
     blocks = []
     number = itertools.count()
     for card in gallery:
-        pictures = "".join(f"![{card.title}]({address(next(number), picture)})\n" for picture in card.pictures)
+        images = "".join(f"![{card.title}]({address(next(number), png)})\n" for png in card.pictures)
         fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", card.text)), default=0))
-        blocks.append(f"#### {card.title}\n\n{pictures}\n{fence}text\n{card.text}\n{fence}\n")
+        blocks.append(f"#### {card.title}\n\n{images}\n{fence}text\n{card.text}\n{fence}\n")
     return "\n".join(blocks)
 
 
 def data_uri(png: bytes) -> str:
-    """The picture for a page without files; photographs as JPEG, since an artifact may hold only so much."""
-    with Image.open(io.BytesIO(png)) as picture:
+    """Returns an image as a data: URI, as PNG or JPEG, whichever is smaller: the size of an artifact is limited."""
+    with Image.open(io.BytesIO(png)) as image:
         buffer = io.BytesIO()
-        picture.convert("RGB").save(buffer, format="JPEG", quality=75)
+        image.convert("RGB").save(buffer, format="JPEG", quality=75)
     kind, data = min(("png", png), ("jpeg", buffer.getvalue()), key=lambda each: len(each[1]))
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
@@ -75,10 +75,10 @@ def _row_groups(shards: Path, limit: int):
 def _card(row: dict[str, Any]) -> Card:
     text = "\n".join(f"Human: {turn['user']}\nAI: {turn['assistant']}".strip() for turn in row["turns"])
     sources = ", ".join(sorted({f"row {turn['row']} with template {turn['template']}" for turn in row["turns"]}))
-    counts = f"{row['num_tokens']} tokens, {row['num_supervised']} of them supervised"
+    counts = f"{row['num_tokens']} tokens, {row['num_supervised']} supervised"
     encoded = [image["bytes"] for image in row["images"] or () if image["bytes"]]
-    elsewhere = [image["path"] for image in row["images"] or () if image["path"] and not image["bytes"]]
-    outside = f"; not in the shards: {', '.join(elsewhere)}" if elsewhere else ""
+    referenced = [image["path"] for image in row["images"] or () if image["path"] and not image["bytes"]]
+    outside = f"; images not embedded in the shards: {', '.join(referenced)}" if referenced else ""
     boxes = _BOX.findall(text) if len(encoded) == 1 else []
     return Card(
         title=f"{row['dataset']}, sample {row['index']} (example {row['example']})",
@@ -88,12 +88,13 @@ def _card(row: dict[str, Any]) -> Card:
 
 
 def picture(data: bytes, boxes: Sequence[tuple[str, ...]] = ()) -> bytes:
-    """PNG of an encoded picture, THUMBNAIL pixels on its longer side; boxes: x1, y1, x2, y2 in parts of its sides."""
+    """Returns a PNG thumbnail of an encoded image, THUMBNAIL pixels on the longer side, with boxes drawn in. boxes: x1,
+    y1, x2, y2 relative to the image's width and height."""
     with Image.open(io.BytesIO(data)) as opened:
         shown = opened.convert("RGB")
     scale = THUMBNAIL / max(shown.size)
     size = tuple(max(1, round(side * scale)) for side in shown.size)
-    # Small drawn scenes stay sharp when enlarged.
+    # Nearest-neighbour interpolation keeps small drawn scenes sharp.
     shown = shown.resize((size[0], size[1]), Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(shown)
     for box in boxes:

@@ -1,4 +1,4 @@
-"""Runs a job in processes of their own, one per rank, on one machine or several, and leaves none behind."""
+"""Runs a job in one process per rank, on one or several hosts, and makes sure that no process outlives the job."""
 
 import contextlib
 import math
@@ -16,8 +16,8 @@ from flows.hosts import Cluster
 from flows.nodes import LaunchError, Lost, Nodes
 from flows.processes import Closed, Ended, Event, Line, PortInUse, Processes, check_port, rank_environment
 
-GRACE = 60.0  # seconds for the ranks to write a checkpoint when they are told to stop
-SHOWN = 30  # last lines of a failed rank
+GRACE = 60.0  # seconds for the ranks to write a checkpoint after SIGTERM
+SHOWN = 30  # last lines of a failed rank in the error message
 
 __all__ = ["LaunchError", "check_rendezvous", "launch"]
 
@@ -33,25 +33,25 @@ def launch(
     port: int | None = None,
     cluster: Cluster | None = None,
 ) -> None:
-    """Runs `python -m MODULE JOB` once per rank, with the environment that torchrun gives, and waits for the end.
+    """Runs `python -m MODULE JOB` once per rank, with torchrun's environment variables, and waits until all have ended.
 
-    threads: CPU threads of a rank; the cores divided by the ranks where absent. log: is given every line of output.
-    env: added to the ranks' environment. port: where they meet; a free one where absent. cluster: the machines, in
-    place of `ranks` and `port`. If anything is raised here, as when a Prefect run is cancelled, or if a rank fails or a
-    machine is lost, the ranks are told to stop (SIGTERM), have `grace` seconds to save, and are killed with all that
-    they started. They know by their standard input, which is held open here or by the agent of their machine
-    (flows/node_agent.py), that this process lives (model/training/lifeline.py). It is torchrun without its agent: that
-    gives each rank a session of its own, so that nobody can end the ranks for certain when the agent is killed, and
-    takes seconds to import.
+    threads: CPU threads per rank; default: cores / ranks. log: receives every line of output. env: added to the ranks'
+    environment. port: rendezvous port; default: a free one. cluster: the hosts, instead of `ranks` and `port`.
 
-    Raises LaunchError when a rank fails, with the error of the one that failed first, when a machine cannot be reached
-    or when the port is in use. Call it from any thread or process.
+    If an exception is raised here (e.g. a Prefect run is cancelled), a rank fails or a host is lost, the ranks receive
+    SIGTERM, have `grace` seconds to save a checkpoint, and are then killed with all their children. If this process
+    dies, the ranks notice the end of their standard input, which this process or the agent of their host
+    (flows/node_agent.py) holds open (model/training/lifeline.py). torchrun is not used because its agent starts each
+    rank in a separate session, so the ranks may survive if the agent is killed, and because it takes seconds to import.
+
+    Raises LaunchError if a rank fails, with the error of the rank that failed first, if a host cannot be reached, or if
+    the port is in use. It can be called from any thread or process.
     """
     watch = _Watch(module, grace)
     try:
         if cluster is None:
             watch.expect({"": range(ranks)})
-            watch.places = here = Processes(watch.events.put)
+            watch.runner = here = Processes(watch.events.put)
             own_port = port or _free_port()
             _check_port(port)
             for rank in range(ranks):
@@ -60,7 +60,7 @@ def launch(
         else:
             log(f"{module}: on {cluster.describe()}")
             watch.expect({host.name: numbers for host, numbers in cluster.ranks().items()})
-            watch.places = nodes = Nodes(cluster, watch.events.put, log)
+            watch.runner = nodes = Nodes(cluster, watch.events.put, log)
             nodes.connect(job)
             nodes.run(module, job, threads, env or {}, grace)
         try:
@@ -68,18 +68,18 @@ def launch(
                 log(line)
         except BaseException:
             watch.stop()
-            for line in watch.lines():  # what the ranks say while they save
+            for line in watch.lines():  # the ranks' output while they save
                 log(line)
             raise
     finally:
-        if watch.places is not None:
-            watch.places.kill()
+        if watch.runner is not None:
+            watch.runner.kill()
     watch.raise_failure()
 
 
 def check_rendezvous(cluster: Cluster | None, port: int | None, shared: Path, log: Callable[[str], None]) -> None:
-    """Whether ranks could meet: before hours of work for them. shared: a directory that all hosts must see; a file is
-    made and removed in it. Raises LaunchError."""
+    """Checks that the ranks will be able to connect, before hours of other work. shared: a directory that all hosts
+    must see; a temporary file is written to it. Raises LaunchError."""
     if cluster is None:
         _check_port(port)
         return
@@ -95,19 +95,19 @@ def check_rendezvous(cluster: Cluster | None, port: int | None, shared: Path, lo
 
 
 class _Watch:
-    """What the ranks print and how they end, wherever they run."""
+    """Collects the ranks' output and exit codes, on whichever host they run."""
 
     def __init__(self, module: str, grace: float) -> None:
         self.module, self.grace, self.deadline = module, grace, math.inf
         self.events: queue.Queue[Event | Lost] = queue.Queue()
-        self.places: Processes | Nodes | None = None  # what stops and ends them
-        self._host: dict[int, str] = {}  # of each rank, "" for this machine
-        self._last: dict[int, deque[str]] = {}  # of each rank, its last lines
+        self.runner: Processes | Nodes | None = None  # stops and kills the ranks
+        self._host: dict[int, str] = {}  # rank → its host, "" for this one
+        self._last: dict[int, deque[str]] = {}  # rank → its last lines
         self._running: set[int] = set()
         self._open: set[int] = set()  # ranks whose output has not ended
         self._codes: dict[int, int] = {}
-        self._lost: dict[str, str] = {}  # host → why
-        self._trouble: dict[int, int] = {}  # rank → when it failed, as a place in the order of all that was seen
+        self._lost: dict[str, str] = {}  # host → reason
+        self._trouble: dict[int, int] = {}  # rank → index of the event at which it failed
         self._seen = 0
 
     def expect(self, ranks_of: Mapping[str, range]) -> None:
@@ -116,7 +116,7 @@ class _Watch:
         self._running, self._open = set(self._host), set(self._host)
 
     def lines(self) -> Iterator[str]:
-        """What they print, until all have ended or the deadline has passed. If one fails, the others are stopped."""
+        """Yields the ranks' output until all have ended or the deadline passes. Stops all ranks if one fails."""
         while (self._running or self._open) and time.monotonic() < self.deadline:
             with contextlib.suppress(queue.Empty):
                 event = self.events.get(timeout=0.1)
@@ -135,7 +135,7 @@ class _Watch:
                         self._fail(event.rank)
                 else:
                     self._lose(event)
-            if not self._running:  # a child that keeps the output open after all ranks have ended is given a moment
+            if not self._running:  # a child process may keep the output open for a while after its rank has ended
                 self.deadline = min(self.deadline, time.monotonic() + 5)
 
     def _fail(self, rank: int) -> None:
@@ -143,7 +143,7 @@ class _Watch:
         self.stop()
 
     def _lose(self, lost: Lost) -> None:
-        """Nothing more will be heard of a host's ranks."""
+        """Counts a lost host's running ranks as failed."""
         gone = [rank for rank, host in self._host.items() if host == lost.host]
         self._lost[lost.host] = lost.why
         for rank in gone:
@@ -153,14 +153,14 @@ class _Watch:
         self._open.difference_update(gone)
 
     def stop(self) -> None:
-        """Tells all to stop, once, and sets the deadline."""
+        """Sends SIGTERM to all ranks and sets the deadline; only the first call has an effect."""
         if self.deadline == math.inf:
             self.deadline = time.monotonic() + self.grace
-            if self.places is not None:
-                self.places.stop()
+            if self.runner is not None:
+                self.runner.stop()
 
     def raise_failure(self) -> None:
-        """Raises LaunchError with the error of the rank that failed first; the others fail since it is gone."""
+        """Raises LaunchError with the error of the rank that failed first, since the others fail because of it."""
         failed = [rank for rank in self._trouble if self._codes.get(rank) != 0]
         if not failed:
             return
@@ -171,9 +171,9 @@ class _Watch:
         if code is None and host in self._lost:
             raise LaunchError(f"{self.module}: the connection to {host} was lost ({self._lost[host]}); {who}:{shown}")
         if code is None:
-            raise LaunchError(f"{self.module}: {who} failed, did not end and was killed:{shown}")
+            raise LaunchError(f"{self.module}: {who} failed, did not exit and was killed:{shown}")
         if code < 0:
-            what = f"was killed by {signal.Signals(-code).name} (did the machine run out of memory?)"
+            what = f"was killed by {signal.Signals(-code).name} (did the host run out of memory?)"
             raise LaunchError(f"{self.module}: {who} {what}")
         raise LaunchError(f"{self.module}: {who} failed (exit code {code}):{shown}")
 

@@ -1,33 +1,32 @@
-"""How much memory a rank will take, estimated from the models' configurations; no weight is loaded.
+"""Estimates the memory of a rank from the models' configurations, without loading weights.
 
-Of P parameters T are trained (of a language model with LoRA its adapters alone), in values of w bytes (2 in bf16, 4 in
-fp32), on N ranks. In bytes, with what DeepSpeed 0.19 does beyond Rajbhandari et al., "ZeRO" (SC 2020), section 3:
+T of P parameters are trained (with LoRA, only the adapters of the language model), stored in w bytes each (2 in bf16, 4
+in fp32), on N ranks. In bytes, for what DeepSpeed 0.19 does beyond Rajbhandari et al., "ZeRO" (SC 2020), section 3:
 
-    weights      w · P; with ZeRO-3 ÷ N, and up to 10⁹ of them gathered
-    optimiser    8 · T of moments, and 4 · T of an fp32 copy of the weights, which only ZeRO-0 in fp32 does without;
-                 ÷ N with ZeRO-2 and 3; with offload in the CPU's memory
-    passes       activations, logits and what operations need for a moment: found by running the model on tensors
-                 without data (model/training/passes.py), since it depends on what is frozen, on checkpointing,
-                 attention and precision
+    weights      w · P; with ZeRO-3, ÷ N plus up to 10⁹ gathered parameters
+    optimiser    8 · T for the moments, and 4 · T for an fp32 copy of the weights (except with ZeRO-0 in fp32); ÷ N with
+                 ZeRO-2 and 3; in CPU memory with offload
+    passes       activations, logits and temporary tensors: found by running the model on tensors without data
+                 (model/training/passes.py), since they depend on the frozen parts, gradient checkpointing, attention
+                 and precision
 
-Gradients come and go, so the estimate is that of the moment that takes most. G = w · T, b = w · min(T, 5 · 10⁸):
+Gradients are allocated and freed, so the estimate is the largest of these phases. G = w · T, b = w · min(T, 5 · 10⁸):
 
-    a pass       the passes with gradients that grow as activations shrink; where several passes make a step the sum so
-                 far is there too: G with ZeRO-0, 4 · T ÷ N with ZeRO-2. On a GPU ZeRO-2 keeps none, but has two buckets
-                 of b; ZeRO-3 has one at all times, and 4 · T ÷ N
-    reduction    G, and a flat copy of b, which one rank with ZeRO-0 does without; in bf16 with ZeRO-2 4 · T ÷ N, into
-                 which they are summed
-    step         G, and in bf16 with ZeRO-0 its copy in fp32; 4 · T ÷ N with ZeRO-2 and 3, twice where it is first made
-                 flat (ZeRO-3, and ZeRO-2 in fp32)
-    checkpoint   on the CPU with ZeRO-2 and 3: 12 · T ÷ N, as files of at most 2 GiB, are put together in memory, and
-                 beside them the largest parameter, which is gathered from the ranks
-    loading      on the CPU: weights, and in fp32 the files that they come from (2 bytes a parameter, as published)
+    a pass       the passes, with gradients that grow as activations shrink. With gradient accumulation also the
+                 gradients summed so far: G with ZeRO-0, 4 · T ÷ N with ZeRO-2. On a GPU, ZeRO-2 frees gradients as it
+                 reduces them, and has two buckets of b; ZeRO-3 always has one bucket, and 4 · T ÷ N
+    reduction    G, and a flat copy of b (except for one rank with ZeRO-0); in bf16 with ZeRO-2 also the 4 · T ÷ N into
+                 which the gradients are summed
+    step         G, and in bf16 with ZeRO-0 its copy in fp32; 4 · T ÷ N with ZeRO-2 and 3, twice where the gradients
+                 must first be flattened (ZeRO-3, and ZeRO-2 in fp32)
+    checkpoint   on the CPU with ZeRO-2 and 3: 12 · T ÷ N, assembled in memory in files of at most 2 GiB, and the
+                 largest parameter, which is gathered from the ranks
+    loading      on the CPU: the weights, and in fp32 the files they are read from (2 bytes per parameter, as published)
 
-On the CPU there are the pictures of steps that are made ready, and Python with its libraries. A pass is one of micro-
-batch sequences of `packing.max_tokens`, without packing examples with a picture at their limit, `max_text_tokens` + M;
-one with more pictures takes M for each of them. What the allocator loses (on the CPU 2 to 20 %) and CUDA itself takes
-(1–2 GiB) comes on top.
-benchmarks/README.md has the estimate beside what was measured.
+On the CPU, the images of prefetched steps and Python with its libraries are added. A pass is a micro-batch of sequences
+of `packing.max_tokens`; without packing, of examples with one image at their limit of `max_text_tokens` + M, and each
+further image adds M. The overhead of the allocator (2 to 20 % on the CPU) and of CUDA itself (1–2 GiB) is not included.
+benchmarks/README.md compares the estimate with measurements.
 """
 
 from collections.abc import Mapping
@@ -50,34 +49,35 @@ from model.training.passes import Peak, Shape, peak
 
 _KNOWN: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "known_models.yaml").read_text())
 
-LIBRARIES = 0.62 * 2**30  # Python, torch, DeepSpeed and the buffers of their kernels, resident on a CPU: measured
-BUCKET = 500_000_000  # gradients that are reduced together, at most: model/training/engine.py
-GATHERED = 1_000_000_000  # parameters that ZeRO-3 keeps whole, at most: DeepSpeed's stage3_max_live_parameters
+LIBRARIES = 0.62 * 2**30  # Python, torch, DeepSpeed and the buffers of their kernels; measured resident memory on a CPU
+BUCKET = 500_000_000  # maximum number of gradients that are reduced together: model/training/engine.py
+GATHERED = 1_000_000_000  # maximum number of gathered parameters: DeepSpeed's stage3_max_live_parameters
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Parameters by part, and what else an estimate needs of a model."""
+    """The number of parameters by part, and the other properties of a model that the estimate needs."""
 
     parameters: dict[str, int]  # vision, projector, llm
     image_tokens: int
-    image_size: int  # S, pixels
-    targets: dict[str, int]  # of the names of linear layers: model/training/lora.py
-    largest: int  # parameter
+    image_size: int  # side length in pixels
+    targets: dict[str, int]  # name of linear layers → sum of their inputs and outputs: model/training/lora.py
+    largest: int  # number of elements of the largest parameter
     config: HoneybeeConfig = field(repr=False)
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a stage's samples are like: of text positions, how many count in the loss, and how many positions there are
-    to a picture (None: each example has one)."""
+    """Statistics of a stage's samples: the fraction of text positions that are supervised, and the number of positions
+    per image (None: one image per example)."""
 
     supervised: float = 1.0
     positions_per_image: float | None = None
 
 
 def model_config(model: str) -> PreTrainedConfig | None:
-    """Of a directory, of a hub name in the local cache, or of a model that this project knows; else None."""
+    """Returns the configuration of a model directory, a hub name in the local cache, or a model of known_models.yaml;
+    None if it is not available. Raises ValueError if a directory has no valid configuration."""
     if model in _KNOWN:
         return AutoConfig.for_model(**_KNOWN[model])
     try:
@@ -89,7 +89,8 @@ def model_config(model: str) -> PreTrainedConfig | None:
 
 
 def sizes(recipe: Recipe, vision: str, llm: str) -> Sizes | None:
-    """None if a configuration is not at hand. Raises ValueError where the parts cannot fit together."""
+    """Returns the sizes of a recipe's model, or None if a configuration is not available. Raises ValueError if the
+    parts do not fit together."""
     vision_config, text_config = model_config(vision), model_config(llm)
     if vision_config is None or text_config is None:
         return None
@@ -121,7 +122,7 @@ def sizes_of(config: HoneybeeConfig) -> Sizes:
 
 
 def pass_shape(model: Sizes, data: Data, train: Train, content: Content) -> Shape:
-    """Of the largest pass of a micro-batch."""
+    """Returns the shape of the largest forward pass of a micro-batch."""
     limit = data.max_text_tokens + model.image_tokens
     length = train.packing.max_tokens if train.packing else limit
     each = 1 if train.packing is None else max(1, round(length / (content.positions_per_image or limit)))
@@ -138,7 +139,7 @@ def pass_shape(model: Sizes, data: Data, train: Train, content: Content) -> Shap
 
 
 def pass_peak(model: Sizes, train: Train, shape: Shape) -> Peak:
-    """What the passes of a stage take beyond weights and kept gradients."""
+    """Returns the peak memory of a stage's passes, in addition to weights and accumulated gradients."""
     with torch.device("meta"):
         bare = HoneybeeForConditionalGeneration(model.config)
         if train.lora is not None:
@@ -153,25 +154,25 @@ def pass_peak(model: Sizes, train: Train, shape: Shape) -> Peak:
 def rank_bytes(
     model: Sizes, train: Train, ranks: int, shape: Shape, passes: Peak, device: str, loading: Loading | None = None
 ) -> tuple[str, dict[str, float]]:
-    """When one rank takes most, and the bytes of each kind at that moment, by the formulas above. device: cpu or cuda,
-    whose own memory is meant. loading: of the pictures on a CPU; its defaults where absent."""
+    """Returns the phase in which a rank needs the most memory, and the bytes of each kind in that phase, by the
+    formulas above. device: cpu or cuda, whose memory is estimated. loading: prefetch settings; default: Loading()."""
     found = moments(model, train, ranks, passes, device)
     if device == "cpu":
-        kept = (loading or Loading()).prefetch_steps + 3  # made ready; being put together, next of it; in use
-        pictures = kept * train.accumulation(ranks) * shape.images * 3 * model.image_size**2 * 4
-        found = {name: {"libraries": LIBRARIES, "pictures": pictures, **kinds} for name, kinds in found.items()}
+        steps = (loading or Loading()).prefetch_steps + 3  # prefetched; one being collated and the next; one in use
+        images = steps * train.accumulation(ranks) * shape.images * 3 * model.image_size**2 * 4
+        found = {name: {"libraries": LIBRARIES, "images": images, **kinds} for name, kinds in found.items()}
     worst = max(found, key=lambda name: sum(found[name].values()))
     return worst, found[worst]
 
 
 def moments(model: Sizes, train: Train, ranks: int, passes: Peak, device: str) -> Mapping[str, dict[str, float]]:
-    """Bytes of each kind at each moment that may take most."""
+    """Returns the bytes of each kind in each phase that may need the most memory."""
     bf16, zero, cpu = train.precision == "bf16", train.zero_stage, device == "cpu"
     value = 2 if bf16 else 4
     adapters = train.lora.rank * sum(model.targets[name] for name in train.lora.targets) if train.lora else 0
     total = sum(model.parameters.values()) + adapters
     trained = sum(model.parameters[part] for part in train.trains if part != "llm" or not train.lora) + adapters
-    share = trained / ranks if zero else trained  # of the optimiser's states, and of the gradients that it is given
+    share = trained / ranks if zero else trained  # this rank's part of the optimiser states and reduced gradients
     states = (8 if zero == 0 and not bf16 else 12) * share
     away = train.offload and not cpu
     gradients, bucket, summed = value * trained, value * min(trained, BUCKET), 0 if away else 4 * share
@@ -198,11 +199,11 @@ def moments(model: Sizes, train: Train, ranks: int, passes: Peak, device: str) -
     else:
         a_pass = reduction = {"passes": passes.handed_on}
         step = {"gradients": 2 * summed}
-    found = {"in a pass": a_pass, "as gradients are reduced": reduction, "in the optimiser's step": step}
+    found = {"in a pass": a_pass, "in the gradient reduction": reduction, "in the optimiser step": step}
     if cpu and zero:
-        whole = 12 * model.largest * (1 - 1 / ranks)
-        found["as a checkpoint is written"] = {"files": min(12 * share, FILE_BYTES) + whole}
+        gathered = 12 * model.largest * (1 - 1 / ranks)
+        found["while a checkpoint is written"] = {"files": min(12 * share, FILE_BYTES) + gathered}
     result = {name: {**held, **kinds} for name, kinds in found.items()}
     if cpu:
-        result["as weights are loaded"] = {"weights": value * total, "files": 0 if bf16 else 2 * total}
+        result["while weights are loaded"] = {"weights": value * total, "files": 0 if bf16 else 2 * total}
     return result

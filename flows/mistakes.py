@@ -1,4 +1,4 @@
-"""Pages of what a model got wrong, with the pictures that it saw: one for each benchmark."""
+"""Writes one page per benchmark with the questions that a model answered wrongly, and their images."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from model.evaluation.marks import marks_of, read_marks
 from model.evaluation.predictions import load
 from pipelines.images import ImageRefError
 
-SHOWN = 40  # of a benchmark
-HALF = 0.5  # credit below which an answer is a mistake, where a judge gives parts of a point
+SHOWN = 40  # mistakes per benchmark
+HALF = 0.5  # an answer with less credit is a mistake; a judge gives fractional credit
 
 
 def write_pages(workspace: Workspace, scores: Path, results: Results) -> dict[str, str]:
-    """Writes mistakes-<benchmark>.md with its pictures into a run's directory; returns benchmark → name of its page.
+    """Writes mistakes-<benchmark>.md with its images to a run's directory; returns benchmark → name of its page.
 
-    scores: the directory of an evaluation. A benchmark whose answers nobody can tell right from wrong has no page.
+    scores: the directory of an evaluation. A benchmark without marked answers has no page.
     """
     pages = {}
     for name in workspace.recipe.evaluation.benchmarks:
@@ -33,8 +33,8 @@ def write_pages(workspace: Workspace, scores: Path, results: Results) -> dict[st
 def _page(workspace: Workspace, name: str, path: Path, results: Results) -> str | None:
     benchmark = evaluation.get(name)
     predictions = load(benchmark, path)
-    kept = marks_of(path)  # of a judge's verdicts
-    marks = read_marks(kept) if kept.is_file() else benchmark.mark(predictions)
+    judged = marks_of(path)  # exists if a judge marked the answers
+    marks = read_marks(judged) if judged.is_file() else benchmark.mark(predictions)
     if not marks:
         return None
     official = {question.id: question for question in benchmark.read(*workspace.benchmark(name))}
@@ -44,12 +44,12 @@ def _page(workspace: Workspace, name: str, path: Path, results: Results) -> str 
     cards = [_card(name, prompt, official[key], predictions.answers[key].text or "", marks[key]) for key in shown]
 
     def address(number: int, png: bytes) -> str:
-        place = f"report/mistakes-{name}-{number:03d}.png"
-        results.write(place, png)
-        return place
+        file = f"report/mistakes-{name}-{number:03d}.png"
+        results.write(file, png)
+        return file
 
-    head = f"# What the model got wrong: {name}\n\n{len(wrong):,} of {len(marks):,} answers"
-    some = f", {len(shown)} of them, spread evenly over all" if len(shown) < len(wrong) else ""
+    head = f"# Mistakes: {name}\n\n{len(wrong):,} of {len(marks):,} answers are wrong"
+    some = f"; this page shows an evenly spaced selection of {len(shown)}" if len(shown) < len(wrong) else ""
     return f"{head}{some}.\n\n{gallery.markdown(cards, address)}"
 
 
@@ -61,13 +61,13 @@ def _card(benchmark: str, prompt: Prompt, question: Question, answer: str, mark:
         prompt.render(question),
         "",
         f"answer: {answer}",
-        f"read as: {mark.read if mark.read is not None else 'nothing'}; credit {mark.credit:g}",
-        f"right: {right}",
+        f"parsed as: {mark.read if mark.read is not None else 'no answer'}; credit {mark.credit:g}",
+        f"correct: {right}",
     ]
-    pictures = []
+    shown = []
     for image in question.images:
         try:
-            pictures.append(gallery.picture(image.read()))
+            shown.append(gallery.picture(image.read()))
         except ImageRefError as error:
             lines.append(f"{image.name} cannot be shown: {error}")
-    return Card(f"{benchmark}, question {question.id}", tuple(pictures), "\n".join(lines))
+    return Card(f"{benchmark}, question {question.id}", tuple(shown), "\n".join(lines))

@@ -1,8 +1,8 @@
-"""`python -m flows.node_agent`: starts a host's ranks for a launcher on another machine, and ends them with it.
+"""`python -m flows.node_agent`: runs a host's ranks for a launcher on another host, and ends them when it is gone.
 
-Its orders come as JSON, one a line, on standard input, and what its ranks do leaves in the same way on standard output.
-If that input ends or falls silent, the launcher or the connection is gone: the ranks are told to stop, have their grace
-to save, and are killed. It needs nothing but the standard library and psutil, so it starts at once.
+The agent reads orders from standard input and reports its ranks' events on standard output, both as JSON lines. If the
+input ends or falls silent, the launcher or the connection is gone: the ranks receive SIGTERM, have the grace period to
+save a checkpoint, and are killed. It imports only the standard library and psutil, so that it starts quickly.
 """
 
 import contextlib
@@ -23,37 +23,37 @@ import psutil
 
 from flows.processes import BEAT, Closed, Ended, Event, PortInUse, Processes, listen, rank_environment
 
-APPEAR = 10.0  # seconds for a file written on another machine to be seen here: shared disks may remember old listings
-REACH = 5.0  # seconds to reach the first host
+APPEAR = 10.0  # seconds until a file written on another host must be visible: network file systems cache listings
+REACH = 5.0  # timeout in seconds for connecting to the first host
 HERE = b"honeybee"
 
 
 class Agent:
-    """Does what it is ordered, until it is told to end or nobody is left to tell it."""
+    """Executes orders until it receives `kill`, or until the launcher is gone and the ranks have ended."""
 
     def __init__(self) -> None:
         self._inbox: queue.Queue[Event | dict[str, Any]] = queue.Queue()
-        self._cut = threading.Event()  # standard input has ended
+        self._cut = threading.Event()  # set when standard input ends
         self._outbox: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._processes = Processes(self._inbox.put)
         self._running: set[int] = set()
         self._open: set[int] = set()
         self._silence, self._grace = 60.0, 60.0
-        self._interface: str | None = None  # by which the hosts reach each other
+        self._interface: str | None = None  # network interface that connects the hosts
         self._listener: socket.socket | None = None
 
     def serve(self) -> None:
         writer = threading.Thread(target=self._write, name="output", daemon=True)
         writer.start()
         threading.Thread(target=self._read, name="orders", daemon=True).start()
-        heard, said, deadline, alone = time.monotonic(), 0.0, math.inf, False
+        received, sent, deadline, orphaned = time.monotonic(), 0.0, math.inf, False
         try:
-            while not (alone and not self._running and not self._open) and time.monotonic() < deadline:
-                if time.monotonic() - said > min(BEAT, self._silence / 4):
-                    said = time.monotonic()
+            while not (orphaned and not self._running and not self._open) and time.monotonic() < deadline:
+                if time.monotonic() - sent > min(BEAT, self._silence / 4):
+                    sent = time.monotonic()
                     self._outbox.put({"kind": "beat"})
-                if not alone and (self._cut.is_set() or time.monotonic() - heard > self._silence):
-                    alone, deadline = True, time.monotonic() + self._grace
+                if not orphaned and (self._cut.is_set() or time.monotonic() - received > self._silence):
+                    orphaned, deadline = True, time.monotonic() + self._grace
                     self._processes.stop()
                 try:
                     item = self._inbox.get(timeout=0.5)
@@ -65,7 +65,7 @@ class Agent:
                     return
                 else:
                     self._obey(item)
-                    heard = time.monotonic()
+                    received = time.monotonic()
         finally:
             self._processes.kill()
             self._outbox.put(None)
@@ -86,20 +86,21 @@ class Agent:
             self._processes.stop()
 
     def _prepare(self, directory: str, file: str, sha256: str, silence: float, port: int | None) -> None:
-        """Checks that this host sees the launcher's files, and listens on `port` until the ranks start."""
+        """Checks that this host sees the launcher's files, and listens at `port` until the ranks start."""
         self._silence = silence
         try:
             os.chdir(directory)
         except OSError as error:
             raise OSError(
-                f"{directory}, where the launcher works, cannot be entered ({error.strerror}): all hosts need it"
+                f"cannot change to {directory}, the launcher's working directory ({error.strerror}): it must exist on "
+                "all hosts"
             ) from None
         deadline = time.monotonic() + APPEAR
         while not (Path(file).is_file() and hashlib.sha256(Path(file).read_bytes()).hexdigest() == sha256):
             if time.monotonic() > deadline:
                 raise OSError(
-                    f"{file}, just written by the launcher, is not seen here: the store must be a directory that all "
-                    "hosts share, under one path"
+                    f"{file}, written by the launcher, is not visible on this host: the store must be a directory "
+                    "that all hosts share under the same path"
                 )
             time.sleep(0.2)
         if port is not None:
@@ -110,24 +111,24 @@ class Agent:
         while True:
             try:
                 other, _ = listener.accept()
-            except OSError:  # it is closed
+            except OSError:  # the listener was closed
                 return
             with other, contextlib.suppress(OSError):
                 self._interface = _interface(other)
                 other.settimeout(REACH)
                 other.sendall(HERE)
-                other.recv(1)  # the other side closes first, so that this port is free at once
+                other.recv(1)  # let the other side close first, so that this port is free immediately
 
     def _reach(self, address: str, port: int) -> None:
         try:
             with socket.create_connection((address, port), timeout=REACH) as first:
                 self._interface = _interface(first)
-                if first.recv(len(HERE)) != HERE:  # sent once the other side knows its interface too
-                    raise ConnectionError("another program answers")
+                if first.recv(len(HERE)) != HERE:  # sent after the first host has found its interface
+                    raise ConnectionError("another program is listening there")
         except OSError as error:
             raise OSError(
-                f"cannot reach the first host at {address}:{port} ({error}): set launch.rendezvous.host to its address "
-                "between the hosts, and let their firewalls pass it"
+                f"cannot reach the first host at {address}:{port} ({error}): set launch.rendezvous.host to an address "
+                "of it that the other hosts can reach, and open the port in the firewalls"
             ) from None
 
     def _run(
@@ -148,7 +149,7 @@ class Agent:
             self._listener.shutdown(socket.SHUT_RDWR)
             self._listener.close()
         self._grace = grace
-        # Gloo would take the address that this host's own name stands for, which in many an /etc/hosts is 127.0.1.1.
+        # By default Gloo uses the address of the host's own name, which is often 127.0.1.1 in /etc/hosts.
         found = {"GLOO_SOCKET_IFNAME": self._interface} if self._interface else {}
         for local_rank in range(count):
             rank = first + local_rank
@@ -170,17 +171,17 @@ class Agent:
         self._cut.set()
 
     def _write(self) -> None:
-        """A thread of its own: if nobody reads any more, only this one waits."""
+        """Runs in its own thread, so that only this one blocks if the launcher stops reading."""
         while (message := self._outbox.get()) is not None:
             try:
                 sys.stdout.write(json.dumps(message) + "\n")
                 sys.stdout.flush()
-            except OSError:  # the connection is gone, as the end of standard input tells too
+            except OSError:  # the connection is gone; `_read` notices it too
                 return
 
 
 def _interface(connection: socket.socket) -> str | None:
-    """The network interface of a connection's own end."""
+    """Returns the network interface of the local end of a connection."""
     own = connection.getsockname()[0].removeprefix("::ffff:")
     for name, addresses in psutil.net_if_addrs().items():
         if any(address.address.partition("%")[0] == own for address in addresses):
@@ -190,4 +191,4 @@ def _interface(connection: socket.socket) -> str | None:
 
 if __name__ == "__main__":
     Agent().serve()
-    os._exit(0)  # threads that wait for a connection that is gone must not hold it
+    os._exit(0)  # threads that are blocked on a lost connection must not delay the exit

@@ -1,4 +1,4 @@
-"""The launching machine's end of the connections to the hosts' agents (flows/node_agent.py)."""
+"""The launcher's end of the connections to the agents on the hosts (flows/node_agent.py)."""
 
 import contextlib
 import hashlib
@@ -20,27 +20,27 @@ from typing import Any
 from flows.hosts import Cluster, Host
 from flows.processes import BEAT, Closed, Ended, Event, Line
 
-ANSWER = 40.0  # seconds for a host to connect and to answer
-LEAVE = 5.0  # seconds for agents to end their ranks before their connections are cut
-SENT = ("HF_", "TRANSFORMERS_", "NCCL_", "WANDB_")  # variables of this process that the ranks on all hosts get
-ROOT = Path(__file__).resolve().parents[1]  # where python finds this package, if it is not installed
+ANSWER = 40.0  # timeout in seconds for connecting to a host and for an answer of its agent
+LEAVE = 5.0  # seconds for agents to end their ranks before the connections are closed
+SENT = ("HF_", "TRANSFORMERS_", "NCCL_", "WANDB_")  # prefixes of environment variables that are passed on to all ranks
+ROOT = Path(__file__).resolve().parents[1]  # added to PYTHONPATH, in case this package is not installed
 EVENTS: dict[str, Callable[..., Event]] = {kind.__name__: kind for kind in (Line, Closed, Ended)}
 
 
 class LaunchError(RuntimeError):
-    """Ranks that failed or could not be started; the message is the first one's own error, or what to do."""
+    """Raised if ranks fail or cannot be started; the message has the first rank's error, or says what to do."""
 
 
 @dataclass(frozen=True)
 class Lost:
-    """Nothing more will be heard of a host."""
+    """The connection to a host is lost."""
 
     host: str
     why: str
 
 
 class Nodes:
-    """All hosts; `tell` is given what their ranks do, `log` what the connecting command says itself."""
+    """The agents of all hosts. `tell` receives the events of their ranks, `log` the connecting command's own output."""
 
     def __init__(self, cluster: Cluster, tell: Callable[[Event | Lost], None], log: Callable[[str], None]) -> None:
         self.cluster, self._tell, self._log = cluster, tell, log
@@ -48,8 +48,8 @@ class Nodes:
         self._ended = threading.Event()
 
     def connect(self, job: Path) -> None:
-        """Starts every host's agent, and has them see that the job's file is theirs too and that they reach the first.
-        Raises LaunchError."""
+        """Starts an agent on every host, which checks that it sees the job file and can reach the first host. Raises
+        LaunchError."""
         cluster = self.cluster
         for host in cluster.hosts:
             self._nodes.append(_Node(host, cluster, self._tell, self._log))
@@ -85,12 +85,12 @@ class Nodes:
             node.send("run", first=ranks.start, count=len(ranks), **order)
 
     def stop(self) -> None:
-        """Tells all ranks to stop."""
+        """Sends SIGTERM to all ranks."""
         for node in self._nodes:
             node.send("stop")
 
     def kill(self) -> None:
-        """Has every agent end its ranks and itself, and cuts the connections."""
+        """Makes every agent kill its ranks and exit, and closes the connections."""
         self._ended.set()
         for node in self._nodes:
             node.leave()
@@ -106,7 +106,7 @@ class Nodes:
 
 
 class _Node:
-    """One host's agent, started by the connecting command, or directly where the host is this machine."""
+    """The agent of one host, started by launch.connect, or directly on this host."""
 
     def __init__(
         self, host: Host, cluster: Cluster, tell: Callable[[Event | Lost], None], log: Callable[[str], None]
@@ -115,13 +115,16 @@ class _Node:
         agent = [sys.executable if host.is_here else cluster.python, "-m", "flows.node_agent"]
         self._command = ["env", f"PYTHONPATH={ROOT}", *agent]
         if not host.is_here:
-            if self._command != [shlex.quote(word) for word in self._command]:  # some connect by a shell, some do not
-                raise LaunchError(f"{ROOT}: a shell on {host.name} would misread this path: install to a plainer one")
+            if self._command != [shlex.quote(word) for word in self._command]:  # the remote end may be a shell or not
+                raise LaunchError(
+                    f"{ROOT}: a shell on {host.name} would misinterpret this path: install to a path without special "
+                    "characters"
+                )
             self._command = [*(word.replace("{host}", host.name) for word in cluster.connect), *self._command]
         self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self._said: deque[str] = deque(maxlen=10)  # what the command said itself
+        self._output: deque[str] = deque(maxlen=10)  # the last lines of the connecting command itself
         self._lock = threading.Lock()
-        self._heard, self._leaving, self._lost = time.monotonic(), False, False
+        self._received, self._leaving, self._lost = time.monotonic(), False, False
         pipe = subprocess.PIPE
         try:
             self._process = subprocess.Popen(
@@ -134,7 +137,7 @@ class _Node:
                 start_new_session=True,
             )
         except OSError as error:
-            raise LaunchError(f"launch.connect: {self._command[0]} cannot be run: {error.strerror}") from None
+            raise LaunchError(f"launch.connect: cannot run {self._command[0]}: {error.strerror}") from None
         self._readers = [
             threading.Thread(target=work, name=f"{host.name} {work.__name__}", daemon=True)
             for work in (self._read_errors, self._read)
@@ -143,27 +146,29 @@ class _Node:
             thread.start()
 
     def send(self, order: str, **more: Any) -> None:
-        """Never raises: a connection that is gone is told by `_read`."""
+        """Sends an order. Never raises: `_read` reports a lost connection."""
         stdin = self._process.stdin
         assert stdin is not None
-        with self._lock, contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
+        with self._lock, contextlib.suppress(OSError, ValueError):  # ValueError: stdin is closed
             stdin.write(json.dumps({"order": order, **more}) + "\n")
             stdin.flush()
 
     def answer(self) -> None:
-        """Waits until the last order is done. Raises LaunchError."""
+        """Waits for the answer to the last order. Raises LaunchError if it failed or does not arrive in time."""
         try:
             answer = self._answers.get(timeout=ANSWER)
         except queue.Empty:
-            raise LaunchError(f"{self._cannot()} has not answered in {ANSWER:.0f} seconds{self._words()}") from None
+            raise LaunchError(
+                f"{self._failure_prefix()} did not answer within {ANSWER:.0f} seconds{self._output_suffix()}"
+            ) from None
         if answer is None:
-            raise LaunchError(f"{self._cannot()} {self._end()}")
+            raise LaunchError(f"{self._failure_prefix()} {self._end()}")
         if answer["problem"]:
             raise LaunchError(f"{self.host.name}: {answer['problem']}")
 
     def check(self) -> None:
-        if time.monotonic() - self._heard > self._silence:
-            self._lose(f"it has been silent for {self._silence:g} seconds")
+        if time.monotonic() - self._received > self._silence:
+            self._lose(f"no message for {self._silence:g} seconds")
 
     def leave(self) -> None:
         self._leaving = True
@@ -184,9 +189,9 @@ class _Node:
         assert output is not None
         with output:
             for line in output:
-                self._heard = time.monotonic()
+                self._received = time.monotonic()
                 self._take(line)
-        self._readers[0].join(1)  # what the command says of its own end
+        self._readers[0].join(1)  # the command may print why it ended
         self._answers.put(None)
         self._lose(self._end())
 
@@ -194,7 +199,7 @@ class _Node:
         try:
             message = json.loads(line)
             kind = message.pop("kind")
-        except (ValueError, AttributeError, KeyError, TypeError):  # what a login shell prints
+        except (ValueError, AttributeError, KeyError, TypeError):  # not from the agent: a login shell's greeting
             self._say(line)
             return
         if kind == "answer":
@@ -209,7 +214,7 @@ class _Node:
                 self._say(line)
 
     def _say(self, line: str) -> None:
-        self._said.append(line.rstrip())
+        self._output.append(line.rstrip())
         self._log(f"[{self.host.name}] {line.rstrip()}")
 
     def _lose(self, why: str) -> None:
@@ -217,13 +222,13 @@ class _Node:
             self._lost = True
             self._tell(Lost(self.host.name, why))
 
-    def _cannot(self) -> str:
-        return f"{self.host.name} cannot train: `{shlex.join(self._command)}`"
+    def _failure_prefix(self) -> str:
+        return f"cannot start ranks on {self.host.name}: `{shlex.join(self._command)}`"
 
     def _end(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1)
-        return f"ended with exit code {self._process.returncode}{self._words()}"
+        return f"ended with exit code {self._process.returncode}{self._output_suffix()}"
 
-    def _words(self) -> str:
-        return ": " + "; ".join(self._said) if self._said else ""
+    def _output_suffix(self) -> str:
+        return ": " + "; ".join(self._output) if self._output else ""

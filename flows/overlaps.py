@@ -1,4 +1,4 @@
-"""Where training data and benchmarks meet, as tables: what `honeybee overlaps` and the report show."""
+"""Tables of the overlap between training data and benchmarks, for `honeybee overlaps` and the report."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,17 +15,17 @@ from pipelines.decontaminate import KINDS
 from pipelines.schema import OVERLAPS
 from pipelines.store import read_manifest
 
-EXAMPLES = 3  # of each dataset, benchmark and kind
+EXAMPLES = 3  # overlaps listed per dataset, benchmark and kind
 
 
 def looked_for(examples: Mapping[str, Path]) -> bool:
-    """Whether these examples were compared with benchmarks. examples: by dataset, as built."""
+    """Whether these examples were compared with benchmarks. examples: dataset → directory in the store."""
     return any("overlaps" in read_manifest(directory) for directory in examples.values())
 
 
 def summary(examples: Mapping[str, Path]) -> list[Row]:
-    """One row for each dataset and benchmark that meet. Pictures are the dataset's own, each counted once; `items`
-    counts the benchmark's pictures and questions that were met."""
+    """Returns one row for each dataset and benchmark that overlap. Images are the dataset's, each counted once; the
+    benchmark items are its images and questions that were found in the dataset."""
     rows: list[Row] = []
     for name, directory in sorted(examples.items()):
         built, table = read_manifest(directory), _listed(directory)
@@ -37,20 +37,20 @@ def summary(examples: Mapping[str, Path]) -> list[Row]:
                     {
                         "dataset": name,
                         "benchmark": benchmark,
-                        "pictures, same bytes": counts["bytes"],
-                        "pictures, look alike": counts["perceptual"],
+                        "identical images": counts["bytes"],
+                        "similar images": counts["perceptual"],
                         "questions": counts["question"],
-                        "items": pc.count_distinct(met["item"]).as_py(),
+                        "benchmark items": pc.count_distinct(met["item"]).as_py(),
                         "rows": counts["rows"],
-                        "of all rows": f"{counts['rows'] / built['rows']['read']:.1%}",
-                        "what became of them": "left out" if dropped else "kept: only reported",
+                        "share of all rows": f"{counts['rows'] / built['rows']['read']:.1%}",
+                        "action": "dropped" if dropped else "reported only",
                     }
                 )
     return rows
 
 
 def listing(examples: Mapping[str, Path], limit: int) -> list[Row]:
-    """The first overlaps of each dataset, benchmark and kind."""
+    """Returns the first `limit` overlaps of each dataset, benchmark and kind."""
     rows: list[Row] = []
     for name, directory in sorted(examples.items()):
         table = _listed(directory)
@@ -65,26 +65,26 @@ def listing(examples: Mapping[str, Path], limit: int) -> list[Row]:
 
 
 def report(run: str, limit: int = EXAMPLES) -> Iterator[str]:
-    """The lines of `honeybee overlaps`. run: as for find_run. Raises RunError, also where nothing was compared."""
+    """Yields the lines of `honeybee overlaps`. run: as for find_run. Raises RunError, also if nothing was compared."""
     for stage, shards in stage_shards(find_run(run)).items():
         examples = examples_of(shards)
         if not looked_for(examples):
-            raise RunError(f"{run}: its recipe has no `decontamination`, so its data was compared with no benchmark")
+            raise RunError(f"{run}: its data was not compared with benchmarks: its recipe has no `decontamination`")
         yield f"{stage}:"
         rows = summary(examples)
         if not rows:
-            yield "  No row stands in a benchmark."
+            yield "  No row overlaps with a benchmark."
             continue
         yield from tables.plain(rows)
         yield ""
         yield from tables.plain(listing(examples, limit))
-        yield "All of them:"
+        yield "All overlaps are listed in:"
         for name in sorted({row["dataset"] for row in rows}):
             yield f"  {name}: {examples[name]}/overlaps-*.parquet"
 
 
 def examples_of(shards: Path) -> dict[str, Path]:
-    """dataset → the examples that these shards are made of."""
+    """Returns dataset → directory of the examples that the shards were built from."""
     built = read_manifest(shards)["key"]["examples"]
     return {name: shards.parent.parent / "examples" / key for name, key in built.items()}
 
@@ -95,10 +95,10 @@ def _shown(entry: Mapping[str, Any]) -> Row:
         "row": entry["row"],
         "turn": entry["turn"] if question else "",
         "kind": entry["kind"],
-        "ours": entry["words"] if question else entry["image"],
+        "training data": entry["words"] if question else entry["image"],
         "benchmark": entry["benchmark"],
-        "its item": entry["item"],
-        "bits apart": "" if question else entry["distance"],
+        "benchmark item": entry["item"],
+        "hash distance": "" if question else entry["distance"],
     }
 
 

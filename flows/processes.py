@@ -1,4 +1,4 @@
-"""The ranks of one machine: processes, each in a session of its own, and what is told of them."""
+"""The ranks of one host: processes, each in its own session, and the events that report on them."""
 
 import contextlib
 import os
@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO
 
-BEAT = 5.0  # seconds between the signs of life of a connection to another machine
+BEAT = 5.0  # seconds between heartbeats of a connection to another host
 
 
 @dataclass(frozen=True)
 class Line:
-    """A rank printed it."""
+    """A line of a rank's output."""
 
     rank: int
     text: str
@@ -23,14 +23,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Closed:
-    """A rank's output has ended, also that of all it started."""
+    """The output of a rank and of all its children has ended."""
 
     rank: int
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A rank's process has ended. code: as Popen's returncode, −n after signal n."""
+    """A rank's process has ended. code: Popen's returncode, −n after signal n."""
 
     rank: int
     code: int
@@ -40,11 +40,11 @@ Event = Line | Closed | Ended
 
 
 class PortInUse(RuntimeError):
-    """Another program listens at the port where the ranks shall meet."""
+    """Another program is using the rendezvous port."""
 
 
 class Processes:
-    """Starts ranks, tells of them by `tell` from threads of its own, and ends them."""
+    """Starts ranks, reports their events to `tell` from its own threads, and ends them."""
 
     def __init__(self, tell: Callable[[Event], None]) -> None:
         self._tell = tell
@@ -76,12 +76,12 @@ class Processes:
         self._tell(Ended(rank, process.wait()))
 
     def stop(self) -> None:
-        """Tells all to stop."""
+        """Sends SIGTERM to all ranks."""
         for process in self._processes:
             process.terminate()
 
     def kill(self) -> None:
-        """Ends each process and all that it started."""
+        """Kills each rank and all of its children."""
         for process in self._processes:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -93,7 +93,7 @@ class Processes:
 def rank_environment(
     rank: int, local_rank: int, world: int, local_world: int, address: str, port: int, threads: int | None
 ) -> dict[str, str]:
-    """What torchrun would tell a rank. threads: of the CPU; this machine's cores divided by its ranks where absent."""
+    """Returns torchrun's variables for a rank. threads: CPU threads; default: cores of this host / its ranks."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "RANK": str(rank),
@@ -103,7 +103,7 @@ def rank_environment(
         "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": str(threads or max(1, cores // local_world)),
-        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait slow all others down when cores are shared
+        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads slow down the others where ranks share cores
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HONEYBEE_LIFELINE": "stdin",
@@ -111,18 +111,18 @@ def rank_environment(
 
 
 def listen(port: int) -> socket.socket:
-    """Listens at `port` of every address, as the first rank will. Raises PortInUse."""
+    """Listens at `port` on all addresses, as rank 0 does. Raises PortInUse."""
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     try:
         return socket.create_server(("", port), family=family, dualstack_ipv6=both)
     except OSError as error:
         raise PortInUse(
-            f"port {port}, where the ranks shall meet, cannot be had ({error.strerror}): end what uses it, or set "
-            "launch.rendezvous.port to another"
+            f"cannot listen at the rendezvous port {port} ({error.strerror}): stop the program that uses it, or set "
+            "launch.rendezvous.port to another port"
         ) from None
 
 
 def check_port(port: int) -> None:
-    """Raises PortInUse."""
+    """Raises PortInUse if another program listens at `port`."""
     listen(port).close()

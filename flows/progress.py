@@ -1,4 +1,4 @@
-"""A progress bar in Prefect's UI while a stage trains, from the lines of its metrics.jsonl as they come."""
+"""Shows a progress bar in Prefect's UI while a stage trains, by following its metrics.jsonl."""
 
 import contextlib
 import contextvars
@@ -16,19 +16,19 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from flows.artifacts import artifact_key
 from flows.workspace import Log
 
-EVERY = 5.0  # seconds between looks
-TAIL = 1 << 16  # bytes; the last line of a file of metrics is shorter
-PATIENCE = 10.0  # seconds at the end for a server that does not answer
+EVERY = 5.0  # seconds between updates
+TAIL = 1 << 16  # bytes read from the end of metrics.jsonl; longer than any line
+PATIENCE = 10.0  # seconds to wait at the end for a server that does not answer
 
 
 @contextlib.contextmanager
 def shown(recipe: str, stage: str, metrics: Path, log: Log, every: float = EVERY) -> Iterator[None]:
-    """One artifact, kept up to date by a thread of its own, so that a slow server never holds the ranks' output up. A
-    server that is away fails nothing: it is logged once, and tried again at the next look."""
+    """Keeps one progress artifact up to date from its own thread, so that a slow server does not delay the ranks'
+    output. An unreachable server is logged once and retried at the next update; it does not fail the run."""
     stop = threading.Event()
     follower = _Follower(artifact_key(recipe, f"{stage} progress"), stage, metrics, log)
-    inside = contextvars.copy_context()  # by which Prefect knows the task run that the artifact belongs to
-    thread = threading.Thread(target=inside.run, args=(follower.follow, stop, every), name="progress", daemon=True)
+    context = contextvars.copy_context()  # tells Prefect which task run the artifact belongs to
+    thread = threading.Thread(target=context.run, args=(follower.follow, stop, every), name="progress", daemon=True)
     thread.start()
     try:
         yield
@@ -45,46 +45,46 @@ class _Follower:
         self._complained = False
 
     def follow(self, stop: threading.Event, every: float) -> None:
-        """Looks at once, then every few seconds, and once more when it is told to stop."""
+        """Updates the artifact immediately, then every `every` seconds, and a last time when `stop` is set."""
         self.look()
         while not stop.wait(every):
             self.look()
         self.look()
 
     def look(self) -> None:
-        news = _words(self.stage, last_line(self.metrics))
+        news = _describe(self.stage, last_line(self.metrics))
         if news == self._shown:
             return
         progress, description = news
         try:
             if self._artifact is None:
                 made = create_progress_artifact(progress, key=self.key, description=description)
-                self._artifact = cast(UUID, made)  # no coroutine: this thread has no event loop
+                self._artifact = cast(UUID, made)  # not a coroutine: this thread has no event loop
             else:
                 update_progress_artifact(self._artifact, progress, description=description)
-        except Exception as error:  # whatever keeps a bar from being drawn is no reason to end a training
+        except Exception as error:  # no failure of the progress bar may end a training
             if not self._complained:
-                self.log(f"the progress of {self.stage} is not shown for the moment: {type(error).__name__}: {error}")
+                self.log(f"cannot update the progress bar of {self.stage}: {type(error).__name__}: {error}")
             self._complained = True
         else:
             self._shown = news
 
 
 def last_line(metrics: Path) -> dict[str, Any] | None:
-    """The last whole line of a metrics.jsonl; None before there is one."""
+    """Returns the last complete line of a metrics.jsonl, or None if there is none yet."""
     try:
         with metrics.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
-            lines = file.read().split(b"\n")[:-1]  # what follows the last end of a line is not whole
+            lines = file.read().split(b"\n")[:-1]  # what follows the last newline is incomplete
     except FileNotFoundError:
         return None
     return json.loads(lines[-1]) if lines else None
 
 
-def _words(stage: str, line: dict[str, Any] | None) -> tuple[float, str]:
-    """Progress in percent, and what stands beside it."""
+def _describe(stage: str, line: dict[str, Any] | None) -> tuple[float, str]:
+    """Returns the progress in percent and its description."""
     if line is None:
-        return 0.0, f"{stage}: before the first steps"
+        return 0.0, f"{stage}: starting"
     left = timedelta(seconds=round(line["seconds_left"]))
     return (
         100 * line["step"] / line["steps"],

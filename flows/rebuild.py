@@ -1,4 +1,4 @@
-"""Rebuilds the data of a recipe, and nothing of it where nothing changed; made to run on a schedule."""
+"""Rebuilds those parts of a recipe's data whose inputs have changed; intended to run on a schedule."""
 
 from prefect import flow, get_run_logger
 
@@ -17,9 +17,11 @@ from pipelines.tokenizer import prepare_tokenizer
 def rebuild_dataset(
     recipe: str = "sample", run_id: str | None = None, stages: tuple[str, ...] = STAGES
 ) -> dict[str, StageData]:
-    """Returns, by stage, where its examples and shards lie; `runs/<recipe>/<run id>/` shows them. run_id: a new one
-    where absent. The tokenizer is the language model's, so a recipe that trains its own backbones trains them first,
-    once."""
+    """Builds a recipe's examples and shards and reports on them in `runs/<recipe>/<run id>/`; returns stage → data.
+
+    run_id: name of the results directory, by default build-TIME. The tokenizer belongs to the language model, so a
+    recipe that trains its own backbones trains them first, once.
+    """
     log = get_run_logger().info
     parsed = load_recipe(recipe)
     check_settings(parsed)

@@ -1,4 +1,4 @@
-"""Collects what a run made under its results directory: links, scores, report.md with its pictures, UI artifacts."""
+"""Writes a run's results directory, with links, scores, galleries and report.md, and publishes the UI artifacts."""
 
 from pathlib import Path
 from typing import Any
@@ -14,35 +14,35 @@ from flows.score_report import write_scores
 from flows.stage_data import StageData
 from flows.workspace import Workspace
 
-CARDS = 4  # of each dataset in the gallery
-DUPLICATES = 10  # of each dataset
+CARDS = 4  # gallery cards per dataset
+DUPLICATES = 10  # duplicates per dataset
 
 
 @task(name="report", task_run_name="report", cache_policy=NO_CACHE)
 def write_report(
     workspace: Workspace, results: Results, data: dict[str, StageData], stages: dict[str, Path], scores: Path | None
 ) -> dict[str, Any]:
-    """data, stages: of each stage, what it learned from and its directory in the store; scores: the evaluation's, if
-    the recipe names a benchmark. Returns what scores.json holds."""
+    """Writes the report of a complete run; returns the content of scores.json. data: stage → its data. stages: stage →
+    its training directory in the store. scores: the evaluation's directory, or None without benchmarks."""
     recipe = workspace.recipe
     if scores:
         summary, section = write_scores(workspace, results, scores)
     else:
-        summary, section = {}, "## Scores\n\nThe recipe names no benchmark.\n"
+        summary, section = {}, "## Scores\n\nThe recipe lists no benchmarks.\n"
         results.write("scores.json", "{}\n")
     curve = charts.loss_curve({stage: directory / "work" / "metrics.jsonl" for stage, directory in stages.items()})
     results.link("model", stages["finetune"] / "output")
     results.write("report/loss.png", curve)
     parts = [
         f"# {recipe.name}, run {results.run_id}\n",
-        "The recipe as it ran: [recipe.yaml](recipe.yaml). The model: [model](model). "
-        "Every answer that it gave to a benchmark: [predictions](predictions).\n",
+        "Recipe: [recipe.yaml](recipe.yaml) · Model: [model](model) · "
+        "All benchmark answers: [predictions](predictions)\n",
         section,
         "## Training\n\n![loss and learning rate](report/loss.png)\n",
         *_data_sections(recipe, results, data),
     ]
-    places = [{"what": f"{stage} weights, checkpoints, metrics", "where": path} for stage, path in stages.items()]
-    parts.append(f"## Where the training lies\n\n{tables.markdown(places)}")
+    locations = [{"stage": stage, "directory": path} for stage, path in stages.items()]
+    parts.append(f"## Weights, checkpoints and metrics\n\n{tables.markdown(locations)}")
     results.write("report.md", "\n".join(parts))
     publish_results(recipe.name, curve, results.directory)
     results.announce()
@@ -51,14 +51,14 @@ def write_report(
 
 @task(name="data report", task_run_name="data report", cache_policy=NO_CACHE)
 def write_data_report(recipe: Recipe, results: Results, data: dict[str, StageData]) -> None:
-    """The report of a run that only builds data."""
-    head = f"# {recipe.name}, run {results.run_id}, data only\n\nThe recipe: [recipe.yaml](recipe.yaml).\n"
+    """Writes the report of a run that only builds data."""
+    head = f"# {recipe.name}, run {results.run_id}, data only\n\nRecipe: [recipe.yaml](recipe.yaml)\n"
     results.write("report.md", "\n".join([head, *_data_sections(recipe, results, data)]))
     results.announce("latest-build")
 
 
 def _data_sections(recipe: Recipe, results: Results, data: dict[str, StageData]) -> list[str]:
-    """Links and galleries are made; what report.md says of the data is returned."""
+    """Creates the links and galleries of the data; returns the sections of report.md about it."""
     parts = []
     for stage, built in data.items():
         results.link(f"data/{stage}", built.shards)
@@ -67,13 +67,14 @@ def _data_sections(recipe: Recipe, results: Results, data: dict[str, StageData])
             f"## Data of {stage}\n\n[data/{stage}](data/{stage}) · [gallery](gallery-{stage}.md)\n",
             f"{tables.balance(recipe.stage(stage).data.balance.model_dump())}\n",
             tables.markdown(tables.mixture(built.shards, recipe.model.projector.num_tokens)),
-            f"### Rows in no example\n\n{tables.markdown(tables.losses(built.examples))}",
-            f"### Some duplicates\n\n{tables.markdown(duplicates.most_surprising(built.examples, DUPLICATES))}",
+            f"### Rows without an example\n\n{tables.markdown(tables.losses(built.examples))}",
+            "### Most surprising duplicates\n\n"
+            f"{tables.markdown(duplicates.most_surprising(built.examples, DUPLICATES))}",
         ]
         if overlaps.looked_for(built.examples):
-            met = tables.markdown(overlaps.summary(built.examples))
-            some = overlaps.listing(built.examples, overlaps.EXAMPLES)
-            parts.append(f"### Overlap with benchmarks\n\n{met}" + (f"\n{tables.markdown(some)}" if some else ""))
+            summary = tables.markdown(overlaps.summary(built.examples))
+            first = overlaps.listing(built.examples, overlaps.EXAMPLES)
+            parts.append(f"### Overlap with benchmarks\n\n{summary}" + (f"\n{tables.markdown(first)}" if first else ""))
     return parts
 
 
@@ -84,4 +85,4 @@ def _write_gallery(results: Results, stage: str, shards: Path) -> None:
         return name
 
     text = gallery.markdown(gallery.cards(shards, CARDS), address)
-    results.write(f"gallery-{stage}.md", f"# The first samples of each dataset in {stage}\n\n{text}")
+    results.write(f"gallery-{stage}.md", f"# First samples of each dataset in {stage}\n\n{text}")

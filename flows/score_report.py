@@ -1,4 +1,4 @@
-"""The part of a report that tells how good a model is: scores, their bars, mistakes, and the runs before."""
+"""Writes the scores section of a report: tables, bar chart, pages of mistakes and the history of earlier runs."""
 
 import json
 import logging
@@ -13,14 +13,14 @@ from flows.runs import RunError
 from flows.workspace import Workspace
 from model.evaluation.summary import summary
 
-HISTORY = 20  # runs
+HISTORY = 20  # number of runs
 log = logging.getLogger(__name__)
 
 
 def write_scores(workspace: Workspace, results: Results, scores: Path) -> tuple[dict[str, Any], str]:
-    """Writes scores.json, the bars and the pages of mistakes into a run's directory, and publishes them.
+    """Writes scores.json, the bar chart and the pages of mistakes to a run's directory, and publishes the scores.
 
-    scores: the directory of an evaluation. Returns what scores.json holds, and the report's section.
+    scores: the directory of an evaluation. Returns the content of scores.json and the report's section.
     """
     recipe = workspace.recipe
     text = (scores / "scores.json").read_text()
@@ -38,26 +38,26 @@ def write_scores(workspace: Workspace, results: Results, scores: Path) -> tuple[
         parts.append("![scores](report/scores.png)\n")
     if pages:
         links = " · ".join(f"[{name}]({page})" for name, page in pages.items())
-        parts.append(f"What it got wrong, with the pictures: {links}\n")
+        parts.append(f"Mistakes, with their images: {links}\n")
     parts.append(tables.markdown(tables.scores(found)))
     publish_scores(recipe.name, tables.scores(found), history(results.directory.parent), bars)
     return found, "\n".join(parts)
 
 
 def history(runs: Path) -> list[tables.Row]:
-    """The scores of a recipe's runs that have any, the newest first."""
+    """Returns the main scores of a recipe's runs, newest first; runs without scores are omitted."""
     found = []
     for path in runs.glob("*/scores.json"):
         if path.parent.name in LATEST:
             continue
         try:
             _, scores = compare.read_scores(str(path.parent))
-        except RunError as error:  # an old run that was damaged is no reason for this one to fail
-            log.warning("not in the history: %s", error)
+        except RunError as error:  # a damaged old run must not fail this one
+            log.warning("omitted from the score history: %s", error)
             continue
         if summary(scores)["columns"]:
             found.append((path.stat().st_mtime, path.parent.name, scores))
     newest = sorted(found, reverse=True, key=lambda each: each[:2])[:HISTORY]
     rows = compare.columns([(name, scores) for _, name, scores in newest], paper=False)
     times = [f"{datetime.fromtimestamp(when, UTC):%Y-%m-%d %H:%M}" for when, _, _ in newest]
-    return [{"run": row.pop("model"), "when": when, **row} for when, row in zip(times, rows, strict=True)]
+    return [{"run": row.pop("model"), "time (UTC)": when, **row} for when, row in zip(times, rows, strict=True)]

@@ -1,7 +1,7 @@
-"""The Prefect server and worker of this directory: started once, found again, stopped only if started here.
+"""Starts, finds and stops the Prefect server and worker of the working directory.
 
-A started process is remembered as `.honeybee/<name>.json` with its pid and its start time, so that a pid that the
-system has given to another process since is never touched.
+A started process is recorded in `.honeybee/<name>.json` with its pid and start time, so that another process that has
+since been given the same pid is never touched.
 """
 
 import contextlib
@@ -20,34 +20,34 @@ import psutil
 
 from flows.settings import HOME, HOST, OWNER, WORK_POOL, api_url, environment, owner
 
-_SERVER = "prefect.server.api.server:create_app"  # in the command line of every Prefect server
-STOP_SECONDS = 30  # between asking a process to end and killing it
+_SERVER = "prefect.server.api.server:create_app"  # part of the command line of every Prefect server
+STOP_SECONDS = 30  # between SIGTERM and SIGKILL
 
 
 class ServiceError(RuntimeError):
-    """A server or worker that did not start; the message names its log."""
+    """A server or worker did not start; the message names its log file or says what to do."""
 
 
 def start(port: int, deploy_file: Path, log: Callable[[str], None] = print) -> None:
-    """Starts what does not run yet: server, worker; then registers the deployments of `deploy_file`.
+    """Starts the server and the worker unless they are running, then registers the deployments of `deploy_file`.
 
-    Raises ServiceError if the port belongs to something else, or a process ends before it is ready.
+    Raises ServiceError if another program uses the port, or if a process ends before it is ready.
     """
     if not deploy_file.is_file():
-        raise ServiceError(f"no {deploy_file} here: run this in the checkout, whose prefect.yaml names the deployments")
+        raise ServiceError(f"{deploy_file} does not exist: run this command in a checkout of the project")
     env = {**os.environ, **environment(port)}
     if _healthy(port):
-        log(f"A Prefect server is running at {api_url(port)}")
+        log(f"A Prefect server is already running at {api_url(port)}")
     else:
         log(f"Starting the Prefect server at {api_url(port)} …")
         command = ["server", "start", "--host", HOST, "--port", str(port)]
         _start("server", command, env, ready=lambda: _healthy(port), port=port)
     worker = running("worker")
     if worker and worker["port"] == port:
-        log("A worker is running")
+        log("A worker is already running")
     else:
         if worker:
-            _stop("worker", log)  # it serves another port
+            _stop("worker", log)  # it belongs to a server on another port
         log("Starting a worker …")
         command = ["worker", "start", "--pool", WORK_POOL, "--type", "process"]
         _start("worker", command, env, ready=lambda: _exists(f"{api_url(port)}/work_pools/{WORK_POOL}"), port=port)
@@ -59,16 +59,16 @@ def start(port: int, deploy_file: Path, log: Callable[[str], None] = print) -> N
 
 
 def stop(log: Callable[[str], None] = print) -> None:
-    """Ends the worker with the runs it carries out, then the server: those that `start` started here, if they live."""
+    """Stops the worker with its runs, then the server, if `start` started them and they are alive."""
     for name in ("worker", "server"):
         _stop(name, log)
 
 
 def end_orphans() -> None:
-    """Ends short-lived servers whose command was killed before it could end them."""
+    """Ends temporary servers whose command was killed before it could end them."""
     orphans = []
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # processes end meanwhile, and those of others tell nothing
+        with contextlib.suppress(psutil.Error):  # a process may end meanwhile or belong to another user
             served = process.environ().get(OWNER)
             if served and _SERVER in process.cmdline() and not _lives(served):
                 orphans.append(process)
@@ -92,7 +92,7 @@ def _start(name: str, command: list[str], env: Mapping[str, str], ready: Callabl
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # lives on when the terminal closes
+            start_new_session=True,  # survives the terminal
         )
     started = psutil.Process(process.pid).create_time()
     _record(name).write_text(json.dumps({"pid": process.pid, "started": started, "port": port}))
@@ -101,7 +101,7 @@ def _start(name: str, command: list[str], env: Mapping[str, str], ready: Callabl
         if process.poll() is not None or time.monotonic() > deadline:
             _stop(name, lambda _: None)
             tail = "\n".join(log_file.read_text(errors="replace").splitlines()[-15:])
-            raise ServiceError(f"the Prefect {name} did not start; the end of {log_file}:\n{tail}")
+            raise ServiceError(f"the Prefect {name} did not start; the last lines of {log_file}:\n{tail}")
         time.sleep(0.5)
 
 
@@ -111,7 +111,7 @@ def _stop(name: str, log: Callable[[str], None]) -> None:
         process = psutil.Process(record["pid"])
         log(f"Stopping the Prefect {name} (pid {process.pid}) …")
         family = process.children(recursive=True)
-        # A worker's children are its runs: they end their ranks, and tell the server what became of them.
+        # A worker's children are its runs: they end their ranks and report their final state to the server.
         _end(process.children())
         _end([process])
         _end([member for member in family if member.is_running()])
@@ -119,7 +119,7 @@ def _stop(name: str, log: Callable[[str], None]) -> None:
 
 
 def _end(processes: list[psutil.Process]) -> None:
-    """Asks them to end; kills those that have not after STOP_SECONDS."""
+    """Terminates the processes, and kills those that are still alive after STOP_SECONDS."""
     for ask in (psutil.Process.terminate, psutil.Process.kill):
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -132,7 +132,7 @@ def _record(name: str) -> Path:
 
 
 def running(name: str) -> dict[str, Any] | None:
-    """The record of the "server" or "worker" that `start` started, if it still lives: its pid, start time and port."""
+    """Returns pid, start time and port of the "server" or "worker" that `start` started, or None if it is not alive."""
     try:
         record = json.loads(_record(name).read_text())
         alive = psutil.Process(record["pid"]).create_time() == record["started"]
@@ -142,7 +142,7 @@ def running(name: str) -> dict[str, Any] | None:
 
 
 def _healthy(port: int) -> bool:
-    """Whether a Prefect server answers. Raises ServiceError if something else does."""
+    """Whether a Prefect server answers at `port`. Raises ServiceError if another program does."""
     try:
         with urllib.request.urlopen(f"{api_url(port)}/health", timeout=5) as response:
             healthy = response.read().strip() == b"true"
@@ -152,7 +152,7 @@ def _healthy(port: int) -> bool:
         return False
     if not healthy:
         raise ServiceError(
-            f"port {port} of {HOST} belongs to something else: choose another, e.g. `make train PORT=4300`"
+            f"port {port} of {HOST} is used by another program: choose another port, e.g. `make train PORT=4300`"
         )
     return True
 

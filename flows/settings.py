@@ -1,6 +1,6 @@
-"""Where this project keeps what a run needs besides its results, and how Prefect is set up.
+"""The settings of Prefect, and the directory for databases, logs and pid files.
 
-Prefect reads its settings from the environment at import: call `configure` before importing it.
+Prefect reads its settings from the environment when it is imported: call `configure` before importing it.
 """
 
 import os
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import psutil
 
-HOME = Path(".honeybee")  # in the directory where commands run: databases, logs and pid files
+HOME = Path(".honeybee")  # relative to the working directory
 HOST = "127.0.0.1"
 PORT = 4200
 WORK_POOL = "local"
-OWNER = "HONEYBEE_OWNER"  # in the environment of a short-lived server: the command that it serves, as `owner()` says it
+OWNER = "HONEYBEE_OWNER"  # environment variable of a temporary server: `owner()` of the command that it serves
 
 _QUIET = {
     "DO_NOT_TRACK": "1",
@@ -21,7 +21,7 @@ _QUIET = {
     "PREFECT_CLI_PROMPT": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
     "TOKENIZERS_PARALLELISM": "false",
-    "TQDM_DISABLE": "1",  # bars that redraw themselves are no log lines; every job logs its progress
+    "TQDM_DISABLE": "1",  # progress bars would clutter the log; every job logs its progress
 }
 
 
@@ -34,12 +34,12 @@ def ui_url(port: int) -> str:
 
 
 def environment(port: int | None) -> dict[str, str]:
-    """The settings of a server at `port` and its clients; None: of a run that brings its own, short-lived server.
+    """Returns the settings of a server at `port` and its clients, or, for None, of a run with its own temporary server.
 
-    The two keep separate databases, since SQLite serves one server at a time.
+    The two use separate databases, because SQLite supports one server at a time.
     """
     home = (HOME / ("prefect" if port else "ephemeral")).absolute()
-    home.mkdir(parents=True, exist_ok=True)  # Prefect waits in vain for a server that cannot make its database
+    home.mkdir(parents=True, exist_ok=True)  # without it the server cannot create its database
     where = {"PREFECT_HOME": str(home)}
     if port:
         where["PREFECT_API_URL"] = api_url(port)
@@ -47,11 +47,11 @@ def environment(port: int | None) -> dict[str, str]:
 
 
 def owner(process: psutil.Process) -> str:
-    """A process as no other will ever be called: a pid is given away again, a pid with its start time is not."""
+    """Returns a unique identifier of a process: a pid can be reused, a pid with its start time cannot."""
     return f"{process.pid} {process.create_time()}"
 
 
 def configure(port: int | None = None) -> None:
-    """Puts `environment(port)` into this process's environment. Without a port, what is already set there wins, so
-    that a run can report to a server of one's own by PREFECT_API_URL."""
+    """Applies `environment(port)` to this process's environment. Without a port, existing variables take precedence, so
+    that PREFECT_API_URL can direct a run to any server."""
     os.environ.update(environment(port) | ({} if port else {**os.environ, OWNER: owner(psutil.Process())}))

@@ -1,4 +1,4 @@
-"""What a stage learns from, step by step: each dataset's examples, then the balanced shards. No Prefect here."""
+"""Builds the data of a stage, without Prefect: the examples of each dataset, then the balanced shards."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from pipelines.shrink import Shrink
 
 @dataclass(frozen=True)
 class StageData:
-    """Directories in the store."""
+    """The data of a stage, as directories in the store."""
 
     stage: str
     examples: dict[str, Path]  # by dataset
@@ -28,8 +28,8 @@ class StageData:
 def stage_data(
     workspace: Workspace, stage: str, tokenizer: Path, examples_of: Callable[..., Path], log: Log
 ) -> StageData:
-    """Examples of every dataset of a stage, by `examples_of` (dataset_examples, or a task around it), then its shards;
-    all that is whole in the store is taken from there."""
+    """Builds the examples of every dataset of a stage, then its shards, reusing what is complete in the store.
+    examples_of: dataset_examples, or a Prefect task that wraps it. Raises PackingError if the packs are too few."""
     recipe, store = workspace.recipe, workspace.store
     specs = workspace.specs(stage)
     benchmarks = decontamination(workspace, log)
@@ -56,15 +56,15 @@ def stage_data(
         log=log,
     )
     log(f"{stage} shards: {shards}")
-    if part.train.packing is not None:  # what cannot be packed is told before anything is trained
+    if part.train.packing is not None:  # report packing problems before anything is trained
         lengths = Lengths(shards / "lengths.parquet")
         plan = make_plan(lengths, part.train.packing, recipe.model.projector.num_tokens)
         steps = plan.num_packs // part.train.global_batch
-        log(f"{stage}: {plan.num_packs:,} packs, {plan.used:.1%} of their positions used, enough for {steps:,} steps")
+        log(f"{stage}: {plan.num_packs:,} packs, {plan.used:.1%} full, enough for {steps:,} steps")
         if steps < (part.train.steps or 1):
             raise PackingError(
-                f"{stage}: {part.samples:,} samples make {plan.num_packs:,} packs, enough for {steps:,} steps of "
-                f"{part.train.global_batch}: raise data.samples, or lower train.steps or train.global_batch"
+                f"{stage}: {part.samples:,} samples fill {plan.num_packs:,} packs, enough for only {steps:,} steps of "
+                f"{part.train.global_batch} packs: raise data.samples, or lower train.steps or train.global_batch"
             )
     if recipe.paths.remote is not None:
         push(shards, shards_url(recipe.paths.remote, shards), log)

@@ -1,7 +1,7 @@
-"""Runs a deployment on the server and follows its log to the end.
+"""Runs a deployment on the server and prints its log until the run ends.
 
-`prefect deployment run --watch` shows state changes only, unless the server streams logs, and then reads their square
-brackets as markup; this asks the API for the log lines themselves.
+`prefect deployment run --watch` shows only state changes unless the server streams logs, and then it interprets square
+brackets in log lines as markup; this module reads the log lines from the API instead.
 """
 
 import contextlib
@@ -19,33 +19,33 @@ from prefect.client.schemas.sorting import LogSort
 from prefect.exceptions import ObjectNotFound
 
 POLL_SECONDS = 1.0
-LATE = timedelta(seconds=10)  # the API receives log lines in batches, so a line may arrive after younger ones
-DRAIN_SECONDS = 3.0  # … also after the run has ended
-PAGE = 200  # the API's limit
+LATE = timedelta(seconds=10)  # log lines reach the API in batches, so a line may arrive after more recent ones
+DRAIN_SECONDS = 3.0  # time for the last log lines to arrive after the run has ended
+PAGE = 200  # maximum page size of the API
 
 
 class SubmitError(RuntimeError):
-    """A run that could not be started or followed."""
+    """A run could not be started or followed."""
 
 
 def submit(deployment: str, parameters: dict[str, Any], alive: Callable[[], bool]) -> tuple[State, dict[str, Any]]:
-    """Runs FLOW/NAME and prints its log until it ends; returns its final state and all its parameters.
+    """Runs the deployment FLOW/NAME and prints its log until it ends; returns its final state and all its parameters.
 
-    alive: whether the worker still lives; a run whose worker died would be "Running" for ever.
-    Raises SubmitError for an unknown deployment, a dead worker, or a server that does not answer.
+    alive: whether the worker is alive; a run whose worker died would stay "Running" forever. Raises SubmitError for an
+    unknown deployment, a dead worker, or a server that does not answer.
     """
     with _answering(), get_client(sync_client=True) as client:
         try:
             found = client.read_deployment_by_name(deployment)
         except ObjectNotFound:
             known = ", ".join(sorted(f"…/{d.name}" for d in client.read_deployments()))
-            raise SubmitError(f"no deployment {deployment}: the server has {known}") from None
+            raise SubmitError(f"there is no deployment {deployment}; the server has {known}") from None
         run = client.create_flow_run_from_deployment(found.id, parameters=parameters)
         print(f"Run {run.name} of {deployment}", flush=True)
         try:
             return _follow(client, run, alive), run.parameters
         except KeyboardInterrupt:
-            print(f"\nThe run goes on; `prefect flow-run cancel {run.id}` or `make down` ends it.", flush=True)
+            print(f"\nThe run continues; stop it with `prefect flow-run cancel {run.id}` or `make down`.", flush=True)
             raise
 
 
@@ -54,7 +54,7 @@ def _answering() -> Iterator[None]:
     try:
         yield
     except httpx.TransportError as error:
-        raise SubmitError(f"the Prefect server does not answer ({error}); `honeybee up` starts it") from error
+        raise SubmitError(f"the Prefect server does not answer ({error}): start it with `honeybee up`") from error
 
 
 def _follow(client: SyncPrefectClient, run: FlowRun, alive: Callable[[], bool]) -> State:
@@ -62,10 +62,10 @@ def _follow(client: SyncPrefectClient, run: FlowRun, alive: Callable[[], bool]) 
     shown = None
     while True:
         if not alive():
-            raise SubmitError("the worker has ended, and the run with it; see .honeybee/worker.log, then run it again")
+            raise SubmitError("the worker has died, and the run with it: see .honeybee/worker.log, then run it again")
         lines.show()
         state = client.read_flow_run(run.id).state
-        assert state is not None  # the server gives every run a state
+        assert state is not None  # the server assigns a state to every run
         if state.name != shown and not state.is_final():
             shown = state.name
             print(f"{_clock(datetime.now().astimezone())}  ({state.name})", flush=True)
@@ -78,12 +78,12 @@ def _follow(client: SyncPrefectClient, run: FlowRun, alive: Callable[[], bool]) 
 
 
 class _Lines:
-    """Prints each log line of a flow run once, in the order of arrival."""
+    """Prints each log line of a flow run once, in order of arrival."""
 
     def __init__(self, client: SyncPrefectClient, flow_run: UUID):
         self.client, self.flow_run = client, flow_run
-        self.seen: dict[UUID, datetime] = {}  # the lines young enough to come again
-        self.names: dict[UUID, str] = {}  # of task runs
+        self.seen: dict[UUID, datetime] = {}  # printed lines that the next query may return again
+        self.names: dict[UUID, str] = {}  # task run → name
 
     def show(self) -> None:
         newest = max(self.seen.values(), default=None)
@@ -97,7 +97,7 @@ class _Lines:
             self.seen = {key: time for key, time in self.seen.items() if time >= oldest}
 
     def _speaker(self, line: Log) -> str:
-        """The name of the task that logs, with a bar after it."""
+        """Returns the name of the task that logged the line, followed by a bar; empty for the flow itself."""
         if line.task_run_id is None:
             return ""
         if line.task_run_id not in self.names:

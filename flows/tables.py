@@ -1,4 +1,4 @@
-"""What the manifests of a stage's data say, as table rows for the report and the UI."""
+"""Table rows for the report, the UI and the terminal, from the manifests of a stage's data and from scores.json."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,23 +9,23 @@ import pyarrow.parquet as pq
 from pipelines.store import read_manifest
 
 Row = dict[str, Any]
-NO_BENCHMARKS = ("shuffled", "settings")  # what scores.json holds besides
-MAIN = ("score", "accuracy")  # the measure that a part of a benchmark is known by
-BARE = "capabilities"  # groups of MM-Vet, whose values are scores
-AT_LIMIT = " (limit)"  # beside the epochs of a dataset that max_epochs holds back
+NO_BENCHMARKS = ("shuffled", "settings")  # keys of scores.json that are not benchmarks
+MAIN = ("score", "accuracy")  # the main measure of a part of a benchmark, in order of preference
+BARE = "capabilities"  # MM-Vet's groups, whose values are plain numbers
+AT_LIMIT = " (limit)"  # marks the epochs of a dataset that max_epochs limits
 
 
 def mixture(shards: Path, image_tokens: int) -> list[Row]:
-    """One row for each dataset of a stage: rows read, examples, its share, and how often and how much of it is seen.
-    image_tokens: visual tokens of an image."""
+    """Returns one row per dataset of a stage: its rows, examples, share, samples, epochs and tokens. image_tokens:
+    visual tokens per image."""
     return [
         {
             "dataset": name,
             "rows": entry["ledger"]["rows"]["read"],
             "examples": entry["examples"],
-            "turns each": f"{entry['ledger']['turns']['examples'] / entry['examples']:.1f}",
-            "share wanted": f"{entry['share_wanted']:.1%}",
-            "share got": f"{entry['share']:.1%}",
+            "turns per example": f"{entry['ledger']['turns']['examples'] / entry['examples']:.1f}",
+            "target share": f"{entry['share_wanted']:.1%}",
+            "actual share": f"{entry['share']:.1%}",
             "samples": entry["samples"],
             "epochs": f"{entry['epochs']:.2f}" + (AT_LIMIT if entry["limited"] else ""),
             "supervised tokens": entry["num_supervised"],
@@ -36,26 +36,26 @@ def mixture(shards: Path, image_tokens: int) -> list[Row]:
 
 
 def balance(chosen: Mapping[str, Any]) -> str:
-    """The sentence about a strategy (pipelines/balance.py) and its numbers."""
+    """Returns a sentence that describes a balancing strategy (pipelines/balance.py) and its parameters."""
     numbers = [f"{name} {chosen[name]}" for name in ("cap", "temperature") if chosen[name] is not None]
     epochs = chosen["max_epochs"]
     if isinstance(epochs, Mapping):
         numbers += [f"at most {limit:g} epochs of {name}" for name, limit in epochs.items()]
     elif epochs is not None:
-        numbers.append(f"at most {epochs:g} epochs of each")
+        numbers.append(f"at most {epochs:g} epochs of each dataset")
     named = ", ".join([chosen["strategy"], *numbers])
-    return f"Shares of {chosen['unit'].replace('_', ' ')} by the strategy {named}."
+    return f"Balancing strategy (in shares of {chosen['unit'].replace('_', ' ')}): {named}."
 
 
 def losses(examples: Mapping[str, Path]) -> list[Row]:
-    """Where the rows that are in no example went: one row for each dataset and reason."""
+    """Returns one row per dataset and reason for the annotation rows without an example."""
     rows: list[Row] = []
     for name, directory in sorted(examples.items()):
         built = read_manifest(directory)
         counts = {**built["rows"]["rejects"], "duplicate": built["rows"]["duplicates"]}
         samples = _first_details(directory)
         rows += [
-            {"dataset": name, "reason": reason, "rows": count, "for example": samples.get(reason, "")}
+            {"dataset": name, "reason": reason, "rows": count, "first row": samples.get(reason, "")}
             for reason, count in sorted(counts.items())
             if count
         ]
@@ -63,8 +63,8 @@ def losses(examples: Mapping[str, Path]) -> list[Row]:
 
 
 def scores(summary: Mapping[str, Any], every: bool = False, decimals: int = 1) -> list[Row]:
-    """scores.json as rows: each benchmark's numbers, over all and by group, beside those of the control. every: all
-    measures of a group instead of its main one."""
+    """Returns scores.json as rows: each benchmark's scores, in total and by group, next to those of the shuffled-image
+    control. every: show all measures of a group instead of only its main one."""
     control = summary.get("shuffled", {})
     rows: list[Row] = []
     for benchmark, entry in summary.items():
@@ -72,7 +72,7 @@ def scores(summary: Mapping[str, Any], every: bool = False, decimals: int = 1) -
         for (part, measure), value in measures(benchmark, entry, every).items():
             row = {"benchmark": benchmark, "part": part, "measure": measure, "score": f"{value:.{decimals}f}"}
             if control:
-                row["images shuffled"] = (
+                row["shuffled images"] = (
                     f"{shuffled[part, measure]:.{decimals}f}" if (part, measure) in shuffled else ""
                 )
             rows.append(row)
@@ -80,8 +80,8 @@ def scores(summary: Mapping[str, Any], every: bool = False, decimals: int = 1) -
 
 
 def measures(benchmark: str, entry: Mapping[str, Any], every: bool = False) -> dict[tuple[str, str], float]:
-    """(part, measure) → value, of one benchmark in scores.json: of the whole every measure, of its groups their main
-    one, or all."""
+    """Returns (part, measure) → value for one benchmark in scores.json: all measures in total, and of each group the
+    main measure or, with `every`, all."""
     if benchmark in NO_BENCHMARKS:
         return {}
     found = {("all", measure): value for measure, value in entry.items() if isinstance(value, float)}
@@ -96,7 +96,7 @@ def measures(benchmark: str, entry: Mapping[str, Any], every: bool = False) -> d
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A Markdown table; columns are those of the first row."""
+    """Returns a Markdown table with the columns of the first row."""
     if not rows:
         return "None.\n"
     columns = list(rows[0])
@@ -112,7 +112,7 @@ def _cell(value: Any) -> str:
 
 
 def _first_details(directory: Path) -> dict[str, str]:
-    """reason → row and detail of its first reject."""
+    """Returns reason → row and detail of its first reject."""
     first: dict[str, str] = {}
     for path in sorted(directory.glob("rejects-*.parquet")):
         for entry in pq.read_table(path).to_pylist():
@@ -121,7 +121,7 @@ def _first_details(directory: Path) -> dict[str, str]:
 
 
 def plain(rows: Sequence[Row]) -> list[str]:
-    """Lines of aligned columns, for a terminal."""
+    """Returns a table as lines of aligned columns, for a terminal."""
     if not rows:
         return []
     columns = list(rows[0])

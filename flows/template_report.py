@@ -1,4 +1,4 @@
-"""What `honeybee templates check` prints: every template file with a rendered example, and the faults."""
+"""`honeybee templates check`: prints every template file with a rendered example, and the errors found."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -10,7 +10,7 @@ from pipelines.templates import TemplateError, read_set, read_templates, set_nam
 
 
 def dataset_tasks(recipe: str | None) -> dict[str, str]:
-    """Dataset name → task: of all sources, and of a recipe's datasets."""
+    """Returns dataset name → task for all sources and for the datasets of a recipe."""
     tasks = {source.name: source.task for source in SOURCES.values()}
     if recipe is not None:
         for name, dataset in load_recipe(recipe).datasets.items():
@@ -23,8 +23,8 @@ def dataset_tasks(recipe: str | None) -> dict[str, str]:
 def check_sets(
     names: Sequence[str], datasets: Mapping[str, str], every: bool, echo: Callable[[str], None]
 ) -> list[str]:
-    """Shows the templates of the sets (all where none is named), the first of each file or every one; returns the
-    faults. Raises TemplateError for a set that does not exist."""
+    """Shows the templates of the named sets (default: all), the first of each file or every one, and returns the errors
+    found. Raises TemplateError if a set does not exist."""
     names = list(dict.fromkeys(names)) or set_names()
     faults = lint(names, datasets)
     for name in names:
@@ -36,8 +36,8 @@ def _show_set(name: str, datasets: Mapping[str, str], every: bool, echo: Callabl
     try:
         this = read_set(name)
     except TemplateError:
-        return  # is among the faults; so is every file left out below
-    base = f" (what it lacks is that of {this.base})" if this.base else ""
+        return  # reported as an error, like every file that is skipped below
+    base = f" (based on {this.base})" if this.base else ""
     echo(f"{name}: {this.about}{base}" if this.about else f"{name}{base}")
     for path in set_files(name):
         task = task_of(path, datasets)
@@ -47,10 +47,10 @@ def _show_set(name: str, datasets: Mapping[str, str], every: bool, echo: Callabl
             continue
         if not task or not templates:
             continue
-        # A task's file is shown as one of its datasets has it.
+        # A file of a task is shown for one of the task's datasets.
         dataset = path.stem if path.stem in datasets else next(d for d, t in datasets.items() if t == task)
         echo(f"\n  {path.name}: {task}, {len(templates)} template{'s' if len(templates) > 1 else ''}")
-        # One each of those that ask for the answer and those that ask for the question.
+        # The first template that asks for the answer, and the first inverted one, which asks for the question.
         first = {inverted(template, task): template for template in reversed(templates)}
         for template in templates if every else reversed(first.values()):
             turns = render(template, task, dataset)

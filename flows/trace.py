@@ -1,4 +1,4 @@
-"""From a training token back to its source: official file and row, template, de-duplication decision (promise 7)."""
+"""Traces a training token back to its source: official file and row, template and deduplication decision."""
 
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,21 @@ from pipelines.tokenizer import load_tokenizer
 
 
 class TraceError(ValueError):
-    """A place that is not there, or data that the store no longer holds; the message says what to do."""
+    """A shard, row, turn or token does not exist, or data is gone from the store; the message says what to do."""
 
 
 def trace(
     run: str, stage: str, shard: int, row: int, turn: int | None = None, token: int | None = None
 ) -> dict[str, Any]:
-    """run: see find_run; shard: its number; row: in the shard, from 0. turn: only that turn of the sample; token: only
-    the turn that this token (a place in input_ids) belongs to. Raises TraceError; RunError for a run that is none.
+    """Returns the origin of a sample and its turns, as printed by `honeybee trace --json`.
+
+    run: as for find_run. shard, row: index of the shard, and of the row in it. turn: include only this turn of the
+    sample. token: include only the turn of the token at this position of input_ids. Raises TraceError or RunError.
     """
     directory = find_run(run)
     found = stage_shards(directory)
     if stage not in found:
-        raise TraceError(f"no data of stage {stage!r} in {directory}: there are {', '.join(found)}")
+        raise TraceError(f"{directory} has no data of stage {stage!r}; it has {', '.join(found)}")
     shards = found[stage]
     workspace = locate_workspace(load_recipe(directory / "recipe.yaml"))
     manifest = read_manifest(shards)
@@ -57,11 +59,11 @@ def trace(
 
 
 def lines(found: dict[str, Any]) -> list[str]:
-    """What `trace` returned, for a terminal."""
-    images = ", ".join(found["images"]) or "no picture"
+    """Formats the result of `trace` for a terminal."""
+    images = ", ".join(found["images"]) or "no image"
     text = [
         f"Sample {found['sample']} of {found['stage']}: row {found['row']} of {found['shard']}",
-        f"Example {found['example']} of {found['dataset']}, {found['tokens']} tokens, {images}",
+        f"Example {found['example']} of {found['dataset']}: {found['tokens']} tokens, {images}",
     ]
     for turn in found["turns"]:
         begin, end = turn["tokens"]
@@ -72,9 +74,9 @@ def lines(found: dict[str, Any]) -> list[str]:
             f"Turn {turn['turn']}: tokens {begin} to {end - 1}",
             f"  user       {turn['user']!r}",
             f"  assistant  {turn['assistant']!r}",
-            f"  learned    tokens {first} to {last - 1}: {turn['supervised']['text']!r}",
+            f"  supervised tokens {first} to {last - 1}: {turn['supervised']['text']!r}",
             f"  file       {turn['file']}",
-            f"  row        {turn['row_in_file']} of it, counted from 0 ({turn['row']} of the dataset)"
+            f"  row        {turn['row_in_file']} of the file, counted from 0 (row {turn['row']} of the dataset)"
             + (f", turn {turn['turn_in_row']}" if turn["turn_in_row"] else ""),
             *(f"  {name:10} {value!r}" for name, value in turn["annotation"].items()),
             f"  template   {template['id']}: {template['user']!r} → {template['assistant']!r}",
@@ -87,10 +89,10 @@ def lines(found: dict[str, Any]) -> list[str]:
 def _sample(shards: Path, manifest: dict[str, Any], shard: int, row: int) -> dict[str, Any]:
     count = len(manifest["shards"])
     if not 0 <= shard < count:
-        raise TraceError(f"there is no shard {shard}: {shards} has {count}, counted from 0")
+        raise TraceError(f"there is no shard {shard}: {shards} has {count} shards, counted from 0")
     facts = manifest["shards"][shard]
     if not 0 <= row < facts["num_samples"]:
-        raise TraceError(f"there is no row {row}: {facts['file']} has {facts['num_samples']}, counted from 0")
+        raise TraceError(f"there is no row {row}: {facts['file']} has {facts['num_samples']} rows, counted from 0")
     file = pq.ParquetFile(shards / facts["file"])
     for group in range(file.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
@@ -98,21 +100,21 @@ def _sample(shards: Path, manifest: dict[str, Any], shard: int, row: int) -> dic
             return file.read_row_group(group).slice(row, 1).to_pylist()[0]
         row -= rows
     raise TraceError(
-        f"{shards / facts['file']} holds fewer rows than its manifest says: honeybee verify finds out more"
+        f"{shards / facts['file']} has fewer rows than its manifest states: check the shards with `honeybee verify`"
     )
 
 
 def _turn_ends(mask: np.ndarray) -> list[int]:
-    """After the last token of each turn: a turn ends where its supervised tokens end."""
+    """Returns the end position (exclusive) of each turn: a turn ends with its last supervised token."""
     return (np.flatnonzero(np.diff(np.append(mask, False).astype(np.int8)) == -1) + 1).tolist()
 
 
 def _wanted_turns(count: int, ends: list[int], turn: int | None, token: int | None) -> list[int]:
     if turn is not None and not 0 <= turn < count:
-        raise TraceError(f"there is no turn {turn}: the sample has {count}, counted from 0")
+        raise TraceError(f"there is no turn {turn}: the sample has {count} turns, counted from 0")
     if token is not None:
         if not 0 <= token < ends[-1]:
-            raise TraceError(f"there is no token {token}: the turns of the sample end at {ends[-1] - 1}")
+            raise TraceError(f"there is no token {token}: the last token of the sample's turns is {ends[-1] - 1}")
         turn = int(np.searchsorted(ends, token, side="right"))
     return list(range(count)) if turn is None else [turn]
 
@@ -122,7 +124,7 @@ def _supervised(workspace: Workspace, examples: Path, sample: dict[str, Any], be
     made = sorted(path.parent for path in (workspace.store.root / "tokenizers").glob(f"*/{MANIFEST}"))
     prepared = next((found for found in map(load_tokenizer, made) if found.fingerprint == key["tokenizer"]), None)
     if prepared is None:
-        raise TraceError(f"the tokenizer {key['tokenizer']} is gone from the store: build the recipe again")
+        raise TraceError(f"the store no longer has tokenizer {key['tokenizer']}: build the recipe again")
     first = begin + sample["loss_mask"][begin:end].index(True)
     text = prepared.tokenizer.decode(sample["input_ids"][first:end], skip_special_tokens=False)
     return {"supervised": {"tokens": [first, end], "text": text}}
@@ -156,22 +158,22 @@ def _annotation(directory: Path, row: int) -> dict[str, Any]:
             if first <= row < first + batch.num_rows:
                 found = batch.slice(row - first, 1).to_pylist()[0]
                 return {name: value for name, value in found.items() if value is not None and name != "row"}
-    raise TraceError(f"{directory} has no row {row}: build again")
+    raise TraceError(f"{directory} has no row {row}: build the recipe again")
 
 
 def _deduplication(examples: Path, rule: dict[str, Any] | None, row: int) -> dict[str, Any]:
     if rule is None:
         return {
-            "decision": "not compared: the dataset's turns stand alone, or de-duplication is off",
+            "decision": "not compared: the dataset has one turn per example, or deduplication is off",
             "dropped for it": [],
         }
     names = {"semantic": "meaning", "answer": "answer", "semantic+answer": "meaning and answer"}
     threshold = "the default threshold" if rule["threshold"] is None else f"threshold {rule['threshold']}"
-    decision = f"kept: compared by {names[rule['rule']]} ({rule['compare']}, {threshold}) with the turns kept before it"
+    decision = f"kept after comparing the {names[rule['rule']]} with earlier turns ({rule['compare']}, {threshold})"
     files = sorted(examples.glob("duplicates-*.parquet"))
     found = ds.dataset(files, format="parquet").to_table(filter=ds.field("kept_row") == row).to_pylist()
     dropped = [
-        f"dropped for it: row {each['row']} {each['text']!r}, {each['rule']}"
+        f"dropped as its duplicate: row {each['row']} {each['text']!r}, {each['rule']}"
         + ("" if each["similarity"] is None else f" {each['similarity']:.3f}")
         for each in found
     ]
@@ -181,5 +183,5 @@ def _deduplication(examples: Path, rule: dict[str, Any] | None, row: int) -> dic
 def _entry(workspace: Workspace, stage: str, name: str) -> Path:
     directory = workspace.store.root / stage / name
     if not directory.is_dir():
-        raise TraceError(f"{directory} is gone from the store: build the recipe again")
+        raise TraceError(f"the store no longer has {directory}: build the recipe again")
     return directory

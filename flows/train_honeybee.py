@@ -1,4 +1,4 @@
-"""The main flow: a recipe's annotation files → a trained and evaluated model."""
+"""The main flow: turns a recipe's annotation files into a trained and evaluated model."""
 
 from typing import Any
 
@@ -15,16 +15,17 @@ from flows.train_stage import train_backbones, train_stage
 from flows.workspace import open_workspace
 from pipelines.tokenizer import prepare_tokenizer
 
-# One thread beside the flow's own: the fine-tuning data is built in it while stage 1 trains.
-_BESIDE: Any = ThreadPoolTaskRunner(max_workers=1)
+# One additional thread builds the fine-tuning data while stage 1 trains.
+_TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1)
 
 
-@flow(name="train-honeybee", flow_run_name="{recipe} {run_id}", task_runner=_BESIDE)
+@flow(name="train-honeybee", flow_run_name="{recipe} {run_id}", task_runner=_TASK_RUNNER)
 def train_honeybee(recipe: str = "sample", run_id: str | None = None) -> dict[str, Any]:
-    """recipe: a file, or the name of one in flows/recipes. run_id: of the results; a new one where absent.
+    """Builds the data of a recipe, trains both stages, evaluates the model and returns the scores.
 
-    All outputs lie in the store under what they depend on, so a second run takes them from there, and a run after a
-    crash goes on where the first one stopped. Returns the scores.
+    recipe: path of a recipe file, or name of one in flows/recipes. run_id: name of the results directory; default: the
+    current time. All outputs are in the store under a fingerprint of their inputs, so a second run reuses them, and a
+    run after a crash resumes where the first one stopped.
     """
     log = get_run_logger().info
     parsed = load_recipe(recipe)

@@ -1,8 +1,8 @@
-"""The training jobs: sample backbones and the two stages, each in processes of its own (flows/launch.py).
+"""Runs the training jobs, i.e. sample backbones and the two stages, in separate processes (flows/launch.py).
 
-A job's directory in the store holds `job.json`, what the job writes, and the manifest once it is done. It is named by
-what the weights depend on; micro-batch, ZeRO stage, number of ranks, device and the like are not part of the name, so
-that a run can be resumed with others.
+A job's store entry contains `job.json`, the job's output, and a manifest once the job is complete. Its fingerprint
+covers everything that affects the weights, but not micro-batch, ZeRO stage, number of ranks, device and the like, so
+that a run can be resumed with different ones.
 """
 
 import contextlib
@@ -23,16 +23,16 @@ from model.training.job import Job
 from pipelines.remote import shards_url
 from pipelines.store import FileDigests, Store, write_atomic
 
-STAGE_VERSION = 1  # raise it when the code behind it changes the weights that it trains
-_PLACES = ("vision", "llm", "tokenizer", "model")  # of what a stage begins with: directories, or hub names
+STAGE_VERSION = 1  # raise it when a code change affects the trained weights
+_MODELS = ("vision", "llm", "tokenizer", "model")  # keys of `init` whose values are directories or hub names
 
 
 @task(name="backbones", task_run_name="backbones", cache_policy=NO_CACHE)
 def train_backbones(workspace: Workspace) -> tuple[str, str]:
-    """(vision model, language model), as hub names or directories; the sample recipe trains its own first."""
+    """Returns (vision model, language model) as hub names or directories, after training them if the recipe says so."""
     backbones = workspace.recipe.backbones
     if backbones.train is None:
-        assert backbones.vision and backbones.llm  # the recipe's own check
+        assert backbones.vision and backbones.llm  # the recipe's schema ensures it
         return backbones.vision, backbones.llm
     job = {"corpus": str(workspace.data), **backbones.train.model_dump()}
     log = get_run_logger().info
@@ -42,10 +42,11 @@ def train_backbones(workspace: Workspace) -> tuple[str, str]:
 
 @task(task_run_name="train {stage}", cache_policy=NO_CACHE)
 def train_stage(workspace: Workspace, stage: str, shards: Path, init: Mapping[str, Any]) -> Path:
-    """Trains a stage on its shards; returns its directory in the store: `output` is the model, `work` its metrics.
+    """Trains a stage on its shards and returns its directory in the store, with the model in `output` and checkpoints
+    and metrics in `work`.
 
-    init: {"vision", "llm", "tokenizer", "projector", "vision_layer", "image_size", "image_fit"}, or {"model":
-    directory}.
+    init: the keys vision, llm, tokenizer, projector, vision_layer, image_size and image_fit, or only `model`, a
+    directory.
     """
     recipe, remote = workspace.recipe, workspace.recipe.paths.remote
     by_reference = recipe.images == "reference"
@@ -61,13 +62,13 @@ def train_stage(workspace: Workspace, stage: str, shards: Path, init: Mapping[st
         "device": recipe.launch.device,
         "peak_tflops": recipe.launch.peak_tflops,
     }
-    # What the weights depend on, in the training job's own words; its inputs by content instead of by place.
+    # The job reports what the weights depend on; its inputs enter the key by content instead of by path.
     depends = Job.model_validate({**job, "output": "output", "work": "work"}).identity()
     key = {
         **depends,
         "version": STAGE_VERSION,
         "shards": shards.name,
-        "init": {name: identity(workspace.store, value) if name in _PLACES else value for name, value in init.items()},
+        "init": {name: identity(workspace.store, value) if name in _MODELS else value for name, value in init.items()},
     }
     log = get_run_logger().info
 
@@ -79,10 +80,10 @@ def train_stage(workspace: Workspace, stage: str, shards: Path, init: Mapping[st
 
 
 def _benchmarks(workspace: Workspace, stage: str) -> dict[str, dict[str, str]]:
-    """Where those lie that are asked while the stage trains."""
+    """Returns the paths of the benchmarks that are evaluated during training."""
     evaluate = workspace.stage(stage).train.evaluate
-    places = {name: workspace.benchmark(name) for name in (evaluate.benchmarks if evaluate else ())}
-    return {name: {"path": str(path), "images": str(images)} for name, (path, images) in places.items()}
+    paths = {name: workspace.benchmark(name) for name in (evaluate.benchmarks if evaluate else ())}
+    return {name: {"path": str(path), "images": str(images)} for name, (path, images) in paths.items()}
 
 
 def run_job(
@@ -97,12 +98,12 @@ def run_job(
     places_of_job: Sequence[str] = ("output",),
     watched: Callable[[Path], AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> Path:
-    """The store's directory of (kind, key); runs `python -m module job.json` first if it is not whole.
+    """Returns the store entry of (kind, key), after running `python -m module job.json` if the entry is not complete.
 
-    everywhere: on all ranks and machines that the recipe asks for, else in one process here. env: what these get
-    besides the recipe's, and no file does.
-    places_of_job: the keys under which the job is told directories inside that one. watched: what is entered with that
-    directory while the processes run. Raises what flows.launch raises if a process fails.
+    everywhere: run on all of the recipe's ranks and hosts instead of in one process here. env: added to the recipe's
+    environment variables; not written to any file. places_of_job: keys of the job that are set to subdirectories of the
+    entry. watched: returns a context manager for the entry's directory, entered while the processes run. Raises
+    LaunchError if a process fails.
     """
     options = workspace.recipe.launch
     ranks: dict[str, Any] = {}
@@ -115,11 +116,11 @@ def run_job(
 
     def make(directory: Path) -> dict[str, Any]:
         job_path = directory / "job.json"
-        places = {name: str(directory / name) for name in places_of_job}
-        write_atomic(job_path, json.dumps({**job, **places}, indent=1) + "\n")
+        directories = {name: str(directory / name) for name in places_of_job}
+        write_atomic(job_path, json.dumps({**job, **directories}, indent=1) + "\n")
         with watched(directory):
             launch(module, job_path, threads=options.threads, log=log, env={**options.env, **(env or {})}, **ranks)
-        return {"job": {**job, **places}}
+        return {"job": {**job, **directories}}
 
     directory = workspace.store.produce(kind, key, make)
     log(f"{module}: {directory}")
@@ -127,8 +128,8 @@ def run_job(
 
 
 def identity(store: Store, value: Any) -> Any:
-    """What a job's input is, whatever the directory it lies in: an entry of the store is known by its name, a model
-    directory by the content of its files, all else (a hub name, a setting) by itself."""
+    """Returns what identifies a job's input, independent of its path: the name of a store entry, the digests of the
+    files of a model directory, or any other value (a hub name, a setting) itself."""
     path = Path(value) if isinstance(value, str | Path) else None
     if path is None or (not path.is_absolute() and not path.is_dir()):
         return value

@@ -1,4 +1,4 @@
-"""What every step of a run needs: the recipe, the store, and the directory of the official files."""
+"""The workspace that every step of a run needs: the recipe, the store, and the directory of the official files."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from pipelines.sources import SourceOptions, hub
 from pipelines.store import MANIFEST, Store
 
 STAGES = ("pretrain", "finetune")
-BACKBONES_VERSION = 1  # raise it when model/backbones.py changes the weights that it trains
+BACKBONES_VERSION = 1  # raise it when a change to model/backbones.py affects the trained weights
 Log = Callable[[str], None]
 
 
@@ -21,14 +21,14 @@ Log = Callable[[str], None]
 class Workspace:
     recipe: Recipe
     store: Store
-    data: Path  # annotation, image and benchmark paths are relative to it
+    data: Path  # base of relative annotation, image and benchmark paths
 
     def stage(self, name: str) -> Stage:
         return self.recipe.stage(name)
 
     def spec(self, dataset: str) -> DatasetSpec:
-        """What the builders need to know of a dataset of the recipe. Fetches a dataset of the hub. Raises SourceError
-        where it cannot."""
+        """Returns the build specification of one of the recipe's datasets, after downloading it if it is on the hub.
+        Raises SourceError if the download fails."""
         part = self.recipe.datasets[dataset]
         annotations, files = self.data / (part.annotations or ""), part.files
         if part.hub is not None:
@@ -46,27 +46,27 @@ class Workspace:
         )
 
     def benchmark(self, name: str) -> tuple[Path, Path]:
-        """Where the official files of a benchmark of the recipe lie, and the root of its images."""
+        """Returns the path of the official files of a benchmark in `evaluation`, and the root of its images."""
         part = self.recipe.evaluation.benchmarks[name]
         return self.official(part.path, part.images)
 
     def official(self, path: Path, images: Path | None) -> tuple[Path, Path]:
-        """The same of any benchmark: its images are beside its files unless their root is given."""
+        """Returns the same for any benchmark; without `images`, the images are in the directory of the files."""
         path = self.data / path
         return path, self.data / images if images else path if path.is_dir() else path.parent
 
     def specs(self, stage: str) -> list[DatasetSpec]:
-        """Those of the datasets that have a share in a stage, by name."""
+        """Returns the specifications of the datasets of a stage, sorted by name."""
         return [self.spec(name) for name in self.stage(stage).data.names]
 
     def backbones_key(self) -> dict[str, Any]:
-        """What the backbones depend on that the recipe has trained first."""
+        """Returns the fingerprint key of the backbones that the recipe trains itself."""
         assert self.recipe.backbones.train is not None
         settings = self.recipe.backbones.train.model_dump()
         return {"version": BACKBONES_VERSION, "corpus": self.data.name, **settings}
 
     def llm(self) -> str | None:
-        """The language model, a hub name or a directory; None where it is still to be trained."""
+        """Returns the language model as a hub name or a directory, or None if it is not trained yet."""
         if self.recipe.backbones.train is None:
             return self.recipe.backbones.llm
         directory = self.store.path("backbones", self.backbones_key())
@@ -74,7 +74,7 @@ class Workspace:
 
 
 def locate_workspace(recipe: Recipe) -> Workspace:
-    """The workspace as it is: a sample corpus that the recipe asks for may not be generated yet."""
+    """Returns the workspace without generating anything: its sample corpus may not exist yet."""
     store = Store(recipe.paths.store)
     if recipe.sample is None:
         return Workspace(recipe, store, recipe.paths.data.resolve())
@@ -82,13 +82,13 @@ def locate_workspace(recipe: Recipe) -> Workspace:
 
 
 def open_workspace(recipe: Recipe, log: Log = print) -> Workspace:
-    """The workspace, with the sample corpus generated in the store if the recipe asks for one."""
+    """Returns the workspace, after generating the sample corpus in the store if the recipe uses one."""
     workspace = locate_workspace(recipe)
     if recipe.sample is not None:
         settings = recipe.sample.model_dump()
 
         def make(directory: Path) -> dict:
-            log(f"Generating the sample corpus: {settings['scenes']:,} scenes and {settings['held_out']:,} held out")
+            log(f"Generating the sample corpus: {settings['scenes']:,} scenes, {settings['held_out']:,} more held out")
             return write_sample(directory, **settings)
 
         workspace.store.produce("corpora", _corpus_key(recipe.sample), make)

@@ -1,4 +1,4 @@
-"""Two network namespaces, joined by a cable: two hosts of one machine."""
+"""Two network namespaces joined by a virtual cable, which act as two hosts."""
 
 import contextlib
 import os
@@ -19,22 +19,22 @@ INTERFACE = "cable0"
 class TwoHosts:
     first: str
     second: str
-    address = "10.213.77.1"  # of the first, which only the two can see
+    address = "10.213.77.1"  # of the first host; reachable only from the two hosts
 
     @property
     def cluster(self) -> Cluster:
-        """One rank on each."""
+        """A cluster with one rank on each host."""
         hosts = (Host(self.first, 1), Host(self.second, 1))
         return Cluster(hosts, self.address, 29517, ("ip", "netns", "exec", "{host}"), sys.executable)
 
     def pids(self) -> list[int]:
-        """Processes that are there now."""
+        """Returns the pids of all processes that are running on the hosts."""
         found = [_ip("netns", "pids", name).split() for name in (self.first, self.second)]
         return [int(pid) for pids in found for pid in pids]
 
     @contextlib.contextmanager
     def cut(self) -> Iterator[None]:
-        """Within it the cable is out."""
+        """Disconnects the cable within the context."""
         _ip("-n", self.second, "link", "set", INTERFACE, "down")
         try:
             yield
@@ -43,14 +43,14 @@ class TwoHosts:
 
 
 class NotPermitted(RuntimeError):
-    """No namespaces can be made here."""
+    """Network namespaces cannot be created here."""
 
 
 @contextlib.contextmanager
 def two_hosts() -> Iterator[TwoHosts]:
-    """Makes them, and ends them with all that runs in them. Raises NotPermitted."""
+    """Creates the hosts, and removes them and kills their processes at the end. Raises NotPermitted."""
     if shutil.which("ip") is None:
-        raise NotPermitted("there is no `ip` command (iproute2)")
+        raise NotPermitted("the `ip` command (iproute2) is not installed")
     hosts = TwoHosts(f"bee-{os.getpid()}-a", f"bee-{os.getpid()}-b")
     with contextlib.ExitStack() as cleanup:
         for name in (hosts.first, hosts.second):

@@ -89,7 +89,7 @@ class EndpointJudge:
         self.settings, self.cache = settings, cache
         key = os.environ.get(settings.key_variable, "").strip() or None
         if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
-            raise JudgeError(f"the API key in ${settings.key_variable} contains spaces or unprintable characters")
+            raise JudgeError(f"the API key in ${settings.key_variable} contains spaces or is not printable ASCII")
         if key is None:
             log.info("judge: $%s holds no API key, so none is sent", settings.key_variable)
         self._endpoint = Endpoint(settings.url, key, settings.timeout, settings.tries, settings.concurrency)

@@ -1,4 +1,4 @@
-"""The tiny recipe as a fixture, and the one Prefect server that tests share."""
+"""Fixtures: the tiny recipe, a corpus with backbones, and the Prefect server that all tests share."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,15 +18,15 @@ from pipelines.tokenizer import prepare_tokenizer
 
 @pytest.fixture
 def write_recipe(tmp_path: Path) -> WriteRecipe:
-    """write_recipe({"pretrain/train/steps": 5, …}) → a recipe file with its store and runs in the test's directory;
-    a value of None takes the key away."""
+    """write_recipe({"pretrain/train/steps": 5, …}) → a recipe file with its store and runs in the test's directory; a
+    value of None removes the key."""
     return lambda changes=None, root=tmp_path: write_tiny(root, changes or {})
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the sample corpus (`data`), small backbones (`backbones`) whose tokenizer is at hand, and what
-    tests build of it (`store`)."""
+    """A directory with the sample corpus (`data`), small backbones with a tokenizer (`backbones`), and what the tests
+    build from it (`store`)."""
     root = tmp_path_factory.mktemp("corpus")
     write_sample(root / "data", scenes=60, held_out=12, seed=0)
     train_backbones(root / "data", root / "backbones", vision_steps=1, llm_steps=1)
@@ -35,8 +35,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def recipe_of(corpus: Path, write_recipe: WriteRecipe, tmp_path: Path) -> Callable[..., Recipe]:
-    """recipe_of(changes) → the tiny recipe over that corpus, for which nothing must be trained first. Its store is the
-    session's, its runs are the test's own."""
+    """recipe_of(changes) → the tiny recipe for that corpus, which needs no backbone training. The session shares the
+    store; the runs belong to the test."""
 
     def make(changes: dict | None = None) -> Recipe:
         paths = {"store": str(corpus / "store"), "runs": str(tmp_path / "runs"), "data": str(corpus / "data")}
@@ -48,10 +48,10 @@ def recipe_of(corpus: Path, write_recipe: WriteRecipe, tmp_path: Path) -> Callab
 
 @pytest.fixture
 def build_data() -> Callable[[Recipe], dict[str, StageData]]:
-    """Builds the data of both stages of a recipe of `recipe_of`, without Prefect around it."""
+    """Builds the data of both stages of a recipe from `recipe_of`, without Prefect."""
 
     def quiet(line: str) -> None:
-        """Progress is of no interest here."""
+        """Discards progress messages."""
 
     def build(recipe: Recipe) -> dict[str, StageData]:
         workspace = locate_workspace(recipe)

@@ -1,4 +1,4 @@
-"""A rank for tests of the launcher, and what its tests look at."""
+"""A rank for the tests of the launcher, and helpers to check on it."""
 
 import os
 import time
@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# What each rank does, by the name in the job file. It prints its process id first.
+# The rank's program: it prints its process id and then acts out the scenario named in the job file.
 RANK = """
 import importlib.util, os, signal, sys, time
 from pathlib import Path
@@ -55,7 +55,7 @@ main()
 
 
 class Lines(list):
-    """Collects lines; raises an error when so many ranks have said `ready`."""
+    """Collects lines; raises `error` when `ranks` ranks have printed `ready`."""
 
     def __init__(self, error: BaseException | None = None, ranks: int = 1):
         super().__init__()
@@ -73,13 +73,14 @@ class Lines(list):
 
 
 def write_rank(directory: Path) -> dict[str, str]:
-    """Writes the module `launched_rank`; returns the environment in which it is found."""
+    """Writes the module `launched_rank`; returns the environment variables with which it can be imported."""
     (directory / "launched_rank.py").write_text(RANK)
     lifeline = ROOT / "model" / "training" / "lifeline.py"
     return {"PYTHONPATH": f"{directory}{os.pathsep}{ROOT}", "LIFELINE": str(lifeline)}
 
 
 def gone(pids: list[int], within: float = 0.0) -> bool:
+    """Whether all processes have ended, after at most `within` seconds."""
     deadline = time.monotonic() + within
     while True:
         alive = []

@@ -1,4 +1,4 @@
-"""What a recipe names must be there, before anything is started."""
+"""Everything that a recipe refers to is checked before anything is started."""
 
 import importlib.util
 import json
@@ -21,7 +21,7 @@ from pipelines.templates import set_names
 OTHER_DATASET = {"annotations": "x", "source": "gqa-typo"}
 
 
-def test_a_good_recipe_passes(write_recipe):
+def test_a_valid_recipe_passes(write_recipe):
     recipe = load_recipe(write_recipe())
     check_settings(recipe)
     check_inputs(open_workspace(recipe, lambda _: None))
@@ -65,7 +65,7 @@ def test_a_good_recipe_passes(write_recipe):
         ),
     ],
 )
-def test_settings_that_name_what_is_not_there(write_recipe, changes, messages):
+def test_invalid_settings_are_reported(write_recipe, changes, messages):
     with pytest.raises(RecipeError) as caught:
         check_settings(load_recipe(write_recipe(changes)))
     for message in messages:
@@ -73,17 +73,17 @@ def test_settings_that_name_what_is_not_there(write_recipe, changes, messages):
 
 
 @pytest.mark.parametrize("name", [name for name in set_names() if name != "plain"])
-def test_every_set_serves_both_stages(write_recipe, name):
+def test_every_template_set_works_in_both_stages(write_recipe, name):
     check_settings(load_recipe(write_recipe({"pretrain/data/templates": name, "finetune/data/templates": name})))
 
 
-def test_all_problems_come_at_once(write_recipe):
+def test_all_problems_are_reported_at_once(write_recipe):
     changes = {"finetune/data/chat": "honeybear", "finetune/train/micro_batch": 3}
     with pytest.raises(RecipeError, match=r"honeybear[\s\S]*micro_batch"):
         check_settings(load_recipe(write_recipe(changes)))
 
 
-def test_a_wrong_setting_is_told_before_torch_is_loaded(write_recipe):
+def test_an_invalid_setting_is_reported_before_torch_is_imported(write_recipe):
     path = write_recipe({"finetune/data/chat": "honeybear"})
     code = (
         "import sys; from flows.check import check_settings; from flows.recipe import load_recipe\n"
@@ -94,7 +94,7 @@ def test_a_wrong_setting_is_told_before_torch_is_loaded(write_recipe):
     assert done.stdout == "False\n", done.stderr
 
 
-def test_files_that_are_missing(write_recipe, tmp_path):
+def test_missing_files_are_reported(write_recipe, tmp_path):
     path = write_recipe({"sample": None, "backbones": {"vision": "./vit", "llm": "owner/name"}})
     (tmp_path / "data" / "VQAv2").mkdir(parents=True)
     with pytest.raises(RecipeError) as caught:
@@ -102,18 +102,18 @@ def test_files_that_are_missing(write_recipe, tmp_path):
     text = str(caught.value)
     data = tmp_path / "data"
     assert f"datasets.vqav2: {data}/VQAv2/v2_OpenEnded_mscoco_train2014_questions.json is missing" in text
-    assert f"datasets.vqav2.images: there is no directory {data}/VQAv2/images" in text
+    assert f"datasets.vqav2.images: {data}/VQAv2/images is not a directory" in text
     assert f"datasets.blipcapfilt: no **/*.tar in {data}/BLIP" in text
-    assert f"evaluation.benchmarks.pope: there is no {data}/POPE" in text
-    assert "backbones.vision: there is no model (no config.json) in ./vit" in text
+    assert f"evaluation.benchmarks.pope: {data}/POPE does not exist" in text
+    assert "backbones.vision: ./vit is not a model directory (it has no config.json)" in text
     assert "backbones.llm" not in text
 
 
 COLUMNS = {"task": "caption", "image": "image", "caption": "text"}
 
 
-def test_a_dataset_of_the_hub_without_network(write_recipe, tmp_path):
-    """Tests run with HF_HUB_OFFLINE: one message, whatever the hub's client raises."""
+def test_a_hub_dataset_without_a_network_is_reported_once(write_recipe, tmp_path):
+    """Tests run with HF_HUB_OFFLINE. Any error of the hub's client must become a single message."""
     mine = {"source": "datasets", "hub": "nobody/nothing", "columns": COLUMNS}
     changes = {"sample": None, "datasets/mine": mine, "pretrain/data/weights": {"mine": 1.0}}
     recipe = load_recipe(write_recipe(changes))
@@ -149,7 +149,7 @@ def test_benchmarks_are_read_before_anything_is_trained(write_recipe, tmp_path):
         ({"model/image_size": 7}, "model: "),
     ],
 )
-def test_parts_that_do_not_fit_are_told_before_their_weights_are_loaded(write_recipe, tmp_path, changes, message):
+def test_parts_that_do_not_fit_are_reported_before_weights_are_loaded(write_recipe, tmp_path, changes, message):
     write_sample(tmp_path / "data", scenes=4, held_out=8, seed=0)
     train_backbones(tmp_path / "data", tmp_path / "models", vision_steps=1, llm_steps=1)
     backbones = {"vision": str(tmp_path / "models/vision"), "llm": str(tmp_path / "models/llm")}
@@ -160,10 +160,10 @@ def test_parts_that_do_not_fit_are_told_before_their_weights_are_loaded(write_re
         check_inputs(locate_workspace(load_recipe(path)))
 
 
-def test_targets_of_lora_are_looked_for_in_the_configuration(write_recipe, tmp_path):
+def test_lora_targets_are_checked_against_the_configuration(write_recipe, tmp_path):
     write_sample(tmp_path / "data", scenes=4, held_out=8, seed=0)
     train_backbones(tmp_path / "data", tmp_path / "models", vision_steps=1, llm_steps=1)
-    (tmp_path / "models/llm/model.safetensors").unlink()  # no weight is needed
+    (tmp_path / "models/llm/model.safetensors").unlink()  # the check needs no weights
     backbones = {"vision": str(tmp_path / "models/vision"), "llm": str(tmp_path / "models/llm")}
     changes = {"sample": None, "backbones": backbones}
     check_settings(load_recipe(write_recipe({**changes, "finetune/train/lora": {"targets": ["gate_proj"]}})))
@@ -181,7 +181,7 @@ def test_targets_of_lora_are_looked_for_in_the_configuration(write_recipe, tmp_p
         (lambda llm: (llm / "tokenizer.json").write_text("{"), "cannot be read: it needs a complete tokenizer.json"),
     ],
 )
-def test_a_tokenizer_that_cannot_serve_is_told_before_data_is_built(recipe_of, corpus, tmp_path, damage, message):
+def test_an_unusable_tokenizer_is_reported_before_data_is_built(recipe_of, corpus, tmp_path, damage, message):
     llm = tmp_path / "llm"
     shutil.copytree(corpus / "backbones/llm", llm)
     backbones = {"vision": str(corpus / "backbones/vision"), "llm": str(llm)}
@@ -198,7 +198,7 @@ def _without(llm: Path, token: str) -> None:
     path.write_text(json.dumps(settings))
 
 
-def test_a_benchmark_without_a_question(write_recipe, tmp_path):
+def test_a_benchmark_without_questions_is_reported(write_recipe, tmp_path):
     write_sample(tmp_path / "data", scenes=4, held_out=8, seed=0)
     empty = tmp_path / "data" / "POPE" / "coco_pope_empty.json"
     empty.touch()
@@ -207,28 +207,28 @@ def test_a_benchmark_without_a_question(write_recipe, tmp_path):
         check_inputs(locate_workspace(load_recipe(path)))
 
 
-def test_gpus_that_are_not_there(write_recipe):
+def test_missing_gpus_are_reported(write_recipe):
     recipe = load_recipe(write_recipe({"launch": {"ranks": 1 + torch.cuda.device_count(), "device": "cuda"}}))
-    with pytest.raises(RecipeError, match="need as many GPUs"):
+    with pytest.raises(RecipeError, match=r"ranks on cuda need \d+ GPUs, but this host has"):
         check_machines(recipe)
 
 
-def test_places_that_cannot_be_written(write_recipe, tmp_path):
+def test_unwritable_directories_are_reported(write_recipe, tmp_path):
     (tmp_path / "file").touch()
     paths = {"store": str(tmp_path / "file" / "store"), "runs": "/proc/runs"}
-    with pytest.raises(RecipeError, match=r"paths.store: .*/file is no directory") as caught:
+    with pytest.raises(RecipeError, match=r"paths.store: .*/file is not a directory") as caught:
         check_settings(load_recipe(write_recipe({"paths": paths})))
-    assert os.geteuid() == 0 or "paths.runs: /proc cannot be written to" in str(caught.value)
+    assert os.geteuid() == 0 or "paths.runs: /proc is not writable" in str(caught.value)
 
 
-def test_a_beam_runner_that_is_not_there(write_recipe):
+def test_an_unknown_beam_runner_is_reported(write_recipe):
     check_settings(load_recipe(write_recipe({"beam": ["--runner=apache_beam.runners.dask.dask_runner.DaskRunner"]})))
     for runner in ("NoRunner", "no.such.Runner", "apache_beam.runners.dask.NoRunner"):
         with pytest.raises(RecipeError, match=f"beam: .*{runner}"):
             check_settings(load_recipe(write_recipe({"beam": [f"--runner={runner}"]})))
 
 
-def test_a_package_that_is_asked_for_and_missing(write_recipe):
+def test_a_missing_optional_package_is_reported(write_recipe):
     if importlib.util.find_spec("wandb"):
         pytest.skip("wandb is installed")
     recipe = load_recipe(write_recipe({"finetune/train/wandb": {"project": "bees"}}))

@@ -1,4 +1,4 @@
-"""The command as a newcomer types it."""
+"""The `honeybee` command on the command line."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ def honeybee(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=cwd, text=True, capture_output=True, env=os.environ | {"COLUMNS": "200"})
 
 
-def test_help_names_every_command(tmp_path):
+def test_help_lists_every_command(tmp_path):
     done = honeybee("--help", cwd=tmp_path)
     assert done.returncode == 0
     commands = ["sample", "build", "diff", "train", "evaluate", "chat", "serve", "templates", "up", "down", "submit"]
@@ -47,19 +47,19 @@ def test_dry_run(write_recipe, tmp_path):
 
 
 @pytest.mark.parametrize("command", [["train"], ["train", "--dry-run"], ["build"], ["build", "--dry-run"]])
-def test_a_bad_recipe_fails_at_once_with_one_message(write_recipe, tmp_path, command):
+def test_an_invalid_recipe_fails_immediately_with_one_message(write_recipe, tmp_path, command):
     path = write_recipe({"finetune/data/templates": "fein"})
     done = honeybee(*command, path, cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.startswith("honeybee: the recipe tiny cannot run; nothing was started:")
+    assert done.stderr.startswith("honeybee: recipe tiny cannot run; nothing was started:")
     assert "template set 'fein'" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.fixture
-def begun(write_recipe, tmp_path) -> Iterator[tuple[subprocess.Popen, list[psutil.Process]]]:
-    """A run that has begun, and the processes that it has started: its server."""
+def running(write_recipe, tmp_path) -> Iterator[tuple[subprocess.Popen, list[psutil.Process]]]:
+    """A run that has started, and its child processes, among them its server."""
     command = [Path(sys.executable).with_name("honeybee"), "train", str(write_recipe())]
     clean = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
     with subprocess.Popen(
@@ -75,18 +75,18 @@ def begun(write_recipe, tmp_path) -> Iterator[tuple[subprocess.Popen, list[psuti
                 process.kill()
 
 
-def test_a_run_that_is_told_to_end_takes_its_server_along(begun):
-    run, started = begun
+def test_a_terminated_run_stops_its_server(running):
+    run, started = running
     run.terminate()
     assert run.wait(timeout=120) != 0
     _, alive = psutil.wait_procs(started, timeout=30)
     assert not alive
 
 
-def test_the_next_run_ends_the_server_that_a_killed_one_left(begun):
-    run, started = begun
+def test_the_server_of_a_killed_run_is_stopped_by_the_next_run(running):
+    run, started = running
     services.end_orphans()
-    assert all(process.is_running() for process in started), "its command lives"
+    assert all(process.is_running() for process in started), "the run is still alive"
     run.kill()
     run.wait(timeout=30)
     services.end_orphans()

@@ -1,4 +1,4 @@
-"""Benchmarks that a recipe keeps out of its training data: named, checked, read, looked for, shown."""
+"""Benchmarks that a recipe keeps out of its training data: checks, readers, overlaps and reports."""
 
 import io
 import shutil
@@ -49,24 +49,24 @@ def listed(**benchmarks) -> dict:
         ),
     ],
 )
-def test_settings_that_find_nothing_or_contradict(write_recipe: WriteRecipe, part, message):
+def test_contradictory_or_useless_settings_are_rejected(write_recipe: WriteRecipe, part, message):
     with pytest.raises(RecipeError, match=message):
         load_recipe(write_recipe({"decontamination": part}))
 
 
-def test_pictures_that_are_never_opened_cannot_be_compared(write_recipe):
+def test_images_cannot_be_compared_if_they_are_skipped(write_recipe):
     part = listed(pope={"path": "POPE"})
     with pytest.raises(RecipeError, match="compares images, but `images: skip` opens none"):
         load_recipe(write_recipe({"images": "skip", "decontamination": part}))
     load_recipe(write_recipe({"images": "skip", "decontamination": part | {"images": "skip"}}))
 
 
-def test_evaluation_without_a_benchmark(write_recipe):
+def test_evaluation_without_benchmarks_is_rejected(write_recipe):
     with pytest.raises(RecipeError, match="`evaluation` lists no benchmark"):
         load_recipe(write_recipe({"evaluation/benchmarks": {}, "decontamination": {"evaluation": True}}))
 
 
-def test_an_unknown_reader(write_recipe):
+def test_an_unknown_reader_is_reported(write_recipe):
     part = listed(mmme={"path": "x"}, dev={"path": "y", "reader": "mmbench"})
     with pytest.raises(
         RecipeError, match=r"decontamination.benchmarks.mmme: no benchmark 'mmme'; known: .*mmb"
@@ -84,7 +84,7 @@ def corpus(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def workspace(tmp_path, corpus):
-    """workspace({"x": {"images": …}}) → that of a recipe over the sample corpus that lists them."""
+    """workspace({"x": {"images": …}}) → the workspace of a recipe for the sample corpus that lists these benchmarks."""
 
     def make(benchmarks: dict, **part) -> Workspace:
         paths = {"store": str(tmp_path / "store"), "runs": str(tmp_path / "runs"), "data": str(corpus)}
@@ -100,7 +100,7 @@ def problems(workspace: Workspace) -> str:
     return str(caught.value)
 
 
-def test_all_that_is_missing_is_found_before_the_build(workspace, tmp_path):
+def test_missing_and_invalid_benchmarks_are_reported_before_the_build(workspace, corpus, tmp_path):
     (tmp_path / "empty.txt").write_text(" \n\n")
     (tmp_path / "bad.jsonl").write_text('{"question": "Why?"}\n{"q": "Why?"}\n')
     (tmp_path / "nothing").mkdir()
@@ -125,21 +125,22 @@ def test_all_that_is_missing_is_found_before_the_build(workspace, tmp_path):
         )
     )
     for message in (
-        r"pope: 12 of 12 pictures below ",
-        "mmbench: there is no ",
-        "a: there is no directory ",
-        f"b: {tmp_path}/empty.txt holds no question",
-        f"c: {tmp_path}/bad.jsonl:2: has no text `question` or `text`; it has q",
-        f"d: {tmp_path}/nothing holds no picture",
+        "pope: 12 of 12 images below ",
+        f"mmbench: {corpus}/nowhere.tsv does not exist",
+        f"a: {corpus}/nowhere is not a directory",
+        f"b: {tmp_path}/empty.txt contains no questions",
+        f"c: {tmp_path}/bad.jsonl:2: has no string field `question` or `text`, only q",
+        f"d: {tmp_path}/nothing contains no images",
         f"e: {tmp_path}/linked/elsewhere links to a directory",
-        f"f: 1 of 1 pictures below {tmp_path}/dangling cannot be read, so they cannot be looked for: a.JPG",
-        "g: there is no file ",
+        f"f: 1 of 1 images below {tmp_path}/dangling cannot be read, so the training data cannot be compared with "
+        "them: a.JPG",
+        f"g: {corpus}/nowhere.txt is not a file",
     ):
         assert f"decontamination.benchmarks.{message}" in text
 
 
 def test_official_files_are_read_by_their_readers(workspace, corpus):
-    place = workspace(
+    listing = workspace(
         {
             "pope": {"path": "POPE", "images": "POPE/images"},
             "dev": {"path": "MMBench/mmbench_dev.tsv", "reader": "mmbench"},
@@ -148,28 +149,28 @@ def test_official_files_are_read_by_their_readers(workspace, corpus):
             "seed_bench": {"path": "SEED-Bench/SEED-Bench.json", "images": "SEED-Bench/SEED-Bench-image"},
         }
     )
-    check_inputs(place)
-    pope, dev = read_items(place, "pope"), read_items(place, "dev")
-    assert {picture.item for picture in pope.pictures} == {p.name for p in (corpus / "POPE/images").iterdir()}
+    check_inputs(listing)
+    pope, dev = read_items(listing, "pope"), read_items(listing, "dev")
+    assert {image.item for image in pope.pictures} == {p.name for p in (corpus / "POPE/images").iterdir()}
     assert pope.questions[0][0].startswith(("adversarial/", "popular/", "random/"))
     rows = len((corpus / "MMBench/mmbench_dev.tsv").read_text().splitlines()) - 1
-    assert 0 < len(dev.questions) < rows  # rotated copies are asked once
-    assert all(picture.identity.startswith("sha256:") for picture in dev.pictures)  # they stand in the file
+    assert 0 < len(dev.questions) < rows  # rotated copies of a question count once
+    assert all(image.identity.startswith("sha256:") for image in dev.pictures)  # they are embedded in the file
     assert Image.open(io.BytesIO(dev.pictures[0].read())).size == (32, 32)
     for name, folder, suffix in (
         ("mme", "MME", ".jpg"),
         ("scienceqa", "ScienceQA-test", ".png"),
         ("seed_bench", "SEED-Bench/SEED-Bench-image", ""),
     ):
-        items, root = read_items(place, name), corpus / folder
+        items, root = read_items(listing, name), corpus / folder
         files = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and p.suffix == suffix}
-        assert files and {picture.item for picture in items.pictures} == files
-        assert not any(picture.identity.startswith("sha256:") for picture in items.pictures)  # known by place and time
+        assert files and {image.item for image in items.pictures} == files
+        assert not any(image.identity.startswith("sha256:") for image in items.pictures)  # identified by path and mtime
         assert items.questions
 
 
-def test_every_benchmark_of_the_sample_has_pictures_and_questions(workspace):
-    place = workspace(
+def test_every_benchmark_of_the_sample_has_images_and_questions(workspace):
+    listing = workspace(
         {
             "llava_bench": {"path": "LLaVA-Bench", "images": "LLaVA-Bench/images"},
             "mm_vet": {"path": "MM-Vet", "images": "MM-Vet/images"},
@@ -177,30 +178,30 @@ def test_every_benchmark_of_the_sample_has_pictures_and_questions(workspace):
             "owleval": {"path": "OwlEval", "images": "OwlEval/cases"},
         }
     )
-    check_inputs(place)
+    check_inputs(listing)
     for name in ("llava_bench", "mm_vet", "mmmu", "owleval"):
-        items = read_items(place, name)
+        items = read_items(listing, name)
         assert items.questions and len(items.pictures) > 5, name
-        assert all(Image.open(io.BytesIO(picture.read())).size == (32, 32) for picture in items.pictures)
-    both = read_items(place, "mmmu")
-    assert any("#image_2:" in picture.item for picture in both.pictures), "of two images, both are looked for"
+        assert all(Image.open(io.BytesIO(image.read())).size == (32, 32) for image in items.pictures)
+    both = read_items(listing, "mmmu")
+    assert any("#image_2:" in image.item for image in both.pictures), "all images of a question must be included"
 
 
-def test_plain_files(workspace, tmp_path):
+def test_plain_files_are_read(workspace, tmp_path):
     (tmp_path / "shown" / "deep").mkdir(parents=True)
     for name in ("a.png", "deep/b.JPEG"):
         Image.new("RGB", (8, 8), "red").save(tmp_path / "shown" / name)
     (tmp_path / "shown" / "LICENSE").touch()
     (tmp_path / "q.txt").write_text("Why?\n\nWho are they?\n")
     (tmp_path / "q.jsonl").write_text('{"question": "Why?"}\n{"text": "Who are they?"}\n')
-    place = workspace(
+    listing = workspace(
         {
             "a": {"images": f"{tmp_path}/shown", "questions": f"{tmp_path}/q.txt"},
             "b": {"questions": f"{tmp_path}/q.jsonl"},
         }
     )
-    a, b = read_items(place, "a"), read_items(place, "b")
-    assert [picture.item for picture in a.pictures] == ["a.png", "deep/b.JPEG"]
+    a, b = read_items(listing, "a"), read_items(listing, "b")
+    assert [image.item for image in a.pictures] == ["a.png", "deep/b.JPEG"]
     assert a.passed_over == ["LICENSE"]
     assert a.questions == [("q.txt:1", "Why?"), ("q.txt:3", "Who are they?")]
     assert b.questions == [("q.jsonl:1", "Why?"), ("q.jsonl:2", "Who are they?")]
@@ -208,7 +209,7 @@ def test_plain_files(workspace, tmp_path):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """A store with the sample corpus, a tokenizer, and five pictures of its VQAv2 under other names."""
+    """A store with the sample corpus, a tokenizer, and five images of its VQAv2 under different names."""
     root = tmp_path_factory.mktemp("run")
     data = open_workspace(load_recipe(write_tiny(root, {})), quiet).data
     train_backbones(data, root / "models", vision_steps=1, llm_steps=1)
@@ -219,14 +220,15 @@ def root(tmp_path_factory) -> Path:
 
 
 def build(root: Path, **part) -> dict[str, Any]:
-    """What the manifest of VQAv2's examples says, of a recipe that lists those pictures; `results` leads to them."""
+    """Builds a recipe that lists those images as a benchmark, links the data from `results`, and returns the manifest
+    of VQAv2's examples."""
     part = {"benchmarks": {"ours": {"images": str(root / "shown")}}, "evaluation": True, **part}
     link_data(root, root / "results", {"decontamination": part})
     return read_manifest(overlaps.examples_of((root / "results/data/finetune").resolve())["vqav2"])
 
 
 def link_data(root: Path, results: Path, changes: dict) -> None:
-    """Builds the finetune data of a recipe and links it into a results directory, as a run does."""
+    """Builds the fine-tuning data of a recipe and links it from a results directory, as a run does."""
     workspace = open_workspace(load_recipe(write_tiny(root, changes)), quiet)
     check_inputs(workspace)
     tokenizer = prepare_tokenizer(workspace.store, str(root / "models/llm"))
@@ -243,13 +245,13 @@ def entries(root: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_an_overlap_is_left_out_and_shown_and_rebuilt_when_it_changes(root):
+def test_overlaps_are_dropped_reported_and_rebuilt_when_the_benchmark_changes(root):
     manifest = build(root)
     gone = manifest["rows"]["rejects"]["benchmark"]
     assert manifest["overlaps"]["ours"]["bytes"] == 5
     assert manifest["overlaps"]["ours"]["rows"] == gone > 5
     lines = "\n".join(overlaps.report(str(root / "results")))
-    for text in ("vqav2    ours", "left out", "COCO_train2014_", "0.jpg", "overlaps-*.parquet"):
+    for text in ("vqav2    ours", "dropped", "COCO_train2014_", "0.jpg", "overlaps-*.parquet"):
         assert text in lines
 
     before = entries(root)
@@ -259,7 +261,7 @@ def test_an_overlap_is_left_out_and_shown_and_rebuilt_when_it_changes(root):
     reported = build(root, action="report")
     assert "benchmark" not in reported["rows"]["rejects"]
     assert reported["overlaps"] == manifest["overlaps"]
-    assert "kept: only reported" in "\n".join(overlaps.report(str(root / "results")))
+    assert "reported only" in "\n".join(overlaps.report(str(root / "results")))
     assert sorted(kind(name) for name in entries(root) - before) == ["examples", "examples", "shards"]
 
     before = entries(root)
@@ -275,7 +277,7 @@ def kind(entry: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_run_that_compared_nothing_says_so(root, tmp_path):
+def test_a_run_without_decontamination_has_no_overlap_report(root, tmp_path):
     link_data(root, tmp_path, {})
     with pytest.raises(RunError, match="has no `decontamination`"):
         list(overlaps.report(str(tmp_path)))

@@ -1,4 +1,4 @@
-"""`honeybee diff` names what changed between two builds, and nothing else."""
+"""`honeybee diff` reports what changed between two builds, and nothing else."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from pipelines import templates
 
 @pytest.fixture
 def run(recipe_of, build_data):
-    """run("a", changes) → the directory of a finished build."""
+    """run("a", changes) → the results directory of a finished build."""
 
     def make(run_id: str, changes: dict | None = None) -> str:
         recipe = recipe_of(changes)
@@ -28,13 +28,13 @@ def run(recipe_of, build_data):
     return make
 
 
-def test_the_same_recipe_differs_in_nothing(run):
+def test_the_same_recipe_has_no_differences(run):
     found = compare(run("a"), run("b"))
     assert found["recipe"] == found["stages"] == {}
-    assert list(describe(found))[-1] == "Nothing differs: the same recipe, the same shards."
+    assert list(describe(found))[-1] == "No differences: both runs have the same recipe and the same shards."
 
 
-def test_a_changed_weight(run):
+def test_a_changed_weight_is_reported(run):
     found = compare(run("a"), run("b", {"finetune/data/weights/vqav2": 0.25}))
     assert found["recipe"] == {"finetune.data.weights.vqav2": [0.75, 0.25]}
     assert list(found["stages"]) == ["finetune"]
@@ -49,10 +49,10 @@ def test_a_changed_weight(run):
     text = "\n".join(describe(found))
     assert "finetune.data.weights.vqav2  0.75 → 0.25" in text
     assert "75.00% → 50.00%" in text
-    assert "Data of pretrain: the same shards" in text
+    assert "Data of pretrain: identical shards" in text
 
 
-def test_a_changed_template(run, tmp_path, monkeypatch):
+def test_a_changed_template_is_reported(run, tmp_path, monkeypatch):
     one = run("a")
     shutil.copytree(templates.ROOT, tmp_path / "templates")
     file = tmp_path / "templates/fine/vqav2.yaml"
@@ -64,10 +64,10 @@ def test_a_changed_template(run, tmp_path, monkeypatch):
     assert list(stage["datasets"]) == ["vqav2"]
     assert list(stage["datasets"]["vqav2"]["inputs"]) == ["template"]
     assert stage["samples"] == {"a": 24, "b": 24, "other": 0, "built_anew": 18}
-    assert "18 the same one, built anew" in list(describe(found))[-1]
+    assert "18 have the same example, rebuilt" in list(describe(found))[-1]
 
 
-def test_datasets_that_come_and_go_and_rows_that_are_lost(run):
+def test_added_and_removed_datasets_and_changed_settings_are_reported(run):
     weights = {"vqav2": 0.5, "coyo100m": 0.5}
     changes = {"finetune/data/weights": weights, "datasets/vqav2/max_turns": 2, "finetune/data/max_text_tokens": 60}
     stage = compare(run("a"), run("b", changes))["stages"]["finetune"]
@@ -78,7 +78,7 @@ def test_datasets_that_come_and_go_and_rows_that_are_lost(run):
     assert vqav2["numbers"]["examples"][0] < vqav2["numbers"]["examples"][1]
 
 
-def test_a_changed_annotation_file_is_named(run, corpus, tmp_path):
+def test_a_changed_annotation_file_is_reported(run, corpus, tmp_path):
     shutil.copytree(corpus / "data", tmp_path / "data")
     paths = {"store": str(corpus / "store"), "runs": str(tmp_path / "runs"), "data": str(tmp_path / "data")}
     one = run("a", {"paths": paths})
@@ -91,24 +91,24 @@ def test_a_changed_annotation_file_is_named(run, corpus, tmp_path):
 
 def test_runs_that_cannot_be_compared(run, recipe_of, tmp_path):
     one = run("a")
-    with pytest.raises(RunError, match="no run tiny/none: give its directory"):
+    with pytest.raises(RunError, match="there is no run tiny/none: give its directory"):
         compare(one, "tiny/none")
-    with pytest.raises(RunError, match=r"is no run: it has no recipe\.yaml"):
+    with pytest.raises(RunError, match=r"is not a run: it has no recipe\.yaml"):
         compare(one, str(tmp_path))
-    with pytest.raises(RunError, match=rf"it has no recipe\.yaml; there are {re.escape(str(one))}"):
+    with pytest.raises(RunError, match=rf"it has no recipe\.yaml; existing runs: {re.escape(str(one))}"):
         compare(str(one), str(Path(one).parent))
-    unfinished = Results(recipe_of(), "begun")
-    with pytest.raises(RunError, match=r"begun has no data yet: run it again with --run-id begun"):
+    unfinished = Results(recipe_of(), "started")
+    with pytest.raises(RunError, match=r"started has no data yet: run it again with --run-id started"):
         compare(one, str(unfinished.directory))
     unfinished.link("data/pretrain", Path(one) / "data/pretrain")
-    with pytest.raises(RunError, match=r"not finished \(data/finetune not built\).*--run-id begun"):
+    with pytest.raises(RunError, match=r"not finished \(data/finetune not built\).*--run-id started"):
         compare(one, str(unfinished.directory))
     unfinished.link("data/pretrain", tmp_path / "gone")
-    with pytest.raises(RunError, match=r"data/pretrain leads to .*gone, which is not whole"):
+    with pytest.raises(RunError, match=r"data/pretrain links to .*gone, which is missing or incomplete"):
         compare(one, str(unfinished.directory))
 
 
-def test_a_last_digit_is_no_change():
-    # Normalised weights: the sum of the others decides the last digit.
+def test_rounding_of_shares_is_not_a_change():
+    # Normalising by a different sum of weights can change the last digit.
     assert _changes({"share": 0.03, "samples": 3}, {"share": 0.030000000000000002, "samples": 3}) == {}
     assert _changes({"share": 0.03}, {"share": 0.0300001}) == {"share": [0.03, 0.0300001]}

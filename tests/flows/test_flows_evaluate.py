@@ -1,9 +1,9 @@
-"""What an evaluation depends on."""
+"""The official files that an evaluation depends on."""
 
 from flows.evaluate import official_files
 
 
-def test_official_files_of_one_name_in_two_folders_are_two(tmp_path):
+def test_official_files_with_the_same_name_in_different_folders_are_distinct(tmp_path):
     for name in ("color/1.txt", "count/1.txt", "count/1.jpg", "problems.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

@@ -1,4 +1,4 @@
-"""A hostfile says who trains, and a wrong one what is wrong with it."""
+"""Hostfiles: they are parsed as DeepSpeed does, and errors name file and line."""
 
 import socket
 import sys
@@ -15,13 +15,13 @@ from flows.recipe import Recipe, RecipeError, load_recipe
 from flows.recipe_launch import Launch
 
 
-def test_hostfiles_are_read_as_deepspeed_reads_them(tmp_path: Path) -> None:
+def test_hostfiles_have_deepspeeds_format(tmp_path: Path) -> None:
     path = tmp_path / "hosts"
     path.write_text("# two racks\n\nnode-1 slots=8\n  bee@node-2.lan   slots=4  # an old one\n")
     assert read_hostfile(path) == (Host("node-1", 8), Host("bee@node-2.lan", 4))
     cluster = find_cluster(Launch(hostfile=path))
     assert cluster is not None
-    assert cluster.describe() == "node-1 (ranks 0-7), bee@node-2.lan (ranks 8-11), which meet at node-1:29500"
+    assert cluster.describe() == "node-1 (ranks 0-7), bee@node-2.lan (ranks 8-11), rendezvous at node-1:29500"
     assert (cluster.world, cluster.python) == (12, sys.executable)
     assert list(cluster.ranks().values()) == [range(8), range(8, 12)]
     given = {"rendezvous": {"host": "10.0.0.1", "port": 4000}, "python": "/opt/bin/python"}
@@ -34,18 +34,18 @@ def test_hostfiles_are_read_as_deepspeed_reads_them(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (None, "hosts cannot be read: .*No such file"),
-        ("# nobody\n", "hosts names no host"),
+        ("# nobody\n", "hosts lists no hosts"),
         ("a slots=1\nb\n", "hosts, line 2: 'b' is not of the form `host slots=N`"),
         ("a slots=two\n", "line 1: 'a slots=two' is not of the form"),
         ("a slots=-1\n", "line 1"),
         ("-oProxyCommand=x slots=1\n", "line 1: .* is not of the form"),
-        ("a slots=1\nb slots=1\na slots=2\n", "line 3: a stands twice"),
-        ("a slots=0\n", "line 1: a has no slots"),
-        (f"localhost slots=1\n{socket.gethostname()} slots=1\n", "localhost and .* are both this machine"),
+        ("a slots=1\nb slots=1\na slots=2\n", "line 3: a is listed twice"),
+        ("a slots=0\n", "line 1: a has 0 slots"),
+        (f"localhost slots=1\n{socket.gethostname()} slots=1\n", "localhost and .* are the same host"),
         ("localhost slots=1\nb slots=1\n", r"the other hosts cannot reach localhost: .* set launch\.rendezvous\.host"),
     ],
 )
-def test_a_wrong_hostfile_is_named_with_its_line(tmp_path: Path, text: str | None, message: str) -> None:
+def test_an_error_in_a_hostfile_names_its_line(tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "hosts"
     if text is not None:
         path.write_text(text)
@@ -53,12 +53,12 @@ def test_a_wrong_hostfile_is_named_with_its_line(tmp_path: Path, text: str | Non
         find_cluster(Launch(hostfile=path))
 
 
-def test_without_a_hostfile_all_ranks_are_here() -> None:
+def test_without_a_hostfile_all_ranks_run_on_this_host() -> None:
     assert find_cluster(Launch(ranks=3)) is None
     assert (count_ranks(Launch(ranks=3)), count_ranks(Launch())) == (3, 1)
 
 
-def test_a_recipe_is_checked_and_planned_for_all_its_hosts(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_a_recipe_is_checked_and_planned_for_all_hosts(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
     hosts = tmp_path / "hosts"
     recipe = recipe_of({"launch": {"hostfile": str(hosts), "device": "cpu"}, "finetune/train/micro_batch": 4})
     with pytest.raises(RecipeError, match=r"launch: .*hosts cannot be read") as caught:
@@ -72,14 +72,14 @@ def test_a_recipe_is_checked_and_planned_for_all_its_hosts(recipe_of: Callable[.
         {"launch": {"hostfile": str(hosts)}, "finetune/train/micro_batch": 4, "pretrain/train/micro_batch": 4}
     )
     lines = list(plan(recipe))
-    assert "Trains on a (rank 0), b (rank 1), which meet at a:29500." in lines
-    assert any("2 ranks × micro-batch 4 × 1 accumulated" in line for line in lines)
+    assert "Hosts: a (rank 0), b (rank 1), rendezvous at a:29500." in lines
+    assert any("2 ranks × micro-batch 4 × accumulation 1" in line for line in lines)
 
 
-def test_what_ran_can_be_read_again(write_recipe, tmp_path: Path) -> None:
-    """As a run keeps it: with all that was left out."""
+def test_a_written_recipe_can_be_loaded_again(write_recipe, tmp_path: Path) -> None:
+    """A run's recipe.yaml contains all defaults; loading it does not require the hostfile."""
     recipe = load_recipe(write_recipe({"launch": {"hostfile": "gone/hosts", "env": {"NCCL_DEBUG": 1}}}))
     assert recipe.launch.env == {"NCCL_DEBUG": "1"}
-    kept = tmp_path / "kept.yaml"
-    kept.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-    assert load_recipe(kept) == recipe
+    written = tmp_path / "written.yaml"
+    written.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    assert load_recipe(written) == recipe

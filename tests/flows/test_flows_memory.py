@@ -1,4 +1,4 @@
-"""The estimate of a rank's memory: what each setting does to it. benchmarks/memory.py measures that it is right."""
+"""How each setting affects the estimate of a rank's memory. benchmarks/memory.py compares it with measurements."""
 
 from typing import Any
 
@@ -35,9 +35,9 @@ def train_of(**changes: Any) -> Train:
     )
 
 
-def test_states_are_divided_by_zero_and_hold_what_trains(model: Sizes) -> None:
+def test_zero_divides_the_states_of_the_trained_parameters(model: Sizes) -> None:
     def held(ranks: int, device: str = "cuda", **changes: Any) -> dict[str, float]:
-        return moments(model, train_of(**changes), ranks, Peak(0, 0), device)["in the optimiser's step"]
+        return moments(model, train_of(**changes), ranks, Peak(0, 0), device)["in the optimiser step"]
 
     total, trained = sum(model.parameters.values()), model.parameters["projector"] + model.parameters["llm"]
     assert held(2) == {"weights": 2 * total, "optimiser": 12 * trained / 2, "gradients": 4 * trained / 2}
@@ -45,12 +45,12 @@ def test_states_are_divided_by_zero_and_hold_what_trains(model: Sizes) -> None:
     assert plain == {"weights": 4 * total, "optimiser": 8 * trained, "gradients": 4 * trained}
     assert held(4)["optimiser"] == held(2)["optimiser"] / 2
     assert held(2, offload=True)["optimiser"] == held(2, offload=True)["gradients"] == 0
-    assert held(2, "cpu", offload=True)["optimiser"] == 12 * trained / 2  # it is the same memory
+    assert held(2, "cpu", offload=True)["optimiser"] == 12 * trained / 2  # offloading to the CPU saves nothing there
     few = model.parameters["projector"] + 2 * (model.targets["q_proj"] + model.targets["v_proj"])
     assert held(1, lora=Lora(rank=2))["optimiser"] == 12 * few
 
 
-def test_passes_know_what_is_frozen_computed_again_and_supervised(model: Sizes) -> None:
+def test_passes_depend_on_freezing_checkpointing_and_supervision(model: Sizes) -> None:
     def passes(content: Content = Content(), **changes: Any) -> int:
         train = train_of(**changes)
         return pass_peak(model, train, pass_shape(model, DATA, train, content)).handed_on
@@ -64,7 +64,7 @@ def test_passes_know_what_is_frozen_computed_again_and_supervised(model: Sizes) 
     assert passes(**pack) > passes(**pack, attention="packed")
 
 
-def test_a_pass_is_as_long_as_its_samples_may_be(model: Sizes) -> None:
+def test_a_pass_has_the_maximum_sequence_length(model: Sizes) -> None:
     shape = pass_shape(model, DATA, train_of(), Content(0.5))
     assert (shape.rows, shape.positions, shape.images, shape.supervised, shape.masked) == (2, 116, 2, 100, False)
     packed = train_of(packing=Packing(max_tokens=400))
@@ -72,12 +72,12 @@ def test_a_pass_is_as_long_as_its_samples_may_be(model: Sizes) -> None:
     assert (shape.positions, shape.images, shape.supervised, shape.masked) == (400, 20, 2 * (400 - 160), True)
 
 
-def test_on_a_cpu_python_and_the_pictures_count_too(model: Sizes) -> None:
+def test_on_a_cpu_libraries_and_prefetched_images_count_too(model: Sizes) -> None:
     train = train_of()
     shape = pass_shape(model, DATA, train, Content())
     passes = pass_peak(model, train, shape)
     moment, need = rank_bytes(model, train, 1, shape, passes, "cpu")
     assert need["libraries"] > 0.5 * 2**30
-    assert need["pictures"] == 5 * 8 * 3 * 64 * 64 * 4  # five steps of eight
+    assert need["images"] == 5 * 8 * 3 * 64 * 64 * 4  # five steps of eight images
     assert moment in moments(model, train, 1, passes, "cpu")
     assert "libraries" not in rank_bytes(model, train, 1, shape, passes, "cuda")[1]

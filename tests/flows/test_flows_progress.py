@@ -1,4 +1,4 @@
-"""The progress bar of a stage: it follows the metrics, and a server that is away fails nothing."""
+"""The progress bar of a stage follows the metrics, and an unreachable server does not fail the run."""
 
 import json
 import time
@@ -33,7 +33,7 @@ def wait_for(key: str, data: float) -> Any:
     return found
 
 
-def test_the_last_whole_line(tmp_path: Path) -> None:
+def test_the_last_complete_line_is_read(tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
     assert progress.last_line(metrics) is None
     write(metrics, 1, end="")
@@ -44,36 +44,36 @@ def test_the_last_whole_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_one_bar_that_moves(prefect: None, tmp_path: Path) -> None:
-    metrics, said = tmp_path / "metrics.jsonl", []
-    with progress.shown("Bar", "pretrain", metrics, said.append, every=0.05):
+def test_the_progress_bar_is_updated(prefect: None, tmp_path: Path) -> None:
+    metrics, logged = tmp_path / "metrics.jsonl", []
+    with progress.shown("Bar", "pretrain", metrics, logged.append, every=0.05):
         while not metrics.exists():
             write(metrics, 10)
         found = wait_for("bar-pretrain-progress", 25.0)
         assert found.description == "pretrain: step 10 of 40, loss 2.0000, 0:01:01 left"
-        write(metrics, 20, end="")  # half a line is not read
+        write(metrics, 20, end="")  # an incomplete line is not read
     assert bar("bar-pretrain-progress").data == 25.0
     with metrics.open("a") as file:
         file.write("\n")
     write(metrics, 40)
-    with progress.shown("Other", "pretrain", metrics, said.append, every=60):
-        pass  # what comes last is shown though nobody looked in between
+    with progress.shown("Other", "pretrain", metrics, logged.append, every=60):
+        pass  # the final state is shown even without an update in between
     assert bar("other-pretrain-progress").data == 100.0
-    assert said == []
+    assert logged == []
 
 
 @pytest.mark.slow
-def test_a_server_that_is_away_is_said_once(prefect: None, tmp_path: Path) -> None:
+def test_an_unreachable_server_is_logged_once(prefect: None, tmp_path: Path) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    metrics, said = tmp_path / "metrics.jsonl", []
+    metrics, logged = tmp_path / "metrics.jsonl", []
     write(metrics, 4)
-    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):  # nobody answers there
-        follower = progress._Follower("away-progress", "finetune", metrics, said.append)
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):  # nothing listens at port 9
+        follower = progress._Follower("away-progress", "finetune", metrics, logged.append)
         follower.look()
         follower.look()
-    (line,) = said
-    assert line.startswith("the progress of finetune is not shown for the moment: ")
-    follower.look()  # it is back
+    (line,) = logged
+    assert line.startswith("cannot update the progress bar of finetune: ")
+    follower.look()  # the server is reachable again
     assert bar("away-progress").data == 10.0
-    assert len(said) == 1
+    assert len(logged) == 1

@@ -1,4 +1,4 @@
-"""The official files of real datasets, with a recipe that only names other paths: built, trained on, asked about."""
+"""A full run on the official files of real datasets: data, training and a question about an image."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def root(tmp_path_factory, prefect, realdata) -> Path:
     from flows.train_honeybee import train_honeybee
 
     root = tmp_path_factory.mktemp("realdata")
-    # Real rows are too few to learn a language from: the small backbones come from the sample corpus.
+    # There are too few real rows to train a language model on, so the backbones are trained on the sample corpus.
     write_sample(root / "corpus", scenes=60, held_out=4, seed=0)
     train_backbones(root / "corpus", root / "backbones", vision_steps=1, llm_steps=1)
     changes = {
@@ -41,12 +41,12 @@ def root(tmp_path_factory, prefect, realdata) -> Path:
         "finetune/data/weights": dict.fromkeys(
             ("coyo100m", "vqav2", "aokvqa", "refcoco", "refcoco+", "refcocog", "llava150k"), 1.0
         ),
-        # Conversations share sequences, three steps of two of them.
+        # Conversations are packed; there are three steps of two packs.
         "finetune/data/samples": 64,
         "finetune/train/packing": {"max_tokens": 1400, "window": 32},
         "finetune/train/global_batch": 2,
         "finetune/train/micro_batch": 1,
-        # Held-out questions about these pictures do not exist: the sample's stand in.
+        # There are no held-out questions about these images, so those of the sample corpus are used.
         "evaluation/benchmarks/pope": {"path": f"{root}/corpus/POPE", "images": f"{root}/corpus/POPE/images"},
         "evaluation/benchmarks/mmbench": None,
     }
@@ -73,10 +73,10 @@ def test_every_row_is_accounted_for(root):
     for rows in ledgers.values():
         assert rows["read"] == rows["examples"] + rows["duplicates"] + sum(rows["rejects"].values())
     (vqav2,) = (rows for (dataset, _), rows in ledgers.items() if dataset == "vqav2")
-    assert vqav2["rejects"] == {"image_missing": 20}  # the questions whose pictures are not here
+    assert vqav2["rejects"] == {"image_missing": 20}  # the questions whose images are not included
 
 
-def test_the_gallery_shows_real_pictures(root):
+def test_the_gallery_shows_real_images(root):
     results = root / "runs/real/latest"
     text = (results / "gallery-finetune.md").read_text()
     for dataset in ("coyo100m", "vqav2", "aokvqa", "refcoco", "refcoco+", "refcocog", "llava150k"):
@@ -84,12 +84,12 @@ def test_the_gallery_shows_real_pictures(root):
     assert len(list((results / "report").glob("finetune-*.png"))) >= 20
 
 
-def test_a_question_about_a_real_picture(root, tmp_path):
+def test_a_question_about_a_real_image(root, tmp_path):
     from model.chat import Chat
 
     shard = min((root / "runs/real/latest/data/finetune").glob("shard-*.parquet"))
-    picture = tmp_path / "picture"
-    picture.write_bytes(pq.read_table(shard)["images"][0].as_py()[0]["bytes"])
+    image = tmp_path / "image"
+    image.write_bytes(pq.read_table(shard)["images"][0].as_py()[0]["bytes"])
     talk = Chat.load(root / "runs/real/latest/model")
-    answer = "".join(talk.ask("What is in the picture?", [picture], max_new_tokens=8))
+    answer = "".join(talk.ask("What is in the image?", [image], max_new_tokens=8))
     assert talk.messages[1]["content"] == [{"type": "text", "text": answer.strip()}]

@@ -1,4 +1,4 @@
-"""A recipe that cannot be is refused with the file, the key and the remedy."""
+"""An invalid recipe is rejected with a message that names the file and the key and says what to do."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from flows.workspace import locate_workspace
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_recipes_that_come_with_the_project_are_valid(path: Path):
+def test_bundled_recipes_are_valid(path: Path):
     assert load_recipe(path.stem) == load_recipe(path)
     assert load_recipe(path).name == path.stem
 
@@ -78,7 +78,7 @@ def test_recipes_that_come_with_the_project_are_valid(path: Path):
         ),
     ],
 )
-def test_bad_values_are_named(write_recipe, changes, message):
+def test_invalid_values_are_reported(write_recipe, changes, message):
     path = write_recipe(changes)
     with pytest.raises(RecipeError) as caught:
         load_recipe(path)
@@ -88,7 +88,7 @@ def test_bad_values_are_named(write_recipe, changes, message):
 
 @pytest.mark.parametrize("rule", ["semantic", "answer", "semantic+answer", "off"])
 @pytest.mark.parametrize("compare", ["pair", "question", "answer"])
-def test_each_dataset_has_its_own_deduplication(write_recipe, rule, compare):
+def test_each_dataset_has_its_own_deduplication_settings(write_recipe, rule, compare):
     chosen = {"rule": rule, "compare": compare, "threshold": 0.8}
     workspace = locate_workspace(load_recipe(write_recipe({"datasets/vqav2/dedup": chosen})))
     spec, other = workspace.spec("vqav2"), workspace.spec("refcoco")
@@ -96,7 +96,7 @@ def test_each_dataset_has_its_own_deduplication(write_recipe, rule, compare):
     assert (other.dedup_rule, other.dedup_compare, other.dedup_threshold) == ("semantic", "pair", None)
 
 
-def test_the_strategy_follows_from_what_is_given(write_recipe):
+def test_the_default_strategy_depends_on_weights_or_datasets(write_recipe):
     assert load_recipe(write_recipe()).pretrain.data.balance.strategy == "tuned"
     changes = {"pretrain/data/weights": None, "pretrain/data/datasets": ["coyo100m", "blipcapfilt"]}
     data = load_recipe(write_recipe(changes)).pretrain.data
@@ -104,12 +104,12 @@ def test_the_strategy_follows_from_what_is_given(write_recipe):
     assert data.names == ("blipcapfilt", "coyo100m")
 
 
-def test_an_unknown_name_lists_the_known_ones():
+def test_an_unknown_name_lists_the_bundled_recipes():
     with pytest.raises(RecipeError, match="honeybee-13b, honeybee-7b"):
         load_recipe("nonesuch")
 
 
-def test_broken_yaml_is_named_with_its_line(tmp_path):
+def test_invalid_yaml_is_reported_with_its_line(tmp_path):
     path = tmp_path / "broken.yaml"
     path.write_text("name: x\npretrain: [1, 2\n")
     with pytest.raises(RecipeError, match=r"broken\.yaml is not valid YAML[\s\S]*line 3"):
@@ -125,21 +125,21 @@ def test_broken_yaml_is_named_with_its_line(tmp_path):
         (b"seed: " + b"1" * 10_000, "is not valid YAML"),
     ],
 )
-def test_a_file_that_is_no_recipe(tmp_path, content, message):
+def test_a_file_that_is_not_a_recipe_is_rejected(tmp_path, content, message):
     (tmp_path / "r.yaml").write_bytes(content)
     with pytest.raises(RecipeError, match=message):
         load_recipe(tmp_path / "r.yaml")
 
 
 @pytest.mark.parametrize("text", ["paths: {store: {{store}} }", "? [a, b]\n: 1", "{a: 1}: 2", 'seed: !!int ""'])
-def test_keys_and_numbers_that_are_none(tmp_path, text):
+def test_invalid_keys_and_numbers_are_rejected(tmp_path, text):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(RecipeError, match="not valid YAML"):
         load_recipe(path)
 
 
-def test_how_shards_hold_pictures(write_recipe):
+def test_settings_of_images_in_shards(write_recipe):
     recipe = load_recipe(write_recipe({"images": "reference", "pretrain/data/shard_mib": 64}))
     assert (recipe.images, recipe.pretrain.data.shard_mib, recipe.finetune.data.shard_mib) == ("reference", 64, 0.01)
     with pytest.raises(RecipeError, match=r"pretrain\.data\.image_side shrinks .*, but images: reference"):
@@ -151,7 +151,7 @@ def test_how_shards_hold_pictures(write_recipe):
         load_recipe(write_recipe({"pretrain/data/shard_samples": 4096}))
 
 
-def test_a_remote_that_is_no_url_is_told_before_anything_runs(write_recipe):
+def test_an_invalid_remote_url_is_reported_before_anything_runs(write_recipe):
     for remote in ("bucket/prefix", "nonsense://bucket"):
         paths = {"store": "store", "runs": "runs", "data": "data", "remote": remote}
         with pytest.raises(RecipeError, match=rf"paths.remote: {remote}"):

@@ -1,4 +1,4 @@
-"""A recipe's shards at a URL, with references to pictures and with small ones."""
+"""A recipe's shards at a URL, with image references and with shrunk images."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from pipelines.verify import verify
 
 
 def quiet(line: str) -> None:
-    """Progress is of no interest here."""
+    """Discards progress messages."""
 
 
-def test_built_shards_are_pushed_and_referenced_pictures_found(recipe_of, build_data, corpus, tmp_path):
+def test_built_shards_are_pushed_and_referenced_images_exist(recipe_of, build_data, corpus, tmp_path):
     remote = f"file://{tmp_path}/remote"
     paths = {"store": str(corpus / "store"), "runs": str(tmp_path / "runs"), "data": str(corpus / "data")}
     data = build_data(recipe_of({"paths": {**paths, "remote": remote}, "images": "reference"}))
@@ -29,24 +29,24 @@ def test_built_shards_are_pushed_and_referenced_pictures_found(recipe_of, build_
     for row in table:
         assert all((images[row["dataset"]] / image["path"]).is_file() for image in row["images"])
     first = cards(shards, 1)[0]
-    assert first.pictures == () and "; not in the shards: " in first.text
+    assert first.pictures == () and "; images not embedded in the shards: " in first.text
 
 
-def test_shrunk_pictures_are_part_of_what_shards_are_named_by(recipe_of, build_data):
-    whole = build_data(recipe_of())["finetune"].shards
+def test_image_side_is_part_of_the_fingerprint_of_shards(recipe_of, build_data):
+    full = build_data(recipe_of())["finetune"].shards
     small = build_data(recipe_of({"finetune/data/image_side": 16}))["finetune"].shards
-    assert whole != small and verify(str(small), quiet) == []
+    assert full != small and verify(str(small), quiet) == []
     assert read_manifest(small)["key"]["images"]["shrink"]["side"] == 16
 
 
-def test_a_run_a_directory_and_a_url_are_told_apart(recipe_of, build_data, tmp_path):
+def test_a_run_a_directory_and_a_url_are_distinguished(recipe_of, build_data, tmp_path):
     shards = build_data(recipe_of())["finetune"].shards
     run = tmp_path / "runs/tiny/one"
     (run / "data").mkdir(parents=True)
     (run / "recipe.yaml").write_text("")
     (run / "data/finetune").symlink_to(shards)
     assert shards_at(str(run)) == [str(shards)] and is_run(str(run))
-    for place in (str(shards), f"{run}/data/finetune", "s3://bucket/shards"):
-        assert shards_at(place) == [place] and not is_run(place)
+    for location in (str(shards), f"{run}/data/finetune", "s3://bucket/shards"):
+        assert shards_at(location) == [location] and not is_run(location)
     push(Path(f"{run}/data/finetune"), f"file://{tmp_path}/out", quiet)
     assert verify(f"file://{tmp_path}/out", quiet) == []

@@ -1,4 +1,4 @@
-"""Tables, gallery and curve say what manifests, shards and metrics say."""
+"""Tables, gallery and loss curve agree with manifests, shards and metrics."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from pipelines.schema import SHARD
 BOX = "0.250,0.500,0.750,1.000"
 
 
-def picture(color: str = "white") -> bytes:
+def png(color: str = "white") -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (32, 16), color).save(buffer, format="PNG")
     return buffer.getvalue()
@@ -36,10 +36,10 @@ def row(index: int, dataset: str, user: str, assistant: str, *images: bytes) -> 
 
 @pytest.fixture
 def shards(tmp_path):
-    rows = [row(i, "many", f"question {i}", "yes", picture()) for i in range(600)]
-    rows.append(row(600, "rare", "Where is it? ``` <b>", BOX, picture()))
+    rows = [row(i, "many", f"question {i}", "yes", png()) for i in range(600)]
+    rows.append(row(600, "rare", "Where is it? ``` <b>", BOX, png()))
     rows.append(row(601, "text", "Hello", "Hello"))
-    rows.append(row(602, "two", "<image> or <image>?", BOX, picture("red"), picture("blue")))
+    rows.append(row(602, "two", "<image> or <image>?", BOX, png("red"), png("blue")))
     pq.write_table(pa.Table.from_pylist(rows, SHARD), tmp_path / "s.parquet", row_group_size=100)
     datasets = {"many": {"samples": 600}, "rare": {"samples": 1}, "text": {"samples": 1}}
     datasets["two"] = {"samples": 1}
@@ -47,7 +47,7 @@ def shards(tmp_path):
     return tmp_path
 
 
-def test_the_gallery_shows_every_dataset_however_rare(shards):
+def test_the_gallery_shows_every_dataset_even_rare_ones(shards):
     cards = gallery.cards(shards, 2)
     assert [card.title.split(",")[0] for card in cards] == ["many", "many", "rare", "text", "two"]
     assert cards[0].text.startswith("Human: question 0\nAI: yes\n")
@@ -55,17 +55,17 @@ def test_the_gallery_shows_every_dataset_however_rare(shards):
     assert cards[3].pictures == ()
 
 
-def test_every_picture_of_a_sample_is_shown_in_order(shards):
+def test_all_images_of_a_sample_are_shown_in_order(shards):
     cards = gallery.cards(shards, 1)
-    colours = [Image.open(io.BytesIO(png)).getcolors() for png in cards[-1].pictures]
-    assert colours == [[(224 * 112, (255, 0, 0))], [(224 * 112, (0, 0, 255))]]  # no box: in which would it be?
-    text = gallery.markdown(cards, lambda number, png: f"{number}.png")
+    colours = [Image.open(io.BytesIO(image)).getcolors() for image in cards[-1].pictures]
+    assert colours == [[(224 * 112, (255, 0, 0))], [(224 * 112, (0, 0, 255))]]  # no box: its image is ambiguous
+    text = gallery.markdown(cards, lambda number, _: f"{number}.png")
     assert [line for line in text.splitlines() if line.startswith("![two")] == [
         "![two, sample 602 (example 602)](2.png)", "![two, sample 602 (example 602)](3.png)",
     ]  # fmt: skip
 
 
-def test_boxes_are_drawn_where_the_text_says(shards):
+def test_boxes_of_the_text_are_drawn_into_the_image(shards):
     plain, boxed = (Image.open(io.BytesIO(gallery.cards(shards, 1)[i].pictures[0])) for i in (0, 1))
     assert plain.size == boxed.size == (224, 112)
     assert plain.getcolors() == [(224 * 112, (255, 255, 255))]
@@ -74,13 +74,13 @@ def test_boxes_are_drawn_where_the_text_says(shards):
     assert boxed.getpixel((224 // 2, 112 * 3 // 4)) == boxed.getpixel((10, 10)) == (255, 255, 255)
 
 
-def test_text_cannot_break_out_of_its_block(shards):
-    text = gallery.markdown([gallery.cards(shards, 1)[1]], lambda number, png: f"{number}.png")
+def test_text_cannot_break_out_of_its_code_block(shards):
+    text = gallery.markdown([gallery.cards(shards, 1)[1]], lambda number, _: f"{number}.png")
     assert "](0.png)" in text
     assert "\n````text\nHuman: Where is it? ``` <b>" in text
 
 
-def test_scores_stand_beside_their_control():
+def test_scores_are_shown_next_to_the_shuffled_image_control():
     summary = {
         "pope": {
             "accuracy": 90.0,
@@ -92,13 +92,13 @@ def test_scores_stand_beside_their_control():
         "settings": {"seed": 0, "pope": {"accuracy": 1.0}},
     }
     assert tables.scores(summary) == [
-        {"benchmark": "pope", "part": "all", "measure": "accuracy", "score": "90.0", "images shuffled": "51.0"},
-        {"benchmark": "pope", "part": "random", "measure": "accuracy", "score": "95.0", "images shuffled": "52.0"},
+        {"benchmark": "pope", "part": "all", "measure": "accuracy", "score": "90.0", "shuffled images": "51.0"},
+        {"benchmark": "pope", "part": "random", "measure": "accuracy", "score": "95.0", "shuffled images": "52.0"},
     ]
-    assert "images shuffled" not in tables.scores({"pope": {"accuracy": 90.0}})[0]
+    assert "shuffled images" not in tables.scores({"pope": {"accuracy": 90.0}})[0]
 
 
-def test_table_cells_stay_in_their_cells():
+def test_table_cells_are_escaped():
     text = tables.markdown([{"a": "x | y\nz", "b": 12345}])
     assert text.splitlines() == ["| a | b |", "| --- | --- |", "| x \\| y z | 12,345 |"]
 

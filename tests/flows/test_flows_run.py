@@ -1,4 +1,4 @@
-"""The whole way on a tiny corpus: what a run leaves, and that a second one makes nothing again."""
+"""Full runs on a tiny corpus: their results, and that a second run rebuilds nothing."""
 
 import json
 import os
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory, prefect) -> Path:
-    """A directory in which the tiny recipe ran once."""
+    """A directory in which the tiny recipe has run once."""
     from flows.train_honeybee import train_honeybee
 
     root = tmp_path_factory.mktemp("run")
@@ -32,11 +32,11 @@ def root(tmp_path_factory, prefect) -> Path:
 
 
 def entries(root: Path) -> dict[str, int]:
-    """Whole entries of the store and when they were made."""
+    """Returns complete store entry → time of its creation."""
     return {str(m.parent.relative_to(root)): m.stat().st_mtime_ns for m in root.glob("store/*/*/manifest.json")}
 
 
-def test_results(root):
+def test_a_run_writes_its_results(root):
     results = root / "runs/tiny/latest"
     assert results.resolve().name == "first"
     for stage in ("pretrain", "finetune"):
@@ -52,12 +52,12 @@ def test_results(root):
     for text in ("| pope | all | accuracy |", "| blipcapfilt | 62 | 60 |", "image_corrupt"):
         assert text in report
     gallery = (results / "gallery-finetune.md").read_text()
-    pictures = [line.split("](")[1].rstrip(")") for line in gallery.splitlines() if line.startswith("![")]
-    assert len(pictures) == 8
-    assert all((results / picture).is_file() for picture in pictures)
+    images = [line.split("](")[1].rstrip(")") for line in gallery.splitlines() if line.startswith("![")]
+    assert len(images) == 8
+    assert all((results / image).is_file() for image in images)
 
 
-def test_artifacts_in_the_ui(root):
+def test_a_run_publishes_its_artifacts(root):
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
@@ -71,7 +71,7 @@ def test_artifacts_in_the_ui(root):
     assert "data:image/png;base64," in found["tiny-finetune-gallery"].data
 
 
-def test_a_second_run_makes_nothing_again(root):
+def test_a_second_run_rebuilds_nothing(root):
     from flows.rebuild import rebuild_dataset
     from flows.train_honeybee import train_honeybee
 
@@ -85,7 +85,7 @@ def test_a_second_run_makes_nothing_again(root):
 
 @pytest.fixture
 def edited_template(tmp_path, monkeypatch):
-    """The templates of the project, with another wording for VQAv2."""
+    """The templates of the project, with a changed one for VQAv2."""
     shutil.copytree(templates.ROOT, tmp_path / "templates")
     file = tmp_path / "templates/fine/vqav2.yaml"
     file.write_text(file.read_text().replace("{question}", "Look, then say: {question}"))
@@ -93,7 +93,7 @@ def edited_template(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("edited_template")
-def test_a_changed_template_rebuilds_its_dataset_and_the_mix(root):
+def test_a_changed_template_rebuilds_its_dataset_and_the_shards(root):
     from flows.rebuild import rebuild_dataset
 
     before = entries(root)
@@ -103,10 +103,10 @@ def test_a_changed_template_rebuilds_its_dataset_and_the_mix(root):
     assert {name: made for name, made in entries(root).items() if name in before} == before
     rows = pq.read_table(sorted(shards.glob("shard-*.parquet"))).to_pylist()
     assert any(turn["user"].startswith("Look, then say: ") for row in rows for turn in row["turns"])
-    assert "### Rows in no example" in (root / "runs/reworded/latest-build/report.md").read_text()
+    assert "### Rows without an example" in (root / "runs/reworded/latest-build/report.md").read_text()
 
 
-def test_logging_more_often_trains_nothing_again(root):
+def test_logging_more_often_does_not_retrain(root):
     from flows.train_honeybee import train_honeybee
 
     before = entries(root)
@@ -114,10 +114,10 @@ def test_logging_more_often_trains_nothing_again(root):
     assert entries(root) == before
 
 
-def test_another_fit_of_pictures_trains_and_asks_again(root, tmp_path, monkeypatch):
+def test_a_different_image_fit_retrains_and_reevaluates(root, tmp_path, monkeypatch):
     from flows.train_honeybee import train_honeybee
 
-    (tmp_path / "pad").mkdir()  # the word is no place, whatever lies where the command runs
+    (tmp_path / "pad").mkdir()  # a directory named like the setting must not be taken for a model
     monkeypatch.chdir(tmp_path)
     before = entries(root)
     train_honeybee(str(write_tiny(root, {"name": "padded", "model/image_fit": "pad"})), "one")
@@ -130,7 +130,7 @@ def test_another_fit_of_pictures_trains_and_asks_again(root, tmp_path, monkeypat
     assert '"fit": "pad"' in (root / "runs/padded/one/model/processor_config.json").read_text()
 
 
-def test_a_model_is_asked_while_it_trains(root):
+def test_a_model_is_evaluated_during_training(root):
     from flows.train_honeybee import train_honeybee
 
     asked = {
@@ -148,10 +148,10 @@ def test_a_model_is_asked_while_it_trains(root):
     assert {"eval/pope/accuracy", "eval/mmbench/accuracy"} <= found[1]
     assert all(line["mfu"] > 0 for line in lines)
     assert (root / "runs/asked/one/report/loss.png").stat().st_size > 0
-    assert scores["pope"]["num_questions"] > 6  # after training all are asked
+    assert scores["pope"]["num_questions"] > 6  # after training, all questions are asked
 
 
-def test_a_model_is_evaluated_by_itself(root):
+def test_a_model_directory_is_evaluated(root):
     from flows.evaluate import evaluate_honeybee
 
     before = entries(root)
@@ -162,16 +162,16 @@ def test_a_model_is_evaluated_by_itself(root):
     again = root / "runs/tiny/again"
     assert (again / "model").resolve() == Path(model).resolve()
     assert json.loads((again / "scores.json").read_text()) == scores
-    assert (root / "runs/tiny/latest").resolve().name != "again"  # it is about training
+    assert (root / "runs/tiny/latest").resolve().name != "again"  # `latest` only links to training runs
 
 
-def test_a_model_is_evaluated_on_some_benchmarks(root):
+def test_a_model_is_evaluated_on_selected_benchmarks(root):
     from flows.evaluate import evaluate_honeybee
 
     model, recipe = str(root / "runs/tiny/first/model"), str(root / "tiny.yaml")
     scores = evaluate_honeybee(model, recipe, ["pope"], "pope-only")
-    whole = json.loads((root / "runs/tiny/first/scores.json").read_text())
-    assert scores["pope"] == whole["pope"] and "mmbench" not in scores
+    complete = json.loads((root / "runs/tiny/first/scores.json").read_text())
+    assert scores["pope"] == complete["pope"] and "mmbench" not in scores
     with pytest.raises(RecipeError, match=r"tiny has no benchmark gqa; evaluation\.benchmarks has mmbench, pope"):
         evaluate_honeybee(model, recipe, ["gqa"], "none")
     with pytest.raises(ModelError, match=r"no config\.json"):
@@ -199,9 +199,9 @@ def test_answers_are_judged_with_the_key_of_a_prefect_secret(root):
     assert scores["score"] == pytest.approx(40) and asked == scores["num_answered"] > 0
     assert set(server.keys) == {f"Bearer {KEY}"}
     text = (root / "runs/judged/one/mistakes-mm_vet.md").read_text()
-    assert f"{asked} of {asked} answers" in text and "read as: 0.4; credit 0.4" in text
-    places = [root / "store/scores", root / "store/judge-replies", root / "runs/judged"]
-    files = [path for place in places for path in place.rglob("*") if path.is_file()]
+    assert f"{asked} of {asked} answers" in text and "parsed as: 0.4; credit 0.4" in text
+    directories = [root / "store/scores", root / "store/judge-replies", root / "runs/judged"]
+    files = [path for directory in directories for path in directory.rglob("*") if path.is_file()]
     assert files and not any(KEY.encode() in path.read_bytes() for path in files)
     changes["evaluation/judge"]["secret"] = "no-such-key"
     changes["name"] = "unjudged"
@@ -209,7 +209,7 @@ def test_answers_are_judged_with_the_key_of_a_prefect_secret(root):
         evaluate_honeybee(model, str(write_tiny(root, changes)), run_id="one")
 
 
-def test_runs_are_compared_and_have_a_history(root):
+def test_runs_are_compared_and_have_a_score_history(root):
     from flows.compare import columns, details, read_scores
     from flows.score_report import history
 
@@ -224,7 +224,7 @@ def test_runs_are_compared_and_have_a_history(root):
     assert {"first", "again", "pope-only"} <= {row["run"] for row in history(root / "runs/tiny")}
 
 
-def test_mistakes_are_shown_with_their_pictures(root):
+def test_mistakes_are_shown_with_their_images(root):
     run = root / "runs/tiny/first"
     text = (run / "mistakes-pope.md").read_text()
     wrong, marked = map(int, re.search(r"\n([\d,]+) of ([\d,]+) answers", text).groups())
@@ -232,24 +232,24 @@ def test_mistakes_are_shown_with_their_pictures(root):
     assert marked == scores["num_scored"]
     confusions = [part["confusion"] for part in scores["splits"].values()]
     assert wrong == sum(part["fp"] + part["fn"] for part in confusions)
-    pictures = re.findall(r"\]\((report/mistakes-pope-\d+\.png)\)", text)
-    assert len(pictures) == text.count("#### ") > 0
-    assert all((run / name).stat().st_size > 0 for name in pictures)
+    images = re.findall(r"\]\((report/mistakes-pope-\d+\.png)\)", text)
+    assert len(images) == text.count("#### ") > 0
+    assert all((run / name).stat().st_size > 0 for name in images)
     assert "[pope](mistakes-pope.md)" in (run / "report.md").read_text()
     assert (run / "report/scores.png").stat().st_size > 0
 
 
-def test_a_conversation_about_a_picture(root):
+def test_a_conversation_about_an_image(root):
     from model.chat import Chat
 
-    picture = next((root / "store/corpora").glob("*/POPE/images/*"))
+    image = next((root / "store/corpora").glob("*/POPE/images/*"))
     talk = Chat.load(root / "runs/tiny/first/model")
-    "".join(talk.ask("Is there a circle?", [picture], max_new_tokens=4))
+    "".join(talk.ask("Is there a circle?", [image], max_new_tokens=4))
     "".join(talk.ask("And a square?", max_new_tokens=4))
     assert [message["role"] for message in talk.messages] == ["user", "assistant"] * 2
 
 
-def test_a_bad_recipe_fails_the_run_before_any_work(prefect, tmp_path):
+def test_an_invalid_recipe_fails_the_run_before_any_work(prefect, tmp_path):
     from flows.train_honeybee import train_honeybee
 
     path = write_tiny(tmp_path, {"finetune/data/chat": "honeybear"})
@@ -268,6 +268,6 @@ def test_a_failed_rank_fails_the_run_with_its_own_error(root):
     shard = max(shards.glob("shard-*.parquet"))  # the gallery shows only the first
     when = shard.stat().st_mtime_ns
     shard.write_bytes(shard.read_bytes()[:-100] + bytes(100))
-    os.utime(shard, ns=(when, when))  # as rot leaves it: only who opens it finds out
+    os.utime(shard, ns=(when, when))  # bit rot leaves the mtime unchanged, so only reading the file reveals it
     with pytest.raises(LaunchError, match=shard.name):
         train_honeybee(str(path), "one")

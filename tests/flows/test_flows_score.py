@@ -1,4 +1,4 @@
-"""`honeybee score` and `honeybee compare` as a person types them."""
+"""`honeybee score` and `honeybee compare` on the command line."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def honeybee(*arguments: object) -> str:
 
 @pytest.fixture
 def answers(tmp_path: Path) -> Path:
-    """Our format: three right answers, one of them unclear, and one wrong."""
+    """Predictions in Honeybee's format: three correct answers, one of them unclear, and a wrong one."""
     header = {"format": "honeybee predictions 1", "benchmark": "pope", "num_questions": 4, "settings": {"model": "m"}}
     texts = ["No", "Yes", "a dog", "maybe"]
     rows = [
@@ -50,23 +50,25 @@ def answers(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_file_is_scored_and_what_is_doubtful_named(answers, tmp_path):
+def test_a_file_is_scored_and_unclear_answers_are_listed(answers, tmp_path):
     output = honeybee("score", "pope", answers, "--marks", tmp_path / "marks.jsonl")
     assert "accuracy" in output and "75.00" in output
     assert "unclear answers: 2 (random/2, random/3)" in output
     marks = [json.loads(line) for line in (tmp_path / "marks.jsonl").read_text().splitlines()]
     assert [(mark["read"], mark["credit"]) for mark in marks] == [("no", 1), ("yes", 1), ("yes", 0), ("yes", 1)]
-    whole = json.loads(honeybee("score", "pope", answers, "--json"))
-    assert whole["pope"]["accuracy"] == 75 and whole["settings"] == {"model": "m"}
+    output = json.loads(honeybee("score", "pope", answers, "--json"))
+    assert output["pope"]["accuracy"] == 75 and output["settings"] == {"model": "m"}
 
 
-def test_wrong_arguments_are_told(answers, tmp_path):
+def test_invalid_arguments_are_reported(answers, tmp_path):
     with pytest.raises(ValueError, match="contains predictions for pope, not for mme"):
         honeybee("score", "mme", answers)
     with pytest.raises(ValueError, match="no benchmark 'poop'; known: "):
         honeybee("score", "poop", answers)
-    assert "--judge and --judge-model go together" in honeybee("score", "pope", answers, "--judge", "http://x/v1")
-    with pytest.raises(ValueError, match="no run nowhere/1"):
+    assert "--judge and --judge-model must be given together" in honeybee(
+        "score", "pope", answers, "--judge", "http://x/v1"
+    )
+    with pytest.raises(ValueError, match="there is no run nowhere/1"):
         honeybee("compare", "nowhere/1")
 
 
@@ -107,7 +109,7 @@ def test_published_predictions_give_the_published_numbers(realdata, benchmark, p
 
 
 def _mme(folder):
-    """A ground-truth folder of MME's task `count`, one picture, and answers in LLaVA's layout."""
+    """Writes a ground-truth folder with MME's task `count` and one image, and answers in LLaVA's format."""
     truth = folder / "truth"
     truth.mkdir()
     (truth / "count.txt").write_text("1.jpg\tAre there two?\tYes\n1.jpg\tAre there three?\tNo\n")
@@ -120,7 +122,7 @@ def _mme(folder):
     return answers, truth
 
 
-def test_mmes_task_named_count_is_no_count_of_faults(tmp_path, capsys):
+def test_mmes_task_named_count_is_not_mistaken_for_a_count(tmp_path, capsys):
     answers, truth = _mme(tmp_path)
     score("mme", answers, truth=truth, marks=tmp_path / "marks.jsonl")
     shown = capsys.readouterr().out
@@ -140,7 +142,7 @@ def test_without_a_judge_only_the_reason_is_shown(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("1 questions, 1 answered\njudge: none")
 
 
-def test_faults_are_counted_with_some_of_their_ids():
+def test_problems_are_counted_with_some_of_their_ids():
     many = {"unread_answers": {"count": 7, "ids": list("abcdefg")}, "unclear_answers": {"count": 0, "ids": []}}
     assert remarks(many) == ["unread answers: 7 (a, b, c, d, e, …)"]
 
@@ -159,7 +161,7 @@ def test_every_capability_of_published_grades_is_shown(realdata, capsys):
     assert all(f"  mm_vet     {name}" in shown for name in ("all", "gen", "know", "math", "ocr", "rec", "spat"))
 
 
-def test_remarks_show_lists_and_take_no_task_for_a_count() -> None:
+def test_remarks_show_lists_and_ignore_a_task_named_count() -> None:
     scores = {
         "tasks": {"count": {"score": 1.0}, "OCR": {"score": 2.0}},
         "missing_tasks": ["color"],
@@ -169,27 +171,27 @@ def test_remarks_show_lists_and_take_no_task_for_a_count() -> None:
     assert cli_score.remarks(scores) == ["missing tasks: color", "other answers: 1 (a)"]
 
 
-def test_runs_given_twice_are_refused_and_empty_columns_left_out(tmp_path: Path) -> None:
+def test_runs_given_twice_are_rejected_and_empty_columns_are_omitted(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "recipe.yaml").write_text("")
         (tmp_path / name / "scores.json").write_text(json.dumps({"pope": {"f1": 50.0}}))
-    with pytest.raises(RunError, match=r"/a was given twice"):
+    with pytest.raises(RunError, match=r"/a: give each run only once"):
         read_runs([str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "a")])
     runs = read_runs([str(tmp_path / "a"), str(tmp_path / "b")])
     assert {tuple(row) for row in columns(runs)} == {("model", "POPE")}
 
 
-def test_a_reply_of_digits_alone_is_read_at_once() -> None:
-    assert not matches("1" * 300_000, ["2"])  # took minutes
+def test_a_long_reply_of_digits_is_parsed_quickly() -> None:
+    assert not matches("1" * 300_000, ["2"])  # a regression test: this once took minutes
 
 
-def test_what_would_steer_a_terminal_is_escaped() -> None:
+def test_terminal_control_characters_are_escaped() -> None:
     assert cli_score.printable("é\x1b[2J\ud800") == "é\\x1b[2J\\ud800"
 
 
 @pytest.mark.parametrize("url", ["foo", "http://me:hunter2@host/v1", "http://host:99999/v1", "http://a b/v1"])
-def test_a_bad_judge_is_an_error_that_repeats_no_password(url: str, tmp_path: Path) -> None:
+def test_the_error_for_an_invalid_judge_url_does_not_contain_the_password(url: str, tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"^--judge: ") as error:
         cli_score.score("pope", tmp_path / "a", judge=url, judge_model="m", judge_cache=tmp_path / "cache")
     assert "hunter2" not in str(error.value)
@@ -198,7 +200,7 @@ def test_a_bad_judge_is_an_error_that_repeats_no_password(url: str, tmp_path: Pa
 @pytest.mark.parametrize(
     "content", [b'{"pope":', b"[]", b'{"pope": 5}', b"\xff", b'{"pope": {"f1": NaN}}', b"[" * 99999]
 )
-def test_malformed_scores_are_named(tmp_path: Path, content: bytes) -> None:
+def test_malformed_scores_are_reported(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "recipe.yaml").write_text("")
     (tmp_path / "scores.json").write_bytes(content)
     with pytest.raises(RunError, match=r"scores\.json"):

@@ -1,4 +1,4 @@
-"""Server, worker, deployments and runs, as `make train` uses them."""
+"""Server, worker, deployments and runs as used by `make train`."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def port() -> int:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, port):
-    """A directory with two deployments, of a good recipe and of a bad one, and what `up` started there."""
+    """A directory in which `up` has started Prefect, with deployments of a valid and an invalid recipe."""
     root = tmp_path_factory.mktemp("project")
     small = {"sample/scenes": 20, "sample/held_out": 12}
     good = write_tiny(root, small)
@@ -54,7 +54,7 @@ def records(root: Path) -> dict[str, int]:
     return {path.stem: json.loads(path.read_text())["pid"] for path in (root / ".honeybee").glob("*.json")}
 
 
-def test_a_run_shows_its_log_and_its_end(project, port):
+def test_a_run_shows_its_log_and_final_state(project, port):
     done = honeybee(project, "submit", "rebuild-dataset/good", "--port", port)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "  examples of vqav2 | vqav2: " in done.stdout
@@ -70,21 +70,21 @@ def test_a_failed_run_fails_the_command(project, port):
     assert "(Failed)" in done.stdout
 
 
-def test_an_unknown_deployment(project, port):
+def test_an_unknown_deployment_is_reported(project, port):
     done = honeybee(project, "submit", "rebuild-dataset/none", "--port", port)
     assert done.returncode == 1
-    assert done.stderr.startswith("honeybee: no deployment rebuild-dataset/none")
+    assert done.stderr.startswith("honeybee: there is no deployment rebuild-dataset/none")
 
 
-def test_up_finds_what_runs(project, port):
+def test_up_reuses_a_running_server_and_worker(project, port):
     before = records(project)
     done = honeybee(project, "up", "--port", port)
-    assert "A Prefect server is running" in done.stdout
-    assert "A worker is running" in done.stdout
+    assert "A Prefect server is already running" in done.stdout
+    assert "A worker is already running" in done.stdout
     assert records(project) == before
 
 
-def test_down_ends_both(project, port):
+def test_down_stops_server_and_worker(project, port):
     started = [psutil.Process(pid) for pid in records(project).values()]
     assert len(started) == 2
     family = started + [child for process in started for child in process.children(recursive=True)]

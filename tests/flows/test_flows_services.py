@@ -1,4 +1,4 @@
-"""Server and worker: what is not ours is never touched, what cannot start is said."""
+"""Server and worker: other processes are never touched, and failures to start are reported."""
 
 import http.server
 import json
@@ -23,7 +23,7 @@ def directory(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def sleeper():
-    """A process with a child of its own."""
+    """A process with a child process."""
     child = "import time; time.sleep(60)"
     code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}]).wait()"
     process = subprocess.Popen([sys.executable, "-c", code])
@@ -50,7 +50,7 @@ def test_stop_ends_a_process_with_its_children(sleeper):
     assert not record.exists()
 
 
-def test_stop_leaves_a_process_that_has_taken_over_the_pid(sleeper):
+def test_stop_ignores_a_process_that_reuses_the_pid(sleeper):
     remember("worker", sleeper.pid, sleeper.create_time() - 100)
     assert services.running("worker") is None
     services.stop(lambda _: None)
@@ -58,15 +58,15 @@ def test_stop_leaves_a_process_that_has_taken_over_the_pid(sleeper):
     assert sleeper.status() != psutil.STATUS_ZOMBIE
 
 
-def test_stop_without_anything_started():
+def test_stop_without_started_processes_does_nothing():
     services.stop(lambda line: pytest.fail(line))
 
 
-def test_a_port_that_belongs_to_something_else(directory):
+def test_a_port_used_by_another_program_is_reported(directory):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        with pytest.raises(services.ServiceError, match="belongs to something else"):
+        with pytest.raises(services.ServiceError, match="is used by another program"):
             services.start(server.server_port, directory / "prefect.yaml", lambda _: None)
     finally:
         server.shutdown()
@@ -74,6 +74,6 @@ def test_a_port_that_belongs_to_something_else(directory):
     assert services.running("server") is None
 
 
-def test_start_outside_the_checkout(directory):
-    with pytest.raises(services.ServiceError, match=r"no .*nowhere\.yaml here"):
+def test_start_outside_a_checkout_is_reported(directory):
+    with pytest.raises(services.ServiceError, match=r"nowhere\.yaml does not exist: run this command in a checkout"):
         services.start(4200, directory / "nowhere.yaml", lambda _: None)

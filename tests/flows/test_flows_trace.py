@@ -1,4 +1,4 @@
-"""Promise 7, from token to source: every trained token leads back to the row of the official file that it came from."""
+"""Tracing: every trained token leads back to the row of the official file that it came from."""
 
 import json
 import tarfile
@@ -24,7 +24,7 @@ WEIGHTS = {"vqav2": 0.4, "aokvqa": 0.2, "refcoco": 0.2, "llava150k": 0.2}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A run of which only the data were built."""
+    """A run for which only the data has been built."""
     root = tmp_path_factory.mktemp("trace")
     datasets = {
         "vqav2": {"annotations": "VQAv2", "images": "VQAv2/images", "max_turns": 10},
@@ -51,7 +51,7 @@ def samples(run, stage):
 
 
 def official(turn):
-    """What the official file says at the row that was traced."""
+    """Returns the content of the official file at the traced row."""
     path, row = Path(turn["file"]), turn["row_in_file"]
     if path.suffix == ".tar":
         with tarfile.open(path) as tar:
@@ -71,7 +71,7 @@ def official(turn):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_turn_leads_to_its_official_row(run, stage):
+def test_every_turn_is_traced_to_its_official_row(run, stage):
     seen = set()
     for shard, row, sample in list(samples(run, stage))[:24]:
         found = trace(str(run), stage, shard, row)
@@ -85,7 +85,7 @@ def test_every_turn_leads_to_its_official_row(run, stage):
     assert len(seen) >= 2
 
 
-def test_every_token_belongs_to_one_turn(run):
+def test_every_token_belongs_to_exactly_one_turn(run):
     shard, row, sample = next(s for s in samples(run, "finetune") if len(s[2]["turns"]) > 1)
     turns = trace(str(run), "finetune", shard, row)["turns"]
     owners = [turn["turn"] for turn in turns for _ in range(*turn["tokens"])]
@@ -95,7 +95,7 @@ def test_every_token_belongs_to_one_turn(run):
         assert turn["turn"] == owners[token]
 
 
-def test_the_decision_of_de_duplication_is_told(run):
+def test_the_deduplication_decision_is_shown(run):
     dropped = {}
     for path in sorted((run.parents[2] / "store/examples").glob("*/duplicates-*.parquet")):
         for entry in pq.read_table(path).to_pylist():
@@ -106,16 +106,16 @@ def test_the_decision_of_de_duplication_is_told(run):
                 (found,) = trace(str(run), "finetune", shard, row, number)["turns"]
                 assert f"row {dropped[sample['dataset'], turn['row']]['row']} " in str(found["deduplication"])
                 return
-    raise AssertionError("no sample has a turn that another was dropped for")
+    raise AssertionError("no sample has a turn with a dropped duplicate")
 
 
-def test_it_reads_as_text(run):
+def test_a_trace_is_formatted_as_text(run):
     text = "\n".join(lines(trace(str(run), "finetune", 0, 0)))
-    for word in ("Sample 0 of finetune", "row ", "template", "duplicates", "learned"):
+    for word in ("Sample 0 of finetune", "row ", "template", "duplicates", "supervised"):
         assert word in text
 
 
-def test_places_that_are_not_there(run, tmp_path):
+def test_invalid_positions_are_reported(run, tmp_path):
     with pytest.raises(TraceError, match=r"there is no shard 99: .* counted from 0"):
         trace(str(run), "finetune", 99, 0)
     with pytest.raises(TraceError, match="there is no row 99999"):
@@ -124,23 +124,23 @@ def test_places_that_are_not_there(run, tmp_path):
         trace(str(run), "finetune", 0, 0, turn=99)
     with pytest.raises(TraceError, match="there is no token 99999"):
         trace(str(run), "finetune", 0, 0, token=99999)
-    with pytest.raises(TraceError, match="no data of stage 'test'"):
+    with pytest.raises(TraceError, match="has no data of stage 'test'"):
         trace(str(run), "test", 0, 0)
-    with pytest.raises(RunError, match="no run nowhere"):
+    with pytest.raises(RunError, match="there is no run nowhere"):
         trace("nowhere", "finetune", 0, 0)
     with pytest.raises(RunError, match=r"has no recipe\.yaml"):
         trace(str(tmp_path), "finetune", 0, 0)
 
 
-def test_the_dropped_turns_are_shown_with_their_partners(run):
+def test_dropped_turns_are_shown_with_the_kept_turns(run):
     text = list(show(str(run), "vqav2", limit=3))
-    assert text[0].startswith("finetune, vqav2: ") and text[0].endswith("turns were dropped; the 3 most surprising:")
+    assert text[0].startswith("finetune, vqav2: dropped ") and text[0].endswith(" turns; the 3 most surprising:")
     rules, kept, dropped = text[1::3], text[2::3], text[3::3]
     assert len(rules) == len(kept) == len(dropped) == 3
     assert all(line.startswith("  semantic 0.") for line in rules)
     assert all(line.startswith("    kept     row ") for line in kept)
     assert all(line.startswith("    dropped  row ") for line in dropped)
     every = "\n".join(show(str(run), None, limit=1))
-    assert "finetune, aokvqa: " in every and "pretrain, blipcapfilt: 0 of " in every
-    with pytest.raises(RunError, match="no dataset 'gqa': it has aokvqa"):
+    assert "finetune, aokvqa: " in every and "pretrain, blipcapfilt: dropped 0 of " in every
+    with pytest.raises(RunError, match="has no dataset 'gqa'; it has aokvqa"):
         list(show(str(run), "gqa", limit=1))

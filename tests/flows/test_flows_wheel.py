@@ -1,4 +1,4 @@
-"""The built wheel, installed without the source tree: templates, recipes and chat styles travel inside."""
+"""The built wheel, installed without the source tree, contains templates, recipes and chat styles."""
 
 import importlib.util
 import os
@@ -24,7 +24,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> Path:
-    """A new environment that holds the wheel, not editable, and borrows all other packages from this one."""
+    """The bin directory of a new environment with the wheel, which borrows all other packages from this one."""
     work = tmp_path_factory.mktemp("wheel")
     source = work / "source"
     names = ("pyproject.toml", "README.md", "LICENSE", "pipelines", "model", "flows", "templates")
@@ -32,7 +32,7 @@ def environment(tmp_path_factory) -> Path:
         copy = shutil.copytree if path.is_dir() else shutil.copy2
         source.mkdir(exist_ok=True)
         copy(path, source / path.name)
-    # Where the build backend is not installed, `build` fetches it.
+    # If the build backend is not installed, `build` downloads it.
     isolation = ["--no-isolation"] if importlib.util.find_spec("hatchling") else []
     run(sys.executable, "-m", "build", "--wheel", *isolation, "--outdir", work / "dist", source, cwd=work)
     shutil.rmtree(source)
@@ -40,18 +40,18 @@ def environment(tmp_path_factory) -> Path:
     run(sys.executable, "-m", "venv", "--without-pip", work / "env", cwd=work)
     run(sys.executable, "-m", "pip", "--python", work / "env", "install", "--no-deps", "--no-index", wheel, cwd=work)
     (site,) = (work / "env").glob("lib/python*/site-packages")
-    # A path in a .pth file is searched, but .pth files in it are not read: the editable project stays out of sight.
+    # .pth files in a directory that is itself listed in a .pth file are not read, which hides the editable project.
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return work / "env" / "bin"
 
 
-def test_nothing_comes_from_the_source_tree(environment, tmp_path):
+def test_nothing_is_imported_from_the_source_tree(environment, tmp_path):
     code = "import flows, model, pipelines; print(*(part.__path__[0] for part in (flows, model, pipelines)))"
-    for place in run(environment / "python", "-c", code, cwd=tmp_path).split():
-        assert Path(place).is_relative_to(environment.parent)
+    for path in run(environment / "python", "-c", code, cwd=tmp_path).split():
+        assert Path(path).is_relative_to(environment.parent)
 
 
-def test_sample_and_build(environment, tmp_path):
+def test_the_wheel_can_generate_a_sample_and_build_it(environment, tmp_path):
     run(environment / "honeybee", "sample", "corpus", "--scenes", "20", "--held-out", "12", cwd=tmp_path)
     changes = {"sample/scenes": 20, "sample/held_out": 12}
     out = run(environment / "honeybee", "build", write_tiny(tmp_path, changes), cwd=tmp_path)
@@ -60,6 +60,6 @@ def test_sample_and_build(environment, tmp_path):
     assert all((Path(shards) / "manifest.json").is_file() for _, shards in lines)
 
 
-def test_recipes_travel_inside(environment, tmp_path):
+def test_the_wheel_contains_the_recipes(environment, tmp_path):
     recipes = run(environment / "python", "-c", "from flows.recipe import RECIPES; print(RECIPES)", cwd=tmp_path)
     assert {path.name for path in Path(recipes.strip()).glob("*.yaml")} >= {"honeybee-7b.yaml", "honeybee-13b.yaml"}

@@ -1,4 +1,4 @@
-"""Processes of a job: their lines are passed on, their own error is raised, and none is left behind."""
+"""The processes of a job: their output is passed on, their errors are raised, and none outlives the job."""
 
 import os
 import signal
@@ -45,29 +45,31 @@ def test_lines_and_settings_are_passed_on(job: Path, env: dict[str, str], ranks:
         (2, "die", "rank 1 was killed by SIGKILL"),
     ],
 )
-def test_a_failed_rank_fails_the_launch_with_its_own_error(
+def test_a_failed_rank_fails_the_launch_with_its_error(
     job: Path, env: dict[str, str], ranks: int, what: str, message: str
 ) -> None:
     job.write_text(what)
     lines = Lines()
-    begun = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(LaunchError, match=f"(?s){message}"):
         launch("launched_rank", job, ranks, log=lines, env=env, grace=5)
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - start < 60
     assert gone(lines.pids)
 
 
-def test_a_module_that_cannot_be_imported(job: Path, env: dict[str, str]) -> None:
+def test_an_import_error_is_reported(job: Path, env: dict[str, str]) -> None:
     with pytest.raises(LaunchError, match="No module named"):
         launch("no_such_module", job, log=Lines(), env=env)
 
 
 class Cancelled(BaseException):
-    """As Prefect's TerminationSignal is."""
+    """Stands for Prefect's TerminationSignal, which is not an Exception either."""
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_an_exception_here_lets_the_ranks_save_and_ends_them(job: Path, env: dict[str, str], ranks: int) -> None:
+def test_an_exception_in_the_launcher_lets_the_ranks_save_and_ends_them(
+    job: Path, env: dict[str, str], ranks: int
+) -> None:
     job.write_text("save")
     lines = Lines(Cancelled(), ranks)
     with pytest.raises(Cancelled):
@@ -77,18 +79,18 @@ def test_an_exception_here_lets_the_ranks_save_and_ends_them(job: Path, env: dic
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_rank_that_does_not_listen_is_killed(job: Path, env: dict[str, str], ranks: int) -> None:
+def test_a_rank_that_ignores_sigterm_is_killed(job: Path, env: dict[str, str], ranks: int) -> None:
     job.write_text("stubborn")
     lines = Lines(KeyboardInterrupt(), ranks)
-    begun = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         launch("launched_rank", job, ranks, log=lines, env=env, grace=1)
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - start < 60
     assert gone(lines.pids, within=2)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_no_rank_outlives_a_launcher_that_is_killed(job: Path, env: dict[str, str], ranks: int) -> None:
+def test_no_rank_outlives_a_killed_launcher(job: Path, env: dict[str, str], ranks: int) -> None:
     job.write_text("held")
     code = "import sys, flows.launch as it; it.launch('launched_rank', sys.argv[1], int(sys.argv[2]))"
     launcher = subprocess.Popen(
@@ -107,7 +109,7 @@ def test_no_rank_outlives_a_launcher_that_is_killed(job: Path, env: dict[str, st
     assert gone(lines.pids, within=30)
 
 
-def test_it_works_from_a_thread(job: Path, env: dict[str, str]) -> None:
+def test_launch_works_in_a_thread(job: Path, env: dict[str, str]) -> None:
     job.write_text("finish")
     lines = Lines()
     thread = threading.Thread(target=launch, args=("launched_rank", job), kwargs={"log": lines, "env": env})
@@ -116,12 +118,12 @@ def test_it_works_from_a_thread(job: Path, env: dict[str, str]) -> None:
     assert "grüße None" in lines
 
 
-def test_a_port_in_use_is_told_before_any_rank_starts(job: Path, env: dict[str, str]) -> None:
+def test_a_port_in_use_is_reported_before_any_rank_starts(job: Path, env: dict[str, str]) -> None:
     job.write_text("finish")
     lines = Lines()
     with socket.create_server(("", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(LaunchError, match=rf"port {port}, .* cannot be had .*launch\.rendezvous\.port"):
+        with pytest.raises(LaunchError, match=rf"rendezvous port {port} .*launch\.rendezvous\.port"):
             launch("launched_rank", job, 2, log=lines, env=env, port=port)
     assert lines == []
     launch("launched_rank", job, 2, log=lines, env=env, port=port)

@@ -1,7 +1,7 @@
-"""Ranks on several hosts: as on one, and whatever breaks, none is left anywhere.
+"""Ranks on several hosts behave as on one, and after any failure no rank is left on any host.
 
-Two hosts of this machine, reached in the two ways there are: words that a shell at the far end reads, as ssh gives
-them, and words that are run as they are, in a network namespace.
+The hosts are simulated on this one, with the two kinds of connecting commands: one that passes the words through a
+shell at the remote end, like ssh, and one that executes the words directly, in a network namespace.
 """
 
 import os
@@ -20,7 +20,7 @@ from namespaces import TwoHosts, free_port
 from flows.hosts import Cluster, Host
 from flows.launch import LaunchError, check_rendezvous, launch
 
-# As ssh does: joins the words, and gives them to a shell.
+# Like ssh, joins the words and passes them to a shell.
 SHELL = ("sh", "-c", 'shift; exec sh -c "$*"', "sh", "{host}")
 
 
@@ -45,12 +45,12 @@ def cluster() -> Cluster:
 
 
 def agents() -> list[psutil.Process]:
-    """Those below this process, by age."""
+    """Returns the agents among this process's descendants, oldest first."""
     below = [each for each in psutil.Process().children(recursive=True) if "flows.node_agent" in each.cmdline()]
     return sorted(below, key=lambda each: each.create_time())
 
 
-def test_ranks_know_who_they_are(job: Path, env: dict[str, str], cluster: Cluster) -> None:
+def test_ranks_get_their_environment(job: Path, env: dict[str, str], cluster: Cluster) -> None:
     job.write_text("settings")
     lines = NodeLines()
     launch("launched_rank", job, threads=3, log=lines, env=env | {"EXTRA": "more"}, cluster=cluster)
@@ -60,12 +60,12 @@ def test_ranks_know_who_they_are(job: Path, env: dict[str, str], cluster: Cluste
         f"settings 1 1 3 2 {where}",
         f"settings 2 0 3 1 {where}",
     ]
-    assert f"launched_rank: on east (ranks 0-1), west (rank 2), which meet at 127.0.0.1:{cluster.port}" in lines
+    assert f"launched_rank: on east (ranks 0-1), west (rank 2), rendezvous at 127.0.0.1:{cluster.port}" in lines
     assert gone(lines.pids)
     assert agents() == []
 
 
-def test_this_machine_needs_no_command(job: Path, env: dict[str, str], cluster: Cluster) -> None:
+def test_the_local_host_needs_no_connecting_command(job: Path, env: dict[str, str], cluster: Cluster) -> None:
     job.write_text("settings")
     lines = NodeLines()
     here = replace(cluster, hosts=(Host("localhost", 2),), connect=("no-such-command", "{host}"))
@@ -86,15 +86,15 @@ def test_the_error_is_that_of_the_rank_that_failed_first(
 ) -> None:
     job.write_text(what)
     lines = NodeLines()
-    begun = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(LaunchError, match=f"(?s){message}"):
         launch("launched_rank", job, log=lines, env=env, grace=5, cluster=cluster)
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - start < 30
     assert gone(lines.pids)
     assert agents() == []
 
 
-def test_an_exception_here_lets_all_ranks_save(job: Path, env: dict[str, str], cluster: Cluster) -> None:
+def test_an_exception_in_the_launcher_lets_all_ranks_save(job: Path, env: dict[str, str], cluster: Cluster) -> None:
     job.write_text("save")
     lines = NodeLines(KeyboardInterrupt(), 3)
     with pytest.raises(KeyboardInterrupt):
@@ -103,7 +103,7 @@ def test_an_exception_here_lets_all_ranks_save(job: Path, env: dict[str, str], c
     assert gone(lines.pids)
 
 
-def test_ranks_that_do_not_listen_are_killed(job: Path, env: dict[str, str], cluster: Cluster) -> None:
+def test_ranks_that_ignore_sigterm_are_killed(job: Path, env: dict[str, str], cluster: Cluster) -> None:
     job.write_text("stubborn")
     lines = NodeLines(KeyboardInterrupt(), 3)
     with pytest.raises(KeyboardInterrupt):
@@ -115,10 +115,10 @@ def test_ranks_that_do_not_listen_are_killed(job: Path, env: dict[str, str], clu
     ("number", "message"),
     [
         (signal.SIGKILL, r"the connection to west was lost \(ended with exit code .*\); rank 2 on west"),
-        (signal.SIGSTOP, r"the connection to west was lost \(it has been silent for 2 seconds\); rank 2 on west"),
+        (signal.SIGSTOP, r"the connection to west was lost \(no message for 2 seconds\); rank 2 on west"),
     ],
 )
-def test_a_connection_that_is_lost_ends_all(
+def test_a_lost_connection_ends_all_ranks(
     job: Path, env: dict[str, str], cluster: Cluster, number: signal.Signals, message: str
 ) -> None:
     job.write_text("held")
@@ -130,17 +130,15 @@ def test_a_connection_that_is_lost_ends_all(
             (agent,) = [each for each in agents() if "2" in {c.environ().get("RANK") for c in each.children()}]
             agent.send_signal(number)
 
-    begun = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(LaunchError, match=message):
         launch("launched_rank", job, log=log, env=env, cluster=replace(cluster, silence=2.0))
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - start < 30
     assert gone(lines.pids, within=5)
     assert agents() == []
 
 
-def test_a_launcher_that_falls_silent_or_is_killed_leaves_nothing(
-    job: Path, env: dict[str, str], cluster: Cluster
-) -> None:
+def test_no_rank_outlives_a_stopped_or_killed_launcher(job: Path, env: dict[str, str], cluster: Cluster) -> None:
     job.write_text("held")
     code = (
         "import sys; from pathlib import Path; from flows.launch import launch; from flows.hosts import *\n"
@@ -162,7 +160,7 @@ def test_a_launcher_that_falls_silent_or_is_killed_leaves_nothing(
         launcher.stdout.close()
 
 
-def test_what_a_login_shell_prints_does_no_harm(job: Path, env: dict[str, str], cluster: Cluster) -> None:
+def test_output_of_a_login_shell_is_harmless(job: Path, env: dict[str, str], cluster: Cluster) -> None:
     job.write_text("finish")
     lines = NodeLines()
     greeting = ("sh", "-c", 'echo "Welcome to $1"; echo 7; shift; exec sh -c "$*"', "sh", "{host}")
@@ -174,33 +172,36 @@ def test_what_a_login_shell_prints_does_no_harm(job: Path, env: dict[str, str], 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"connect": ("no-such-command", "{host}")}, "launch.connect: no-such-command cannot be run: No such file"),
-        ({"connect": ("sh", "-c", "echo no route to {host} >&2; exit 255")}, "cannot train: .* 255: no route to east"),
-        ({"python": "/no/python"}, "east cannot train: .* ended with exit code 127"),
-        ({"address": "127.0.0.2", "connect": SHELL}, None),  # the first host listens at all of its addresses
+        ({"connect": ("no-such-command", "{host}")}, "launch.connect: cannot run no-such-command: No such file"),
+        (
+            {"connect": ("sh", "-c", "echo no route to {host} >&2; exit 255")},
+            "cannot start ranks on east: .* 255: no route to east",
+        ),
+        ({"python": "/no/python"}, "cannot start ranks on east: .* ended with exit code 127"),
+        ({"address": "127.0.0.2", "connect": SHELL}, None),  # the first host listens on all of its addresses
     ],
 )
-def test_hosts_that_cannot_be_used(job: Path, cluster: Cluster, changes: dict, message: str | None) -> None:
-    begun = time.monotonic()
+def test_unusable_hosts_are_reported(job: Path, cluster: Cluster, changes: dict, message: str | None) -> None:
+    start = time.monotonic()
     if message is None:
         check_rendezvous(replace(cluster, **changes), None, job.parent, print)
     else:
         with pytest.raises(LaunchError, match=f"(?s){message}"):
             check_rendezvous(replace(cluster, **changes), None, job.parent, print)
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - start < 15
     assert agents() == []
     assert list(job.parent.iterdir()) == []
 
 
-def test_what_breaks_between_two_networks(
+def test_failures_between_two_networks(
     job: Path, env: dict[str, str], two_namespaces: TwoHosts, tmp_path: Path
 ) -> None:
     hosts, cluster = two_namespaces, two_namespaces.cluster
-    begun = time.monotonic()
+    start = time.monotonic()
     job.write_text("finish")
     with hosts.cut(), pytest.raises(LaunchError, match=f"{hosts.second}: cannot reach the first host at 10.213.77.1"):
         check_rendezvous(cluster, None, tmp_path / "store", print)
-    with pytest.raises(LaunchError, match=r"nowhere cannot train: .* network namespace"):
+    with pytest.raises(LaunchError, match=r"cannot start ranks on nowhere: .* network namespace"):
         elsewhere = replace(cluster, hosts=(cluster.hosts[0], Host("nowhere", 1)))
         check_rendezvous(elsewhere, None, tmp_path / "store", print)
     taken = f"import socket, time; s = socket.create_server(('', {cluster.port})); print(flush=True); time.sleep(60)"
@@ -208,7 +209,7 @@ def test_what_breaks_between_two_networks(
     other = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert other.stdout is not None
     other.stdout.readline()
-    with pytest.raises(LaunchError, match=f"{hosts.first}: port {cluster.port}, where the ranks shall meet, .* in use"):
+    with pytest.raises(LaunchError, match=f"{hosts.first}: .* rendezvous port {cluster.port} .* in use"):
         launch("launched_rank", job, env=env, cluster=cluster)
     assert hosts.pids() == [other.pid]
     other.kill()
@@ -217,5 +218,5 @@ def test_what_breaks_between_two_networks(
     lines = NodeLines()
     launch("launched_rank", job, log=lines, env=env, cluster=cluster)
     assert len(lines.pids) == 2
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - start < 30
     assert hosts.pids() == []

@@ -1,4 +1,4 @@
-"""`honeybee templates check`."""
+"""`honeybee templates check` on the command line."""
 
 import shutil
 
@@ -13,7 +13,7 @@ def check(*arguments):
     return CliRunner().invoke(app, ["templates", "check", *map(str, arguments)])
 
 
-def test_every_file_of_every_set_shows_an_example():
+def test_an_example_is_shown_for_every_file_of_every_set():
     done = check()
     assert (done.exit_code, done.stderr) == (0, "")
     for path in templates.ROOT.glob("*/*.yaml"):
@@ -21,10 +21,10 @@ def test_every_file_of_every_set_shows_an_example():
             assert f"\n  {path.name}: " in done.stdout
     assert "\n    [fine-10.gqa.1]\n      > On which piece of furniture" in done.stdout
     assert "[fine-10.gqa.2]" not in done.stdout
-    assert "[fine-10-flip.gqa.inverted.1]" in done.stdout, "the first of those that ask for the question"
+    assert "[fine-10-flip.gqa.inverted.1]" in done.stdout, "the first inverted template must be shown too"
 
 
-def test_all_templates_of_one_set():
+def test_all_templates_of_one_set_are_shown():
     done = check("fine-10", "--all")
     assert done.stdout.startswith("fine-10: ten instructions for each dataset")
     assert done.stdout.count("[fine-10.gqa.") == 10
@@ -40,7 +40,7 @@ def root(tmp_path, monkeypatch):
     return copy
 
 
-def test_faults_go_to_stderr_and_the_exit_status(root):
+def test_errors_go_to_stderr_and_set_the_exit_code(root):
     path = root / "coarse" / "caption.yaml"
     path.write_text(path.read_text().replace("this image.", "this  image."))
     (root / "task-id" / "caption.yaml").write_text("task: caption\n")
@@ -53,7 +53,7 @@ def test_faults_go_to_stderr_and_the_exit_status(root):
     assert check("fine").exit_code == 0
 
 
-def test_a_recipe_names_files_too(root, write_recipe):
+def test_files_may_be_named_after_the_datasets_of_a_recipe(root, write_recipe):
     file = root / "fine" / "mine.yaml"
     file.write_text((root / "fine" / "vqav2.yaml").read_text().replace("id: ", "id: mine."))
     assert f"{file}:1: must be named after a dataset" in check("fine").stderr

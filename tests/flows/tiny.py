@@ -1,4 +1,4 @@
-"""A recipe small enough for tests."""
+"""A recipe that is small enough for tests."""
 
 import copy
 from collections.abc import Callable
@@ -55,17 +55,18 @@ WriteRecipe = Callable[..., Path]
 
 
 def write_tiny(root: Path, changes: dict[str, Any]) -> Path:
+    """Writes the tiny recipe with changes (slash-separated key → value; None removes the key); returns its path."""
     content = copy.deepcopy(TINY)
     content["paths"] = {"store": str(root / "store"), "runs": str(root / "runs"), "data": str(root / "data")}
     for dotted, value in changes.items():
         *parents, last = dotted.split("/")
-        place = content
+        part = content
         for parent in parents:
-            place = place[parent]
+            part = part[parent]
         if value is None:
-            del place[last]
+            del part[last]
         else:
-            place[last] = value
+            part[last] = value
     path = root / f"{content['name']}.yaml"
     path.write_text(yaml.safe_dump(content))
     return path

@@ -240,7 +240,7 @@ def test_a_directory_without_shards(tmp_path):
 def test_the_command_prints_faults_and_exits_with_1(copied):
     command = [sys.executable, "-c", "from flows.cli import main; main()", "verify", str(copied), "--processes", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and done.stdout.endswith("No fault.\n")
+    assert done.returncode == 0 and done.stdout.endswith("No errors found.\n")
     shard(copied).unlink()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and f"{shard(copied).name}: missing" in done.stdout and "1 faults" in done.stdout
+    assert done.returncode == 1 and f"{shard(copied).name}: missing" in done.stdout and "Errors found: 1" in done.stdout
