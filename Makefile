@@ -40,6 +40,7 @@ check: install ## run ruff, mypy and import-linter, and build the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(MKDOCS) build --strict --quiet
 
 docs: install ## build the documentation into site/

@@ -21,8 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 from model.processing import HoneybeeImageProcessor
-from model.training.decode import Decoder
-from pipelines.images import to_rgb
+from model.training.data.decode import Decoder
+from pipelines.images.decode import to_rgb
 
 ROUNDS = 7
 TOGETHER = 8

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageOps
 
-from pipelines.images import decode, to_rgb
-from pipelines.ngrams import Ngrams
-from pipelines.perceptual import near_pairs, perceptual_hash
+from pipelines.decontamination.ngrams import Ngrams
+from pipelines.images.decode import decode, to_rgb
+from pipelines.images.perceptual_hash import near_pairs, perceptual_hash
 
 DRAWINGS = "ScienceQA"  # the folder of charts, maps and tables
 LIMITS = range(0, 13, 2)  # 32 of 64 bits are set, so that two hashes differ in an even number

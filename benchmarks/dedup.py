@@ -22,10 +22,10 @@ from dedup_peers import Kept, Turns, plain, plain_distinct, semhash
 from measure import markdown, measure
 
 from pipelines import sources
-from pipelines.arrow_files import read_table, write_batches
-from pipelines.dedup import DEFAULT_THRESHOLD, contents_to_embed, deduplicate, texts_to_embed
-from pipelines.embed import PACKAGED_MODEL, Embeddings, embed_texts
-from pipelines.ragged import offsets_of
+from pipelines.core.arrow_files import read_table, write_batches
+from pipelines.core.ragged import offsets_of
+from pipelines.dedup.decide import DEFAULT_THRESHOLD, contents_to_embed, deduplicate, texts_to_embed
+from pipelines.dedup.embeddings import PACKAGED_MODEL, Embeddings, embed_texts
 
 READERS = {"vqav2": "VQAv2", "gqa": "GQA/annotations"}
 

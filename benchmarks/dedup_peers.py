@@ -9,9 +9,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from pipelines.dedup import DEFAULT_THRESHOLD
-from pipelines.embed import PACKAGED_MODEL, embedder_path
-from pipelines.similarity import Similarity, texts_to_embed
+from pipelines.dedup.decide import DEFAULT_THRESHOLD
+from pipelines.dedup.embeddings import PACKAGED_MODEL, embedder_path
+from pipelines.dedup.similarity import Similarity, texts_to_embed
 
 Turns = tuple[np.ndarray, list[str], list[str]]
 Kept = tuple[np.ndarray, np.ndarray]

@@ -3,9 +3,9 @@
     python benchmarks/dedup_quality.py PAIRS.jsonl [PAIRS.jsonl …]
 
 A line of PAIRS: {"source", "image", "a": {"question", "answer"}, "b": {…}, "label": "dup" | "distinct"}.
-Fits the weights of pipelines/similarity.py and prints them; prints what each part gains and what the shipped weights
-and threshold do; draws benchmarks/plots/dedup_quality.png. Every fitted figure is cross-validated: ten folds that keep
-the pairs of an image together, mean of ten ways to deal the images.
+Fits the weights of pipelines/dedup/similarity.py and prints them; prints what each part gains and what the shipped
+weights and threshold do; draws benchmarks/plots/dedup_quality.png. Every fitted figure is cross-validated: ten folds
+that keep the pairs of an image together, mean of ten ways to deal the images.
 """
 
 import argparse
@@ -20,10 +20,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from pipelines.dedup import DEFAULT_THRESHOLD, normalize
-from pipelines.embed import PACKAGED_MODEL, Embeddings, embed_texts
-from pipelines.similarity import BIAS, FEATURES, WEIGHTS, Similarity, texts_to_embed
-from pipelines.wording import contradict, restate
+from pipelines.dedup.decide import DEFAULT_THRESHOLD, normalize
+from pipelines.dedup.embeddings import PACKAGED_MODEL, Embeddings, embed_texts
+from pipelines.dedup.question_rules import contradict, restate
+from pipelines.dedup.similarity import BIAS, FEATURES, WEIGHTS, Similarity, texts_to_embed
 
 PLOT = Path(__file__).parent / "plots" / "dedup_quality.png"
 FOLDS, DEALS = 10, 10

@@ -21,14 +21,15 @@ from measure import markdown
 from transformers import LlamaConfig
 
 from model import HoneybeeConfig, HoneybeeForConditionalGeneration
-from model.evaluation import pope
-from model.evaluation.ask import Asked, ask
-from model.evaluation.base import Prompt, Question, load_prompt
-from model.evaluation.generator import Generator
-from model.evaluation.images import ImageCache
-from model.evaluation.predictions import load
-from pipelines.images import decode
-from pipelines.sample import write_sample
+from model.evaluation.asking.ask import Asked, ask
+from model.evaluation.asking.generator import Generator
+from model.evaluation.asking.image_cache import ImageCache
+from model.evaluation.asking.predictions import load
+from model.evaluation.benchmarks import pope
+from model.evaluation.interface import Question
+from model.evaluation.prompts import Prompt, load_prompt
+from pipelines.images.decode import decode
+from pipelines.sample_corpus import write_sample
 
 WIDE = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "num_attention_heads": 16}
 

@@ -22,18 +22,18 @@ from measure import Result, markdown, measure
 from vqav2_rows import SCHEMA, train_tokenizer, write_annotations, write_official
 
 from pipelines import sources
-from pipelines.arrow_files import open_batches, write_batches
+from pipelines.core.arrow_files import open_batches, write_batches
 from pipelines.schema import EXAMPLES
 
 
 def honeybee(annotations: Path, tokenizer: Path, out: Path) -> float:
     import apache_beam  # noqa: F401 (its import is not measured, as with the peers)
 
-    from pipelines.beam import BEAM_OPTIONS
-    from pipelines.build import ROWS_PER_PARTITION
-    from pipelines.examples import ExamplesJob, run_examples_job
-    from pipelines.render import RenderSettings
-    from pipelines.templates import template_file
+    from pipelines.core.beam import BEAM_OPTIONS
+    from pipelines.examples.beam_job import ExamplesJob, run_examples_job
+    from pipelines.examples.render import RenderSettings
+    from pipelines.jobs.examples import ROWS_PER_PARTITION
+    from pipelines.templates.sets import template_file
 
     rows = json.loads((annotations / "manifest.json").read_text())["num_rows"]
     settings = RenderSettings(

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 from vqav2_rows import QUESTIONS, ROWS_PER_BATCH, SCHEMA
 
-from pipelines.arrow_files import write_batches
-from pipelines.hashing import mix64, seed64
+from pipelines.core.arrow_files import write_batches
+from pipelines.core.hashing import mix64, seed64
 from pipelines.schema import EXAMPLES
-from pipelines.tokenizer import load_tokenizer
+from pipelines.tokens.tokenizer import load_tokenizer
 
 MAX_TURNS, SEED = 10, 0
 SYSTEM = "A person talks with an assistant that looks at pictures and answers truthfully."

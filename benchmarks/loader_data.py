@@ -17,12 +17,13 @@ from pathlib import Path
 import pyarrow as pa
 from PIL import Image
 
-from pipelines.arrow_files import write_batches
-from pipelines.balance import Balance
-from pipelines.mix import build_shards
+from pipelines.core.arrow_files import write_batches
+from pipelines.core.files import file_sha256
+from pipelines.core.store import Store, read_manifest
+from pipelines.jobs.shards import build_shards
+from pipelines.mixture.shares import Balance
 from pipelines.schema import EXAMPLES
-from pipelines.shards import FORMAT
-from pipelines.store import Store, file_sha256, read_manifest
+from pipelines.shards.manifest import FORMAT
 
 SHARES = {"vqa": 0.5, "captions": 0.35, "chat": 0.15}
 SIZES = {"vqa": 2400, "captions": 1600, "chat": 800}  # more than an epoch takes, so that no loader runs out of a source

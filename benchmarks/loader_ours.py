@@ -12,14 +12,14 @@ sys.path.insert(0, str(Path(__file__).parent / "loader_peers"))
 from common import PACK_LENGTH, VISUAL_TOKENS, Batch, Setup, main, nothing, plain
 
 from model.processing import HoneybeeImageProcessor
-from model.training.collate import Collator
-from model.training.deal import Deal
-from model.training.decode import Decoder
-from model.training.job import Loading
-from model.training.loader import Decode
-from model.training.loader import Loader as OurLoader
-from model.training.shards import Shards
-from pipelines.packing import Packing, make_plan
+from model.training.data.collate import Collator
+from model.training.data.decode import Decoder
+from model.training.data.loader import Decode
+from model.training.data.loader import Loader as OurLoader
+from model.training.data.rank_assignment import Deal
+from model.training.data.shard_reader import Shards
+from model.training.settings import Loading
+from pipelines.packing.plan import Packing, make_plan
 
 
 def decode_of(setup: Setup) -> Decode:

@@ -19,10 +19,10 @@ from measure import markdown
 from memory_world import write_backbones, write_shards
 from transformers import AutoConfig
 
-from flows.memory import Content, pass_peak, pass_shape, rank_bytes, sizes_of
-from flows.recipe import Data
+from flows.preflight.memory import Content, pass_peak, pass_shape, rank_bytes, sizes_of
+from flows.recipe.data import Data
 from model import HoneybeeConfig
-from model.training.job import Train
+from model.training.settings import Train
 
 GIB = 2**30
 LLM = {

@@ -21,9 +21,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from pipelines.core.files import file_sha256
 from pipelines.schema import LENGTHS, SHARD
-from pipelines.shards import FORMAT
-from pipelines.store import file_sha256
+from pipelines.shards.manifest import FORMAT
 
 WORDS = ["<unk>", "<pad>", "<s>", "</s>", "<image>", "word"]
 IMAGE, WORD = 4, 5

@@ -16,13 +16,13 @@ import pyarrow as pa
 from measure import markdown
 from vqav2_rows import train_tokenizer
 
-from flows.recipe import load_recipe
-from flows.stage_data import dataset_examples, stage_data
-from flows.workspace import Workspace
-from model.training.deal import Deal
+from flows.data.stage_data import dataset_examples, stage_data
+from flows.recipe.recipe import load_recipe
+from flows.runs.workspace import Workspace
+from model.training.data.rank_assignment import Deal
 from pipelines import sources
-from pipelines.packing import Lengths, Pack, Packing, make_plan
-from pipelines.store import Store
+from pipelines.core.store import Store
+from pipelines.packing.plan import Lengths, Pack, Packing, make_plan
 
 RECIPE = Path(__file__).parent / "real_text.yaml"
 STEP, RANKS = 64, 8  # sequences, of which each rank has eight

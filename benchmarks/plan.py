@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from measure import markdown, watched
 
 from pipelines.schema import LENGTHS
-from pipelines.shards import LENGTHS_PER_GROUP
+from pipelines.shards.writer import LENGTHS_PER_GROUP
 
 GLOBAL_BATCH = 128  # packs
 THREADS = 2
@@ -36,8 +36,8 @@ def write(path: Path, real: np.ndarray, samples: int) -> None:
 
 
 def run(path: Path, max_tokens: int, image_tokens: int) -> dict[str, float]:
-    from pipelines.pack_window import pack_window
-    from pipelines.packing import Lengths, Packing, make_plan
+    from pipelines.packing.bin_packing import pack_window
+    from pipelines.packing.plan import Lengths, Packing, make_plan
 
     few = np.ones(2, np.int32)
     pack_window(few, few, 8, 8, 1, few.copy())  # compiled once in an installation, then read from numba's cache

@@ -15,7 +15,7 @@ from transformers import DeformableDetrConfig, RegNetConfig
 from transformers.models.deformable_detr import modeling_deformable_detr as detr
 from transformers.models.regnet import modeling_regnet as regnet
 
-from model.official import official_state
+from model.official.projectors import official_state
 from model.projectors import Projector
 
 try:

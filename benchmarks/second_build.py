@@ -12,12 +12,12 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-import pipelines.encode
-import pipelines.templates
-from flows.recipe import Recipe, load_recipe
-from flows.stage_data import dataset_examples, stage_data
-from flows.workspace import STAGES, Workspace, open_workspace
-from pipelines.tokenizer import prepare_tokenizer
+import pipelines.templates.sets
+import pipelines.tokens.chat_style
+from flows.data.stage_data import dataset_examples, stage_data
+from flows.recipe.recipe import Recipe, load_recipe
+from flows.runs.workspace import STAGES, Workspace, open_workspace
+from pipelines.jobs.tokenizer import prepare_tokenizer
 
 CHANGED = "refcoco"
 
@@ -44,8 +44,8 @@ def main(recipe_name: str, llm: str, root: Path) -> None:
     content["paths"]["store"] = root / "store"
     workspace = open_workspace(Recipe.model_validate(content), quiet)
     templates = root / "templates"
-    shutil.copytree(pipelines.templates.ROOT, templates)
-    pipelines.templates.ROOT = pipelines.encode.ROOT = templates
+    shutil.copytree(pipelines.templates.sets.ROOT, templates)
+    pipelines.templates.sets.ROOT = pipelines.tokens.chat_style.ROOT = templates
     for what in ("cold", "nothing changed", f"template of {CHANGED} changed"):
         if what.startswith("template"):
             path = templates / "fine" / f"{CHANGED}.yaml"

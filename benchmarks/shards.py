@@ -20,13 +20,15 @@ from measure import markdown, measure
 from vqav2_rows import train_tokenizer
 
 from pipelines import sources
-from pipelines.balance import Balance
-from pipelines.build import DatasetSpec, build_examples, build_images
-from pipelines.mix import build_shards
-from pipelines.mixture import make_mixture
-from pipelines.sample import write_sample
-from pipelines.shard_plan import Pictures, cut_evenly, cut_groups, in_order, sample_weights
-from pipelines.store import Store, read_manifest
+from pipelines.core.store import Store, read_manifest
+from pipelines.jobs.dataset import DatasetSpec
+from pipelines.jobs.examples import build_examples
+from pipelines.jobs.images import build_images
+from pipelines.jobs.shards import build_shards
+from pipelines.mixture.order import make_mixture
+from pipelines.mixture.shares import Balance
+from pipelines.sample_corpus import write_sample
+from pipelines.shards.plan import Pictures, cut_evenly, cut_groups, in_order, sample_weights
 
 TEXT = {
     "vqav2": ("VQAv2", 10),

@@ -4,7 +4,7 @@ The paper's shape with a smaller language model: CLIP ViT-L/14 at 224 px, a C-Ab
 billion parameters, random weights of these configurations; bf16 with fp32 masters on a GPU. A step is the same samples
 for every number of visual tokens, packed: text lengths after the real-text mix (benchmarks/real_text.yaml), of captions
 in the first stage. Forward, backward, clipping and AdamW by torch alone; it needs `model/` and neither DeepSpeed nor
-data, so that it runs on a bare GPU machine. Rounds alternate; medians. MFU: model/training/flops.py.
+data, so that it runs on a bare GPU machine. Rounds alternate; medians. MFU: model/training/monitor/flops.py.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from model import HoneybeeConfig, HoneybeeForConditionalGeneration
-from model.training.attention import NAME as PACKED
-from model.training.attention import Examples
-from model.training.collate import Batch, Collator
-from model.training.flops import Flops, peak_tflops
-from model.training.optimizer import freeze
-from model.training.shards import EmbeddedImage, Example
+from model.training.data.collate import Batch, Collator
+from model.training.data.shard_reader import EmbeddedImage, Example
+from model.training.engine.optimizer import freeze
+from model.training.engine.packed_attention import NAME as PACKED
+from model.training.engine.packed_attention import Examples
+from model.training.monitor.flops import Flops, peak_tflops
 
 IMAGE, PAD, VOCABULARY = 31_999, 0, 32_000
 STAGES = {"pretrain": ["projector"], "finetune": ["projector", "llm"]}

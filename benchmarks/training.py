@@ -24,12 +24,12 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from model import HoneybeeConfig, HoneybeeForConditionalGeneration
-from model.training.attention import NAME as PACKED
-from model.training.attention import Examples
-from model.training.collate import IGNORED, Batch, Collator
-from model.training.shards import EmbeddedImage, Example
-from pipelines.packing import Lengths, Packing, make_plan
-from pipelines.shards import read_shards_manifest
+from model.training.data.collate import IGNORED, Batch, Collator
+from model.training.data.shard_reader import EmbeddedImage, Example
+from model.training.engine.packed_attention import NAME as PACKED
+from model.training.engine.packed_attention import Examples
+from pipelines.packing.plan import Lengths, Packing, make_plan
+from pipelines.shards.manifest import read_shards_manifest
 
 PAD, VOCABULARY = 0, 32_000
 TEXT = 1024  # the most text tokens of a sample

@@ -18,11 +18,12 @@ import torch
 from measure import markdown
 from torch.nn import functional as F
 
-from model import ranks as process
-from model.training import stage
-from model.training.collate import IGNORED, Batch
+from model import distributed
+from model.training import loop as training_loop
+from model.training import signals, stage
+from model.training.data.collate import IGNORED, Batch
+from model.training.engine.optimizer import adamw, freeze
 from model.training.job import load_job
-from model.training.optimizer import adamw, freeze
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def main() -> None:
         found: dict[str, list[float]] = {"loop": [], "bare": []}
         job.work.mkdir()
 
-        def measure(loop: stage.Loop) -> bool:
+        def measure(loop: training_loop.Loop) -> bool:
             model = copy.deepcopy(loop.engine.model)
             freeze(model, train.trains)
             optimizer = adamw(model, train)
@@ -50,7 +51,7 @@ def main() -> None:
             for round in range(options.rounds + 1):
                 seconds = {}
                 start = time.perf_counter()
-                with stage.StopRequest() as stop:
+                with signals.StopRequest() as stop:
                     for own in batches:
                         loop._step(done, own, stop)
                         done += 1
@@ -66,9 +67,9 @@ def main() -> None:
                         found[name].append(took / options.steps)
             return False
 
-        stage.Loop.train = measure  # type: ignore[assignment, method-assign]
+        training_loop.Loop.train = measure  # type: ignore[assignment, method-assign]
         stage.run(job)
-        process.leave()
+        distributed.leave()
     ratio = statistics.median(a / b for a, b in zip(found["loop"], found["bare"], strict=True))
     row = {name: f"{1e3 * statistics.median(values):.1f}" for name, values in found.items()}
     print(markdown([{"loop, ms a step": row["loop"], "bare, ms a step": row["bare"], "ratio": f"{ratio:.3f}"}]))

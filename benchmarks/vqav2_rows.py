@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipelines.arrow_files import write_batches
+from pipelines.core.arrow_files import write_batches
+from pipelines.core.store import Store
+from pipelines.jobs.tokenizer import prepare_tokenizer
 from pipelines.schema import ANNOTATIONS
-from pipelines.store import Store
-from pipelines.tokenizer import prepare_tokenizer
 
 SCHEMA = ANNOTATIONS["open_question"]
 QUESTIONS = ("v2_OpenEnded_mscoco_train2014_questions.json", "v2_mscoco_train2014_annotations.json")

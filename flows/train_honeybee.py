@@ -5,15 +5,15 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.build_dataset import build_stage_data
-from flows.check import check_inputs, check_machines, check_settings
-from flows.evaluate import evaluate
-from flows.recipe import load_recipe
-from flows.report import write_report
-from flows.results import Results
-from flows.train_stage import train_backbones, train_stage
-from flows.workspace import open_workspace
-from pipelines.tokenizer import prepare_tokenizer
+from flows.preflight.check import check_inputs, check_machines, check_settings
+from flows.recipe.recipe import load_recipe
+from flows.report.run_report import write_report
+from flows.runs.results import Results
+from flows.runs.workspace import open_workspace
+from flows.tasks.data import build_stage_data
+from flows.tasks.evaluation import evaluate
+from flows.tasks.training import train_backbones, train_stage
+from pipelines.jobs.tokenizer import prepare_tokenizer
 
 # One additional thread builds the fine-tuning data while stage 1 trains.
 _TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from PIL import Image
 
-from pipelines.images import MAX_PIXELS
+from pipelines.images.decode import MAX_PIXELS
 
 Fit = Literal["stretch", "crop", "pad"]
 FITS: tuple[Fit, ...] = ("stretch", "crop", "pad")

@@ -20,7 +20,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import torch_compilable_check
 
-from model import pretrained as backbone
+from model import load_backbones
 from model.configuration import HoneybeeConfig
 from model.projectors import PROJECTORS, Projector, Shape, build_projector
 
@@ -263,9 +263,9 @@ class HoneybeeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
-        image_token_id = backbone.image_token_id(tokenizer)
-        encoder = backbone.load_vision(vision, image_size, dtype)
-        language_model = backbone.load_llm(llm, tokenizer, dtype)
+        image_token_id = load_backbones.image_token_id(tokenizer)
+        encoder = load_backbones.load_vision(vision, image_size, dtype)
+        language_model = load_backbones.load_llm(llm, tokenizer, dtype)
         for part in (encoder, language_model):
             part.config.name_or_path = ""  # do not record local paths in the new model
         config = HoneybeeConfig(
@@ -281,7 +281,7 @@ class HoneybeeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             torch.manual_seed(seed)
             model.projector = projector_of(config).to(dtype)
         model.vision, model.llm = encoder, language_model
-        model.generation_config = backbone.generation_config(tokenizer, image_token_id)
+        model.generation_config = load_backbones.generation_config(tokenizer, image_token_id)
         return model.eval()
 
 

@@ -22,15 +22,17 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from model.configuration import HoneybeeConfig
 from model.image_fit import FITS, Fit, bar_colour, fitted
-from model.pretrained import IMAGE_TOKEN, image_token_id, token_rows
-from pipelines.image_error import ImageRefError
-from pipelines.images import MAX_BYTES, decode, to_rgb
+from model.load_backbones import IMAGE_TOKEN, image_token_id, token_rows
+from pipelines.core.errors import ImageRefError
+from pipelines.images.decode import decode, to_rgb
+from pipelines.images.references import MAX_BYTES
 
 CHAT_TEMPLATES = Path(__file__).parent.parent / "templates" / "chat"
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Opens and decodes a local image in one of the formats of pipelines.images, without changing mode or orientation.
+    """Opens and decodes a local image in one of the formats of pipelines.images.table, without changing mode or
+    orientation.
 
     Raises ValueError, naming the path, for a URL and for a file that cannot be read as an image.
     """
@@ -112,8 +114,8 @@ class HoneybeeImageProcessor(PilBackend):
         return tensor.sub_((mean * 255).view(3, 1, 1)).div_((std * 255).view(3, 1, 1))
 
     def fetch_images(self, images: Any) -> Any:
-        """Opens local files with `pipelines.images.decode` and never accesses the network. Raises ValueError, naming
-        the file, for a URL or an unreadable image; TypeError for an object that is not an image."""
+        """Opens local files with `pipelines.images.decode.decode` and never accesses the network. Raises ValueError,
+        naming the file, for a URL or an unreadable image; TypeError for an object that is not an image."""
         if isinstance(images, list | tuple):
             return [self.fetch_images(image) for image in images]
         if isinstance(images, str | Path):

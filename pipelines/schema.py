@@ -6,8 +6,9 @@ a reason in `reject` and null fields, so that every row is accounted for from th
 
 import pyarrow as pa
 
-# Every annotation row: its index in the official file, its image reference (see pipelines/images.py; null: text only),
-# and, if the reader could not use it, the reason (`reject`: a short stable name; `detail`: a human-readable text).
+# Every annotation row: its index in the official file, its image reference (see pipelines/images/table.py; null: text
+# only), and, if the reader could not use it, the reason (`reject`: a short stable name; `detail`: a human-readable
+# text).
 _COMMON = [
     pa.field("row", pa.int64(), nullable=False),
     pa.field("image", pa.string()),
@@ -48,7 +49,9 @@ IMAGES = pa.schema(
         pa.field("num_bytes", pa.int64()),
         pa.field("width", pa.int32()),  # pixels
         pa.field("height", pa.int32()),
-        pa.field("phash", pa.uint64()),  # see pipelines/perceptual.py; null: mostly one tone, not comparable
+        pa.field(
+            "phash", pa.uint64()
+        ),  # see pipelines/images/perceptual_hash.py; null: mostly one tone, not comparable
         pa.field("reject", pa.string()),
         pa.field("detail", pa.string()),
     ]
@@ -154,3 +157,6 @@ SHARD = pa.schema(
 LENGTHS = pa.schema(
     [pa.field("num_tokens", pa.int32(), nullable=False), pa.field("num_images", pa.int16(), nullable=False)]
 )
+
+
+WHOLE_ROW = -1  # the turn index of a reject that applies to the complete row

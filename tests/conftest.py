@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from namespaces import NotPermitted, TwoHosts, two_hosts
+from support.namespaces import NotPermitted, TwoHosts, two_hosts
 
 os.environ.update(
     HF_HUB_OFFLINE="1",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from flows.recipe import Recipe
+from flows.recipe.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = Recipe.model_json_schema()

@@ -40,7 +40,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         return markdown
     sys.path.insert(0, str(ROOT))  # this checkout, even if another one is installed
     try:
-        from flows.recipe import Recipe
+        from flows.recipe.recipe import Recipe
     finally:
         sys.path.remove(str(ROOT))
     try:

@@ -15,19 +15,10 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from model.generation import End, Progress
+from model.generation.generate import End, Progress
 from model.serving.batching import Closed
 from model.serving.errors import RequestError
-from model.serving.protocol import (
-    AnswerMessage,
-    Choice,
-    Chunk,
-    ChunkChoice,
-    Completion,
-    Delta,
-    parse,
-    usage,
-)
+from model.serving.protocol import AnswerMessage, Choice, Chunk, ChunkChoice, Completion, Delta, parse, usage
 from model.serving.service import Answer, Service
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from threading import Thread
 
-from model.generation import End, Row
+from model.generation.generate import End, Row
 
 LINGER = 0.005  # seconds that the first request of a batch waits for others
 MAX_WAITING = 256  # further requests are rejected, so that their images do not fill the memory

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from model.pretrained import IMAGE_TOKEN
+from model.load_backbones import IMAGE_TOKEN
 from model.serving.errors import RequestError
 from model.serving.protocol import Message
 

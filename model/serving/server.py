@@ -8,7 +8,7 @@ from pathlib import Path
 
 import uvicorn
 
-from model.directory import check_model
+from model.check_directory import check_model
 from model.serving.app import create_app
 from model.serving.service import Service, Settings
 
@@ -25,7 +25,7 @@ def serve(directory: Path, host: str, port: int, settings: Settings, say: Callab
     with the address. Raises ModelError, and ServeError before the model is loaded."""
     check_model(directory)
     with bind(host, port) as listener:
-        from model.generation import load
+        from model.generation.generate import load
 
         service = Service(*load(directory), settings)
         address = f"[{host}]" if ":" in host else host

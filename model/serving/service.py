@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 
-from model.generation import Progress, Row, context_of, encode, generate
-from model.sampling import Sampling
+from model.generation.generate import Progress, Row, context_of, encode, generate
+from model.generation.sampling import Sampling
 from model.serving.batching import Batcher, Busy, Closed
 from model.serving.content import Reference, conversation
 from model.serving.errors import RequestError
-from model.serving.pictures import check_together, encoded, opened
+from model.serving.images import check_together, encoded, opened
 from model.serving.protocol import ChatRequest
 
 DEFAULT_MAX_TOKENS = 512  # used if a request sets no limit

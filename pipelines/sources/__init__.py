@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 
-from pipelines.sources import (
+from pipelines.sources.base import FILE, Source, SourceError
+from pipelines.sources.fields import Reject
+from pipelines.sources.generic import huggingface, llava
+from pipelines.sources.official import (
     aokvqa,
-    datasets,
+    caption_tars,
     gqa,
-    llava,
     llava150k,
     ocrvqa,
     refcoco,
@@ -16,9 +18,7 @@ from pipelines.sources import (
     visual_genome,
     vqav2,
     vsr,
-    webdataset,
 )
-from pipelines.sources.base import FILE, Reject, Source, SourceError
 from pipelines.sources.options import NO_OPTIONS, SourceOptions
 
 __all__ = ["CONFIGURED", "FILE", "NO_OPTIONS", "SOURCES", "Reject", "Source", "SourceError", "SourceOptions", "get"]
@@ -26,8 +26,8 @@ __all__ = ["CONFIGURED", "FILE", "NO_OPTIONS", "SOURCES", "Reject", "Source", "S
 SOURCES: dict[str, Source] = {
     source.name: source
     for source in (
-        webdataset.source("blipcapfilt"),
-        webdataset.source("coyo100m"),
+        caption_tars.source("blipcapfilt"),
+        caption_tars.source("coyo100m"),
         vqav2.SOURCE,
         gqa.SOURCE,
         ocrvqa.SOURCE,
@@ -43,7 +43,7 @@ SOURCES: dict[str, Source] = {
 }
 
 # Sources that a recipe configures: options → source.
-CONFIGURED: dict[str, Callable[[SourceOptions], Source]] = {"llava": llava.source, "datasets": datasets.source}
+CONFIGURED: dict[str, Callable[[SourceOptions], Source]] = {"llava": llava.source, "datasets": huggingface.source}
 
 
 def get(name: str, options: SourceOptions = NO_OPTIONS) -> Source:

@@ -5,15 +5,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tiny import WriteRecipe, write_tiny
+from support.tiny import WriteRecipe, write_tiny
 
-from flows import settings
-from flows.recipe import Recipe, load_recipe
-from flows.stage_data import StageData, dataset_examples, stage_data
-from flows.workspace import STAGES, locate_workspace
-from model.backbones import train_backbones
-from pipelines.sample import write_sample
-from pipelines.tokenizer import prepare_tokenizer
+from flows.data.stage_data import StageData, dataset_examples, stage_data
+from flows.recipe.recipe import Recipe, load_recipe
+from flows.runs.workspace import STAGES, locate_workspace
+from flows.server import settings
+from model.training.sample_backbones import train_backbones
+from pipelines.jobs.tokenizer import prepare_tokenizer
+from pipelines.sample_corpus import write_sample
 
 
 @pytest.fixture

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures import BAD, KINDS, encode, exif, photo
 from PIL import Image
+from support.images import BAD, KINDS, encode, exif, photo
 from torch import Tensor
 from transformers import AutoProcessor, CLIPImageProcessorPil, LlavaImageProcessorPil
 
 from model import HoneybeeImageProcessor, HoneybeeProcessor, image_fit
 from model.image_fit import FITS, Fit, bar_colour, bounded, fitted
-from model.training.decode import Decoder
-from pipelines.images import to_rgb
+from model.training.data.decode import Decoder
+from pipelines.images.decode import to_rgb
 
 LENGTHS = (1, 2, 30, 31, 32, 33, 47, 64, 101)
 SHAPES = [(width, height) for width in LENGTHS for height in LENGTHS]

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor, CLIPImageProcessorPil
 
 from model import HoneybeeImageProcessor, HoneybeeProcessor
-from model.processing import to_rgb
+from pipelines.images.decode import to_rgb
 
 IMAGE = 3
 

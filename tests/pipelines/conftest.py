@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from shard_world import make_world
+from support.shard_world import make_world
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from pipelines.store import Store
-from pipelines.tokenizer import prepare_tokenizer
+from pipelines.core.store import Store
+from pipelines.jobs.tokenizer import prepare_tokenizer
 
 
 @pytest.fixture(scope="session")

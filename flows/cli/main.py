@@ -1,0 +1,333 @@
+"""The `honeybee` command. Imports are inside the commands, so that each loads only the packages it needs."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli import chat, official, score
+from flows.server import settings
+
+if TYPE_CHECKING:
+    from flows.recipe.recipe import Recipe
+
+_HELP = "Builds vision-language instruction data, trains a multimodal LLM on it, and evaluates the model."
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=_HELP)
+templates = typer.Typer(
+    no_args_is_help=True, help="Commands for the templates that turn annotations into conversation turns."
+)
+app.add_typer(templates, name="templates")
+
+RecipeArgument = Annotated[str, typer.Argument(help="Path of a recipe file, or name of a bundled recipe, e.g. sample.")]
+PortOption = Annotated[int, typer.Option(help="Port of the Prefect server on 127.0.0.1.")]
+
+
+@app.command()
+def sample(
+    directory: Annotated[
+        Path, typer.Argument(help="Output directory; must be absent, empty or a complete sample corpus.")
+    ],
+    scenes: Annotated[int, typer.Option(min=1, help="Number of training images.")] = 20000,
+    held_out: Annotated[int, typer.Option(min=1, help="Number of images reserved for the benchmarks.")] = 400,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+) -> None:
+    """Writes the sample corpus: small drawn scenes in the official file layouts of the datasets and benchmarks."""
+    from pipelines.sample_corpus import write_sample
+
+    manifest = write_sample(directory, scenes, held_out, seed)
+    for name, layout in manifest["layouts"].items():
+        broken = sum(layout["broken"].values()) if isinstance(layout["broken"], dict) else layout["broken"]
+        typer.echo(f"{name}: {layout['rows']} rows, {broken} of them deliberately broken")
+
+
+@app.command()
+def build(
+    recipe: RecipeArgument,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and show what would be built.")] = False,
+    run_id: Annotated[str | None, typer.Option(help="Name of the results directory; default: build-TIME.")] = None,
+) -> None:
+    """Builds the shards of both stages of a recipe, reusing everything that the store already has."""
+    if dry_run:
+        _plan(recipe, training=False)
+        return
+    parsed = _check(recipe)
+    _own_server()
+    from flows.rebuild_dataset import rebuild_dataset
+    from flows.runs.results import new_run_id, results_directory
+
+    run_id = run_id or new_run_id("build-")
+    for stage, data in rebuild_dataset(recipe, run_id).items():
+        typer.echo(f"{stage}: {data.shards}")
+    typer.echo(f"report: {results_directory(parsed, run_id) / 'report.md'}")
+
+
+@app.command()
+def diff(
+    run_a: Annotated[str, typer.Argument(help="Directory of a run, or RECIPE/RUN_ID under runs/.")],
+    run_b: Annotated[str, typer.Argument(help="The run to compare it with.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Shows what changed in the data between two runs: recipe, inputs, rows, shares and shards."""
+    from flows.explain.data_diff import compare, describe
+
+    found = compare(run_a, run_b)
+    typer.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else "\n".join(describe(found)))
+
+
+@app.command()
+def show(
+    run: Annotated[str, typer.Argument(help="Directory of a run, or RECIPE/RUN_ID under runs/.")],
+    duplicates: Annotated[bool, typer.Option("--duplicates", help="Show the turns dropped as duplicates.")] = False,
+    dataset: Annotated[str | None, typer.Option(help="Show only this dataset.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Maximum number of turns to show per dataset.")] = 20,
+) -> None:
+    """Shows which turns a run dropped from its data and why, the most surprising ones first."""
+    if not duplicates:
+        raise typer.BadParameter("choose what to show: --duplicates")
+    from flows.report.duplicates import show as lines
+
+    for line in lines(run, dataset, limit):
+        typer.echo(line)
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and show what it would do.")] = False,
+    run_id: Annotated[
+        str | None, typer.Option(help="Name of the results directory; default: the current time.")
+    ] = None,
+) -> None:
+    """Runs a recipe from start to end on a temporary Prefect server: data, both stages, evaluation, report."""
+    if dry_run:
+        _plan(recipe, training=True)
+        return
+    from flows.preflight.check import check_machines
+
+    parsed = _check(recipe)
+    check_machines(parsed, typer.echo)
+    _own_server()
+    from flows.train_honeybee import train_honeybee
+
+    run_id = run_id or time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    train_honeybee(recipe, run_id)
+    _show(parsed, run_id)
+
+
+@app.command()
+def trace(
+    run: Annotated[str, typer.Argument(help="Directory of a run, or RECIPE/RUN_ID under runs/.")],
+    shard: Annotated[int, typer.Option(min=0, help="Index of the shard, from 0.")],
+    row: Annotated[int, typer.Option(min=0, help="Row in the shard, from 0.")],
+    stage: Annotated[str, typer.Option(help="pretrain or finetune.")] = "finetune",
+    turn: Annotated[int | None, typer.Option(min=0, help="Show only this turn of the sample, from 0.")] = None,
+    token: Annotated[
+        int | None, typer.Option(min=0, help="Show only the turn of the token at this position of input_ids.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Traces a training sample back to its official file and row, its templates and the deduplication decision."""
+    from flows.explain.trace import lines
+    from flows.explain.trace import trace as find
+
+    found = find(run, stage, shard, row, turn, token)
+    typer.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else "\n".join(lines(found)))
+
+
+@app.command()
+def overlaps(
+    run: Annotated[str, typer.Argument(help="Directory of a run, or RECIPE/RUN_ID under runs/.")],
+    examples: Annotated[
+        int, typer.Option(min=0, help="Number of overlaps to list per dataset, benchmark and kind.")
+    ] = 3,
+) -> None:
+    """Shows where a run's training data overlaps with the benchmarks in its recipe's `decontamination`."""
+    from flows.report.overlaps import report
+
+    for line in report(run, examples):
+        typer.echo(line)
+
+
+@app.command()
+def verify(
+    shards: Annotated[str, typer.Argument(help="Directory of a run, RECIPE/RUN_ID, or a directory or URL of shards.")],
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Number of processes; default: the number of cores.")
+    ] = None,
+) -> None:
+    """Verifies shards: checksums, counts, order, quotas, and that every image decodes. Exits with 1 on any error."""
+    from flows.runs.find import shards_at
+    from pipelines.shards.verify import verify as check
+
+    count = 0
+    for location in shards_at(shards):
+        typer.echo(location)
+        count += len(check(location, typer.echo, processes or os.cpu_count() or 1))
+    typer.echo(f"Errors found: {count:,}" if count else "No errors found.")
+    raise typer.Exit(1 if count else 0)
+
+
+@app.command()
+def push(
+    shards: Annotated[str, typer.Argument(help="Directory of a run, RECIPE/RUN_ID, or a directory of shards.")],
+    url: Annotated[str, typer.Argument(help="s3://… or file:///…; the shards of a run go to URL/shards/FINGERPRINT/.")],
+) -> None:
+    """Copies shards to a URL and verifies the copy. Run it again to resume an interrupted upload."""
+    from flows.runs.find import is_run, shards_at
+    from pipelines.shards.remote import push as copy
+    from pipelines.shards.remote import shards_url
+
+    for directory in map(Path, shards_at(shards)):
+        copy(directory, shards_url(url, directory) if is_run(shards) else url, typer.echo)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A model directory, e.g. runs/sample/latest/model.")],
+    recipe: Annotated[str, typer.Option(help="The recipe that lists the benchmarks.")] = "sample",
+    benchmark: Annotated[list[str] | None, typer.Option(help="Run only this benchmark; repeatable.")] = None,
+    run_id: Annotated[str | None, typer.Option(help="Name of the results directory; default: evaluation-TIME.")] = None,
+) -> None:
+    """Evaluates a model on the benchmarks of a recipe."""
+    from flows.recipe.recipe import load_recipe
+    from model.check_directory import check_model
+
+    parsed = load_recipe(recipe).with_benchmarks(benchmark)
+    check_model(model)
+    _own_server()
+    from flows.evaluate_honeybee import evaluate_honeybee
+    from flows.runs.results import new_run_id
+
+    run_id = run_id or new_run_id("evaluation-")
+    evaluate_honeybee(str(model), recipe, benchmark, run_id)
+    _show(parsed, run_id)
+
+
+app.command()(score.score)
+app.command()(score.compare)
+app.command()(chat.chat)
+app.command()(chat.serve)
+
+app.command("import-official")(official.import_official)
+app.command("export-official")(official.export_official)
+
+
+@templates.command("check")
+def check_templates(
+    sets: Annotated[
+        list[str] | None, typer.Argument(metavar="[SET]...", help="Template sets to check; default: all.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Show every template, not only the first of each file.")] = False,
+    recipe: Annotated[
+        str | None, typer.Option(help="A recipe whose dataset names are also valid as template file names.")
+    ] = None,
+) -> None:
+    """Checks template sets and shows their templates on made-up annotations. Exits with 1 on any error."""
+    from flows.explain.templates import check_sets, dataset_tasks
+
+    faults = check_sets(sets or [], dataset_tasks(recipe), every, typer.echo)
+    for fault in faults:
+        typer.echo(fault, err=True)
+    typer.echo(f"Errors found: {len(faults)}" if faults else "No errors found.")
+    raise typer.Exit(1 if faults else 0)
+
+
+@app.command()
+def up(port: PortOption = settings.PORT) -> None:
+    """Starts the Prefect server and a worker if they are not running, and deploys prefect.yaml."""
+    from flows.server.services import start
+
+    start(port, Path("prefect.yaml"), typer.echo)
+    typer.echo(f"UI: {settings.ui_url(port)}")
+
+
+@app.command()
+def down() -> None:
+    """Stops the server and the worker that `up` started, and nothing else."""
+    from flows.server.services import stop
+
+    stop(typer.echo)
+
+
+@app.command()
+def submit(
+    deployment: Annotated[str, typer.Argument(help="FLOW/NAME of a deployment in prefect.yaml.")],
+    run_id: Annotated[str | None, typer.Option(help="Name of the results directory.")] = None,
+    port: PortOption = settings.PORT,
+) -> None:
+    """Runs a deployment on the server and prints its log, and with --run-id its scores. Exits with 1 if it fails."""
+    settings.configure(port)
+    from flows.recipe.recipe import load_recipe
+    from flows.server.services import running
+    from flows.server.submit import submit as run
+
+    parameters = {"run_id": run_id} if run_id else {}
+    ours = running("worker") is not None  # otherwise another worker takes the run, and we cannot watch it
+    state, used = run(deployment, parameters, alive=lambda: not ours or running("worker") is not None)
+    if state.is_completed() and run_id:
+        _show(load_recipe(used["recipe"]), run_id)
+    typer.echo(f"UI: {settings.ui_url(port)}")
+    raise typer.Exit(0 if state.is_completed() else 1)
+
+
+def _plan(recipe: str, training: bool) -> None:
+    from flows.preflight.dry_run import plan
+    from flows.recipe.recipe import load_recipe
+
+    for line in plan(load_recipe(recipe), training):
+        typer.echo(line)
+
+
+def _own_server() -> None:
+    """Prepares a run on its own temporary server."""
+    from flows.server.services import end_orphans
+
+    end_orphans()
+    settings.configure()
+
+
+def _check(recipe: str) -> "Recipe":
+    """Loads a recipe and runs the flow's own checks on it, before a server is started."""
+    from flows.preflight.check import check_inputs, check_settings
+    from flows.recipe.recipe import load_recipe
+    from flows.runs.workspace import locate_workspace
+
+    parsed = load_recipe(recipe)
+    check_settings(parsed)
+    if parsed.sample is None:
+        check_inputs(locate_workspace(parsed))
+    return parsed
+
+
+def _show(recipe: "Recipe", run_id: str) -> None:
+    """Prints the scores and the results directory of a finished run."""
+    from flows.report import score_tables, tables
+    from flows.runs.results import results_directory
+
+    directory = results_directory(recipe, run_id)
+    summary = json.loads((directory / "scores.json").read_text())
+    if scores := score_tables.scores(summary):
+        typer.echo("")
+        for line in tables.plain(scores):
+            typer.echo(line)
+    typer.echo(f"\nResults: {os.path.relpath(directory)}  (see report.md; the model is in model/)")
+
+
+def main() -> None:
+    """Runs the command. Errors raised by this project, and OSErrors, are printed as one message without a traceback.
+
+    SIGTERM unwinds the stack like an error, so that a temporary Prefect server stops with its command.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        app()
+    except Exception as error:
+        ours = type(error).__module__.split(".")[0] in ("flows", "model", "pipelines")
+        if not ours and not isinstance(error, OSError):
+            raise
+        sys.exit(f"honeybee: {error}")

@@ -1,0 +1,101 @@
+"""Builds the data of a stage, without Prefect: the examples of each dataset, then the balanced shards."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.data.decontamination import decontamination
+from flows.runs.workspace import Log, Workspace
+from pipelines.decontamination.match import Decontamination
+from pipelines.images.shrink import Shrink
+from pipelines.jobs.dataset import DatasetSpec
+from pipelines.jobs.embeddings import build_embeddings
+from pipelines.jobs.examples import build_examples
+from pipelines.jobs.images import build_images
+from pipelines.jobs.shards import build_shards
+from pipelines.packing.plan import Lengths, PackingError, make_plan
+from pipelines.shards.plan import Pictures
+from pipelines.shards.remote import push, shards_url
+
+
+@dataclass(frozen=True)
+class StageData:
+    """The data of a stage, as directories in the store."""
+
+    stage: str
+    examples: dict[str, Path]  # by dataset
+    shards: Path
+
+
+def stage_data(
+    workspace: Workspace, stage: str, tokenizer: Path, examples_of: Callable[..., Path], log: Log
+) -> StageData:
+    """Builds the examples of every dataset of a stage, then its shards, reusing what is complete in the store.
+    examples_of: dataset_examples, or a Prefect task that wraps it. Raises PackingError if the packs are too few."""
+    recipe, store = workspace.recipe, workspace.store
+    specs = workspace.specs(stage)
+    benchmarks = decontamination(workspace, log)
+    images = build_images(store, specs, log=log) if recipe.images != "skip" else {}
+    embeddings = build_embeddings(store, specs, recipe.embedder.model, recipe.embedder.device, log=log)
+    examples = {
+        spec.name: examples_of(workspace, stage, spec, tokenizer, images.get(spec.name), embeddings, benchmarks)
+        for spec in specs
+    }
+    part = workspace.stage(stage)
+    side = part.data.image_side
+    shards = build_shards(
+        store,
+        examples=examples,
+        image_roots={spec.name: spec.images for spec in specs},
+        balance=part.data.balance,
+        weights=part.data.weights,
+        num_samples=part.samples,
+        shard_bytes=max(1, round(part.data.shard_mib * 2**20)),
+        tokenizer=tokenizer,
+        seed=recipe.seed,
+        pictures=Pictures(recipe.images, Shrink(side) if side else None),
+        beam_options=recipe.beam,
+        log=log,
+    )
+    log(f"{stage} shards: {shards}")
+    if part.train.packing is not None:  # report packing problems before anything is trained
+        lengths = Lengths(shards / "lengths.parquet")
+        plan = make_plan(lengths, part.train.packing, recipe.model.projector.num_tokens)
+        steps = plan.num_packs // part.train.global_batch
+        log(f"{stage}: {plan.num_packs:,} packs, {plan.used:.1%} full, enough for {steps:,} steps")
+        if steps < (part.train.steps or 1):
+            raise PackingError(
+                f"{stage}: {part.samples:,} samples fill {plan.num_packs:,} packs, enough for only {steps:,} steps of "
+                f"{part.train.global_batch} packs: raise data.samples, or lower train.steps or train.global_batch"
+            )
+    if recipe.paths.remote is not None:
+        push(shards, shards_url(recipe.paths.remote, shards), log)
+    return StageData(stage, examples, shards)
+
+
+def dataset_examples(
+    workspace: Workspace,
+    stage: str,
+    spec: DatasetSpec,
+    tokenizer: Path,
+    images: Path | None,
+    embeddings: Path | None,
+    benchmarks: Decontamination | None,
+    log: Log,
+) -> Path:
+    data = workspace.stage(stage).data
+    return build_examples(
+        workspace.store,
+        spec,
+        templates=data.templates,
+        chat=data.chat,
+        tokenizer=tokenizer,
+        max_text_tokens=data.max_text_tokens,
+        max_images=data.max_images,
+        images=images,
+        embeddings=embeddings,
+        seed=workspace.recipe.seed,
+        decontamination=benchmarks,
+        beam_options=workspace.recipe.beam,
+        log=log,
+    )

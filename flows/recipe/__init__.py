@@ -1,0 +1,1 @@
+"""The recipe: everything that a run may choose, validated before anything runs."""

@@ -1,0 +1,1 @@
+"""Everything that is shown to people: reports, galleries, tables, charts and artifacts."""

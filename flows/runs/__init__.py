@@ -1,0 +1,1 @@
+"""Where a run is stored: workspace, results and finding earlier runs."""

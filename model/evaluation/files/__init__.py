@@ -1,0 +1,1 @@
+"""Readers of answer and question files: JSON, JSON lines and workbooks."""

@@ -1,0 +1,1 @@
+"""Judges for open answers: an OpenAI-compatible endpoint and its cached verdicts."""

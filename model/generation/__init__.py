@@ -1,0 +1,1 @@
+"""Text generation, batched and streamed, for chat, serving and evaluation."""

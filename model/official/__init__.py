@@ -1,0 +1,1 @@
+"""The checkpoints that the authors released: import, export and the projectors' names."""

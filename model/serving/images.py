@@ -1,0 +1,82 @@
+"""Loads the images of a request from data: URLs and, if allowed, from the network."""
+
+import base64
+import binascii
+import contextlib
+import io
+import re
+from collections.abc import Callable, Sequence
+
+from PIL import Image
+
+from model.serving.content import Reference
+from model.serving.errors import RequestError
+from model.serving.fetch_image import FetchError, fetch
+from pipelines.core.errors import ImageRefError
+from pipelines.images.decode import FORMATS, MAX_PIXELS, decode, to_rgb
+
+_DATA = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
+
+
+async def encoded(reference: Reference, allow_urls: bool, max_bytes: int) -> Callable[[], bytes]:
+    """Returns a function that returns the file's bytes, so that base64 can be decoded in a worker thread.
+
+    Raises RequestError (400).
+    """
+    url = reference.url
+    if _DATA.match(url):
+        return lambda: _from_base64(reference)
+    if url.lower().startswith(("http://", "https://")):
+        if not allow_urls:
+            raise _invalid(
+                reference,
+                "this server does not fetch images from the network: send the image as a data: URL, "
+                "or start the server with --allow-urls",
+            )
+        try:
+            data = await fetch(url, max_bytes)
+        except FetchError as error:
+            raise _invalid(reference, f"{url[:200]} could not be fetched: {error}") from None
+        return lambda: data
+    scheme = url[:40].partition(":")[0] if ":" in url[:40] else "none"
+    raise _invalid(
+        reference,
+        f"an image must be a base64 data: URL such as data:image/png;base64,…; found the scheme {scheme[:20]!r}",
+    )
+
+
+def check_together(files: Sequence[bytes]) -> None:
+    """Raises RequestError (400) if all images together have more pixels than are allowed for one image."""
+    pixels = 0
+    for data in files:
+        with contextlib.suppress(Exception), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            size = image.width * image.height
+            pixels += size if size <= MAX_PIXELS else 0  # `opened` reports single images that are too large
+    if pixels > MAX_PIXELS:
+        message = (
+            f"the images of the request have {pixels:,} pixels in total, more than the allowed {MAX_PIXELS:,}: "
+            "send smaller images"
+        )
+        raise RequestError(400, message, "messages", "invalid_image")
+
+
+def opened(reference: Reference, data: bytes) -> Image.Image:
+    """Decodes an image to upright RGB. Raises RequestError (400), naming the field, if it is not a valid image."""
+    try:
+        return to_rgb(decode(data))
+    except ImageRefError as error:
+        raise _invalid(reference, str(error)) from None
+    except Exception as error:  # malformed EXIF data can raise anything when the orientation is applied
+        raise _invalid(reference, f"the image cannot be converted: {type(error).__name__}: {error}") from None
+
+
+def _from_base64(reference: Reference) -> bytes:
+    url = reference.url
+    try:
+        return base64.b64decode(url[url.index(",") + 1 :], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise _invalid(reference, f"the data: URL is not valid base64: {error}") from None
+
+
+def _invalid(reference: Reference, message: str) -> RequestError:
+    return RequestError(400, f"{reference.place}: {message}", reference.place, "invalid_image")

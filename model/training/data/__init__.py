@@ -1,0 +1,1 @@
+"""Shard bytes → batches: reading, decoding, packing, sharding over ranks and collating."""

@@ -1,0 +1,1 @@
+"""DeepSpeed, the optimizer and LoRA; weights loaded, checkpointed and exported."""

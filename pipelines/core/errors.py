@@ -1,0 +1,14 @@
+"""Errors that several parts raise: an image that cannot be used, a shard that is not as its manifest says."""
+
+
+class ImageRefError(ValueError):
+    """An image that cannot be used. `reason`: a short stable name. `detail`: a human-readable explanation."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail.encode("utf-8", "backslashreplace").decode()
+
+
+class ShardError(ValueError):
+    """Raised for a shard, or an input of one, that does not match its manifest."""

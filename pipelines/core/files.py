@@ -1,0 +1,75 @@
+"""Atomic files: written next to their name, renamed when complete, locked while one process writes, hashed."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipelines.core.errors import ShardError
+
+FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is exceeded", errno.EFBIG: "the file is too large"}
+
+
+@contextmanager
+def says_if_full(path: Path) -> Iterator[None]:
+    """Turns a full-disk error (a key of FULL) into a ShardError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise ShardError(
+            f"{path} cannot be written: {FULL[error.errno]}. Free space or raise the limit, then run it again: "
+            "finished files are reused, and partial files are ignored"
+        ) from error
+
+
+def file_sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file's bytes as hex digits. Raises OSError if the file cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path to write to. It is renamed to `path` if the block succeeds and removed if it fails."""
+    partial = partial_of(path)
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def whole_lines(path: Path) -> list[str]:
+    """Returns the complete lines of a file, without a partial last line that a killed writer may leave."""
+    with path.open(encoding="utf-8", newline="\n") as file:
+        return [line for line in file if line.endswith("\n")]
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Writes a file atomically: a reader sees either all of it or nothing, even after a power failure."""
+    with whole_file(path) as partial:
+        partial.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def partial_of(path: Path) -> Path:
+    """Returns the temporary path of a file that is being written, unique for each writer on any machine."""
+    return path.with_name(f".{path.name}.{os.urandom(6).hex()}.partial")
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock among the processes of this host. The kernel releases it when its holder dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

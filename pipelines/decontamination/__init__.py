@@ -1,0 +1,1 @@
+"""Training rows against the images and questions of benchmarks."""

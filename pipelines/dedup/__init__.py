@@ -1,0 +1,1 @@
+"""Semantic de-duplication of the turns of one image."""

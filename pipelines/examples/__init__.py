@@ -1,0 +1,1 @@
+"""Annotations → examples: instructize, group into conversations, render and encode (Beam job 1)."""

@@ -1,0 +1,142 @@
+"""Beam job 1: converts a dataset's annotations to examples, rejects and duplicates.
+
+The graph uses only transforms that behave the same on every runner: Create → Reshuffle → ParDo → GroupByKey(int) → Map.
+Elements refer to batches (file, index), never to rows. The first step splits each batch of the annotations and of the
+images table into one piece per partition, by a hash of the image. GroupByKey collects the names of each partition's
+pieces. The last step writes the partition's files and finally a marker file with its counts. Partitions that already
+have a marker are skipped.
+"""
+
+import itertools
+import json
+import shutil
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.core.arrow_files import open_batches, write_batches, write_parquet
+from pipelines.core.files import write_atomic
+from pipelines.core.hashing import mix64
+from pipelines.examples.image_slots import measures
+from pipelines.examples.render import Renderer, RenderSettings
+from pipelines.schema import ANNOTATIONS, EXAMPLES, IMAGES
+
+ROWS_PER_BATCH = 1024  # examples per batch, the unit of random access when shards are written
+
+Piece = tuple[str, str, int]  # (name of the spill file, input file, batch index in the input file)
+
+
+@dataclass(frozen=True)
+class ExamplesJob:
+    """Everything that a worker needs, as JSON-serialisable values."""
+
+    annotations: str  # directory of annotation files
+    images: str | None  # directory of the images table; None: text-only run that ignores images
+    render: RenderSettings
+    partitions: int
+    out: str
+
+    def marker(self, partition: int) -> Path:
+        return Path(self.out) / f"counts-{partition:05d}.json"
+
+    def spilled(self, name: str) -> Path:
+        return Path(self.out) / "spill" / f"{name}.arrow"
+
+    def part(self, kind: str, partition: int, suffix: str) -> Path:
+        return Path(self.out) / f"{kind}-{partition:05d}.{suffix}"
+
+
+def run_examples_job(job: ExamplesJob, beam_options: list[str]) -> list[dict[str, Any]]:
+    """Runs the job and returns the counts of each partition in order. Raises RuntimeError if the runner skipped one."""
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    class Spill(beam.DoFn):
+        def process(self, piece: Piece) -> Iterator[tuple[int, str]]:
+            spill(job, piece)
+            for partition in range(job.partitions):
+                yield partition, piece[0]  # kept short, since there are pieces × partitions of these
+
+    class Render(beam.DoFn):
+        def process(self, element: tuple[int, Iterable[str]]) -> Iterator[int]:
+            partition, spilled = element
+            render_partition(job, partition, sorted(spilled))
+            yield partition
+
+    if not all(job.marker(p).is_file() for p in range(job.partitions)):
+        pieces = _pieces("annotations", job.annotations) + (_pieces("images", job.images) if job.images else [])
+        (Path(job.out) / "spill").mkdir(parents=True, exist_ok=True)
+        with beam.Pipeline(options=PipelineOptions(beam_options)) as pipeline:
+            _ = (
+                pipeline
+                | "list batches" >> beam.Create(pieces)
+                | "distribute" >> beam.Reshuffle()
+                | "split by image" >> beam.ParDo(Spill()).with_output_types(tuple[int, str])
+                | "group by partition" >> beam.GroupByKey()
+                | "render" >> beam.ParDo(Render()).with_output_types(int)
+            )
+    shutil.rmtree(
+        Path(job.out) / "spill", ignore_errors=True
+    )  # also left by a build that was killed right before this line
+    lost = [p for p in range(job.partitions) if not job.marker(p).is_file()]
+    if lost:
+        raise RuntimeError(
+            f"{job.render.dataset}: the Beam runner did not process the partitions {lost}; run again with FnApiRunner"
+        )
+    return [json.loads(job.marker(p).read_text()) for p in range(job.partitions)]
+
+
+def _pieces(kind: str, directory: str) -> list[Piece]:
+    paths = sorted(Path(directory).glob("*.arrow"))
+    batches = [(str(path), n) for path in paths for n in range(open_batches(path).num_record_batches)]
+    return [(f"{kind[0]}{index}", *batch) for index, batch in enumerate(batches)]
+
+
+def spill(job: ExamplesJob, piece: Piece) -> None:
+    """Splits one batch by the hash of the image and writes a spill file whose batch p is the piece of partition p."""
+    name, source, index = piece
+    batch = open_batches(Path(source)).get_batch(index)
+    partition = _partition_of(batch, job.partitions)
+    order = np.argsort(partition, kind="stable")
+    bounds = np.searchsorted(partition[order], np.arange(job.partitions + 1))
+    cut = batch.take(pa.array(order))
+    write_batches(job.spilled(name), batch.schema, (cut.slice(a, b - a) for a, b in itertools.pairwise(bounds)))
+
+
+def _partition_of(batch: pa.RecordBatch, partitions: int) -> np.ndarray:
+    """Assigns rows to partitions by image, so that all turns of an image and its measurements share one partition. Rows
+    without an image are assigned by row number."""
+    images = batch.column("image").dictionary_encode()
+    hashes = np.array([zlib.crc32(i.encode()) for i in images.dictionary.to_pylist()] + [0], dtype=np.uint64)
+    partition = hashes[pc.fill_null(images.indices, len(hashes) - 1).to_numpy()]
+    if images.null_count:
+        without = images.indices.is_null().to_numpy(zero_copy_only=False)
+        partition[without] = mix64(batch.column("row").to_numpy()[without].astype(np.uint64), 0)
+    return (partition % np.uint64(partitions)).astype(np.int64)
+
+
+def render_partition(job: ExamplesJob, partition: int, spilled: list[str]) -> None:
+    """Writes the files of one partition from its pieces, and its marker last."""
+    if job.marker(partition).is_file():
+        return
+    pieces: dict[str, list[pa.RecordBatch]] = {"a": [], "i": []}  # annotations, images
+    for name in spilled:
+        pieces[name[0]].append(open_batches(job.spilled(name)).get_batch(partition))
+    annotations = pa.Table.from_batches(pieces["a"], ANNOTATIONS[job.render.task]).sort_by("row")
+    images = pa.Table.from_batches(pieces["i"], IMAGES) if job.images else None
+    if job.images and images is not None and "more_images" in annotations.schema.names:
+        others = set(pc.list_flatten(annotations["more_images"]).to_pylist()) - set(images["image"].to_pylist())
+        images = pa.concat_tables([images, measures(Path(job.images), others)])
+    result = Renderer.of(job.render).render(annotations, images)
+    write_batches(job.part("examples", partition, "arrow"), EXAMPLES, result.examples.to_batches(ROWS_PER_BATCH))
+    write_parquet(job.part("rejects", partition, "parquet"), result.rejects)
+    write_parquet(job.part("duplicates", partition, "parquet"), result.duplicates)
+    if result.overlaps is not None:
+        write_parquet(job.part("overlaps", partition, "parquet"), result.overlaps)
+    write_atomic(job.marker(partition), json.dumps(result.counts))

@@ -1,0 +1,1 @@
+"""One file for each kind of store entry: its key, its VERSION and the code that makes it."""

@@ -1,0 +1,60 @@
+"""store/images/: the table of distinct images of one image root.
+
+Raise VERSION when a change to pipelines/images/ changes the table.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.core.arrow_files import read_table, write_batches
+from pipelines.core.store import Store, digest_of
+from pipelines.examples.image_slots import named_images
+from pipelines.images.table import identities, images_table
+from pipelines.jobs.annotations import ROWS_PER_BATCH, annotation_batches, build_annotations
+from pipelines.jobs.dataset import DatasetSpec, Log
+from pipelines.schema import IMAGES
+
+IMAGES_VERSION = 2
+
+
+def build_images(store: Store, specs: Sequence[DatasetSpec], log: Log = print) -> dict[str, Path]:
+    """Measures every distinct image of the datasets, building one images table per image root. Returns dataset name →
+    directory of its table. An image is reopened only if its path, size or modification time has changed."""
+    tables: dict[str, Path] = {}
+    for root in sorted({spec.images.resolve() for spec in specs}):
+        users = [spec for spec in specs if spec.images.resolve() == root]
+        names: set[str] = set()
+        for spec in users:
+            names |= distinct_images(build_annotations(store, spec, log))
+        tables |= dict.fromkeys((s.name for s in users), _images_of_root(store, root, sorted(names), log))
+    return tables
+
+
+def _images_of_root(store: Store, root: Path, names: list[str], log: Log) -> Path:
+    key = {"version": IMAGES_VERSION, "images": digest_of(zip(names, identities(root, names), strict=True))}
+
+    def make(out: Path) -> dict[str, Any]:
+        known = [
+            read_table(manifest.parent / "images.arrow")
+            for manifest in sorted((store.root / "images").glob("*/manifest.json"))
+            if json.loads(manifest.read_text())["key"]["version"] == IMAGES_VERSION
+        ]
+        table = images_table(root, names, pa.concat_tables(known) if known else None)
+        write_batches(out / "images.arrow", IMAGES, table.to_batches(ROWS_PER_BATCH))
+        rejects = Counter(reason for reason in table["reject"].to_pylist() if reason)
+        log(f"{root}: {table.num_rows:,} images, of which {sum(rejects.values())} are unusable")
+        return {"num_images": table.num_rows, "rejects": dict(sorted(rejects.items()))}
+
+    return store.produce("images", key, make)
+
+
+def distinct_images(annotations: Path) -> set[str]:
+    names: set[str] = set()
+    for batch in annotation_batches(annotations):
+        names |= named_images(batch)
+    return names

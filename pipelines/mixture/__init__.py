@@ -1,0 +1,1 @@
+"""Shares of the datasets and the order of all samples, as a pure function."""

@@ -1,0 +1,1 @@
+"""Writers of held-out questions in the official layouts of the benchmarks."""

@@ -1,0 +1,55 @@
+"""LLaVA-Bench's official files (questions, context and reference answers, as JSON Lines), on held-out scenes.
+
+Each scene appears together with its mirror image: both get the same questions, and their answers differ.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.sample_corpus.benchmarks.pope import mirrored_relations
+from pipelines.sample_corpus.datasets.llava import DESCRIBE, SAY_WHY, description, reason
+from pipelines.sample_corpus.world.facts import FOUR_WAY, Question
+from pipelines.sample_corpus.world.scenes import Picture
+from pipelines.sample_corpus.world.writing import Account, write_image
+
+_FOLDER = Path("LLaVA-Bench")
+_MOST = 24  # images
+
+
+def write_llava_bench(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
+    """Writes at most 72 questions: one of every category per image."""
+    files: dict[str, list[dict[str, Any]]] = {"questions": [], "context": [], "answers_gpt4": []}
+    for number, (picture, relation) in enumerate(mirrored_once(pictures, rng, _MOST), start=1):
+        scene, image = picture.scene, f"{number:03d}.jpg"
+        write_image(directory / _FOLDER / "images" / image, picture.jpeg)
+        files["context"].append({"id": f"{number:03d}", "image": image, "caption": description(scene)})
+        thing = min(thing.kind for thing in scene.things.values())  # the same for the mirror image
+        (where,) = [asked for asked in FOUR_WAY["where"](scene, rng) if asked.text == f"Where is the {thing}?"]
+        for category, text, answer in (
+            ("conv", where.text, f"The {thing} is at the {where.answer}."),
+            ("detail", DESCRIBE, description(scene)),
+            ("complex", f"{relation.text} {SAY_WHY}", reason(scene, relation)),
+        ):
+            key = len(files["questions"])
+            files["questions"].append({"image": image, "text": text, "category": category, "question_id": key})
+            files["answers_gpt4"].append(
+                {"question_id": key, "prompt": text, "answer_id": str(key), "model_id": "sample", "text": answer}
+            )
+    account = Account()
+    for name, rows in files.items():
+        file = _FOLDER / f"{name}.jsonl"
+        (directory / _FOLDER).mkdir(parents=True, exist_ok=True)
+        (directory / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        account.rows[str(file)] = len(rows)
+    return account
+
+
+def mirrored_once(pictures: Sequence[Picture], rng: random.Random, most: int) -> list[tuple[Picture, Question]]:
+    """Returns at most `most` images, each once and next to its mirror image, with one relation question for both."""
+    first: dict[int, tuple[Picture, Question]] = {}
+    for picture, question in mirrored_relations(pictures, rng):
+        first.setdefault(picture.id, (picture, question))
+    return list(first.values())[:most]

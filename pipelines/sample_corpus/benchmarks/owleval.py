@@ -1,0 +1,32 @@
+"""OwlEval's official `questions.jsonl` and images (`cases`), on held-out scenes; people judge the answers."""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.sample_corpus.benchmarks.llava_bench import mirrored_once
+from pipelines.sample_corpus.datasets.llava import DESCRIBE, SAY_WHY
+from pipelines.sample_corpus.world.scenes import Picture
+from pipelines.sample_corpus.world.writing import Account, write_image
+
+_FOLDER = Path("OwlEval")
+_MOST = 26  # images
+
+
+def write_owleval(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
+    """Writes at most 52 questions: for each image a description, then a relation with its reason."""
+    lines: list[dict[str, Any]] = []
+    for number, (picture, relation) in enumerate(mirrored_once(pictures, rng, _MOST), start=1):
+        image = f"{number}.jpg"
+        write_image(directory / _FOLDER / "cases" / image, picture.jpeg)
+        for text, ability, category in (
+            (DESCRIBE, "a,b", ["single_turn", "multi_turn"]),
+            (f"{relation.text} {SAY_WHY}", "a,b,e,f", ["multi_turn"]),
+        ):
+            row = {"image": image, "question_id": len(lines) + 1, "question": text}
+            lines.append({**row, "ability": ability, "category": category})
+    file = _FOLDER / "questions.jsonl"
+    (directory / file).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return Account(rows={str(file): len(lines)})

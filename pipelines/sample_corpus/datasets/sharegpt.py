@@ -1,0 +1,49 @@
+"""ShareGPT's layout: text-only conversations, some with many turns, some with one long answer."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.sample_corpus.world.facts import arithmetic, counting, full_caption, geometry, open_questions
+from pipelines.sample_corpus.world.scenes import Picture
+from pipelines.sample_corpus.world.writing import Account, spread, write_json
+
+_FILE = Path("Vicuna") / "sharegpt.json"
+_MOST_TURNS = 30
+_LONGEST_COUNT = 250
+
+
+def write_sharegpt(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
+    """Writes questions about additions and shapes, questions about a scene described in text, and, in every fourth row,
+    a conversation that is too long for a short example."""
+    rows: list[dict[str, Any]] = []
+
+    def add(turns: list[tuple[str, str]]) -> int:
+        texts = [text for turn in turns for text in turn]
+        messages = [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
+        rows.append({"id": f"sample{len(rows):06d}_0", "conversations": messages})
+        return len(rows) - 1
+
+    for number, picture in enumerate(spread(pictures, 7)):
+        if number % 4 == 3:
+            turns = [rng.choice((arithmetic, geometry))(rng) for _ in range(rng.randint(8, _MOST_TURNS))]
+            turns.insert(rng.randrange(len(turns)), counting(rng.randint(10, _LONGEST_COUNT)))
+        elif number % 2:
+            prompt = f"A picture shows {full_caption(picture.scene)}. {{}}"
+            asked = [(question.text, question.answer) for question in open_questions(picture.scene, rng)]
+            turns = [(prompt.format(asked[0][0]), asked[0][1]), *asked[1:]]
+        else:
+            turns = [rng.choice((arithmetic, geometry))(rng) for _ in range(rng.randint(1, 4))]
+        add(turns)
+
+    account = Account()
+    account.broke(str(_FILE), add([arithmetic(rng), ("And then?", "")]), "empty answer")
+    account.broke(str(_FILE), add([arithmetic(rng), geometry(rng)]), "assistant speaks first")
+    del rows[-1]["conversations"][0]
+    account.broke(str(_FILE), add([arithmetic(rng), geometry(rng)]), "the last question has no answer")
+    del rows[-1]["conversations"][-1]
+    account.broke(str(_FILE), add([]), "no turn")
+    write_json(directory / _FILE, rows)
+    account.rows = {str(_FILE): len(rows)}
+    return account

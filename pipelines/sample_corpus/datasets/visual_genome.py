@@ -1,0 +1,60 @@
+"""Visual Genome's official files: phrases with their regions, and the size and URL of every image."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.sample_corpus.world.facts import region_phrase
+from pipelines.sample_corpus.world.scenes import SIZE, Picture
+from pipelines.sample_corpus.world.writing import Account, spread, write_image, write_json
+
+_FOLDER = Path("VisualGenome")
+_REGIONS = _FOLDER / "metadata" / "region_descriptions.json"
+_IMAGES = _FOLDER / "metadata" / "image_data.json"
+_PART = "VG_100K"
+_SLACK = 2  # px by which a box may be too large on each side, like boxes drawn by hand, even beyond the image
+
+
+def write_visual_genome(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
+    """Writes one phrase for each thing. The last entry holds the broken regions."""
+    described: list[dict[str, Any]] = []
+    images: list[dict[str, Any]] = []
+    account = Account(rows={str(_REGIONS): 0})
+
+    def region(image_id: int, phrase: str, box: Sequence[int]) -> dict[str, Any]:
+        account.rows[str(_REGIONS)] += 1
+        fields = dict(zip(("x", "y", "width", "height"), box, strict=True))
+        return {"region_id": account.rows[str(_REGIONS)], **fields, "image_id": image_id, "phrase": phrase}
+
+    pictures = spread(pictures, 5)
+    for picture in pictures:
+        name = f"{_PART}/{picture.id}.jpg"
+        write_image(directory / _FOLDER / name, picture.jpeg)
+        address = {"url": f"https://example.org/{name}", "image_id": picture.id, "coco_id": None, "flickr_id": None}
+        images.append({"width": SIZE, "height": SIZE, **address})
+        regions = []
+        for cell, thing in picture.scene.things.items():
+            left, up, right, down = (rng.randint(0, _SLACK) for _ in range(4))
+            x, y, width, height = picture.boxes[cell]
+            box = (x - left, y - up, width + left + right, height + up + down)
+            regions.append(region(picture.id, region_phrase(thing, cell, rng), box))
+        described.append({"regions": regions, "id": picture.id})
+
+    first = pictures[0]
+    box = next(iter(first.boxes.values()))
+    after = max(picture.id for picture in pictures) + 1
+    broken = []
+    for what, image_id, phrase, corners in (
+        ("box without area", first.id, "a shape", (*box[:2], 0, 0)),
+        ("box outside the image", first.id, "a shape", (SIZE, SIZE, *box[2:])),
+        ("empty phrase", first.id, "", box),
+        ("image that no file describes", after, "a shape", box),
+    ):
+        broken.append(region(image_id, phrase, corners))
+        account.broke(str(_REGIONS), account.rows[str(_REGIONS)] - 1, what)
+    described.append({"regions": broken, "id": after})
+    write_json(directory / _REGIONS, described)
+    write_json(directory / _IMAGES, images)
+    account.rows[str(_IMAGES)] = len(images)
+    return account

@@ -1,0 +1,1 @@
+"""How the bytes of official files are read: JSON streams, tars, conversations and joins."""

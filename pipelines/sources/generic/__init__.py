@@ -1,0 +1,1 @@
+"""Sources that a recipe configures: LLaVA-style conversations and Hugging Face datasets."""

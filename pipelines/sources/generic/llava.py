@@ -1,0 +1,59 @@
+"""Reads conversations in the layout of LLaVA or other trainers from all JSON and JSON Lines files below a directory.
+
+A row is an object with `conversations` or `messages` (see conversations.py). Its images are in `image` or `images`, a
+file name or a list of them; without either, it is text only. Row indices continue across files, sorted by path.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.sources.base import Source, SourceError, file_batches, matching_files
+from pipelines.sources.fields import Reject, clean, show
+from pipelines.sources.formats import json_stream
+from pipelines.sources.formats.conversations import place, turns
+from pipelines.sources.options import SourceOptions
+
+_PATTERNS = ("**/*.json", "**/*.jsonl")
+
+
+def _records(path: Path) -> Iterator[Any]:
+    return json_stream.lines(path) if path.suffix == ".jsonl" else json_stream.records(path)
+
+
+def _images(record: dict[str, Any]) -> list[str]:
+    """Returns the image file names. Rejects: wrong_type, empty_field, not_utf8, two_picture_fields."""
+    found: list[str] = []
+    for name in ("image", "images"):
+        value = record.get(name)
+        names = value if type(value) is list else [] if value is None else [value]
+        if names and found:
+            raise Reject("two_picture_fields", f"image is {show(record['image'])}, images is {show(value)}")
+        found += [clean(f"{name}[{i}]", each) for i, each in enumerate(names)]
+    return found
+
+
+def _row(record: Any) -> tuple[Any, ...]:
+    if type(record) is not dict:
+        raise Reject("wrong_type", f"the row is {show(record)}, not an object")
+    for name in ("conversations", "messages"):
+        if name in record:
+            return place(_images(record), turns(record, name))
+    raise Reject("missing_field", f"conversations or messages is missing; the fields are {show(list(record))}")
+
+
+def source(options: SourceOptions) -> Source:
+    """Returns the source. options.files: a glob of the files below the root; default: all `*.json` and `*.jsonl`."""
+    if options.columns is not None:
+        raise SourceError("the source llava takes no `columns`: remove them from the recipe")
+    patterns = (options.files,) if options.files else _PATTERNS
+
+    def files(root: Path) -> list[Path]:
+        return matching_files(root, *patterns)
+
+    def read(root: Path) -> Iterator[pa.RecordBatch]:
+        yield from file_batches("conversation", root, files(root), _records, _row)
+
+    return Source("llava", "conversation", files, read, options=options.as_json())

@@ -1,0 +1,94 @@
+"""The `honeybee` command on the command line."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.server import services
+
+
+def honeybee(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess:
+    command = [Path(sys.executable).with_name("honeybee"), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, text=True, capture_output=True, env=os.environ | {"COLUMNS": "200"})
+
+
+def test_help_lists_every_command(tmp_path):
+    done = honeybee("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    commands = ["sample", "build", "diff", "train", "evaluate", "chat", "serve", "templates", "up", "down", "submit"]
+    for command in [*commands, "import-official", "export-official"]:
+        assert f" {command} " in done.stdout
+
+
+def test_sample_writes_the_corpus_and_refuses_foreign_directories(tmp_path):
+    done = honeybee("sample", "corpus", "--scenes", "20", "--held-out", "4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "vqav2:" in done.stdout
+    assert (tmp_path / "corpus/VQAv2/v2_OpenEnded_mscoco_train2014_questions.json").is_file()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").touch()
+    done = honeybee("sample", "mine", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "contains files that are not a sample corpus" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_dry_run(write_recipe, tmp_path):
+    done = honeybee("train", write_recipe(), "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "finetune: 3 steps × 8 examples = 24 samples" in done.stdout
+
+
+@pytest.mark.parametrize("command", [["train"], ["train", "--dry-run"], ["build"], ["build", "--dry-run"]])
+def test_an_invalid_recipe_fails_immediately_with_one_message(write_recipe, tmp_path, command):
+    path = write_recipe({"finetune/data/templates": "fein"})
+    done = honeybee(*command, path, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("honeybee: recipe tiny cannot run; nothing was started:")
+    assert "template set 'fein'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def running(write_recipe, tmp_path) -> Iterator[tuple[subprocess.Popen, list[psutil.Process]]]:
+    """A run that has started, and its child processes, among them its server."""
+    command = [Path(sys.executable).with_name("honeybee"), "train", str(write_recipe())]
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=clean, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as run:
+        assert run.stdout is not None
+        assert any("Results:" in line for line in run.stdout)
+        started = psutil.Process(run.pid).children(recursive=True)
+        assert any(services._SERVER in process.cmdline() for process in started)
+        yield run, started
+        for process in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def test_a_terminated_run_stops_its_server(running):
+    run, started = running
+    run.terminate()
+    assert run.wait(timeout=120) != 0
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert not alive
+
+
+def test_the_server_of_a_killed_run_is_stopped_by_the_next_run(running):
+    run, started = running
+    services.end_orphans()
+    assert all(process.is_running() for process in started), "the run is still alive"
+    run.kill()
+    run.wait(timeout=30)
+    services.end_orphans()
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert not alive

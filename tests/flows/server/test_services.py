@@ -1,0 +1,79 @@
+"""Server and worker: other processes are never touched, and failures to start are reported."""
+
+import http.server
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.server import services
+
+
+@pytest.fixture(autouse=True)
+def directory(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".honeybee").mkdir()
+    (tmp_path / "prefect.yaml").write_text("deployments: []\n")
+    return tmp_path
+
+
+@pytest.fixture
+def sleeper():
+    """A process with a child process."""
+    child = "import time; time.sleep(60)"
+    code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}]).wait()"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    yield psutil.Process(process.pid)
+    process.kill()
+    process.wait()
+
+
+def remember(name: str, pid: int, started: float) -> Path:
+    path = Path(".honeybee") / f"{name}.json"
+    path.write_text(json.dumps({"pid": pid, "started": started, "port": 4200}))
+    return path
+
+
+def test_stop_ends_a_process_with_its_children(sleeper):
+    while not sleeper.children():
+        pass
+    child = sleeper.children()[0]
+    record = remember("worker", sleeper.pid, sleeper.create_time())
+    services.stop(lambda _: None)
+    psutil.wait_procs([child], timeout=10)
+    assert not child.is_running()
+    assert not sleeper.is_running() or sleeper.status() == psutil.STATUS_ZOMBIE
+    assert not record.exists()
+
+
+def test_stop_ignores_a_process_that_reuses_the_pid(sleeper):
+    remember("worker", sleeper.pid, sleeper.create_time() - 100)
+    assert services.running("worker") is None
+    services.stop(lambda _: None)
+    assert sleeper.is_running()
+    assert sleeper.status() != psutil.STATUS_ZOMBIE
+
+
+def test_stop_without_started_processes_does_nothing():
+    services.stop(lambda line: pytest.fail(line))
+
+
+def test_a_port_used_by_another_program_is_reported(directory):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(services.ServiceError, match="is used by another program"):
+            services.start(server.server_port, directory / "prefect.yaml", lambda _: None)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert services.running("server") is None
+
+
+def test_start_outside_a_checkout_is_reported(directory):
+    with pytest.raises(services.ServiceError, match=r"nowhere\.yaml does not exist: run this command in a checkout"):
+        services.start(4200, directory / "nowhere.yaml", lambda _: None)
