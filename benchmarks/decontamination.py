@@ -20,33 +20,33 @@ from pipelines.images.perceptual_hash import near_pairs, perceptual_hash
 
 DRAWINGS = "ScienceQA"  # the folder of charts, maps and tables
 LIMITS = range(0, 13, 2)  # 32 of 64 bits are set, so that two hashes differ in an even number
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 
-Picture = Image.Image
+SceneImage = Image.Image
 Hash = int | None
 
 
-def jpeg(quality: int) -> Callable[[Picture], Picture]:
-    return lambda picture: saved(picture, "JPEG", quality=quality)
+def jpeg(quality: int) -> Callable[[SceneImage], SceneImage]:
+    return lambda scene_image: saved(scene_image, "JPEG", quality=quality)
 
 
-def saved(picture: Picture, kind: str, **options: int) -> Picture:
+def saved(scene_image: SceneImage, kind: str, **options: int) -> SceneImage:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    scene_image.save(buffer, kind, **options)
     return to_rgb(decode(buffer.getvalue()))
 
 
-def longest(picture: Picture, side: int) -> Picture:
-    scale = side / max(picture.size)
-    return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
+def longest(scene_image: SceneImage, side: int) -> SceneImage:
+    scale = side / max(scene_image.size)
+    return scene_image.resize((max(1, round(scene_image.width * scale)), max(1, round(scene_image.height * scale))))
 
 
-def cropped(picture: Picture, share: float) -> Picture:
-    dx, dy = round(picture.width * share), round(picture.height * share)
-    return picture.crop((dx, dy, picture.width - dx, picture.height - dy))
+def cropped(scene_image: SceneImage, share: float) -> SceneImage:
+    dx, dy = round(scene_image.width * share), round(scene_image.height * share)
+    return scene_image.crop((dx, dy, scene_image.width - dx, scene_image.height - dy))
 
 
-COPIES: dict[str, Callable[[Picture], Picture]] = {
+COPIES: dict[str, Callable[[SceneImage], SceneImage]] = {
     **{f"JPEG, quality {quality}": jpeg(quality) for quality in (95, 75, 50, 30)},
     "WebP, quality 75": lambda p: saved(p, "WEBP", quality=75),
     "PNG, 256 colours": lambda p: saved(p.quantize(256), "PNG"),
@@ -70,18 +70,18 @@ def read(directory: Path) -> dict[str, bytes]:
         if path.suffix == ".tar":
             with tarfile.open(path) as tar:
                 for member in tar:
-                    if member.name.endswith(PICTURES):
+                    if member.name.endswith(IMAGES):
                         found.setdefault(tar.extractfile(member).read(), f"{path.parts[-2]}/{member.name}")
-        elif path.suffix.lower() in PICTURES:
+        elif path.suffix.lower() in IMAGES:
             found.setdefault(path.read_bytes(), str(path.relative_to(directory)))
     return {name: data for data, name in found.items()}
 
 
-def pieces(picture: Picture) -> Iterator[Picture]:
+def pieces(scene_image: SceneImage) -> Iterator[SceneImage]:
     """Quarters, mirrored and not: pictures of their own, to have more pairs than a few hundred pictures give."""
-    w, h = picture.width // 2, picture.height // 2
+    w, h = scene_image.width // 2, scene_image.height // 2
     for x, y in ((0, 0), (w, 0), (0, h), (w, h)):
-        quarter = picture.crop((x, y, x + w, y + h))
+        quarter = scene_image.crop((x, y, x + w, y + h))
         yield from (quarter, ImageOps.mirror(quarter))
 
 
@@ -89,12 +89,12 @@ def bits(a: Hash, b: Hash) -> float:
     return float("inf") if a is None or b is None else (a ^ b).bit_count()
 
 
-def recall(pictures: dict[str, Picture], hashes: dict[str, Hash]) -> None:
-    with_hash = [name for name in pictures if hashes[name] is not None]
+def recall(scene_images: dict[str, SceneImage], hashes: dict[str, Hash]) -> None:
+    with_hash = [name for name in scene_images if hashes[name] is not None]
     print(f"\nCopies found, of the {len(with_hash)} pictures with a hash, by distance:")
     print("|".join(["", "copy", *map(str, LIMITS), ""]))
     for kind, copy in COPIES.items():
-        found = np.array([bits(hashes[name], perceptual_hash(copy(pictures[name]))) for name in with_hash])
+        found = np.array([bits(hashes[name], perceptual_hash(copy(scene_images[name]))) for name in with_hash])
         print("|".join(["", kind, *(f"{(found <= limit).mean():.1%}" for limit in LIMITS), ""]))
 
 
@@ -114,7 +114,7 @@ def false_matches(title: str, hashes: list[Hash], names: list[str] | None = None
             print(f"  {d}: {names[some[a][1]]} {names[some[b][1]]}")
 
 
-def speed(photo: Picture) -> None:
+def speed(photo: SceneImage) -> None:
     buffer = io.BytesIO()
     photo.resize((640, 480)).save(buffer, "JPEG", quality=90)
     decoded = to_rgb(decode(buffer.getvalue()))
@@ -142,21 +142,21 @@ def best(work: Callable[[], object], times: int = 20) -> float:
 
 
 def main(directory: Path) -> None:
-    pictures = {name: to_rgb(decode(data)) for name, data in read(directory).items()}
-    hashes = {name: perceptual_hash(picture) for name, picture in pictures.items()}
+    scene_images = {name: to_rgb(decode(data)) for name, data in read(directory).items()}
+    hashes = {name: perceptual_hash(scene_image) for name, scene_image in scene_images.items()}
     folders: dict[str, list[bool]] = {}
     for name, value in hashes.items():
         folders.setdefault(name.split("/")[0], []).append(value is None)
     print("Pictures without a hash, of all:")
     print(", ".join(f"{folder} {sum(each)} of {len(each)}" for folder, each in folders.items()))
-    recall(pictures, hashes)
+    recall(scene_images, hashes)
     print("\nDistinct pictures taken for copies, by distance:")
     false_matches("pictures", list(hashes.values()), list(hashes))
-    quarters = {name: [perceptual_hash(piece) for piece in pieces(p)] for name, p in pictures.items()}
+    quarters = {name: [perceptual_hash(piece) for piece in pieces(p)] for name, p in scene_images.items()}
     photographs = [each for name, each in quarters.items() if not name.startswith(DRAWINGS)]
     for title, chosen in ((f"quarters, {DRAWINGS} aside", photographs), ("all quarters", quarters.values())):
         false_matches(title, [value for each in chosen for value in each])
-    speed(next(iter(pictures.values())))
+    speed(next(iter(scene_images.values())))
 
 
 if __name__ == "__main__":

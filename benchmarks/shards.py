@@ -28,7 +28,7 @@ from pipelines.jobs.shards import build_shards
 from pipelines.mixture.order import make_mixture
 from pipelines.mixture.shares import Balance
 from pipelines.sample_corpus import write_sample
-from pipelines.shards.plan import Pictures, cut_evenly, cut_groups, in_order, sample_weights
+from pipelines.shards.plan import ImageMode, cut_evenly, cut_groups, in_order, sample_weights
 
 TEXT = {
     "vqav2": ("VQAv2", 10),
@@ -98,7 +98,7 @@ def spread(
             shard_bytes=round(mib * 2**20),
             tokenizer=tokenizer,
             seed=0,
-            pictures=Pictures(mode),
+            image_mode=ImageMode(mode),
             log=quiet,
         )
         manifest = read_manifest(directory)
@@ -108,7 +108,7 @@ def spread(
         )
         quotas = manifest["mixture"]["quotas"]
         mixture = make_mixture(quotas, {n: f["examples"] for n, f in manifest["datasets"].items()}, 0)
-        each = sample_weights(mixture, examples, Pictures(mode))(np.arange(num_samples))
+        each = sample_weights(mixture, examples, ImageMode(mode))(np.arange(num_samples))
         rows.append(
             {
                 "data": name,

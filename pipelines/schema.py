@@ -108,7 +108,7 @@ DUPLICATES = pa.schema(
 )
 
 # The images and questions of a benchmark. `item` is the benchmark's own name of an image or id of a question.
-BENCHMARK_PICTURES = pa.schema(
+BENCHMARK_IMAGES = pa.schema(
     [
         pa.field("item", pa.string(), nullable=False),
         pa.field("sha256", pa.string(), nullable=False),

@@ -33,9 +33,9 @@ def chat(
     from model.check_directory import check_model
 
     check_model(model)  # before torch is imported
-    from model.generation.chat import Chat, open_picture
+    from model.generation.chat import Chat, load_image
 
-    opened = [open_picture(path) for path in (image, *(images or []))]
+    opened = [load_image(path) for path in (image, *(images or []))]
     session = Session(Chat.load(model), opened, max_new_tokens, temperature)
     if question is not None:
         session.answer(question)
@@ -71,13 +71,13 @@ class Session:
 
     def take(self, line: str) -> None:
         """Handles one line of input. Raises ChatError."""
-        from model.generation.chat import ChatError, open_picture
+        from model.generation.chat import ChatError, load_image
 
         command, _, argument = line.partition(" ")
         if command == "/image":
             if not argument:
                 raise ChatError("/image needs the path of an image")
-            self.new.append(open_picture(argument.strip()))
+            self.new.append(load_image(argument.strip()))
         elif line == "/reset":
             self.talk.messages, self.new = [], [*self.first]
             typer.echo("Started a new conversation about the images given on the command line.")

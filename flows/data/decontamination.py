@@ -17,10 +17,10 @@ from pipelines.core.errors import ImageRefError
 from pipelines.decontamination.match import Decontamination
 from pipelines.images.references import ImageRoot
 from pipelines.images.table import identities
-from pipelines.jobs.benchmark_items import BenchmarkItems, BenchmarkPicture, build_benchmark_items
+from pipelines.jobs.benchmark_items import BenchmarkImage, BenchmarkItems, build_benchmark_items
 
 # Suffixes of image files. Formats that cannot be decoded here (.tif and those after it) are errors rather than ignored.
-PICTURES = (
+IMAGES = (
     ".jpg",
     ".jpeg",
     ".jpe",
@@ -56,9 +56,9 @@ def decontamination(workspace: Workspace, log: Log = print) -> Decontamination |
     built = []
     for name in sorted(listed_benchmarks(workspace.recipe)):
         items = read_items(workspace, name)
-        if items.passed_over:
-            log(f"benchmark {name}: ignored {len(items.passed_over)} files without an image suffix: "
-                f"{', '.join(items.passed_over[:_NAMED])}")  # fmt: skip
+        if items.ignored_files:
+            log(f"benchmark {name}: ignored {len(items.ignored_files)} files without an image suffix: "
+                f"{', '.join(items.ignored_files[:_NAMED])}")  # fmt: skip
         built.append((name, str(build_benchmark_items(workspace.store, items, log))))
     return Decontamination(tuple(built), part.images, part.distance, part.questions, part.action)
 
@@ -67,7 +67,7 @@ def read_items(workspace: Workspace, name: str) -> BenchmarkItems:
     """Returns the images and questions of a listed benchmark; image bytes are read only on demand."""
     part, listed = workspace.recipe.decontamination, listed_benchmarks(workspace.recipe)[name]
     assert part is not None
-    shown: list[BenchmarkPicture] = []
+    shown: list[BenchmarkImage] = []
     asked: list[tuple[str, str]] = []
     others: list[str] = []
     if listed.path is not None:
@@ -100,15 +100,15 @@ def _texts(questions: list[Question]) -> Iterator[tuple[str, str]]:
             yield question.id, text
 
 
-def _official_images(root: Path, questions: list[Question]) -> list[BenchmarkPicture]:
+def _official_images(root: Path, questions: list[Question]) -> list[BenchmarkImage]:
     """Returns the images of the questions: files below the root, or embedded in the official files."""
     images = {image.name: image for question in questions for image in question.images}
     known = identities(root, images) if root.is_dir() else [None] * len(images)
     missing: list[str] = []
-    found: list[BenchmarkPicture] = []
+    found: list[BenchmarkImage] = []
     for image, identity in zip(images.values(), known, strict=True):
         try:
-            found.append(BenchmarkPicture(image.name, identity or _digest(image), image.read))
+            found.append(BenchmarkImage(image.name, identity or _digest(image), image.read))
         except ImageRefError as error:
             missing.append(f"{image.name}: {error}")
     _check_complete(root, len(images), missing)
@@ -119,7 +119,7 @@ def _digest(image: QuestionImage) -> str:
     return f"sha256:{hashlib.sha256(image.read()).hexdigest()}"
 
 
-def _images_below(root: Path) -> tuple[list[BenchmarkPicture], list[str]]:
+def _images_below(root: Path) -> tuple[list[BenchmarkImage], list[str]]:
     """Returns every file below the root with an image suffix, and the names of all other files."""
     if not root.is_dir():
         raise RecipeError(f"{root} is not a directory")
@@ -131,7 +131,7 @@ def _images_below(root: Path) -> tuple[list[BenchmarkPicture], list[str]]:
             )
         relative = Path(directory).relative_to(root)
         below += [(relative / each).as_posix() for each in files]
-    names = sorted(each for each in below if each.lower().endswith(PICTURES))
+    names = sorted(each for each in below if each.lower().endswith(IMAGES))
     if not names:
         raise RecipeError(f"{root} contains no images")
     reader = ImageRoot(root)
@@ -140,7 +140,7 @@ def _images_below(root: Path) -> tuple[list[BenchmarkPicture], list[str]]:
         if identity is None:
             missing.append(name)
         else:
-            found.append(BenchmarkPicture(name, identity, partial(reader.read, name)))
+            found.append(BenchmarkImage(name, identity, partial(reader.read, name)))
     _check_complete(root, len(names), missing)
     return found, sorted(set(below) - set(names))
 

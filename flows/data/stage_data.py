@@ -14,7 +14,7 @@ from pipelines.jobs.examples import build_examples
 from pipelines.jobs.images import build_images
 from pipelines.jobs.shards import build_shards
 from pipelines.packing.plan import Lengths, PackingError, make_plan
-from pipelines.shards.plan import Pictures
+from pipelines.shards.plan import ImageMode
 from pipelines.shards.remote import push, shards_url
 
 
@@ -53,7 +53,7 @@ def stage_data(
         shard_bytes=max(1, round(part.data.shard_mib * 2**20)),
         tokenizer=tokenizer,
         seed=recipe.seed,
-        pictures=Pictures(recipe.images, Shrink(side) if side else None),
+        image_mode=ImageMode(recipe.images, Shrink(side) if side else None),
         beam_options=recipe.beam,
         log=log,
     )

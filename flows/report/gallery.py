@@ -25,7 +25,7 @@ class Card:
     there is only one."""
 
     title: str
-    pictures: tuple[bytes, ...]
+    images: tuple[bytes, ...]
     text: str
 
 
@@ -47,7 +47,7 @@ def markdown(gallery: list[Card], address: Callable[[int, bytes], str]) -> str:
     blocks = []
     number = itertools.count()
     for card in gallery:
-        images = "".join(f"![{card.title}]({address(next(number), png)})\n" for png in card.pictures)
+        images = "".join(f"![{card.title}]({address(next(number), png)})\n" for png in card.images)
         fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", card.text)), default=0))
         blocks.append(f"#### {card.title}\n\n{images}\n{fence}text\n{card.text}\n{fence}\n")
     return "\n".join(blocks)
@@ -82,12 +82,12 @@ def _card(row: dict[str, Any]) -> Card:
     boxes = _BOX.findall(text) if len(encoded) == 1 else []
     return Card(
         title=f"{row['dataset']}, sample {row['index']} (example {row['example']})",
-        pictures=tuple(picture(data, boxes) for data in encoded),
+        images=tuple(draw_boxes(data, boxes) for data in encoded),
         text=f"{text}\n\n({counts}; {sources}{outside})",
     )
 
 
-def picture(data: bytes, boxes: Sequence[tuple[str, ...]] = ()) -> bytes:
+def draw_boxes(data: bytes, boxes: Sequence[tuple[str, ...]] = ()) -> bytes:
     """Returns a PNG thumbnail of an encoded image, THUMBNAIL pixels on the longer side, with boxes drawn in. boxes: x1,
     y1, x2, y2 relative to the image's width and height."""
     with Image.open(io.BytesIO(data)) as opened:

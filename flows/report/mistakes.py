@@ -68,7 +68,7 @@ def _card(benchmark: str, prompt: Prompt, question: Question, answer: str, mark:
     shown = []
     for image in question.images:
         try:
-            shown.append(gallery.picture(image.read()))
+            shown.append(gallery.draw_boxes(image.read()))
         except ImageRefError as error:
             lines.append(f"{image.name} cannot be shown: {error}")
     return Card(f"{benchmark}, question {question.id}", tuple(shown), "\n".join(lines))

@@ -14,17 +14,17 @@ from model.generation.generate import End, Progress, Row, context_of, encode, ge
 from model.generation.sampling import Sampling
 from model.processing import open_image
 
-Picture = Image.Image | str | Path
+ImageLike = Image.Image | str | Path
 
 
 class ChatError(ValueError):
     """Raised for a question or an image that cannot be used."""
 
 
-def open_picture(picture: Picture) -> Image.Image:
+def load_image(image: ImageLike) -> Image.Image:
     """Opens an image for `ask` and loads its pixels. Raises ChatError for a URL or an unreadable image."""
     try:
-        return picture if isinstance(picture, Image.Image) else open_image(picture)
+        return image if isinstance(image, Image.Image) else open_image(image)
     except ValueError as error:
         raise ChatError(str(error)) from None
 
@@ -47,7 +47,7 @@ class Chat:
     def ask(
         self,
         question: str,
-        images: Sequence[Picture] = (),
+        images: Sequence[ImageLike] = (),
         max_new_tokens: int = 512,
         temperature: float = 0.0,
     ) -> Generator[str, None, None]:
@@ -65,7 +65,7 @@ class Chat:
             raise ChatError(f"the question contains {token}, which is a reserved token: pass images separately")
         if not question.strip():
             raise ChatError("the question is empty")
-        image_parts = [{"type": "image", "image": open_picture(image)} for image in images]
+        image_parts = [{"type": "image", "image": load_image(image)} for image in images]
         user = {"role": "user", "content": [*image_parts, {"type": "text", "text": question}]}
         messages = [*self.messages, user]
         shown = [part["image"] for message in messages for part in message["content"] if part["type"] == "image"]

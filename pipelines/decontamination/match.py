@@ -37,7 +37,7 @@ class Decontamination:
     """
 
     benchmarks: tuple[tuple[str, str], ...]
-    pictures: str
+    images: str
     distance: int
     words: int
     action: str
@@ -47,8 +47,8 @@ class Decontamination:
         return {
             "version": VERSION,
             "benchmarks": [[name, Path(directory).name] for name, directory in self.benchmarks],
-            "pictures": self.pictures,
-            "distance": self.distance if self.pictures == "perceptual" else None,
+            "pictures": self.images,
+            "distance": self.distance if self.images == "perceptual" else None,
             "words": self.words,
             "action": self.action,
         }
@@ -114,7 +114,7 @@ class Benchmarks:
 
         batch: usable annotation rows, sorted; images: rows of schema IMAGES for every image that they name."""
         found: list[dict[str, Any]] = []
-        if self.settings.pictures != "skip":
+        if self.settings.images != "skip":
             if images is None:
                 raise ValueError("there is no images table, so images cannot be compared")
             found += self._images(batch, images)
@@ -158,9 +158,7 @@ class _Benchmark:
         table = read_table(directory / "pictures.arrow")
         self._items = table["item"].to_pylist()
         self._sha256 = table["sha256"].combine_chunks()
-        hashed = (
-            table["phash"].is_valid().to_numpy() if settings.pictures == "perceptual" else np.zeros(len(table), bool)
-        )
+        hashed = table["phash"].is_valid().to_numpy() if settings.images == "perceptual" else np.zeros(len(table), bool)
         self._hashed = np.flatnonzero(hashed)
         self._phash = table["phash"].combine_chunks().take(pa.array(self._hashed)).to_numpy()
         self._distance = settings.distance

@@ -28,7 +28,7 @@ FUNCTION_WORDS = YES | NO | NEGATIONS | ASKING | AUXILIARIES | ARTICLES | _words
     "most much many very just only look looks appear appears appearing seem seems seeming get got think"
 )
 # Words that refer to the image itself.
-PICTURE_WORDS = _words(
+IMAGE_WORDS = _words(
     "photo photos photograph photographs picture pictures image images scene shot pictured shown show shows visible "
     "see seen present depicted"
 )

@@ -17,13 +17,13 @@ from pipelines.dedup.english import (
     FRAMES,
     FUNCTION_WORDS,
     GENDER_LINE,
+    IMAGE_WORDS,
     KINDS,
     NEGATIONS,
     NO,
     NUMBER_LINE,
     ORDER_LINE,
     PARTICLES,
-    PICTURE_WORDS,
     PREPOSITIONS,
     QUANTITIES,
     SPACE_LINE,
@@ -88,7 +88,7 @@ def read_question(text: str) -> Question:
     words = tokens(text)
     counting = _counting(words)
     slot = range(0) if counting else _slot(words)
-    empty = FUNCTION_WORDS | PICTURE_WORDS
+    empty = FUNCTION_WORDS | IMAGE_WORDS
     if not ASKING.isdisjoint(words):
         empty |= ASKED_WORDS
     content = [k for k, word in enumerate(words) if k not in slot and word not in empty]

@@ -24,7 +24,7 @@ MAX_IMAGES = 8  # per example, unless a recipe sets another limit
 
 
 @dataclass(frozen=True)
-class Pictures:
+class TurnImages:
     """The images of a partition's turns. The images of a conversation are one slice of `shown`, which starts at `start`
     for each of its turns. `before` is the number of its images that precede the turn, and `inline` the number of images
     in the turn's question."""
@@ -93,7 +93,7 @@ class _Texts(Sequence[str]):
         return self._column[index].as_py()
 
 
-def unusable(more: pa.ListArray, images: pa.Table) -> tuple[pa.Array, pa.Array]:
+def first_unusable(more: pa.ListArray, images: pa.Table) -> tuple[pa.Array, pa.Array]:
     """Returns (reason, detail) of the first unusable image in each row of `more`, else null. Raises LookupError with
     the name of an image that is not in the images table."""
     reason, detail = (np.full(len(more), None, dtype=object) for _ in range(2))
@@ -110,7 +110,7 @@ def unusable(more: pa.ListArray, images: pa.Table) -> tuple[pa.Array, pa.Array]:
     return pa.array(reason, pa.string()), pa.array(detail, pa.string())
 
 
-def inline_pictures(batch: pa.RecordBatch, turns: Turns, task: str) -> np.ndarray:
+def inline_images(batch: pa.RecordBatch, turns: Turns, task: str) -> np.ndarray:
     """(T,) int64: the number of images in each turn's user text. It is 0 in rows that have fewer images than
     placeholders, where `<image>` is ordinary text."""
     none = np.zeros(len(turns.row), np.int64)
@@ -121,17 +121,17 @@ def inline_pictures(batch: pa.RecordBatch, turns: Turns, task: str) -> np.ndarra
         return none
     row = _row_of_turn(batch, turns)
     of_row = np.bincount(row, counts, batch.num_rows).astype(np.int64)
-    return np.where((of_row <= numbers_of_pictures(batch))[row], counts, 0)
+    return np.where((of_row <= image_counts(batch))[row], counts, 0)
 
 
-def pictures_of(
+def images_of_turns(
     batch: pa.RecordBatch, turns: Turns, inline: np.ndarray, kept: np.ndarray, images: pa.Table | None
-) -> Pictures:
-    """Returns the images of the turns. inline: as returned by `inline_pictures`; kept: (T,) bool. The inline images of
+) -> TurnImages:
+    """Returns the images of the turns. inline: as returned by `inline_images`; kept: (T,) bool. The inline images of
     a turn that is not kept are dropped with it."""
     more, row = more_images(batch), _row_of_turn(batch, turns)
     has_first = batch.column("image").is_valid().to_numpy(zero_copy_only=False)
-    counts = numbers_of_pictures(batch)
+    counts = image_counts(batch)
     starts = offsets_of(counts)[:-1]
     encoded = pa.concat_arrays([batch.column("image").drop_null(), more.flatten()]).dictionary_encode()
     indices = encoded.indices.to_numpy()
@@ -150,14 +150,14 @@ def pictures_of(
     at = pc.index_in(encoded.dictionary, value_set=measured["image"])
     sha256, num_bytes = (measured[name].combine_chunks().take(at) for name in ("sha256", "num_bytes"))
     side = pc.max_element_wise(measured["width"], measured["height"]).combine_chunks().take(at)
-    return Pictures(encoded.dictionary, sha256, num_bytes.cast(pa.int32()), side, shown, starts[row], before, inline)
+    return TurnImages(encoded.dictionary, sha256, num_bytes.cast(pa.int32()), side, shown, starts[row], before, inline)
 
 
 def _row_of_turn(batch: pa.RecordBatch, turns: Turns) -> np.ndarray:
     return np.searchsorted(batch.column("row").to_numpy(), turns.row)
 
 
-def numbers_of_pictures(batch: pa.RecordBatch) -> np.ndarray:
+def image_counts(batch: pa.RecordBatch) -> np.ndarray:
     """(rows,) int64: the number of images of each row."""
     others = pc.fill_null(pc.list_value_length(more_images(batch)), 0).to_numpy().astype(np.int64)
     return others + batch.column("image").is_valid().to_numpy(zero_copy_only=False)

@@ -18,12 +18,12 @@ from pipelines.dedup.embeddings import Embeddings
 from pipelines.examples.grouping import Grouping, group_turns, split
 from pipelines.examples.image_slots import (
     MAX_IMAGES,
-    Pictures,
-    inline_pictures,
+    TurnImages,
+    first_unusable,
+    image_counts,
+    images_of_turns,
+    inline_images,
     more_images,
-    numbers_of_pictures,
-    pictures_of,
-    unusable,
 )
 from pipelines.examples.instructify import LETTERS, Turns, instructify
 from pipelines.examples.ledger import Ledger
@@ -115,7 +115,7 @@ class Renderer:
                 missing = batch.column("image").filter(unmeasured)[0]
                 raise RuntimeError(f"{self.settings.dataset}: image {missing} is not in the images table")
             try:
-                of_more = unusable(more_images(batch), images)
+                of_more = first_unusable(more_images(batch), images)
             except LookupError as error:
                 raise RuntimeError(f"{self.settings.dataset}: image {error} is not in the images table") from None
             detail = pc.coalesce(detail, images["detail"].combine_chunks().take(found), of_more[1])
@@ -123,7 +123,7 @@ class Renderer:
         if self.settings.task == "multiple_choice":
             many = pc.greater(pc.list_value_length(batch.column("choices")), len(LETTERS))
             reason = pc.coalesce(reason, pc.if_else(many, "too_many_choices", pa.scalar(None, pa.string())))
-        many = pa.array(numbers_of_pictures(batch) > self.settings.max_images)
+        many = pa.array(image_counts(batch) > self.settings.max_images)
         reason = pc.coalesce(reason, pc.if_else(many, "too_many_images", pa.scalar(None, pa.string())))
         limit = f"more images than the stage's data.max_images, {self.settings.max_images}"
         detail = pc.coalesce(detail, pc.if_else(many, limit, pa.scalar(None, pa.string())))
@@ -143,14 +143,14 @@ class Renderer:
         s = self.settings
         turns = instructify(batch, s.task, self.templates, s.dataset, s.seed)
         ledger.num_turns = len(turns.row)
-        inline = inline_pictures(batch, turns, s.task)
+        inline = inline_images(batch, turns, s.task)
         fine = self._check_texts(turns, inline, ledger)
         overlapping = overlaps.turns(turns.row, turns.turn) if overlaps is not None else {}
         for i, why in overlapping.items():
             if fine[i]:
                 fine[i] = False
                 ledger.reject(int(turns.row[i]), int(turns.turn[i]), REASON, why)
-        turn_images = pictures_of(batch, turns, inline, fine, images)
+        turn_images = images_of_turns(batch, turns, inline, fine, images)
         kept = np.flatnonzero(fine)
         groups = group_turns(
             turns.row[kept],
@@ -175,7 +175,7 @@ class Renderer:
 
     def _check_texts(self, turns: Turns, inline: np.ndarray, ledger: Ledger) -> np.ndarray:
         """(T,) bool: the turns whose texts are usable; the others are rejected. inline: as returned by
-        `inline_pictures`; the placeholders of these turns are not checked as text."""
+        `inline_images`; the placeholders of these turns are not checked as text."""
         empty = pc.equal(pc.utf8_trim_whitespace(turns.assistant), "")
         user = turns.user
         if inline.any():
@@ -214,7 +214,7 @@ class Renderer:
         return decisions.keep
 
     def _encode(
-        self, turns: Turns, waiting: Grouping, turn_images: Pictures, ledger: Ledger
+        self, turns: Turns, waiting: Grouping, turn_images: TurnImages, ledger: Ledger
     ) -> list[tuple[Grouping, EncodedTurns]]:
         """Encodes conversations and splits those longer than max_text_tokens at turn boundaries. Rejects single turns
         that are too long and conversations whose loss mask fails its check. The turns of each pair match one to one."""
@@ -276,7 +276,7 @@ def _outside_benchmarks(batch: pa.RecordBatch, overlaps: Overlaps, ledger: Ledge
 
 
 def _table(
-    turns: Turns, grouping: Grouping, encoded: EncodedTurns, turn_images: Pictures, closing: np.ndarray
+    turns: Turns, grouping: Grouping, encoded: EncodedTurns, turn_images: TurnImages, closing: np.ndarray
 ) -> pa.Table:
     """Returns conversations as an examples table. closing: the tokens that follow each conversation's last turn."""
     chosen = pa.array(grouping.order)

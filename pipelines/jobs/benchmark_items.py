@@ -14,7 +14,7 @@ from pipelines.core.arrow_files import write_batches
 from pipelines.core.errors import ImageRefError
 from pipelines.core.store import Store, digest_of
 from pipelines.images.decode import measure
-from pipelines.schema import BENCHMARK_PICTURES, BENCHMARK_QUESTIONS
+from pipelines.schema import BENCHMARK_IMAGES, BENCHMARK_QUESTIONS
 
 VERSION = 1  # increment when the same key yields different bytes, for example when perceptual hashes change
 _NAMED = 5  # the maximum number of unreadable images that an error message lists
@@ -25,7 +25,7 @@ class BenchmarkItemsError(ValueError):
 
 
 @dataclass(frozen=True)
-class BenchmarkPicture:
+class BenchmarkImage:
     """One image of a benchmark. item: the benchmark's name for it. identity: a string that stays the same as long as
     the bytes do. read: returns the encoded bytes, or raises ImageRefError."""
 
@@ -40,9 +40,9 @@ class BenchmarkItems:
     that are not images and are ignored."""
 
     name: str
-    pictures: Sequence[BenchmarkPicture]
+    images: Sequence[BenchmarkImage]
     questions: Sequence[tuple[str, str]]
-    passed_over: Sequence[str] = ()
+    ignored_files: Sequence[str] = ()
 
 
 def build_benchmark_items(store: Store, items: BenchmarkItems, log: Callable[[str], None] = print) -> Path:
@@ -50,13 +50,13 @@ def build_benchmark_items(store: Store, items: BenchmarkItems, log: Callable[[st
     BenchmarkItemsError if an image cannot be read, since an image without a hash can never match training data."""
     key = {
         "version": VERSION,
-        "pictures": digest_of((image.item, image.identity) for image in items.pictures),
+        "pictures": digest_of((image.item, image.identity) for image in items.images),
         "questions": digest_of(items.questions),
     }
 
     def make(out: Path) -> dict[str, Any]:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            rows = list(pool.map(_hashes, items.pictures))
+            rows = list(pool.map(_hashes, items.images))
         bad = [row["error"] for row in rows if "error" in row]
         if bad:
             shown = "; ".join(bad[:_NAMED])
@@ -64,9 +64,9 @@ def build_benchmark_items(store: Store, items: BenchmarkItems, log: Callable[[st
                 f"benchmark {items.name}: {len(bad)} of {len(rows)} images cannot be read, so overlaps with them would "
                 f"be missed ({shown}): repair or remove these files"
             )
-        images = pa.Table.from_pylist(rows, BENCHMARK_PICTURES)
+        images = pa.Table.from_pylist(rows, BENCHMARK_IMAGES)
         questions = [{"item": item, "question": text} for item, text in items.questions]
-        write_batches(out / "pictures.arrow", BENCHMARK_PICTURES, images.to_batches())
+        write_batches(out / "pictures.arrow", BENCHMARK_IMAGES, images.to_batches())
         write_batches(
             out / "questions.arrow",
             BENCHMARK_QUESTIONS,
@@ -80,7 +80,7 @@ def build_benchmark_items(store: Store, items: BenchmarkItems, log: Callable[[st
     return store.produce("benchmark_items", key, make)
 
 
-def _hashes(image: BenchmarkPicture) -> dict[str, Any]:
+def _hashes(image: BenchmarkImage) -> dict[str, Any]:
     try:
         data = image.read()
         *_, phash = measure(data)

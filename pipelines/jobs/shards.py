@@ -17,7 +17,7 @@ from pipelines.mixture.shares import Balance, Shares
 from pipelines.shards.beam_job import write_all_shards
 from pipelines.shards.card import CARD, card
 from pipelines.shards.manifest import FORMAT, check_sizes, read_shards_manifest
-from pipelines.shards.plan import Pictures, ShardPlan, cut_shards
+from pipelines.shards.plan import ImageMode, ShardPlan, cut_shards
 from pipelines.shards.writer import write_lengths
 from pipelines.tokens.tokenizer import load_tokenizer
 
@@ -35,7 +35,7 @@ def build_shards(
     shard_bytes: int,
     tokenizer: Path,
     seed: int,
-    pictures: Pictures = Pictures(),
+    image_mode: ImageMode = ImageMode(),
     beam_options: Sequence[str] = BEAM_OPTIONS,
     log: Callable[[str], None] = print,
 ) -> Path:
@@ -54,7 +54,7 @@ def build_shards(
         "weights": weights and {name: weights[name] for name in sorted(weights)},
         "num_samples": num_samples,
         "shard_bytes": shard_bytes,
-        "images": pictures.facts(),
+        "images": image_mode.facts(),
         "seed": seed,
     }
 
@@ -66,8 +66,8 @@ def build_shards(
             for unit in ("rows", "turns"):
                 check_ledger(f"{unit} of {name}", manifest[unit])
         got, mixture = mix(balance, weights, built, num_samples, seed)
-        starts = cut_shards(mixture, examples, num_samples, shard_bytes, pictures)
-        plan = ShardPlan(out, dict(examples), dict(image_roots), pictures, mixture, starts)
+        starts = cut_shards(mixture, examples, num_samples, shard_bytes, image_mode)
+        plan = ShardPlan(out, dict(examples), dict(image_roots), image_mode, mixture, starts)
         log(f"{num_samples:,} samples in {plan.num_shards} shards")
         write_all_shards(plan, list(beam_options))
         facts = [json.loads(plan.facts_file(shard).read_text()) for shard in range(plan.num_shards)]
@@ -83,7 +83,7 @@ def build_shards(
         manifest = {
             "format": FORMAT,
             "num_samples": num_samples,
-            "images": pictures.facts(),
+            "images": image_mode.facts(),
             # Determines the order of the samples, together with the number of examples of each dataset.
             "mixture": {
                 "period": PERIOD,

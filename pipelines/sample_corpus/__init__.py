@@ -32,10 +32,10 @@ from pipelines.sample_corpus.datasets.sharegpt import write_sharegpt
 from pipelines.sample_corpus.datasets.visual_genome import write_visual_genome
 from pipelines.sample_corpus.datasets.vqav2 import write_vqav2
 from pipelines.sample_corpus.datasets.vsr import write_vsr
-from pipelines.sample_corpus.world.scenes import Picture, Scene, distinct_scenes, render
+from pipelines.sample_corpus.world.scenes import Scene, SceneImage, distinct_scenes, render
 from pipelines.sample_corpus.world.writing import Account
 
-Layout = Callable[[Path, Sequence[Picture], random.Random], Account]
+Layout = Callable[[Path, Sequence[SceneImage], random.Random], Account]
 TRAINING: dict[str, Layout] = {
     "blipcapfilt": write_blip,
     "coyo100m": write_coyo,
@@ -122,6 +122,6 @@ def _scenes(scenes: int, held_out: int, seed: int) -> tuple[list[Scene], list[Sc
     return list(unseen)[:held_out], distinct_scenes(rng, scenes, without=unseen)
 
 
-def _draw(scenes: list[Scene], first: int, seed: int) -> list[Picture]:
+def _draw(scenes: list[Scene], first: int, seed: int) -> list[SceneImage]:
     rng = random.Random(f"{seed}/pictures/{first}")
     return [render(number, scene, rng) for number, scene in enumerate(scenes, start=first)]

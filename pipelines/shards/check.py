@@ -31,7 +31,7 @@ class Found:
     datasets: np.ndarray | None = None  # int (n,), indices into the mixture's names; None if a row cannot be read
     lengths: pa.Table | None = None  # schema LENGTHS; None if a row cannot be read
     sums: dict[str, Counter[str]] = field(default_factory=dict)
-    pictures: int = 0
+    num_images: int = 0
 
 
 @dataclass
@@ -162,7 +162,7 @@ class ShardCheck:
         for row in range(len(table)):
             own = zip(images[row].as_py() or (), checksums[row].as_py() or (), strict=False)
             for index, (image, sha256) in enumerate(own):
-                found.pictures += 1
+                found.num_images += 1
                 wrong = self._image_fault(image["bytes"], sha256, good)
                 if wrong:
                     yield row, f"image {index} ({image['path']}): {wrong}"

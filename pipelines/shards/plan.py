@@ -36,7 +36,7 @@ _BLOCK = 64  # samples whose weights are stored as one sum
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageMode:
     """How shards store images. mode: `embed` stores their bytes, `reference` their path below the image root and the
     checksum of the file, `skip` only the path. shrink: how embedded images are shrunk, if at all."""
 
@@ -54,7 +54,7 @@ class ShardPlan:
     out: Path
     examples: Mapping[str, Path]
     image_roots: Mapping[str, Path]
-    pictures: Pictures
+    image_mode: ImageMode
     mixture: Mixture
     starts: np.ndarray  # int64 (shards + 1,)
 
@@ -72,39 +72,39 @@ class ShardPlan:
         return self.out / f"shard-{shard:05d}.json"
 
 
-def weights(rows: pa.Table | pa.RecordBatch, pictures: Pictures) -> np.ndarray:
+def weights(rows: pa.Table | pa.RecordBatch, image_mode: ImageMode) -> np.ndarray:
     """Returns the weights of the examples in `rows`, which has WEIGHT_COLUMNS: int64 (n,)."""
     text = rows.column("num_tokens").to_numpy().astype(np.int64) * BYTES_PER_TOKEN + BYTES_PER_SAMPLE
     lists = rows.column("image_bytes")
     count = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
     each = np.full(count.sum(), BYTES_PER_IMAGE, np.int64)
-    if pictures.mode == "embed":
+    if image_mode.mode == "embed":
         num_bytes, side = (
             pc.fill_null(pc.list_flatten(rows.column(name)), 0).to_numpy().astype(np.int64)
             for name in ("image_bytes", "image_side")
         )
-        each += num_bytes if pictures.shrink is None else pictures.shrink.expected_bytes(num_bytes, side)
+        each += num_bytes if image_mode.shrink is None else image_mode.shrink.expected_bytes(num_bytes, side)
     ends = np.cumsum(count)
     running = np.append(0, np.cumsum(each))
     return text + running[ends] - running[ends - count]
 
 
 def cut_shards(
-    mixture: Mixture, examples: Mapping[str, Path], num_samples: int, shard_bytes: int, pictures: Pictures
+    mixture: Mixture, examples: Mapping[str, Path], num_samples: int, shard_bytes: int, image_mode: ImageMode
 ) -> np.ndarray:
     """Returns the first sample of each shard, followed by the number of samples: int64 (shards + 1,)."""
-    return cut_evenly(sample_weights(mixture, examples, pictures), num_samples, shard_bytes)
+    return cut_evenly(sample_weights(mixture, examples, image_mode), num_samples, shard_bytes)
 
 
 def sample_weights(
-    mixture: Mixture, examples: Mapping[str, Path], pictures: Pictures
+    mixture: Mixture, examples: Mapping[str, Path], image_mode: ImageMode
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Returns a function from sample indices (n,) to weights, int64 (n,). It holds four bytes per example in memory."""
     tables = []
     for name in mixture.names:
         batches = ExampleFiles.of(examples[name]).batches(WEIGHT_COLUMNS)
         tables.append(
-            np.concatenate([weights(batch, pictures).clip(max=_HEAVIEST).astype(np.int32) for batch in batches])
+            np.concatenate([weights(batch, image_mode).clip(max=_HEAVIEST).astype(np.int32) for batch in batches])
         )
 
     return in_order(mixture, tables)

@@ -42,7 +42,7 @@ def verify(where: str, log: Callable[[str], None] = print, processes: int = 1) -
         found.faults += totals.add(shards[number], found)
         count = len(found.faults)
         state = "OK" if not count else f"{count:,} fault{'s' if count > 1 else ''}"
-        size = f"{shards[number]['num_samples']:,} samples, {found.pictures:,} images"
+        size = f"{shards[number]['num_samples']:,} samples, {found.num_images:,} images"
         log(f"{number + 1} of {len(shards)} {shards[number]['file']}: {size}: {state}")
         for fault in found.faults:
             log(f"  {fault}")

@@ -53,7 +53,7 @@ def write_shard(plan: ShardPlan, shard: int) -> None:
     Raises ShardError if an image has changed since it was measured or if the disk is full."""
     if _is_complete(plan, shard):
         return
-    features = _FEATURES if plan.pictures.mode == "embed" else {**_FEATURES, "images": [_REFERENCES]}
+    features = _FEATURES if plan.image_mode.mode == "embed" else {**_FEATURES, "images": [_REFERENCES]}
     schema = SHARD.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     sums: dict[str, Counter[str]] = {}
     with says_if_full(plan.file(shard)):
@@ -107,8 +107,8 @@ def _groups(plan: ShardPlan, indices: np.ndarray) -> Iterator[pa.Table]:
         mine = np.flatnonzero(datasets == number)
         if len(mine):
             rows = ExampleFiles.of(plan.examples[name]).take(examples[mine], WEIGHT_COLUMNS)
-            each[mine] = weights(rows, plan.pictures)
-    roots = {name: ImageRoot(root) for name, root in plan.image_roots.items() if plan.pictures.mode == "embed"}
+            each[mine] = weights(rows, plan.image_mode)
+    roots = {name: ImageRoot(root) for name, root in plan.image_roots.items() if plan.image_mode.mode == "embed"}
     cuts = cut_groups(each)
     for start, end in itertools.pairwise(cuts.tolist()):
         yield _rows(plan, roots, *(column[start:end] for column in (indices, datasets, examples)))
@@ -168,13 +168,13 @@ def _image_columns(plan: ShardPlan, dataset: str, root: ImageRoot | None, rows: 
                     f"{dataset}: image {name} under {plan.image_roots[dataset]} has changed since the examples were "
                     "built: build again"
                 )
-            if plan.pictures.shrink is not None:
-                data[name] = plan.pictures.shrink(data[name])
+            if plan.image_mode.shrink is not None:
+                data[name] = plan.image_mode.shrink(data[name])
                 checksums[name] = hashlib.sha256(data[name]).hexdigest()
     names_of_rows = rows["images"].to_pylist()
     column = [[{"bytes": data.get(name), "path": name} for name in names] for names in names_of_rows]
     sha256_column = rows["image_sha256"].combine_chunks()
-    if plan.pictures.shrink is not None:
+    if plan.image_mode.shrink is not None:
         lists = [[checksums[name] for name in names] for names in names_of_rows]
         sha256_column = pa.array(lists, SHARD.field("image_sha256").type)
     return pa.array(column, SHARD.field("images").type), sha256_column

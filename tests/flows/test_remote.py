@@ -29,7 +29,7 @@ def test_built_shards_are_pushed_and_referenced_images_exist(recipe_of, build_da
     for row in table:
         assert all((images[row["dataset"]] / image["path"]).is_file() for image in row["images"])
     first = cards(shards, 1)[0]
-    assert first.pictures == () and "; images not embedded in the shards: " in first.text
+    assert first.images == () and "; images not embedded in the shards: " in first.text
 
 
 def test_image_side_is_part_of_the_fingerprint_of_shards(recipe_of, build_data):

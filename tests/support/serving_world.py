@@ -46,7 +46,7 @@ def data_url(colour: Any = "red", kind: str = "PNG", size: tuple[int, int] = (20
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def picture(url: str) -> dict[str, Any]:
+def image(url: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 

@@ -19,7 +19,7 @@ from pipelines.shards.manifest import FORMAT
 COLOURS = ["red", "green", "blue", "yellow"]
 
 
-def picture(colour: str, seed: int, size: int = 32) -> bytes:
+def encoded_image(colour: str, seed: int, size: int = 32) -> bytes:
     """Returns a PNG image: noise and a square of the colour."""
     random = np.random.default_rng(seed)
     image = Image.fromarray(random.integers(0, 60, (size, size, 3), dtype=np.uint8))
@@ -44,7 +44,7 @@ def rows(tokenizer: PreTrainedTokenizerBase, count: int, text_only_every: int = 
             )
         else:
             dataset, prompt, answer = "captions", "", f"A {colour} square." + " It is here." * (index % 3)
-        images = [] if text_only else [{"bytes": picture(colour, index), "path": f"{index}.png"}]
+        images = [] if text_only else [{"bytes": encoded_image(colour, index), "path": f"{index}.png"}]
         image = "" if text_only else "<image>"
         before = tokenizer.encode(f"<s>{image}{prompt}", add_special_tokens=False)
         after = tokenizer.encode(f"{answer}</s>", add_special_tokens=False)

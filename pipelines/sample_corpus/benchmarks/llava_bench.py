@@ -12,19 +12,19 @@ from typing import Any
 from pipelines.sample_corpus.benchmarks.pope import mirrored_relations
 from pipelines.sample_corpus.datasets.llava import DESCRIBE, SAY_WHY, description, reason
 from pipelines.sample_corpus.world.facts import FOUR_WAY, Question
-from pipelines.sample_corpus.world.scenes import Picture
+from pipelines.sample_corpus.world.scenes import SceneImage
 from pipelines.sample_corpus.world.writing import Account, write_image
 
 _FOLDER = Path("LLaVA-Bench")
 _MOST = 24  # images
 
 
-def write_llava_bench(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
+def write_llava_bench(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
     """Writes at most 72 questions: one of every category per image."""
     files: dict[str, list[dict[str, Any]]] = {"questions": [], "context": [], "answers_gpt4": []}
-    for number, (picture, relation) in enumerate(mirrored_once(pictures, rng, _MOST), start=1):
-        scene, image = picture.scene, f"{number:03d}.jpg"
-        write_image(directory / _FOLDER / "images" / image, picture.jpeg)
+    for number, (scene_image, relation) in enumerate(mirrored_once(scene_images, rng, _MOST), start=1):
+        scene, image = scene_image.scene, f"{number:03d}.jpg"
+        write_image(directory / _FOLDER / "images" / image, scene_image.jpeg)
         files["context"].append({"id": f"{number:03d}", "image": image, "caption": description(scene)})
         thing = min(thing.kind for thing in scene.things.values())  # the same for the mirror image
         (where,) = [asked for asked in FOUR_WAY["where"](scene, rng) if asked.text == f"Where is the {thing}?"]
@@ -47,9 +47,11 @@ def write_llava_bench(directory: Path, pictures: Sequence[Picture], rng: random.
     return account
 
 
-def mirrored_once(pictures: Sequence[Picture], rng: random.Random, most: int) -> list[tuple[Picture, Question]]:
+def mirrored_once(
+    scene_images: Sequence[SceneImage], rng: random.Random, most: int
+) -> list[tuple[SceneImage, Question]]:
     """Returns at most `most` images, each once and next to its mirror image, with one relation question for both."""
-    first: dict[int, tuple[Picture, Question]] = {}
-    for picture, question in mirrored_relations(pictures, rng):
-        first.setdefault(picture.id, (picture, question))
+    first: dict[int, tuple[SceneImage, Question]] = {}
+    for scene_image, question in mirrored_relations(scene_images, rng):
+        first.setdefault(scene_image.id, (scene_image, question))
     return list(first.values())[:most]

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from pipelines.sample_corpus.world.four_way import groups_of_four
-from pipelines.sample_corpus.world.scenes import Picture
+from pipelines.sample_corpus.world.scenes import SceneImage
 from pipelines.sample_corpus.world.writing import Account, write_image, write_json
 
 _FOLDER = Path("MM-Vet")
@@ -26,19 +26,19 @@ _CAPABILITIES = {
 }
 
 
-def write_mm_vet(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
+def write_mm_vet(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
     """Writes at most 96 questions."""
-    asked: list[tuple[Picture, str, str, list[str]]] = []
+    asked: list[tuple[SceneImage, str, str, list[str]]] = []
     for family, needed in _CAPABILITIES.items():
-        for group in islice(groups_of_four(family, pictures, rng), _GROUPS):
-            asked += [(picture, question.text, question.answer, needed) for picture, question in group]
-    for picture in rng.sample(list(pictures), min(_DESCRIBED, len(pictures))):
-        things = [thing.kind for thing in picture.scene.things.values()]
-        asked.append((picture, "Say in one sentence what the image shows.", "<AND>".join(things), ["rec", "gen"]))
+        for group in islice(groups_of_four(family, scene_images, rng), _GROUPS):
+            asked += [(scene_image, question.text, question.answer, needed) for scene_image, question in group]
+    for scene_image in rng.sample(list(scene_images), min(_DESCRIBED, len(scene_images))):
+        things = [thing.kind for thing in scene_image.scene.things.values()]
+        asked.append((scene_image, "Say in one sentence what the image shows.", "<AND>".join(things), ["rec", "gen"]))
     rows = {}
-    for number, (picture, text, answer, needed) in enumerate(asked):
-        name = f"v1_{picture.id}.jpg"
-        write_image(directory / _FOLDER / "images" / name, picture.jpeg)
+    for number, (scene_image, text, answer, needed) in enumerate(asked):
+        name = f"v1_{scene_image.id}.jpg"
+        write_image(directory / _FOLDER / "images" / name, scene_image.jpeg)
         rows[f"v1_{number}"] = {"imagename": name, "question": text, "answer": answer, "capability": needed}
     write_json(directory / _FOLDER / "mm-vet.json", rows)
     return Account(rows={str(_FOLDER / "mm-vet.json"): len(rows)})

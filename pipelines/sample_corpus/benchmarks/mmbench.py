@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipelines.sample_corpus.world.facts import FOUR_WAY, Question
 from pipelines.sample_corpus.world.four_way import groups_of_four
-from pipelines.sample_corpus.world.scenes import Picture
+from pipelines.sample_corpus.world.scenes import SceneImage
 from pipelines.sample_corpus.world.writing import Account
 
 _FILE = Path("MMBench") / "mmbench_dev.tsv"
@@ -29,20 +29,20 @@ _CATEGORIES = {  # family → MMBench's ability and the group it belongs to
 }
 
 
-def write_mmbench(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
+def write_mmbench(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
     """Writes about as many questions as there are images, each four times with rotated options."""
-    groups = {family: groups_of_four(family, pictures, rng) for family in FOUR_WAY}
+    groups = {family: groups_of_four(family, scene_images, rng) for family in FOUR_WAY}
     rows: list[dict[str, str | int]] = []
     index = 0
-    while groups and index < len(pictures):
+    while groups and index < len(scene_images):
         for family in list(groups):
             group = next(groups[family], None)
             if group is None:
                 del groups[family]
                 continue
             options = [question.answer for _, question in group]
-            for picture, question in group:
-                rows += _circular(index, family, picture, question, options)
+            for scene_image, question in group:
+                rows += _circular(index, family, scene_image, question, options)
                 index += 1
     rows.sort(key=lambda row: int(row["index"]))
     path = directory / _FILE
@@ -55,7 +55,7 @@ def write_mmbench(directory: Path, pictures: Sequence[Picture], rng: random.Rand
 
 
 def _circular(
-    index: int, family: str, picture: Picture, question: Question, options: list[str]
+    index: int, family: str, scene_image: SceneImage, question: Question, options: list[str]
 ) -> Iterator[dict[str, str | int]]:
     """Yields the question and its three rotations."""
     category, group = _CATEGORIES[family]
@@ -69,6 +69,6 @@ def _circular(
             "answer": _LETTERS[rotated.index(question.answer)],
             "category": category,
             "l2-category": group,
-            "image": base64.b64encode(picture.jpeg).decode(),
+            "image": base64.b64encode(scene_image.jpeg).decode(),
             "split": "dev",
         }

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pipelines.sample_corpus.world.facts import relations
-from pipelines.sample_corpus.world.scenes import SHAPES, Picture
+from pipelines.sample_corpus.world.scenes import SHAPES, SceneImage
 from pipelines.sample_corpus.world.writing import Account, coco_2017, write_image
 
 _FOLDER = Path("MME")
@@ -17,10 +17,10 @@ _PAIRS = 10  # image pairs per task: forty questions
 _ENDING = " Please answer yes or no."
 
 # Two images → a question that only the first answers with yes and one that only the second does; None if impossible.
-Differ = Callable[[Picture, Picture, random.Random], tuple[str, str] | None]
+Differ = Callable[[SceneImage, SceneImage, random.Random], tuple[str, str] | None]
 
 
-def write_mme(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
+def write_mme(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
     """Writes four tasks. existence: any thing; count: the number of things; color: of things with the same shape;
     position: left or right, for a scene and its mirror image."""
     tasks: dict[str, Differ] = {"existence": _existence, "count": _count, "position": _position, "color": _color}
@@ -28,9 +28,9 @@ def write_mme(directory: Path, pictures: Sequence[Picture], rng: random.Random) 
     for task, differ in tasks.items():
         folder = directory / _FOLDER / task
         rows = 0
-        for picture, questions in _asked(pictures, differ, rng):
-            image = folder / coco_2017(picture.id)
-            write_image(image, picture.jpeg)
+        for scene_image, questions in _asked(scene_images, differ, rng):
+            image = folder / coco_2017(scene_image.id)
+            write_image(image, scene_image.jpeg)
             lines = [
                 f"{question}{_ENDING}\t{answer}\n" for question, answer in zip(questions, ("Yes", "No"), strict=True)
             ]
@@ -42,10 +42,10 @@ def write_mme(directory: Path, pictures: Sequence[Picture], rng: random.Random) 
 
 
 def _asked(
-    pictures: Sequence[Picture], differ: Differ, rng: random.Random
-) -> Iterator[tuple[Picture, tuple[str, str]]]:
+    scene_images: Sequence[SceneImage], differ: Differ, rng: random.Random
+) -> Iterator[tuple[SceneImage, tuple[str, str]]]:
     """Yields each image at most once, with a question whose answer is yes and one whose answer is no."""
-    waiting = rng.sample(list(pictures), len(pictures))
+    waiting = rng.sample(list(scene_images), len(scene_images))
     pairs = 0
     while waiting and pairs < _PAIRS:
         one = waiting.pop()
@@ -59,7 +59,7 @@ def _asked(
                 break
 
 
-def _existence(one: Picture, other: Picture, rng: random.Random) -> tuple[str, str] | None:
+def _existence(one: SceneImage, other: SceneImage, rng: random.Random) -> tuple[str, str] | None:
     return _kinds(sorted(one.scene.kinds - other.scene.kinds), sorted(other.scene.kinds - one.scene.kinds), rng)
 
 
@@ -69,7 +69,7 @@ def _kinds(first: list[str], second: list[str], rng: random.Random) -> tuple[str
     return f"Is there a {rng.choice(first)} in the image?", f"Is there a {rng.choice(second)} in the image?"
 
 
-def _color(one: Picture, other: Picture, rng: random.Random) -> tuple[str, str] | None:
+def _color(one: SceneImage, other: SceneImage, rng: random.Random) -> tuple[str, str] | None:
     for shape in rng.sample(SHAPES, len(SHAPES)):
         first, second = (
             sorted(kind for kind in here.scene.kinds - there.scene.kinds if kind.endswith(shape))
@@ -80,7 +80,7 @@ def _color(one: Picture, other: Picture, rng: random.Random) -> tuple[str, str] 
     return None
 
 
-def _count(one: Picture, other: Picture, rng: random.Random) -> tuple[str, str] | None:
+def _count(one: SceneImage, other: SceneImage, rng: random.Random) -> tuple[str, str] | None:
     first, second = len(one.scene.things), len(other.scene.things)
     return None if first == second else (_total(first), _total(second))
 
@@ -90,7 +90,7 @@ def _total(number: int) -> str:
     return f"Is there a picture of {number} {'shape' if number == 1 else 'shapes'} in the image?"
 
 
-def _position(one: Picture, other: Picture, rng: random.Random) -> tuple[str, str] | None:
+def _position(one: SceneImage, other: SceneImage, rng: random.Random) -> tuple[str, str] | None:
     if other.scene != one.scene.mirrored():
         return None
     for question in relations(one.scene, rng):

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.sample_corpus.world.four_way import groups_of_four
-from pipelines.sample_corpus.world.scenes import Picture
+from pipelines.sample_corpus.world.scenes import SceneImage
 from pipelines.sample_corpus.world.writing import Account
 
 _FOLDER = Path("MMMU")
@@ -31,23 +31,23 @@ _SCHEMA = pa.schema(
 Row = dict[str, Any]
 
 
-def write_mmmu(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
+def write_mmmu(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
     """Writes at most 96 questions of six subjects."""
     subjects: dict[str, list[Row]] = {}
     for subject, family in _SUBJECTS.items():
         subjects[subject] = []
-        for group in islice(groups_of_four(family, pictures, rng), _GROUPS):
+        for group in islice(groups_of_four(family, scene_images, rng), _GROUPS):
             options = [question.answer for _, question in group]
             subjects[subject] += [
-                _row([picture], f"<image 1> {question.text}", options, "ABCD"[options.index(question.answer)])
-                for picture, question in group
+                _row([scene_image], f"<image 1> {question.text}", options, "ABCD"[options.index(question.answer)])
+                for scene_image, question in group
             ]
     subjects[_OPEN] = [
-        _row([picture], f"<image 1> {question.text}", [], question.answer)
-        for group in islice(groups_of_four("word", pictures, rng), _GROUPS)
-        for picture, question in group
+        _row([scene_image], f"<image 1> {question.text}", [], question.answer)
+        for group in islice(groups_of_four("word", scene_images, rng), _GROUPS)
+        for scene_image, question in group
     ]
-    subjects[_TWO_IMAGES] = list(islice(_of_two(pictures, rng), 4 * _GROUPS))
+    subjects[_TWO_IMAGES] = list(islice(_of_two(scene_images, rng), 4 * _GROUPS))
     account = Account()
     for subject, rows in subjects.items():
         for number, row in enumerate(rows, start=1):
@@ -62,8 +62,8 @@ def write_mmmu(directory: Path, pictures: Sequence[Picture], rng: random.Random)
     return account
 
 
-def _of_two(pictures: Sequence[Picture], rng: random.Random) -> Iterator[Row]:
-    shuffled = rng.sample(list(pictures), len(pictures))
+def _of_two(scene_images: Sequence[SceneImage], rng: random.Random) -> Iterator[Row]:
+    shuffled = rng.sample(list(scene_images), len(scene_images))
     for one, other in zip(shuffled[::2], shuffled[1::2], strict=False):
         if only := sorted(one.scene.kinds - other.scene.kinds):
             text = f"<image 1> <image 2> Which image shows a {rng.choice(only)}?"
@@ -72,12 +72,12 @@ def _of_two(pictures: Sequence[Picture], rng: random.Random) -> Iterator[Row]:
             yield _row([other, one], text, options, "B")
 
 
-def _row(pictures: Sequence[Picture], text: str, options: Sequence[str], answer: str) -> Row:
+def _row(scene_images: Sequence[SceneImage], text: str, options: Sequence[str], answer: str) -> Row:
     return {
         "question": text,
         "options": repr(list(options)),
         "explanation": "",
-        **{f"image_{index}": {"bytes": picture.jpeg} for index, picture in enumerate(pictures, start=1)},
+        **{f"image_{index}": {"bytes": scene_image.jpeg} for index, scene_image in enumerate(scene_images, start=1)},
         "img_type": "['Drawings']",
         "answer": answer,
         "topic_difficulty": "Easy",

@@ -8,19 +8,19 @@ from typing import Any
 
 from pipelines.sample_corpus.benchmarks.llava_bench import mirrored_once
 from pipelines.sample_corpus.datasets.llava import DESCRIBE, SAY_WHY
-from pipelines.sample_corpus.world.scenes import Picture
+from pipelines.sample_corpus.world.scenes import SceneImage
 from pipelines.sample_corpus.world.writing import Account, write_image
 
 _FOLDER = Path("OwlEval")
 _MOST = 26  # images
 
 
-def write_owleval(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
+def write_owleval(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
     """Writes at most 52 questions: for each image a description, then a relation with its reason."""
     lines: list[dict[str, Any]] = []
-    for number, (picture, relation) in enumerate(mirrored_once(pictures, rng, _MOST), start=1):
+    for number, (scene_image, relation) in enumerate(mirrored_once(scene_images, rng, _MOST), start=1):
         image = f"{number}.jpg"
-        write_image(directory / _FOLDER / "cases" / image, picture.jpeg)
+        write_image(directory / _FOLDER / "cases" / image, scene_image.jpeg)
         for text, ability, category in (
             (DESCRIBE, "a,b", ["single_turn", "multi_turn"]),
             (f"{relation.text} {SAY_WHY}", "a,b,e,f", ["multi_turn"]),

@@ -13,7 +13,7 @@ from typing import Any
 from pipelines.sample_corpus.datasets.scienceqa import png
 from pipelines.sample_corpus.world.facts import full_caption
 from pipelines.sample_corpus.world.four_way import some_groups
-from pipelines.sample_corpus.world.scenes import Picture
+from pipelines.sample_corpus.world.scenes import SceneImage
 from pipelines.sample_corpus.world.writing import Account, write_image, write_json
 
 _FOLDER = Path("ScienceQA-test")
@@ -23,7 +23,7 @@ _SUMS = 8
 _LETTERS = 4
 
 
-def write_scienceqa_test(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
+def write_scienceqa_test(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
     problems: dict[str, dict[str, Any]] = {}
 
     def add(
@@ -48,14 +48,14 @@ def write_scienceqa_test(directory: Path, pictures: Sequence[Picture], rng: rand
         }
         return pid
 
-    for number, (family, group) in enumerate(some_groups(_GROUPS, pictures, rng)):
+    for number, (family, group) in enumerate(some_groups(_GROUPS, scene_images, rng)):
         options = [question.answer for _, question in group]
         has_image = number % 2 == 0
-        for right, (picture, question) in enumerate(group):
-            hint = "" if has_image else f"The picture shows {full_caption(picture.scene)}."
+        for right, (scene_image, question) in enumerate(group):
+            hint = "" if has_image else f"The picture shows {full_caption(scene_image.scene)}."
             pid = add(question.text, options, right, hint=hint, has_image=has_image, topic=family, grade=number)
             if has_image:
-                write_image(directory / _FOLDER / "images" / "test" / pid / "image.png", png(picture))
+                write_image(directory / _FOLDER / "images" / "test" / pid / "image.png", png(scene_image))
     for number in range(_SUMS):
         first, second, right = rng.randint(2, 9), rng.randint(2, 9), number % _LETTERS
         choices = [str(first + second + index - right) for index in range(_LETTERS)]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.sample_corpus.world.four_way import some_groups
-from pipelines.sample_corpus.world.scenes import Picture
+from pipelines.sample_corpus.world.scenes import SceneImage
 from pipelines.sample_corpus.world.writing import Account, write_image, write_json
 
 _FILE = Path("SEED-Bench") / "SEED-Bench.json"
@@ -41,14 +41,14 @@ _OF_FAMILY = {
 }
 
 
-def write_seed_bench(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
+def write_seed_bench(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
     """Writes 120 questions if there are enough images. Image names have no suffix, like the official ones."""
     rows: list[dict[str, Any]] = []
-    for family, group in some_groups(_GROUPS, pictures, rng):
+    for family, group in some_groups(_GROUPS, scene_images, rng):
         options = [question.answer for _, question in group]
-        for picture, question in group:
-            name = f"{picture.id}_{picture.id}"
-            write_image(directory / _IMAGES / name, picture.jpeg)
+        for scene_image, question in group:
+            name = f"{scene_image.id}_{scene_image.id}"
+            write_image(directory / _IMAGES / name, scene_image.jpeg)
             rows.append(
                 {
                     "answer": "ABCD"[options.index(question.answer)],

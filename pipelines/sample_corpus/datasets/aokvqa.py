@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.sample_corpus.world.facts import FOUR_WAY, four_options, full_caption
-from pipelines.sample_corpus.world.scenes import Picture
+from pipelines.sample_corpus.world.scenes import SceneImage
 from pipelines.sample_corpus.world.writing import Account, coco_2017, write_image, write_json
 
 _FILE = Path("A-OKVQA") / "aokvqa_v1p0_train.json"
@@ -14,16 +14,16 @@ _IMAGES = Path("coco") / "images" / "train2017"
 _QUESTIONS_PER_IMAGE = 4
 
 
-def write_aokvqa(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
+def write_aokvqa(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
     """Writes up to four questions per image; from them, the sample model learns to answer with a letter."""
     rows: list[dict[str, Any]] = []
 
-    def add(picture: Picture, family: str, **changed: Any) -> int:
-        question = rng.choice(FOUR_WAY[family](picture.scene, rng))
+    def add(scene_image: SceneImage, family: str, **changed: Any) -> int:
+        question = rng.choice(FOUR_WAY[family](scene_image.scene, rng))
         choices, right = four_options(question, rng)
         row = {
             "split": "train",
-            "image_id": picture.id,
+            "image_id": scene_image.id,
             "question_id": f"sample{len(rows):016d}",
             "question": question.text,
             "choices": choices,
@@ -31,7 +31,7 @@ def write_aokvqa(directory: Path, pictures: Sequence[Picture], rng: random.Rando
             "direct_answers": [question.answer] * 10,
             "difficult_direct_answer": False,
             "rationales": [
-                f"The picture shows {full_caption(picture.scene)}.",
+                f"The picture shows {full_caption(scene_image.scene)}.",
                 f"The answer is {question.answer}.",
                 f"One sees {question.answer} there.",
             ],
@@ -39,17 +39,17 @@ def write_aokvqa(directory: Path, pictures: Sequence[Picture], rng: random.Rando
         rows.append({**row, **changed})
         return len(rows) - 1
 
-    for picture in pictures:
-        write_image(directory / _IMAGES / coco_2017(picture.id), picture.jpeg)
-        families = [family for family, ask in FOUR_WAY.items() if ask(picture.scene, rng)]
+    for scene_image in scene_images:
+        write_image(directory / _IMAGES / coco_2017(scene_image.id), scene_image.jpeg)
+        families = [family for family, ask in FOUR_WAY.items() if ask(scene_image.scene, rng)]
         for family in rng.sample(families, min(_QUESTIONS_PER_IMAGE, len(families))):
-            add(picture, family)
+            add(scene_image, family)
 
     account = Account()
-    after = max(picture.id for picture in pictures) + 1
-    account.broke(str(_FILE), add(pictures[0], "what", image_id=after), "missing image")
-    account.broke(str(_FILE), add(pictures[0], "what", correct_choice_idx=4), "correct_choice_idx out of range")
-    account.broke(str(_FILE), add(pictures[0], "what", question=""), "empty question")
+    after = max(scene_image.id for scene_image in scene_images) + 1
+    account.broke(str(_FILE), add(scene_images[0], "what", image_id=after), "missing image")
+    account.broke(str(_FILE), add(scene_images[0], "what", correct_choice_idx=4), "correct_choice_idx out of range")
+    account.broke(str(_FILE), add(scene_images[0], "what", question=""), "empty question")
     write_json(directory / _FILE, rows)
     account.rows = {str(_FILE): len(rows)}
     return account

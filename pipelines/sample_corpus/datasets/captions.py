@@ -9,37 +9,40 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.sample_corpus.world.facts import full_caption, short_caption
-from pipelines.sample_corpus.world.scenes import SIZE, Picture
+from pipelines.sample_corpus.world.scenes import SIZE, SceneImage
 from pipelines.sample_corpus.world.writing import Account
 
 _TARS = 4
 Members = list[tuple[str, bytes]]  # (extension, content)
 
 
-def write_blip(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
+def write_blip(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
     """Writes BlipCapFilt: full captions, as a captioning model writes them."""
 
-    def members(picture: Picture, key: str, caption: str) -> Members:
+    def members(scene_image: SceneImage, key: str, caption: str) -> Members:
         about = {"caption": caption, "key": key, "status": "success"}
-        return [("jpg", picture.jpeg), ("txt", caption.encode()), ("json", json.dumps(about).encode())]
+        return [("jpg", scene_image.jpeg), ("txt", caption.encode()), ("json", json.dumps(about).encode())]
 
     def first_broken(key: str) -> tuple[str, Members]:
-        picture = pictures[0]
-        return "truncated JPEG", [("jpg", picture.truncated), *members(picture, key, full_caption(picture.scene))[1:]]
+        scene_image = scene_images[0]
+        return "truncated JPEG", [
+            ("jpg", scene_image.truncated),
+            *members(scene_image, key, full_caption(scene_image.scene))[1:],
+        ]
 
     def second_broken(key: str) -> tuple[str, Members]:
-        return "empty caption", members(pictures[0], key, "")
+        return "empty caption", members(scene_images[0], key, "")
 
-    return _write_tars(directory / "BLIP", pictures, full_caption, members, [first_broken, second_broken])
+    return _write_tars(directory / "BLIP", scene_images, full_caption, members, [first_broken, second_broken])
 
 
-def write_coyo(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
+def write_coyo(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
     """Writes COYO: short captions in place of alt texts from the web, with the fields that img2dataset records."""
 
-    def members(picture: Picture, key: str, caption: str) -> Members:
+    def members(scene_image: SceneImage, key: str, caption: str) -> Members:
         about: dict[str, Any] = {
             "caption": caption,
-            "url": f"https://example.org/{picture.id}.jpg",
+            "url": f"https://example.org/{scene_image.id}.jpg",
             "key": key,
             "status": "success",
             "error_message": None,
@@ -50,23 +53,23 @@ def write_coyo(directory: Path, pictures: Sequence[Picture], rng: random.Random)
             "original_height": SIZE,
         }
         text = json.dumps(about, indent=4).encode()
-        return [("jpg", picture.jpeg), ("json", text), ("txt", caption.encode())]
+        return [("jpg", scene_image.jpeg), ("json", text), ("txt", caption.encode())]
 
     def first_broken(key: str) -> tuple[str, Members]:
         page = b"<html>404 Not Found</html>"
-        return "not an image", [("jpg", page), *members(pictures[0], key, short_caption(pictures[0].scene))[1:]]
+        return "not an image", [("jpg", page), *members(scene_images[0], key, short_caption(scene_images[0].scene))[1:]]
 
     def second_broken(key: str) -> tuple[str, Members]:
-        return "no image", members(pictures[0], key, short_caption(pictures[0].scene))[1:]
+        return "no image", members(scene_images[0], key, short_caption(scene_images[0].scene))[1:]
 
-    return _write_tars(directory / "COYO", pictures, short_caption, members, [first_broken, second_broken])
+    return _write_tars(directory / "COYO", scene_images, short_caption, members, [first_broken, second_broken])
 
 
 def _write_tars(
     directory: Path,
-    pictures: Sequence[Picture],
+    scene_images: Sequence[SceneImage],
     caption: Callable[..., str],
-    members: Callable[[Picture, str, str], Members],
+    members: Callable[[SceneImage, str, str], Members],
     broken: list[Callable[[str], tuple[str, Members]]],
 ) -> Account:
     """Spreads the images over a few tars; the first tar ends with the broken samples."""
@@ -75,9 +78,9 @@ def _write_tars(
     for number in range(_TARS):
         name = f"{directory.name}/{number:05d}.tar"
         samples = []
-        for row, picture in enumerate(pictures[number::_TARS]):
+        for row, scene_image in enumerate(scene_images[number::_TARS]):
             key = f"{number:05d}{row:04d}"
-            samples.append((key, members(picture, key, caption(picture.scene))))
+            samples.append((key, members(scene_image, key, caption(scene_image.scene))))
         for make in broken if number == 0 else []:
             key = f"{number:05d}{len(samples):04d}"
             what, content = make(key)

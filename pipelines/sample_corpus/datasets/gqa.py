@@ -15,7 +15,7 @@ from pipelines.sample_corpus.world.facts import (
     of_their_own_shape,
     statements,
 )
-from pipelines.sample_corpus.world.scenes import Picture, Thing
+from pipelines.sample_corpus.world.scenes import SceneImage, Thing
 from pipelines.sample_corpus.world.writing import Account, spread, write_image, write_json
 
 _FOLDER = Path("GQA")
@@ -25,7 +25,7 @@ _MOST = 2  # questions of one family about one image
 Step = tuple[str, str, list[int]]  # operation, argument, indices of the steps whose results it uses
 
 
-def write_gqa(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
+def write_gqa(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
     """Writes up to seven questions per image, of four families: existence, color, size and relative position."""
     rows: dict[str, dict[str, Any]] = {}
     account = Account()
@@ -35,14 +35,14 @@ def write_gqa(directory: Path, pictures: Sequence[Picture], rng: random.Random) 
         rows[key] = {**row, "equivalent": [key]}
         return len(rows) - 1
 
-    pictures = spread(pictures, 1)
-    for picture in pictures:
-        write_image(directory / _FOLDER / "images" / f"{_image_id(picture.id)}.jpg", picture.jpeg)
-        for row in _asked(picture, rng):
+    scene_images = spread(scene_images, 1)
+    for scene_image in scene_images:
+        write_image(directory / _FOLDER / "images" / f"{_image_id(scene_image.id)}.jpg", scene_image.jpeg)
+        for row in _asked(scene_image, rng):
             add(row)
-    good = next(_asked(pictures[0], rng))
-    after = max(picture.id for picture in pictures) + 1
-    write_image(directory / _FOLDER / "images" / f"{_image_id(after)}.jpg", pictures[0].truncated)
+    good = next(_asked(scene_images[0], rng))
+    after = max(scene_image.id for scene_image in scene_images) + 1
+    write_image(directory / _FOLDER / "images" / f"{_image_id(after)}.jpg", scene_images[0].truncated)
     account.broke(str(_FILE), add({**good, "imageId": _image_id(after)}), "truncated JPEG")
     account.broke(str(_FILE), add({**good, "imageId": _image_id(after + 1)}), "missing image")
     account.broke(str(_FILE), add({**good, "answer": ""}), "empty answer")
@@ -56,8 +56,8 @@ def _image_id(identity: int) -> str:
     return f"n{identity:06d}"
 
 
-def _asked(picture: Picture, rng: random.Random) -> Iterator[dict[str, Any]]:
-    scene = picture.scene
+def _asked(scene_image: SceneImage, rng: random.Random) -> Iterator[dict[str, Any]]:
+    scene = scene_image.scene
     cell_of = {thing.kind: cell for cell, thing in scene.things.items()}
 
     def named(name: str, thing: Thing | None) -> str:
@@ -69,18 +69,18 @@ def _asked(picture: Picture, rng: random.Random) -> Iterator[dict[str, Any]]:
         question = ask_existence(kind, scene)
         full = f"Yes, there is a {kind}." if thing else f"No, there is no {kind}."
         steps: list[Step] = [("select", named(kind, thing), []), ("exist", "?", [0])]
-        yield _row(picture, question, full, steps, ("verify", "obj", "exist"), (None, f"03-{kind}"), thing)
+        yield _row(scene_image, question, full, steps, ("verify", "obj", "exist"), (None, f"03-{kind}"), thing)
     unique = list(of_their_own_shape(scene).values())
     for thing in rng.sample(unique, min(_MOST, len(unique))):
         full = f"The {thing.shape} is {thing.color}."
         steps = [("select", named(thing.shape, thing), []), ("query", "color", [0])]
         groups: tuple[str | None, str] = ("color", f"10q-{thing.shape}_color")
-        yield _row(picture, ask_color(thing), full, steps, ("query", "attr", "directOf"), groups, thing)
+        yield _row(scene_image, ask_color(thing), full, steps, ("query", "attr", "directOf"), groups, thing)
     for thing in rng.sample(list(scene.things.values()), min(_MOST, len(scene.things))):
         full = f"The {thing.kind} is {thing.size}."
         steps = [("select", named(thing.kind, thing), []), ("choose size", "small|large", [0])]
         groups = ("size", f"10c-{thing.kind}_size")
-        yield _row(picture, ask_size(thing), full, steps, ("choose", "attr", "chooseAttr"), groups, thing)
+        yield _row(scene_image, ask_size(thing), full, steps, ("choose", "attr", "chooseAttr"), groups, thing)
     for statement in statements(scene, rng)[:1]:
         one, other, relation = statement.one, statement.other, statement.relation
         answer = "yes" if statement.holds else "no"
@@ -90,11 +90,11 @@ def _asked(picture: Picture, rng: random.Random) -> Iterator[dict[str, Any]]:
         steps = [("select", named(other.kind, other), [])]
         steps.append(("verify rel", f"{one.kind},{relation},s ({cell_of[one.kind]})", [0]))
         groups = (None, f"13-{other.kind}_{one.kind}")
-        yield _row(picture, question, full, steps, ("verify", "rel", "relVerify"), groups, one, other)
+        yield _row(scene_image, question, full, steps, ("verify", "rel", "relVerify"), groups, one, other)
 
 
 def _row(
-    picture: Picture,
+    scene_image: SceneImage,
     question: Question,
     full: str,
     steps: list[Step],
@@ -103,7 +103,7 @@ def _row(
     *things: Thing | None,
 ) -> dict[str, Any]:
     """Returns one official row. things: the things that the question names and the scene contains."""
-    cell_of = {thing: cell for cell, thing in picture.scene.things.items()}
+    cell_of = {thing: cell for cell, thing in scene_image.scene.things.items()}
 
     def mentions(text: str) -> dict[str, str]:
         """Returns word index → the object that it names; the color before it distinguishes things of one shape."""
@@ -120,7 +120,7 @@ def _row(
         "entailed": [],
         "equivalent": [],
         "question": question.text,
-        "imageId": _image_id(picture.id),
+        "imageId": _image_id(scene_image.id),
         "isBalanced": True,
         "groups": {"global": groups[0], "local": groups[1]},
         "answer": question.answer,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.sample_corpus.world.facts import Question, full_caption, open_questions, relations
-from pipelines.sample_corpus.world.scenes import POSITIONS, Picture, Scene
+from pipelines.sample_corpus.world.scenes import POSITIONS, Scene, SceneImage
 from pipelines.sample_corpus.world.writing import Account, coco_2017, write_image, write_json
 
 _FOLDER = Path("llava_instruct")
@@ -14,20 +14,20 @@ DESCRIBE, SAY_WHY = "Describe the picture.", "Say why."
 _IMAGES = Path("coco") / "images" / "train2017"
 
 
-def write_llava(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
+def write_llava(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
     """Writes for every second image a description, a conversation and, if its things allow it, a reasoned answer."""
     conversations, descriptions, reasoned = [], [], []
-    for picture in pictures[::2]:
-        scene = picture.scene
-        write_image(directory / _IMAGES / coco_2017(picture.id), picture.jpeg)
+    for scene_image in scene_images[::2]:
+        scene = scene_image.scene
+        write_image(directory / _IMAGES / coco_2017(scene_image.id), scene_image.jpeg)
         turns = [(question.text, question.answer) for question in open_questions(scene, rng)]
-        descriptions.append(_row(picture, [(DESCRIBE, description(scene))], rng))
-        conversations.append(_row(picture, [("What do you see?", description(scene)), *turns], rng))
+        descriptions.append(_row(scene_image, [(DESCRIBE, description(scene))], rng))
+        conversations.append(_row(scene_image, [("What do you see?", description(scene)), *turns], rng))
         for question in relations(scene, rng)[:1]:
-            reasoned.append(_row(picture, [(f"{question.text} {SAY_WHY}", reason(scene, question))], rng))
+            reasoned.append(_row(scene_image, [(f"{question.text} {SAY_WHY}", reason(scene, question))], rng))
 
     account = Account()
-    first = pictures[0]
+    first = scene_images[0]
     file = str(_FOLDER / "conversation_58k.json")
     for what, row in {
         "missing image": {**conversations[0], "image": coco_2017(0)},
@@ -61,11 +61,11 @@ def reason(scene: Scene, question: Question) -> str:
     return f"{positions[0].upper()}{positions[1:]}, so the answer is {question.answer}."
 
 
-def _row(picture: Picture, turns: list[tuple[str, str]], rng: random.Random) -> dict[str, Any]:
+def _row(scene_image: SceneImage, turns: list[tuple[str, str]], rng: random.Random) -> dict[str, Any]:
     """Returns one official row; `<image>` precedes or follows the first question."""
     messages = []
     for number, (user, assistant) in enumerate(turns):
         if number == 0:
             user = rng.choice((f"<image>\n{user}", f"{user}\n<image>"))
         messages += [{"from": "human", "value": user}, {"from": "gpt", "value": assistant}]
-    return {"id": f"{picture.id:012d}", "image": coco_2017(picture.id), "conversations": messages}
+    return {"id": f"{scene_image.id:012d}", "image": coco_2017(scene_image.id), "conversations": messages}

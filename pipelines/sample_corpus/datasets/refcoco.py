@@ -5,21 +5,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.sample_corpus.world.scenes import POSITIONS, SIZE, Picture, Thing
+from pipelines.sample_corpus.world.scenes import POSITIONS, SIZE, SceneImage, Thing
 from pipelines.sample_corpus.world.writing import Account, coco_train2014, write_image, write_json
 
 _FOLDER = Path("refcoco") / "annotations"
 _IMAGES = Path("coco") / "images" / "train2014"
 
 
-def write_refcoco(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
+def write_refcoco(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
     """Describes the things in every second image by position (RefCOCO), look (RefCOCO+) or sentence (RefCOCOg)."""
     account = Account()
-    pictures = pictures[::2]
-    for picture in pictures:
-        write_image(directory / _IMAGES / coco_train2014(picture.id), picture.jpeg)
+    scene_images = scene_images[::2]
+    for scene_image in scene_images:
+        write_image(directory / _IMAGES / coco_train2014(scene_image.id), scene_image.jpeg)
     for name, phrase in (("refcoco", _by_place), ("refcoco+", _by_look), ("refcocog", _by_sentence)):
-        _write_one(directory, name, phrase, pictures, account)
+        _write_one(directory, name, phrase, scene_images, account)
     return account
 
 
@@ -27,14 +27,14 @@ def _write_one(
     directory: Path,
     name: str,
     phrase: Callable[[Thing, int], str],
-    pictures: Sequence[Picture],
+    scene_images: Sequence[SceneImage],
     account: Account,
 ) -> None:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     file = str(_FOLDER / f"finetune_{name}_train.json")
 
-    def add(picture: Picture, caption: str, box: Sequence[float], image_id: int) -> int:
+    def add(scene_image: SceneImage, caption: str, box: Sequence[float], image_id: int) -> int:
         row = len(images)
         images.append(
             {
@@ -61,12 +61,12 @@ def _write_one(
         )
         return row
 
-    for picture in pictures:
-        for cell, thing in picture.scene.things.items():
-            add(picture, phrase(thing, cell), picture.boxes[cell], picture.id)
-    first = pictures[0]
+    for scene_image in scene_images:
+        for cell, thing in scene_image.scene.things.items():
+            add(scene_image, phrase(thing, cell), scene_image.boxes[cell], scene_image.id)
+    first = scene_images[0]
     cell, thing = next(iter(first.scene.things.items()))
-    text, box, after = phrase(thing, cell), first.boxes[cell], max(picture.id for picture in pictures) + 1
+    text, box, after = phrase(thing, cell), first.boxes[cell], max(scene_image.id for scene_image in scene_images) + 1
     account.broke(file, add(first, text, box, after), "missing image")
     account.broke(file, add(first, text, (*box[:2], 0, 0), first.id), "box without area")
     account.broke(file, add(first, text, (SIZE, SIZE, *box[2:]), first.id), "box outside the image")

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from pipelines.sample_corpus.world.facts import FOUR_WAY, four_options, full_caption, listed
-from pipelines.sample_corpus.world.scenes import POSITIONS, Picture
+from pipelines.sample_corpus.world.scenes import POSITIONS, SceneImage
 from pipelines.sample_corpus.world.writing import Account, spread, write_image, write_json
 
 _FOLDER = Path("ScienceQA")
@@ -24,18 +24,18 @@ _LECTURE = f"A picture has four places: {listed(list(POSITIONS))}."
 Problem = dict[str, Any]
 
 
-def write_scienceqa(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
+def write_scienceqa(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
     problems: dict[str, Problem] = {}
 
     def add(problem: Problem) -> int:
         problems[str(len(problems) + 1)] = problem
         return len(problems) - 1
 
-    for number, picture in enumerate(spread(pictures, 9)):
+    for number, scene_image in enumerate(spread(scene_images, 9)):
         has_image = number % 2 == 0
-        row = add(_problem(picture, has_image, rng))
+        row = add(_problem(scene_image, has_image, rng))
         if has_image:
-            write_image(directory / _FOLDER / "images" / "train" / str(row + 1) / "image.png", png(picture))
+            write_image(directory / _FOLDER / "images" / "train" / str(row + 1) / "image.png", png(scene_image))
     llava = [_llava_entry(pid, problem) for pid, problem in problems.items()]
 
     account = Account()
@@ -59,19 +59,19 @@ def write_scienceqa(directory: Path, pictures: Sequence[Picture], rng: random.Ra
     return account
 
 
-def png(picture: Picture) -> bytes:
+def png(scene_image: SceneImage) -> bytes:
     buffer = io.BytesIO()
-    Image.open(io.BytesIO(picture.jpeg)).save(buffer, "PNG")
+    Image.open(io.BytesIO(scene_image.jpeg)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def _problem(picture: Picture, has_image: bool, rng: random.Random) -> Problem:
-    families = {family: ask(picture.scene, rng) for family, ask in FOUR_WAY.items()}
+def _problem(scene_image: SceneImage, has_image: bool, rng: random.Random) -> Problem:
+    families = {family: ask(scene_image.scene, rng) for family, ask in FOUR_WAY.items()}
     family = rng.choice([family for family, questions in families.items() if questions])
     question = rng.choice(families[family])
     choices, right = four_options(question, rng)
     if not has_image:
-        hint = f"The text below describes a picture.\nThe picture shows {full_caption(picture.scene)}."
+        hint = f"The text below describes a picture.\nThe picture shows {full_caption(scene_image.scene)}."
     else:
         hint = rng.choice(("", "Look at the picture."))
     return {
@@ -85,7 +85,7 @@ def _problem(picture: Picture, has_image: bool, rng: random.Random) -> Problem:
         "subject": "natural science",
         "topic": "shapes",
         "category": family,
-        "skill": f"Tell the {family} from a {'picture' if has_image else 'text'}",
+        "skill": f"Tell the {family} from a {'scene_image' if has_image else 'text'}",
         "lecture": rng.choice(("", _LECTURE)),
         "solution": f"The answer is {question.answer}.",
         "split": "train",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.sample_corpus.world.facts import arithmetic, counting, full_caption, geometry, open_questions
-from pipelines.sample_corpus.world.scenes import Picture
+from pipelines.sample_corpus.world.scenes import SceneImage
 from pipelines.sample_corpus.world.writing import Account, spread, write_json
 
 _FILE = Path("Vicuna") / "sharegpt.json"
@@ -14,7 +14,7 @@ _MOST_TURNS = 30
 _LONGEST_COUNT = 250
 
 
-def write_sharegpt(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
+def write_sharegpt(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
     """Writes questions about additions and shapes, questions about a scene described in text, and, in every fourth row,
     a conversation that is too long for a short example."""
     rows: list[dict[str, Any]] = []
@@ -25,13 +25,13 @@ def write_sharegpt(directory: Path, pictures: Sequence[Picture], rng: random.Ran
         rows.append({"id": f"sample{len(rows):06d}_0", "conversations": messages})
         return len(rows) - 1
 
-    for number, picture in enumerate(spread(pictures, 7)):
+    for number, scene_image in enumerate(spread(scene_images, 7)):
         if number % 4 == 3:
             turns = [rng.choice((arithmetic, geometry))(rng) for _ in range(rng.randint(8, _MOST_TURNS))]
             turns.insert(rng.randrange(len(turns)), counting(rng.randint(10, _LONGEST_COUNT)))
         elif number % 2:
-            prompt = f"A picture shows {full_caption(picture.scene)}. {{}}"
-            asked = [(question.text, question.answer) for question in open_questions(picture.scene, rng)]
+            prompt = f"A picture shows {full_caption(scene_image.scene)}. {{}}"
+            asked = [(question.text, question.answer) for question in open_questions(scene_image.scene, rng)]
             turns = [(prompt.format(asked[0][0]), asked[0][1]), *asked[1:]]
         else:
             turns = [rng.choice((arithmetic, geometry))(rng) for _ in range(rng.randint(1, 4))]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.sample_corpus.world.facts import region_phrase
-from pipelines.sample_corpus.world.scenes import SIZE, Picture
+from pipelines.sample_corpus.world.scenes import SIZE, SceneImage
 from pipelines.sample_corpus.world.writing import Account, spread, write_image, write_json
 
 _FOLDER = Path("VisualGenome")
@@ -16,7 +16,7 @@ _PART = "VG_100K"
 _SLACK = 2  # px by which a box may be too large on each side, like boxes drawn by hand, even beyond the image
 
 
-def write_visual_genome(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
+def write_visual_genome(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
     """Writes one phrase for each thing. The last entry holds the broken regions."""
     described: list[dict[str, Any]] = []
     images: list[dict[str, Any]] = []
@@ -27,23 +27,23 @@ def write_visual_genome(directory: Path, pictures: Sequence[Picture], rng: rando
         fields = dict(zip(("x", "y", "width", "height"), box, strict=True))
         return {"region_id": account.rows[str(_REGIONS)], **fields, "image_id": image_id, "phrase": phrase}
 
-    pictures = spread(pictures, 5)
-    for picture in pictures:
-        name = f"{_PART}/{picture.id}.jpg"
-        write_image(directory / _FOLDER / name, picture.jpeg)
-        address = {"url": f"https://example.org/{name}", "image_id": picture.id, "coco_id": None, "flickr_id": None}
+    scene_images = spread(scene_images, 5)
+    for scene_image in scene_images:
+        name = f"{_PART}/{scene_image.id}.jpg"
+        write_image(directory / _FOLDER / name, scene_image.jpeg)
+        address = {"url": f"https://example.org/{name}", "image_id": scene_image.id, "coco_id": None, "flickr_id": None}
         images.append({"width": SIZE, "height": SIZE, **address})
         regions = []
-        for cell, thing in picture.scene.things.items():
+        for cell, thing in scene_image.scene.things.items():
             left, up, right, down = (rng.randint(0, _SLACK) for _ in range(4))
-            x, y, width, height = picture.boxes[cell]
+            x, y, width, height = scene_image.boxes[cell]
             box = (x - left, y - up, width + left + right, height + up + down)
-            regions.append(region(picture.id, region_phrase(thing, cell, rng), box))
-        described.append({"regions": regions, "id": picture.id})
+            regions.append(region(scene_image.id, region_phrase(thing, cell, rng), box))
+        described.append({"regions": regions, "id": scene_image.id})
 
-    first = pictures[0]
+    first = scene_images[0]
     box = next(iter(first.boxes.values()))
-    after = max(picture.id for picture in pictures) + 1
+    after = max(scene_image.id for scene_image in scene_images) + 1
     broken = []
     for what, image_id, phrase, corners in (
         ("box without area", first.id, "a shape", (*box[:2], 0, 0)),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.sample_corpus.world.facts import Question, open_questions
-from pipelines.sample_corpus.world.scenes import Picture
+from pipelines.sample_corpus.world.scenes import SceneImage
 from pipelines.sample_corpus.world.writing import Account, coco_train2014, write_image, write_json
 
 _HEAD = {
@@ -20,7 +20,7 @@ _QUESTIONS = _FOLDER / "v2_OpenEnded_mscoco_train2014_questions.json"
 _ANNOTATIONS = _FOLDER / "v2_mscoco_train2014_annotations.json"
 
 
-def write_vqav2(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
+def write_vqav2(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
     """Writes about eight questions per image."""
     questions: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -41,13 +41,13 @@ def write_vqav2(directory: Path, pictures: Sequence[Picture], rng: random.Random
         )
         return row
 
-    for picture in pictures:
-        write_image(directory / _FOLDER / "images" / coco_train2014(picture.id), picture.jpeg)
-        for question in open_questions(picture.scene, rng):
-            add(picture.id, question, question.answer)
+    for scene_image in scene_images:
+        write_image(directory / _FOLDER / "images" / coco_train2014(scene_image.id), scene_image.jpeg)
+        for question in open_questions(scene_image.scene, rng):
+            add(scene_image.id, question, question.answer)
 
     account = Account()
-    first, after = pictures[0], max(picture.id for picture in pictures) + 1
+    first, after = scene_images[0], max(scene_image.id for scene_image in scene_images) + 1
     asked = open_questions(first.scene, rng)
     write_image(directory / _FOLDER / "images" / coco_train2014(after), first.truncated)
     account.broke(str(_QUESTIONS), add(after, asked[0], asked[0].answer), "truncated JPEG")

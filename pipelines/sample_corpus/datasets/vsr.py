@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.sample_corpus.world.facts import Statement, statements
-from pipelines.sample_corpus.world.scenes import Picture
+from pipelines.sample_corpus.world.scenes import SceneImage
 from pipelines.sample_corpus.world.writing import Account, coco_2017, spread, write_image
 
 _FOLDER = Path("VSR")
@@ -15,7 +15,7 @@ _FILE = _FOLDER / "random" / "train.jsonl"
 _MOST = 2  # statements about one image
 
 
-def write_vsr(directory: Path, pictures: Sequence[Picture], rng: random.Random) -> Account:
+def write_vsr(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
     """Writes statements about the relative positions of things; an image with only one thing gets none."""
     rows: list[dict[str, Any]] = []
 
@@ -36,14 +36,14 @@ def write_vsr(directory: Path, pictures: Sequence[Picture], rng: random.Random) 
         rows.append({**row, **changed})
         return len(rows) - 1
 
-    for picture in spread([picture for picture in pictures if len(picture.scene.things) > 1], 3):
-        write_image(directory / _FOLDER / "images" / "train2017" / coco_2017(picture.id), picture.jpeg)
-        for statement in statements(picture.scene, rng)[:_MOST]:
-            add(picture.id, statement)
+    for scene_image in spread([scene_image for scene_image in scene_images if len(scene_image.scene.things) > 1], 3):
+        write_image(directory / _FOLDER / "images" / "train2017" / coco_2017(scene_image.id), scene_image.jpeg)
+        for statement in statements(scene_image.scene, rng)[:_MOST]:
+            add(scene_image.id, statement)
 
     account = Account()
-    after = max(picture.id for picture in pictures) + 1
-    thing = next(iter(pictures[0].scene.things.values()))
+    after = max(scene_image.id for scene_image in scene_images) + 1
+    thing = next(iter(scene_images[0].scene.things.values()))
     about = Statement(thing, "above", thing, False)
     account.broke(str(_FILE), add(after, about), "missing image")
     account.broke(str(_FILE), add(after, about, label=2), "label neither true nor false")

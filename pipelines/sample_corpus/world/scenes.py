@@ -73,7 +73,7 @@ class Scene:
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class SceneImage:
     """A drawn scene with a COCO-style image id."""
 
     id: int
@@ -114,7 +114,7 @@ def distinct_scenes(rng: random.Random, count: int, without: Collection[Scene] =
     return scenes
 
 
-def render(identity: int, scene: Scene, rng: random.Random) -> Picture:
+def render(identity: int, scene: Scene, rng: random.Random) -> SceneImage:
     """Draws a scene on a light background; each thing or word is shifted by up to one pixel."""
     shade = rng.randint(225, 255)
     image = Image.new("RGB", (SIZE, SIZE), (shade, shade, shade))
@@ -131,7 +131,7 @@ def render(identity: int, scene: Scene, rng: random.Random) -> Picture:
             _print_word(image, content, x - 6, y - 3)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=92, subsampling=0)
-    return Picture(identity, scene, buffer.getvalue(), boxes)
+    return SceneImage(identity, scene, buffer.getvalue(), boxes)
 
 
 def _draw_shape(canvas: ImageDraw.ImageDraw, thing: Thing, x: int, y: int, radius: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.sample_corpus.world.scenes import Picture
+from pipelines.sample_corpus.world.scenes import SceneImage
 
 
 @dataclasses.dataclass
@@ -44,10 +44,10 @@ def coco_2017(identity: int) -> str:
     return f"{identity:012d}.jpg"
 
 
-def spread(pictures: Sequence[Picture], first: int) -> Sequence[Picture]:
+def spread(scene_images: Sequence[SceneImage], first: int) -> Sequence[SceneImage]:
     """Returns every tenth image, so that many layouts are written fast; of a small corpus at least 16, if available.
 
     first: the offset, different for each layout, so that the layouts do not all show the same images.
     """
-    step = max(1, min(10, len(pictures) // 16))
-    return pictures[first % step :: step]
+    step = max(1, min(10, len(scene_images) // 16))
+    return scene_images[first % step :: step]

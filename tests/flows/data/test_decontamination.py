@@ -151,12 +151,12 @@ def test_official_files_are_read_by_their_readers(workspace, corpus):
     )
     check_inputs(listing)
     pope, dev = read_items(listing, "pope"), read_items(listing, "dev")
-    assert {image.item for image in pope.pictures} == {p.name for p in (corpus / "POPE/images").iterdir()}
+    assert {image.item for image in pope.images} == {p.name for p in (corpus / "POPE/images").iterdir()}
     assert pope.questions[0][0].startswith(("adversarial/", "popular/", "random/"))
     rows = len((corpus / "MMBench/mmbench_dev.tsv").read_text().splitlines()) - 1
     assert 0 < len(dev.questions) < rows  # rotated copies of a question count once
-    assert all(image.identity.startswith("sha256:") for image in dev.pictures)  # they are embedded in the file
-    assert Image.open(io.BytesIO(dev.pictures[0].read())).size == (32, 32)
+    assert all(image.identity.startswith("sha256:") for image in dev.images)  # they are embedded in the file
+    assert Image.open(io.BytesIO(dev.images[0].read())).size == (32, 32)
     for name, folder, suffix in (
         ("mme", "MME", ".jpg"),
         ("scienceqa", "ScienceQA-test", ".png"),
@@ -164,8 +164,8 @@ def test_official_files_are_read_by_their_readers(workspace, corpus):
     ):
         items, root = read_items(listing, name), corpus / folder
         files = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and p.suffix == suffix}
-        assert files and {image.item for image in items.pictures} == files
-        assert not any(image.identity.startswith("sha256:") for image in items.pictures)  # identified by path and mtime
+        assert files and {image.item for image in items.images} == files
+        assert not any(image.identity.startswith("sha256:") for image in items.images)  # identified by path and mtime
         assert items.questions
 
 
@@ -181,10 +181,10 @@ def test_every_benchmark_of_the_sample_has_images_and_questions(workspace):
     check_inputs(listing)
     for name in ("llava_bench", "mm_vet", "mmmu", "owleval"):
         items = read_items(listing, name)
-        assert items.questions and len(items.pictures) > 5, name
-        assert all(Image.open(io.BytesIO(image.read())).size == (32, 32) for image in items.pictures)
+        assert items.questions and len(items.images) > 5, name
+        assert all(Image.open(io.BytesIO(image.read())).size == (32, 32) for image in items.images)
     both = read_items(listing, "mmmu")
-    assert any("#image_2:" in image.item for image in both.pictures), "all images of a question must be included"
+    assert any("#image_2:" in image.item for image in both.images), "all images of a question must be included"
 
 
 def test_plain_files_are_read(workspace, tmp_path):
@@ -201,7 +201,7 @@ def test_plain_files_are_read(workspace, tmp_path):
         }
     )
     a, b = read_items(listing, "a"), read_items(listing, "b")
-    assert [image.item for image in a.pictures] == ["a.png", "deep/b.JPEG"]
+    assert [image.item for image in a.images] == ["a.png", "deep/b.JPEG"]
     assert a.passed_over == ["LICENSE"]
     assert a.questions == [("q.txt:1", "Why?"), ("q.txt:3", "Who are they?")]
     assert b.questions == [("q.jsonl:1", "Why?"), ("q.jsonl:2", "Who are they?")]

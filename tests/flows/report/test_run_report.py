@@ -52,12 +52,12 @@ def test_the_gallery_shows_every_dataset_even_rare_ones(shards):
     assert [card.title.split(",")[0] for card in cards] == ["many", "many", "rare", "text", "two"]
     assert cards[0].text.startswith("Human: question 0\nAI: yes\n")
     assert "row 7 with template t.x" in cards[0].text
-    assert cards[3].pictures == ()
+    assert cards[3].images == ()
 
 
 def test_all_images_of_a_sample_are_shown_in_order(shards):
     cards = gallery.cards(shards, 1)
-    colours = [Image.open(io.BytesIO(image)).getcolors() for image in cards[-1].pictures]
+    colours = [Image.open(io.BytesIO(image)).getcolors() for image in cards[-1].images]
     assert colours == [[(224 * 112, (255, 0, 0))], [(224 * 112, (0, 0, 255))]]  # no box: its image is ambiguous
     text = gallery.markdown(cards, lambda number, _: f"{number}.png")
     assert [line for line in text.splitlines() if line.startswith("![two")] == [
@@ -66,7 +66,7 @@ def test_all_images_of_a_sample_are_shown_in_order(shards):
 
 
 def test_boxes_of_the_text_are_drawn_into_the_image(shards):
-    plain, boxed = (Image.open(io.BytesIO(gallery.cards(shards, 1)[i].pictures[0])) for i in (0, 1))
+    plain, boxed = (Image.open(io.BytesIO(gallery.cards(shards, 1)[i].images[0])) for i in (0, 1))
     assert plain.size == boxed.size == (224, 112)
     assert plain.getcolors() == [(224 * 112, (255, 255, 255))]
     marked = boxed.getpixel((224 // 4, 112 * 3 // 4))

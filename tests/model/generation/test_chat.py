@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from model.check_directory import ModelError
-from model.generation.chat import Chat, ChatError, open_picture
+from model.generation.chat import Chat, ChatError, load_image
 from pipelines.images.decode import to_rgb
 
 
@@ -104,10 +104,10 @@ def test_unreadable_image_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad").write_bytes(content)
     for path in (tmp_path / "bad", tmp_path / "missing.png", tmp_path):
         with pytest.raises(ChatError, match=f"^{path} cannot be read as an image: "):
-            open_picture(path)
+            load_image(path)
     for url in ("http://127.0.0.1/a.png", "data:image/png;base64,AAAA"):
         with pytest.raises(ChatError, match="images are not fetched from URLs"):
-            open_picture(url)
+            load_image(url)
 
 
 def test_images_are_converted_to_upright_rgb(tiny_processor: Any, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_images_are_converted_to_upright_rgb(tiny_processor: Any, tmp_path: Path
     half.convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "palette.png")
     deep = np.full((64, 64), 30000, dtype=np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
-    seen = {path.name: tiny_processor.preprocess([open_picture(path)])[0] for path in tmp_path.iterdir()}
+    seen = {path.name: tiny_processor.preprocess([load_image(path)])[0] for path in tmp_path.iterdir()}
     upright = tiny_processor.preprocess([half])[0]
     assert (seen["rotated.jpg"] - upright.rot90(-1, (1, 2))).abs().mean() < 0.1
     for name in ("cmyk.jpg", "palette.png"):
@@ -128,7 +128,7 @@ def test_images_are_converted_to_upright_rgb(tiny_processor: Any, tmp_path: Path
     grey = tiny_processor.preprocess([Image.new("RGB", (64, 64), (116,) * 3)])[0]
     assert (seen["deep.png"] - grey).abs().max() < 0.02  # 30000 / 257
     buffer = io.BytesIO()
-    to_rgb(open_picture(tmp_path / "rotated.jpg")).save(buffer, "PNG")
+    to_rgb(load_image(tmp_path / "rotated.jpg")).save(buffer, "PNG")
     assert torch.equal(tiny_processor.preprocess([Image.open(buffer)])[0], seen["rotated.jpg"])
 
 

@@ -12,18 +12,18 @@ import httpx
 import openai
 import pytest
 import torch
-from support.serving_world import data_url, picture, served, text, user, wait_for
+from support.serving_world import data_url, image, served, text, user, wait_for
 
 from model import HoneybeeForConditionalGeneration
 from model.generation.chat import Chat
 
 QUESTIONS: list[list[Any]] = [
     [user("Is there a circle?")],
-    [user(picture(data_url("red")), text("What colour is the square?"))],
-    [user(picture(data_url("blue", "JPEG")), picture(data_url("green", "WEBP")), text("And now?"))],
+    [user(image(data_url("red")), text("What colour is the square?"))],
+    [user(image(data_url("blue", "JPEG")), image(data_url("green", "WEBP")), text("And now?"))],
     [{"role": "system", "content": "Be short."}, user(text("Who is "), text("there?"))],
-    [user("Human"), {"role": "assistant", "content": "Yes"}, user(text("Why? "), picture(data_url("gray", "GIF")))],
-    [user(picture(data_url("yellow", "BMP", (90, 10))))],
+    [user("Human"), {"role": "assistant", "content": "Yes"}, user(text("Why? "), image(data_url("gray", "GIF")))],
+    [user(image(data_url("yellow", "BMP", (90, 10))))],
 ]
 
 
@@ -82,7 +82,7 @@ def test_streamed_answer_equals_complete_answer(world: Any, question: int) -> No
 
 def test_usage_includes_visual_tokens(world: Any, tiny_processor: Any) -> None:
     client = world[0]
-    one, two = (ask(client, [user(*[picture(data_url())] * n, text("What?"))]).usage for n in (1, 2))
+    one, two = (ask(client, [user(*[image(data_url())] * n, text("What?"))]).usage for n in (1, 2))
     line = len(tiny_processor.tokenizer.encode("\nHuman: ", add_special_tokens=False))
     assert two.prompt_tokens - one.prompt_tokens in range(4 + line - 1, 4 + line + 2)
     assert one.total_tokens == one.prompt_tokens + one.completion_tokens and one.completion_tokens == 12
@@ -93,7 +93,7 @@ def test_answer_depends_on_images_and_earlier_turns(world: Any) -> None:
     answers = {
         text_of(ask(client, [*before, user(*shown, text("What is it?"))], max_tokens=30))
         for before in ([], [user("Hello"), {"role": "assistant", "content": "Yes"}])
-        for shown in ([], [picture(data_url("red"))], [picture(data_url("red")), picture(data_url("white"))])
+        for shown in ([], [image(data_url("red"))], [image(data_url("red")), image(data_url("white"))])
     }
     assert len(answers) == 6
 

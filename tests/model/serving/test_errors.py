@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.serving_world import data_url, picture, served, text, user
+from support.serving_world import data_url, image, served, text, user
 
 from model import HoneybeeForConditionalGeneration
 
@@ -93,7 +93,7 @@ def test_unsupported_field_is_named(client: httpx.Client, name: str, value: Any)
         ({"messages": [{"role": "system", "content": "Hi"}]}, "messages[0].role"),
         ({"messages": [user("look: <image>")]}, "messages[0].content[0]"),
         ({"messages": [{"role": "system", "content": "<image>"}, user("Hi")]}, "messages[0].content[0]"),
-        ({"messages": [{"role": "system", "content": [picture("data:,")]}, user("Hi")]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "system", "content": [image("data:,")]}, user("Hi")]}, "messages[0].content[0]"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": "5"}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
@@ -174,17 +174,17 @@ def bad(data: bytes) -> str:
     ],
 )
 def test_field_of_an_invalid_image_is_named(client: httpx.Client, url: str, expected: str) -> None:
-    messages = [user("Hi"), {"role": "assistant", "content": "Ho"}, user(text("a"), picture(data_url()), picture(url))]
+    messages = [user("Hi"), {"role": "assistant", "content": "Ho"}, user(text("a"), image(data_url()), image(url))]
     param, message = refusal(post(client, messages))
     assert param == "messages[2].content[2].image_url" and message.startswith(f"{param}: ") and expected in message
 
 
 def test_too_many_images_are_rejected(client: httpx.Client) -> None:
-    assert "3 images, but at most 2" in refusal(post(client, [user(*[picture(data_url())] * 3)]))[1]
+    assert "3 images, but at most 2" in refusal(post(client, [user(*[image(data_url())] * 3)]))[1]
 
 
 def test_images_with_too_many_pixels_in_total_are_rejected_before_decoding(client: httpx.Client) -> None:
-    large = picture(data_url(0, size=(9_000, 7_000), mode="1"))  # 63 of at most 89 million pixels
+    large = image(data_url(0, size=(9_000, 7_000), mode="1"))  # 63 of at most 89 million pixels
     assert "126,000,000 pixels in total" in refusal(post(client, [user(large, large, text("Hi"))]))[1]
 
 
@@ -213,7 +213,7 @@ def test_allowed_urls_do_not_give_access_to_the_internal_network(model: Any, tin
         hosts += ["http://10.0.0.1/a.png", "http://169.254.169.254/latest", "http://[::1]/", "http://0.0.0.0/"]
         hosts += ["http://[64:ff9b::7f00:1]/", "http://2130706433/", "http://[fe80::1]/", "http://224.0.0.1/"]
         for host in hosts:
-            param, message = refusal(post(client, [user(picture(host), text("What?"))]))
+            param, message = refusal(post(client, [user(image(host), text("What?"))]))
             assert param == "messages[0].content[0].image_url" and "not public" in message
         for broken in ("http://", "http:///a.png", "https://[/a.png", "http://\x00/", "http://a..b/"):
-            assert "could not be fetched" in refusal(post(client, [user(picture(broken))]))[1]
+            assert "could not be fetched" in refusal(post(client, [user(image(broken))]))[1]

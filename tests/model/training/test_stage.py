@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from support.training_data import picture, rows, write_shards
+from support.training_data import encoded_image, rows, write_shards
 from support.training_jobs import elsewhere, make_job
 from support.training_plain import assert_bit_equal, plain_torch, weights
 from support.training_ranks import Ranks, curve, fails, losses, train
@@ -310,7 +310,7 @@ def test_run_stops_above_the_limit_of_damaged_images(
 ) -> None:
     samples = rows(processor.tokenizer, 24)
     for index in (1, 18):
-        cut = picture("red", 1)[:-500]
+        cut = encoded_image("red", 1)[:-500]
         samples[index] |= {
             "images": [{"bytes": cut, "path": "cut.png"}],
             "image_sha256": [hashlib.sha256(cut).hexdigest()],

@@ -18,7 +18,7 @@ from pipelines.examples.ledger import check_ledger
 from pipelines.examples.render import Renderer, RenderSettings
 from pipelines.images.references import ImageRoot
 from pipelines.images.table import images_table
-from pipelines.jobs.benchmark_items import BenchmarkItems, BenchmarkItemsError, BenchmarkPicture, build_benchmark_items
+from pipelines.jobs.benchmark_items import BenchmarkImage, BenchmarkItems, BenchmarkItemsError, build_benchmark_items
 from pipelines.schema import ANNOTATIONS, IMAGES
 from pipelines.templates.sets import template_file
 
@@ -28,8 +28,8 @@ ROWS = 60
 NUM_IMAGES = 20  # row r shows image r % 20
 
 
-def benchmark_image(name: str, data: bytes) -> BenchmarkPicture:
-    return BenchmarkPicture(name, hashlib.sha256(data).hexdigest(), partial(bytes, data))
+def benchmark_image(name: str, data: bytes) -> BenchmarkImage:
+    return BenchmarkImage(name, hashlib.sha256(data).hexdigest(), partial(bytes, data))
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_the_nearest_of_several_similar_images_is_named(store, job, tmp_path):
         benchmark_image("same pixels.bmp", encode(noise(7), "BMP")),
     ]
     entry = str(build_benchmark_items(store, BenchmarkItems("near", near, []), print))
-    job = changed(job, tmp_path, benchmarks=(("near", entry),), pictures="perceptual")
+    job = changed(job, tmp_path, benchmarks=(("near", entry),), images="perceptual")
     run_examples_job(job, BEAM)
     assert {(e["item"], e["distance"]) for e in parts(job, "overlaps")} == {("same pixels.bmp", 0)}
 
@@ -222,8 +222,8 @@ def test_an_unreadable_image_stops_the_build(store, tmp_path):
     root = ImageRoot(tmp_path)
     shown = [
         benchmark_image("good.png", encode(noise(2))),
-        BenchmarkPicture("cut.jpg", "x", partial(root.read, "cut.jpg")),
-        BenchmarkPicture("gone.jpg", "y", partial(root.read, "gone.jpg")),
+        BenchmarkImage("cut.jpg", "x", partial(root.read, "cut.jpg")),
+        BenchmarkImage("gone.jpg", "y", partial(root.read, "gone.jpg")),
     ]
     with pytest.raises(BenchmarkItemsError, match=r"ours: 2 of 3 images .*cut.jpg: image_corrupt.*gone.jpg: image_mis"):
         build_benchmark_items(store, BenchmarkItems("ours", shown, []), print)

@@ -58,7 +58,7 @@ def test_other_files_are_not_overwritten(tmp_path):
 
 
 def test_a_corpus_is_rewritten_after_an_interrupted_write(corpus, tmp_path, monkeypatch):
-    def killed(directory, pictures, rng):
+    def killed(directory, scene_images, rng):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

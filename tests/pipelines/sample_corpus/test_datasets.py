@@ -218,11 +218,11 @@ def test_relations_match_the_positions():
 
 def test_a_scene_is_drawn_at_its_positions(tmp_path):
     scene = Scene((None, Thing("blue", "square", "large"), "UP", None))
-    picture = render(1, scene, random.Random(0))
-    (tmp_path / "scene.jpg").write_bytes(picture.jpeg)
+    scene_image = render(1, scene, random.Random(0))
+    (tmp_path / "scene.jpg").write_bytes(scene_image.jpeg)
     image = Image.open(tmp_path / "scene.jpg")
-    x, y, width, height = picture.boxes[1]
-    assert (color_at(image, 24, 8), color_at(image, 8, 8), list(picture.boxes)) == ("blue", None, [1])
+    x, y, width, height = scene_image.boxes[1]
+    assert (color_at(image, 24, 8), color_at(image, 8, 8), list(scene_image.boxes)) == ("blue", None, [1])
     assert (color_at(image, x + 1, y + 1), color_at(image, x + width - 2, y + height - 2)) == ("blue", "blue")
     dark = [(x, y) for x in range(16) for y in range(16, 32) if max(image.getpixel((x, y))) < 110]
     assert len(dark) > 15

@@ -16,7 +16,7 @@ from pipelines.core.store import Store, read_manifest
 from pipelines.images.decode import decode
 from pipelines.images.shrink import QUALITY, Shrink
 from pipelines.jobs.shards import build_shards
-from pipelines.shards.plan import Pictures
+from pipelines.shards.plan import ImageMode
 from pipelines.shards.verify import verify
 
 
@@ -68,8 +68,8 @@ def test_shards_of_shrunk_images_have_the_checksums_of_the_embedded_bytes(world,
     store = Store(tmp_path / "store")
     for root in world["image_roots"].values():
         assert {Image.open(path).size for path in root.iterdir()} == {(4, 3)}
-    directory = build_shards(store, **world, pictures=Pictures("embed", Shrink(2)))
-    assert directory != build_shards(store, **world) != build_shards(store, **world, pictures=Pictures("reference"))
+    directory = build_shards(store, **world, image_mode=ImageMode("embed", Shrink(2)))
+    assert directory != build_shards(store, **world) != build_shards(store, **world, image_mode=ImageMode("reference"))
     made = read_manifest(directory)["images"]
     assert (made["mode"], made["shrink"]["side"], made["shrink"]["quality"]) == ("embed", 2, QUALITY)
     seen = 0
@@ -84,11 +84,11 @@ def test_shards_of_shrunk_images_have_the_checksums_of_the_embedded_bytes(world,
 
 @pytest.fixture(params=["embed", "reference"])
 def built(request, world, tmp_path):
-    return request.param, build_shards(Store(tmp_path / "store"), **world, pictures=Pictures(request.param))
+    return request.param, build_shards(Store(tmp_path / "store"), **world, image_mode=ImageMode(request.param))
 
 
 def test_references_contain_the_paths_and_checksums_of_the_images(world, tmp_path):
-    directory = build_shards(Store(tmp_path / "store"), **world, pictures=Pictures("reference"))
+    directory = build_shards(Store(tmp_path / "store"), **world, image_mode=ImageMode("reference"))
     names = 0
     for shard in read_manifest(directory)["shards"]:
         for row in pq.read_table(directory / shard["file"]).to_pylist():

@@ -18,7 +18,7 @@ from pipelines.core.files import file_sha256
 from pipelines.core.store import Store, read_manifest
 from pipelines.jobs.shards import build_shards
 from pipelines.schema import SHARD
-from pipelines.shards.plan import Pictures
+from pipelines.shards.plan import ImageMode
 from pipelines.shards.remote import push
 from pipelines.shards.verify import verify
 
@@ -63,7 +63,7 @@ def test_undamaged_shards_have_no_faults_and_every_shard_is_logged(copied):
 
 @pytest.mark.parametrize("mode", ["reference", "skip"])
 def test_shards_without_image_bytes_have_no_faults(world, tmp_path, mode):
-    directory = build_shards(Store(tmp_path / "store"), **world, pictures=Pictures(mode))
+    directory = build_shards(Store(tmp_path / "store"), **world, image_mode=ImageMode(mode))
     assert faults_of(directory) == []
 
 

@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.training_data import picture, rows, write_shards
+from support.training_data import encoded_image, rows, write_shards
 
 from model.processing import HoneybeeProcessor
 from model.training.data.collate import IGNORED, Batch, Collator
@@ -328,7 +328,7 @@ def test_sample_with_damaged_image_keeps_its_slot_without_loss(
     damage: Callable[[bytes], bytes],
 ) -> None:
     damaged = [dict(sample) for sample in samples[:8]]
-    bad = damage(picture("red", 2))
+    bad = damage(encoded_image("red", 2))
     damaged[2] |= {"images": [{"bytes": bad, "path": "2.png"}], "image_sha256": [hashlib.sha256(bad).hexdigest()]}
     intact = first_batch(loader(processor, write(samples[:8], "intact"), Deal(8, 8)))
     with caplog.at_level(logging.WARNING, "honeybee.training"):
@@ -449,7 +449,7 @@ def test_referenced_images_are_read_from_their_roots_and_verified(
     embedded = first_batch(loader(processor, write(samples[:8], "embedded"), Deal(8, 8)))
     batch = first_batch(loader(processor, Shards(directory, roots), Deal(8, 8)))
     assert torch.equal(batch.pixel_values, embedded.pixel_values)
-    (root / "0.png").write_bytes(picture("red", 77))
+    (root / "0.png").write_bytes(encoded_image("red", 77))
     (root / "1.png").unlink()
     batch = first_batch(loader(processor, Shards(directory, roots), Deal(8, 8)))
     bad = [name for name, count in zip(batch.names, batch.supervised, strict=True) if not count]
@@ -577,7 +577,7 @@ def test_multiple_images_keep_their_order_and_text_only_samples_have_none(
     talks[0].append({"type": "image"})
     samples, expected = [], []
     for index, (names, parts) in enumerate(zip(colours, talks, strict=True)):
-        encoded = [picture(colour, index * 3 + i) for i, colour in enumerate(names)]
+        encoded = [encoded_image(colour, index * 3 + i) for i, colour in enumerate(names)]
         images = [Image.open(_stream(data)) for data in encoded]
         remaining = iter(images)
         given = [{**part, "image": next(remaining)} if part["type"] == "image" else part for part in parts]
