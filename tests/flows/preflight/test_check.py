@@ -103,7 +103,7 @@ def test_missing_files_are_reported(write_recipe, tmp_path):
     data = tmp_path / "data"
     assert f"datasets.vqav2: {data}/VQAv2/v2_OpenEnded_mscoco_train2014_questions.json is missing" in text
     assert f"datasets.vqav2.images: {data}/VQAv2/images is not a directory" in text
-    assert f"datasets.blipcapfilt: no **/*.tar in {data}/BLIP" in text
+    assert f"datasets.blipcapfilt: no file matches **/*.tar in {data}/BLIP" in text
     assert f"evaluation.benchmarks.pope: {data}/POPE does not exist" in text
     assert "backbones.vision: ./vit is not a model directory (it has no config.json)" in text
     assert "backbones.llm" not in text
@@ -122,7 +122,7 @@ def test_a_hub_dataset_without_a_network_is_reported_once(write_recipe, tmp_path
     problem = [line for line in str(caught.value).splitlines() if "datasets.mine" in line]
     assert len(problem) == 1
     assert "datasets.mine: hub: the dataset nobody/nothing cannot be fetched" in problem[0]
-    assert "name their directory as `annotations`" in problem[0]
+    assert "set `annotations` to their directory" in problem[0]
 
 
 def test_benchmarks_are_read_before_anything_is_trained(write_recipe, tmp_path):

@@ -70,7 +70,7 @@ def test_bundled_recipes_are_valid(path: Path):
         ({"datasets/mine": {"source": "datasets"}}, "datasets.mine: give either `annotations`"),
         ({"datasets/mine": {"hub": "owner/name"}}, "a dataset on the hub needs `source: datasets` and `columns`"),
         ({"datasets/mine": {"hub": "a/b/c"}}, "datasets.mine.hub"),
-        ({"datasets/mine": {"annotations": "x", "files": "../*.json"}}, "`files` must be a pattern below"),
+        ({"datasets/mine": {"annotations": "x", "files": "../*.json"}}, "`files` must be a glob pattern below"),
         ({"datasets/mine": {"annotations": "x", "columns": {"task": "vqa"}}}, "datasets.mine.columns: Input tag 'vqa'"),
         (
             {"datasets/mine": {"annotations": "x", "columns": {"task": "caption", "image": "i"}}},
