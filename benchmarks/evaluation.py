@@ -21,7 +21,7 @@ from measure import markdown
 from transformers import LlamaConfig
 
 from model import HoneybeeConfig, HoneybeeForConditionalGeneration
-from model.evaluation.asking.ask import Asked, ask
+from model.evaluation.asking.ask import PreparedQuestions, ask
 from model.evaluation.asking.generator import Generator
 from model.evaluation.asking.image_cache import ImageCache
 from model.evaluation.asking.predictions import load
@@ -83,7 +83,7 @@ def loop(
 ) -> dict[str, str | None]:
     images = ImageCache(lambda image: generator.processor.preprocess([image])[0])
     images.inspect(questions)
-    ask(Asked(generator, images, questions, prompt), batch_size, path, {"benchmark": "pope"})
+    ask(PreparedQuestions(generator, images, questions, prompt), batch_size, path, {"benchmark": "pope"})
     return {key: answer.text for key, answer in load(pope.BENCHMARK, path).answers.items()}
 
 

@@ -28,7 +28,7 @@ from pipelines.jobs.shards import build_shards
 from pipelines.mixture.order import make_mixture
 from pipelines.mixture.shares import Balance
 from pipelines.sample_corpus import write_sample
-from pipelines.shards.plan import ImageMode, cut_evenly, cut_groups, in_order, sample_weights
+from pipelines.shards.plan import ImageMode, cut_evenly, cut_groups, in_order, sample_sizes
 
 TEXT = {
     "vqav2": ("VQAv2", 10),
@@ -108,7 +108,7 @@ def spread(
         )
         quotas = manifest["mixture"]["quotas"]
         mixture = make_mixture(quotas, {n: f["examples"] for n, f in manifest["datasets"].items()}, 0)
-        each = sample_weights(mixture, examples, ImageMode(mode))(np.arange(num_samples))
+        each = sample_sizes(mixture, examples, ImageMode(mode))(np.arange(num_samples))
         rows.append(
             {
                 "data": name,

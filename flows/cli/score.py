@@ -43,7 +43,7 @@ def score(
     from model.evaluation.asking.predictions import load
     from model.evaluation.interface import EvaluationError
     from model.evaluation.judging.endpoint_judge import EndpointJudge, JudgeSettings
-    from model.evaluation.judging.verdicts import judged
+    from model.evaluation.judging.verdicts import add_verdicts
 
     if (judge is None) != (judge_model is None):
         raise typer.BadParameter("--judge and --judge-model must be given together")
@@ -57,7 +57,7 @@ def score(
             option = "--judge" if first["loc"] == ("url",) else "--judge-model"
             raise EvaluationError(f"{option}: {first['msg']}") from None
         judge_of = EndpointJudge(settings, judge_cache)
-    found = judged(known, load(known, predictions, truth, questions), judge_of)
+    found = add_verdicts(known, load(known, predictions, truth, questions), judge_of)
     try:
         scores = known.score(found)
     except EvaluationError as error:

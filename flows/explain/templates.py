@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from flows.recipe.recipe import load_recipe
-from pipelines.examples.preview import render, shown
+from pipelines.examples.preview import format_turns, render
 from pipelines.sources import SOURCES
-from pipelines.templates.lint import inverted, lint, set_files, task_of
+from pipelines.templates.lint import inverted, lint, set_files, task_of_file
 from pipelines.templates.sets import TemplateError, read_set, read_templates, set_names
 
 
@@ -40,7 +40,7 @@ def _show_set(name: str, datasets: Mapping[str, str], every: bool, echo: Callabl
     base = f" (based on {this.base})" if this.base else ""
     echo(f"{name}: {this.about}{base}" if this.about else f"{name}{base}")
     for path in set_files(name):
-        task = task_of(path, datasets)
+        task = task_of_file(path, datasets)
         try:
             templates = read_templates(path, task) if task else ()
         except TemplateError:
@@ -54,5 +54,5 @@ def _show_set(name: str, datasets: Mapping[str, str], every: bool, echo: Callabl
         first = {inverted(template, task): template for template in reversed(templates)}
         for template in templates if every else reversed(first.values()):
             turns = render(template, task, dataset)
-            echo(f"    [{template.id}]\n{shown(turns if every else turns[:1], indent='      ')}")
+            echo(f"    [{template.id}]\n{format_turns(turns if every else turns[:1], indent='      ')}")
     echo("")

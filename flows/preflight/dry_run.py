@@ -95,7 +95,7 @@ def _amount(stage: Stage) -> str:
 
 def _row(workspace: Workspace, dataset: str, known: Known, forecast: StageForecast) -> tables.Row:
     seen = forecast.samples[dataset] if forecast.samples else None
-    limit = data_tables.AT_LIMIT if dataset in forecast.limited else ""
+    limit = data_tables.AT_LIMIT if dataset in forecast.capped else ""
 
     def of_samples(value: float | None, times: int = 1) -> Any:
         each = known.each(value)

@@ -19,7 +19,7 @@ from pipelines.jobs.annotations import annotation_batches, build_annotations
 from pipelines.jobs.dataset import DatasetSpec
 from pipelines.jobs.estimate import count_examples, estimate
 from pipelines.jobs.examples import render_settings
-from pipelines.jobs.find_built import embeddings_at_hand, images_at_hand, newest_examples
+from pipelines.jobs.find_built import find_embeddings_table, find_images_table, newest_examples
 from pipelines.jobs.tokenizer import prepare_tokenizer
 from pipelines.mixture.order import MixtureError, mix
 from pipelines.mixture.shares import BalanceError, wanted_shares
@@ -105,7 +105,7 @@ class Forecaster:
         recipe = self.workspace.recipe
         if any("semantic" in part.dedup.rule and part.max_turns > 1 for part in recipe.datasets.values()):
             embedder = recipe.embedder
-            return embeddings_at_hand(self.workspace.store, embedder.model, embedder.device)
+            return find_embeddings_table(self.workspace.store, embedder.model, embedder.device)
         return None
 
     def _benchmarks_at_hand(self) -> Decontamination | None:
@@ -119,7 +119,7 @@ class Forecaster:
         """Returns the directory of the dataset's image table, or None if images are skipped. Raises NotBuilt."""
         if self.workspace.recipe.images == "skip":
             return None
-        return images_at_hand(self.workspace.store, spec)
+        return find_images_table(self.workspace.store, spec)
 
     def _built(self, stage: str, spec: DatasetSpec) -> Path | None:
         """Returns the directory of the examples that a build of this recipe would reuse, or None."""
@@ -175,11 +175,11 @@ class Forecaster:
             measured = None
         images = read_table(measured / "images.arrow") if measured else None
         found = estimate(spec, annotations, settings, images, recipe.images != "skip")
-        left_in = list(found.left_in)
+        not_removed = list(found.not_removed)
         if recipe.decontamination is not None and self._benchmarks is None:
-            left_in.append("overlaps")
+            not_removed.append("overlaps")
         how = "all rows" if found.rendered == annotations.num_rows else f"{found.rendered:,} rows"
-        origin = f"estimated from {how}" + (f", before {' and '.join(left_in)}" if left_in else "")
+        origin = f"estimated from {how}" + (f", before {' and '.join(not_removed)}" if not_removed else "")
         return Known(
             origin, annotations.num_rows, found.examples, found.turns, found.tokens, found.supervised, found.images
         )
@@ -192,7 +192,7 @@ class StageForecast:
     wanted: Mapping[str, float] | None = None
     shares: Mapping[str, float] | None = None
     samples: Mapping[str, int] | None = None
-    limited: frozenset[str] = frozenset()
+    capped: frozenset[str] = frozenset()
     problem: str | None = None  # why the mixture is impossible
 
 
@@ -225,7 +225,7 @@ def stage_forecast(workspace: Workspace, stage: str, known: Mapping[str, Known])
     }
     total = sum(amounts.values())
     shares = {name: amount / total for name, amount in amounts.items()}
-    return StageForecast(got.wanted, shares, samples, got.limited)
+    return StageForecast(got.wanted, shares, samples, got.capped)
 
 
 def _of_manifest(directory: Path, origin: str) -> Known:

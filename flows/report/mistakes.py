@@ -7,7 +7,7 @@ from flows.report.gallery import Card
 from flows.runs.results import Results
 from flows.runs.workspace import Workspace
 from model.evaluation import benchmarks
-from model.evaluation.asking.marks import marks_of, read_marks
+from model.evaluation.asking.marks import marks_path, read_marks
 from model.evaluation.asking.predictions import load
 from model.evaluation.interface import LETTERS, Mark, Question
 from model.evaluation.prompts import Prompt, load_prompt
@@ -34,7 +34,7 @@ def write_pages(workspace: Workspace, scores: Path, results: Results) -> dict[st
 def _page(workspace: Workspace, name: str, path: Path, results: Results) -> str | None:
     benchmark = benchmarks.get(name)
     predictions = load(benchmark, path)
-    judged = marks_of(path)  # exists if a judge marked the answers
+    judged = marks_path(path)  # exists if a judge marked the answers
     marks = read_marks(judged) if judged.is_file() else benchmark.mark(predictions)
     if not marks:
         return None

@@ -19,7 +19,7 @@ class EvaluationError(ValueError):
     """Questions or predictions are unusable; the message names the file, row and field and says what to do."""
 
 
-class Place(BaseModel):
+class BenchmarkFiles(BaseModel):
     """Where a benchmark is stored. path: its official file or directory; images: the root of its image files, by
     default `path` itself or its directory."""
 

@@ -11,15 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model import distributed
 from model.evaluation import benchmarks
-from model.evaluation.asking.ask import Asked, ask
+from model.evaluation.asking.ask import PreparedQuestions, ask
 from model.evaluation.asking.generator import Generator
 from model.evaluation.asking.image_cache import ImageCache
-from model.evaluation.asking.marks import marks_of, write_marks
+from model.evaluation.asking.marks import marks_path, write_marks
 from model.evaluation.asking.predictions import load
 from model.evaluation.asking.shuffled_images import shuffle_images
-from model.evaluation.interface import Benchmark, Place, Question
+from model.evaluation.interface import Benchmark, BenchmarkFiles, Question
 from model.evaluation.judging.endpoint_judge import EndpointJudge, JudgeSettings
-from model.evaluation.judging.verdicts import judged
+from model.evaluation.judging.verdicts import add_verdicts
 from model.evaluation.prompts import load_prompt
 from pipelines.core.files import write_atomic
 
@@ -30,7 +30,7 @@ log = logging.getLogger("evaluation")
 class Job(BaseModel):
     model_config = ConfigDict(extra="forbid")
     model: Path
-    benchmarks: dict[str, Place] = Field(min_length=1)
+    benchmarks: dict[str, BenchmarkFiles] = Field(min_length=1)
     batch_size: int = Field(default=64, gt=0)
     shuffled_control: bool = False
     seed: int = 0
@@ -68,7 +68,12 @@ def evaluate(job: Job) -> dict[str, Any] | None:
             header = {"benchmark": benchmark.name, "control": control}
             choices = [benchmark.choices_of(question) for question in asked] if job.choose_by == "likelihood" else ()
             complete = ask(
-                Asked(generator, images, asked, prompt, choices), job.batch_size, path, header, ranks.rank, ranks.world
+                PreparedQuestions(generator, images, asked, prompt, choices),
+                job.batch_size,
+                path,
+                header,
+                ranks.rank,
+                ranks.world,
             )
             ranks.barrier()
             if ranks.first:
@@ -87,9 +92,9 @@ def _score(job: Job, benchmarks: Sequence[Benchmark]) -> dict[str, Any]:
         for suffix, result in (("", scores), *([(SHUFFLED, shuffled)] if job.shuffled_control else [])):
             path = _file(job, benchmark, suffix)
             # The control is not judged because that would double the cost.
-            predictions = judged(benchmark, load(benchmark, path), None if suffix else judge)
+            predictions = add_verdicts(benchmark, load(benchmark, path), None if suffix else judge)
             if predictions.judging is not None:  # otherwise the marks can be recomputed from the answers
-                write_marks(marks_of(path), benchmark.mark(predictions))
+                write_marks(marks_path(path), benchmark.mark(predictions))
             result[benchmark.name] = benchmark.score(predictions)
             settings[benchmark.name] = predictions.settings
             numbers = {key: value for key, value in result[benchmark.name].items() if isinstance(value, float)}

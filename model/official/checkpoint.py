@@ -22,9 +22,9 @@ from model.configuration import HoneybeeConfig
 from model.modeling import HoneybeeForConditionalGeneration
 from model.official.config import from_official, normalisation, projector_part, refuse_other, to_official
 from model.official.projectors import official_state, projector_from_official
-from model.official.weight_files import SHARD_BYTES, CheckpointError, Weights, read_json, write_weights
+from model.official.weight_files import SHARD_BYTES, WeightFileError, Weights, read_json, write_weights
 from model.processing import CHAT_TEMPLATES, HoneybeeImageProcessor, HoneybeeProcessor
-from pipelines.core.files import partial_of, write_atomic
+from pipelines.core.files import temporary_path, write_atomic
 from pipelines.tokens.tokenizer import TokenizerError, add_image_token
 
 KEPT = "official"  # subdirectory of a model with the checkpoint's other files, which an export restores
@@ -54,7 +54,7 @@ def import_official(
     Raises CheckpointError, naming file and key, for any mismatch; OSError if the disk is full.
     """
     if (checkpoint / "adapter_config.json").is_file():
-        raise CheckpointError(
+        raise WeightFileError(
             f"{checkpoint / 'adapter_config.json'}: this is a LoRA adapter without its base model; merge it into the "
             "base model first (peft's merge_and_unload, then save_pretrained)"
         )
@@ -116,12 +116,12 @@ def export_official(
     """
     kept = model / KEPT
     if read_json(model / "config.json").get("model_type") != HoneybeeConfig.model_type:
-        raise CheckpointError(f"{model / 'config.json'} is not the configuration of one of our Honeybee models")
+        raise WeightFileError(f"{model / 'config.json'} is not the configuration of one of our Honeybee models")
     with _naming(model / "config.json"):
         config = HoneybeeConfig.from_pretrained(model)
     images = HoneybeeImageProcessor.from_pretrained(model)
     if images.fit != "stretch":
-        raise CheckpointError(f"{model} was trained with image_fit {images.fit}, but their code supports only stretch")
+        raise WeightFileError(f"{model} was trained with image_fit {images.fit}, but their code supports only stretch")
     vocabulary = config.text_config.vocab_size
     if (kept / "config.json").is_file():
         official = read_json(kept / "config.json")
@@ -131,7 +131,7 @@ def export_official(
         rows = vocabulary - 1 if config.image_token_id == vocabulary - 1 else vocabulary
         missing = [f"--{name}" for name in ("vision", "llm", "tokenizer") if not (names or {}).get(name)]
         if missing:
-            raise CheckpointError(
+            raise WeightFileError(
                 f"{model} was not imported from one of their checkpoints: use {', '.join(missing)} to specify where "
                 "their code loads these parts from"
             )
@@ -206,11 +206,11 @@ def _tokenizer(checkpoint: Path, name: str | None) -> PreTrainedTokenizerBase:
     """Loads the named tokenizer, or the checkpoint's own for None, and adds `<image>`."""
     own = [file for file in _TOKENIZER if (checkpoint / file).is_file()]
     if name is None and not {"tokenizer.json", "tokenizer.model"} & set(own):
-        raise CheckpointError(
+        raise WeightFileError(
             f"{checkpoint} has no tokenizer.json: use --tokenizer to specify the language model's tokenizer"
         )
     if name is not None and not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
-        raise CheckpointError(f"--tokenizer {name}: no such directory")  # a hub name is NAME or OWNER/NAME
+        raise WeightFileError(f"--tokenizer {name}: no such directory")  # a hub name is NAME or OWNER/NAME
     with TemporaryDirectory() as isolated:
         if name is None:  # without their config.json, which transformers would mistake for that of one of its models
             _copy(checkpoint, Path(isolated))
@@ -222,7 +222,7 @@ def _tokenizer(checkpoint: Path, name: str | None) -> PreTrainedTokenizerBase:
         except TokenizerError:
             raise
         except Exception as error:  # the tokenizers library raises plain Exceptions for corrupt files
-            raise CheckpointError(f"the tokenizer of {where} cannot be read: {error}") from None
+            raise WeightFileError(f"the tokenizer of {where} cannot be read: {error}") from None
     return tokenizer
 
 
@@ -241,10 +241,10 @@ def _whole_directory(output: Path) -> Iterator[Path]:
     Raises CheckpointError if `output` is a file or a non-empty directory.
     """
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        raise CheckpointError(f"{output} already exists: specify a new or empty directory")
+        raise WeightFileError(f"{output} already exists: specify a new or empty directory")
     output = output.resolve()  # the temporary directory is a sibling, which `.` and symbolic links do not have
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_of(output)
+    partial = temporary_path(output)
     partial.mkdir()
     try:
         yield partial
@@ -260,4 +260,4 @@ def _naming(file: Path) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise CheckpointError(f"{file.parent}: {error}") from None
+        raise WeightFileError(f"{file.parent}: {error}") from None

@@ -15,7 +15,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from model.configuration import HoneybeeConfig
 from model.modeling import projector_of
 from model.official.projectors import projector_config, projector_settings
-from model.official.weight_files import CheckpointError
+from model.official.weight_files import WeightFileError
 
 # part of their configuration: its class, required keys, command-line option, and their key for its name
 _SIZES = {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}
@@ -39,13 +39,13 @@ def from_official(official: dict[str, Any], vision: str | None = None, llm: str 
     given = official.get("vision_config")
     kind = given.get("encoder_type", "openai.clip") if isinstance(given, dict) else None
     if kind not in (None, "openai.clip"):
-        raise CheckpointError(f"config.json: vision_config.encoder_type is {kind!r}, but must be 'openai.clip'")
+        raise WeightFileError(f"config.json: vision_config.encoder_type is {kind!r}, but must be 'openai.clip'")
     vision_config = _part(official, "vision_config", vision)
     text_config = _part(official, "text_config", llm)
     projector = _projector(official, vision_config, text_config)
     layer = projector.get("feature_layer_index", -1)
     if not isinstance(layer, int) or isinstance(layer, bool):
-        raise CheckpointError(f"config.json: feature_layer_index is {layer!r}, but must be a single layer index")
+        raise WeightFileError(f"config.json: feature_layer_index is {layer!r}, but must be a single layer index")
     try:
         features = (vision_config.image_size // vision_config.patch_size) ** 2
         return HoneybeeConfig(
@@ -55,7 +55,7 @@ def from_official(official: dict[str, Any], vision: str | None = None, llm: str 
             vision_layer=layer,
         )
     except (ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"config.json: {error}") from None
+        raise WeightFileError(f"config.json: {error}") from None
 
 
 def projector_part(official: dict[str, Any], config: HoneybeeConfig) -> dict[str, Any]:
@@ -69,9 +69,9 @@ def normalisation(official: dict[str, Any]) -> tuple[list[float], list[float]]:
     values = vision.get("image_mean", OPENAI_CLIP_MEAN), vision.get("image_std", OPENAI_CLIP_STD)
     for value in values:
         if not isinstance(value, list) or len(value) != 3 or not all(type(x) in (int, float) for x in value):
-            raise CheckpointError("config.json: vision_config.image_mean and image_std must each be three numbers")
+            raise WeightFileError("config.json: vision_config.image_mean and image_std must each be three numbers")
     if not min(values[1]) > 0:
-        raise CheckpointError(f"config.json: vision_config.image_std must be greater than 0, found {values[1]}")
+        raise WeightFileError(f"config.json: vision_config.image_std must be greater than 0, found {values[1]}")
     return values
 
 
@@ -83,7 +83,7 @@ def to_official(
     for part, (cls, *_) in _PARTS.items():
         if getattr(config, part).model_type != cls.model_type:
             found = getattr(config, part).model_type
-            raise CheckpointError(f"{part} is of type {found}, but the authors' code supports only {cls.model_type}")
+            raise WeightFileError(f"{part} is of type {found}, but the authors' code supports only {cls.model_type}")
     vision = _own(config.vision_config)
     vision |= {"encoder_type": "openai.clip", "pretrained_vision_name_or_path": names["vision"]}
     text = {"model_type": "llama", **_own(config.text_config), "vocab_size": vocabulary}
@@ -109,12 +109,12 @@ def refuse_other(official: dict[str, Any], config: HoneybeeConfig) -> None:
         found = _own(getattr(config, part))
         for key in wanted.keys() - {"vocab_size"}:
             if wanted[key] != found.get(key):
-                raise CheckpointError(
+                raise WeightFileError(
                     f"{part}.{key} is {found.get(key)!r} in the model, but {wanted[key]!r} in official/config.json"
                 )
     wanted, found = _projector_config(theirs), _projector_config(config)
     if (wanted, theirs.vision_layer) != (found, config.vision_layer):
-        raise CheckpointError("projector or vision_layer of the model differs from that in official/config.json")
+        raise WeightFileError("projector or vision_layer of the model differs from that in official/config.json")
 
 
 def _projector_config(config: HoneybeeConfig) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def _projector_config(config: HoneybeeConfig) -> dict[str, Any]:
     try:
         return projector_config(projector)
     except ValueError as error:
-        raise CheckpointError(str(error)) from None
+        raise WeightFileError(str(error)) from None
 
 
 def _projector(official: dict[str, Any], vision: Any, text: Any) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def _projector(official: dict[str, Any], vision: Any, text: Any) -> dict[str, An
     projector |= {"encoder_hidden_size": vision.hidden_size, "output_hidden_size": text.hidden_size}
     num_tokens, num_queries = projector.get("num_query_tokens"), projector.get("num_queries")
     if projector.get("projector_type") == "d-abs" and num_tokens not in (None, num_queries):
-        raise CheckpointError(f"config.json: num_query_tokens is {num_tokens!r}, but num_queries is {num_queries!r}")
+        raise WeightFileError(f"config.json: num_query_tokens is {num_tokens!r}, but num_queries is {num_queries!r}")
     return projector
 
 
@@ -148,29 +148,29 @@ def _part(official: dict[str, Any], part: str, source: str | None) -> Any:
     cls, needed, option, name_key = _PARTS[part]
     given = official.get(part) or {}
     if not isinstance(given, dict):
-        raise CheckpointError(f"config.json: {part} must be an object")
+        raise WeightFileError(f"config.json: {part} must be an object")
     lacking = needed - {key for key, value in given.items() if value is not None}
     base: dict[str, Any] = {}
     if lacking:
         if source is None:
             named = (given if part == "vision_config" else official.get("lm_config") or {}).get(name_key)
-            raise CheckpointError(
+            raise WeightFileError(
                 f"config.json: {part} lacks {sorted(lacking)}: use --{option} to specify where to take them from"
                 + (f"; its {name_key} is {named!r}" if named else "")
             )
         try:
             found = AutoConfig.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"--{option} {source}: {error}") from None
+            raise WeightFileError(f"--{option} {source}: {error}") from None
         base = _own(getattr(found, "vision_config", found) if part == "vision_config" else found, cls)
     model_type = given.get("model_type") or cls.model_type
     if model_type != cls.model_type:
-        raise CheckpointError(f"config.json: {part}.model_type is {model_type!r}, but must be {cls.model_type!r}")
+        raise WeightFileError(f"config.json: {part}.model_type is {model_type!r}, but must be {cls.model_type!r}")
     chosen = {key: value for key, value in given.items() if key in _keys(cls) and value is not None}
     try:
         return cls(**{**base, **chosen})
     except (TypeError, ValueError, StrictDataclassError) as error:
-        raise CheckpointError(f"config.json: {part}: {error}") from None
+        raise WeightFileError(f"config.json: {part}: {error}") from None
 
 
 def _keys(cls: type[PreTrainedConfig]) -> set[str]:
@@ -182,12 +182,12 @@ def _keys(cls: type[PreTrainedConfig]) -> set[str]:
 
 def _own(config: Any, cls: type[PreTrainedConfig] | None = None) -> dict[str, Any]:
     if cls is not None and config.model_type != cls.model_type:
-        raise CheckpointError(f"{config.name_or_path} is of type {config.model_type}, but must be {cls.model_type}")
+        raise WeightFileError(f"{config.name_or_path} is of type {config.model_type}, but must be {cls.model_type}")
     return {key: value for key, value in config.to_dict().items() if key in _keys(type(config))}
 
 
 def _object(official: dict[str, Any], key: str) -> dict[str, Any]:
     value = official.get(key)
     if not isinstance(value, dict):
-        raise CheckpointError(f"config.json has no object {key}: this is not a checkpoint of the authors' code")
+        raise WeightFileError(f"config.json has no object {key}: this is not a checkpoint of the authors' code")
     return value

@@ -13,14 +13,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipelines.core.files import whole_file, write_atomic
+from pipelines.core.files import atomic_file, write_atomic
 
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 SHARD_BYTES = 1 << 30
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-class CheckpointError(ValueError):
+class WeightFileError(ValueError):
     """Raised for a checkpoint that cannot be used; the message names the file and the key."""
 
 
@@ -49,13 +49,13 @@ class Weights:
         for file in files:
             for key, place in _contents(file).items():
                 if key in self.places:
-                    raise CheckpointError(f"{key!r} is stored in both {self.places[key].file} and {file}")
+                    raise WeightFileError(f"{key!r} is stored in both {self.places[key].file} and {file}")
                 if index is not None and index.get(key) != file.name:
-                    raise CheckpointError(f"{file}: {key!r} is not listed for this file in the index")
+                    raise WeightFileError(f"{file}: {key!r} is not listed for this file in the index")
                 self.places[key] = place
         for key, name in (index or {}).items():
             if key not in self.places:
-                raise CheckpointError(f"{directory / name} lacks {key!r}, which the index lists for it")
+                raise WeightFileError(f"{directory / name} lacks {key!r}, which the index lists for it")
 
     def read(self, key: str) -> Tensor:
         """Reads a tensor into CPU memory. Raises CheckpointError for non-finite values."""
@@ -65,7 +65,7 @@ class Weights:
             self._opened = (file, _open(file)[1])
         tensor = self._opened[1](key)
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{file}: {key!r} contains non-finite values")
+            raise WeightFileError(f"{file}: {key!r} contains non-finite values")
         return tensor
 
     def check(self, expected: Mapping[str, Iterable[tuple[int, ...]]], optional: Iterable[str] = ()) -> None:
@@ -86,7 +86,7 @@ class Weights:
         if problems:
             problems.sort()
             more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-            raise CheckpointError("; ".join(problems[:8]) + more)
+            raise WeightFileError("; ".join(problems[:8]) + more)
 
 
 def write_weights(
@@ -103,7 +103,7 @@ def write_weights(
     plan = {key: torch.empty(shape, dtype=dtype, device="meta") for key, (shape, dtype) in places.items()}
     split = split_torch_state_dict_into_shards(plan, max_shard_size=shard_bytes)
     for name, keys in split.filename_to_tensors.items():
-        with whole_file(directory / name) as partial:
+        with atomic_file(directory / name) as partial:
             save_file({key: read(key).contiguous() for key in keys}, partial, {"format": "pt"})
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
@@ -118,17 +118,17 @@ def read_json(path: Path) -> dict[str, Any]:
         if len(result) < len(pairs):
             keys = [key for key, _ in pairs]
             duplicate = next(key for key in keys if keys.count(key) > 1)
-            raise CheckpointError(f"{path}: duplicate key {duplicate!r}")
+            raise WeightFileError(f"{path}: duplicate key {duplicate!r}")
         return result
 
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist or is not a file")
+        raise WeightFileError(f"{path} does not exist or is not a file")
     try:
         value = json.loads(path.read_text(), object_pairs_hook=unique)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+        raise WeightFileError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must contain a JSON object")
+        raise WeightFileError(f"{path} must contain a JSON object")
     return value
 
 
@@ -141,15 +141,15 @@ def _files(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
         if path.is_file():
             index = read_json(path).get("weight_map")
             if not isinstance(index, dict) or not index:
-                raise CheckpointError(f"{path} must have a weight_map from keys to file names")
+                raise WeightFileError(f"{path} must have a weight_map from keys to file names")
             for key, shard in index.items():
                 if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".", "..") or "\\" in shard:
-                    raise CheckpointError(f"{path}: {key!r} refers to {shard!r}, which is not a file in its directory")
+                    raise WeightFileError(f"{path}: {key!r} refers to {shard!r}, which is not a file in its directory")
                 if not (directory / shard).is_file():
-                    raise CheckpointError(f"{path}: {key!r} refers to {shard}, which does not exist")
+                    raise WeightFileError(f"{path}: {key!r} refers to {shard}, which does not exist")
             return [directory / shard for shard in dict.fromkeys(index.values())], index
     names = ", ".join(f"{name}, {name}.index.json" for name in WHOLE)
-    raise CheckpointError(f"there are no weights in {directory}: expected one of {names}")
+    raise WeightFileError(f"there are no weights in {directory}: expected one of {names}")
 
 
 def _contents(file: Path) -> dict[str, Place]:
@@ -173,14 +173,14 @@ def _open(file: Path) -> tuple[list[str], Callable[[str], Tensor]]:
             opened: Any = safe_open(file, "pt")
             return list(opened.keys()), opened.get_tensor
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} is not a complete safetensors file: {error}") from None
+            raise WeightFileError(f"{file} is not a complete safetensors file: {error}") from None
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{file} contains more than tensors and is therefore not unpickled") from error
+        raise WeightFileError(f"{file} contains more than tensors and is therefore not unpickled") from error
     except (RuntimeError, OSError, ValueError, EOFError) as error:
         reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{file} is not a complete torch.save file in zip format: {reason}") from None
+        raise WeightFileError(f"{file} is not a complete torch.save file in zip format: {reason}") from None
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise CheckpointError(f"{file} must contain a dict from names to tensors")
+        raise WeightFileError(f"{file} must contain a dict from names to tensors")
     return list(state), state.__getitem__

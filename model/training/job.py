@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError, model_validator
 
-from model.evaluation.interface import Place
+from model.evaluation.interface import BenchmarkFiles
 from model.image_fit import Fit
 from model.training.settings import JobError, Loading, PeakTflops, PositiveInt, Settings, Train
 
@@ -56,7 +56,7 @@ class Job(Settings):
     image_roots: dict[str, Path] = {}  # by dataset, for shards that hold references instead of images
     init: Init
     train: Train
-    benchmarks: dict[str, Place] = {}  # locations of the benchmarks in train.evaluate
+    benchmarks: dict[str, BenchmarkFiles] = {}  # locations of the benchmarks in train.evaluate
     loading: Loading = Loading()
     output: Path
     work: Path

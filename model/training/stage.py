@@ -28,7 +28,7 @@ from model.training.monitor.wandb_run import WandbRun
 from model.training.prepare import check_fit, load, origin, plan_steps
 from model.training.settings import JobError, describe_trained
 from model.training.signals import STOPPED
-from model.training.work_directory import alone_in, says_if_full
+from model.training.work_directory import alone_in, explain_full_disk
 from pipelines.core.store import MANIFEST, fingerprint
 
 
@@ -47,7 +47,7 @@ def run(job: Job) -> int:
     limit = None if job.loading.cache_gib is None else round(job.loading.cache_gib * 2**30)
     shards = Shards(job.shards, job.image_roots, job.loading.cache, limit)
     ranks = distributed.join(job.device)
-    with says_if_full(job.work), alone_in(job.work, ranks):
+    with explain_full_disk(job.work), alone_in(job.work, ranks):
         code = _run(job, shards, ranks)
     distributed.leave()  # not after an error: the other ranks would fail before this one has reported it
     return code
@@ -123,7 +123,7 @@ def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
     }
     before = origin(job.init)
     facts = {**before, "stages": [*before["stages"], stage]}
-    with says_if_full(job.output):
+    with explain_full_disk(job.output):
         save_model(engine, model, processor, job.init.tokenizer_directory, job.output, facts)
     log.info("saved the model to %s", job.output)
     return 0

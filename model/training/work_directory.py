@@ -19,7 +19,7 @@ class DiskFullError(RuntimeError):
 
 
 @contextmanager
-def says_if_full(path: Path) -> Iterator[None]:
+def explain_full_disk(path: Path) -> Iterator[None]:
     """Turns full-disk errors into a DiskFullError. path: what is being written, for errors without a file name, such as
     those of safetensors, which have the errno only in their text."""
     try:

@@ -6,13 +6,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.core.files import whole_file
+from pipelines.core.files import atomic_file
 
 
 def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
     """Writes an uncompressed Arrow file (random access by batch); returns the number of rows."""
     rows = 0
-    with whole_file(path) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with atomic_file(path) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
             rows += batch.num_rows
@@ -29,5 +29,5 @@ def read_table(path: Path) -> pa.Table:
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         pq.write_table(table, partial, compression="zstd")

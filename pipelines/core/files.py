@@ -15,7 +15,7 @@ FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is exceeded",
 
 
 @contextmanager
-def says_if_full(path: Path) -> Iterator[None]:
+def explain_full_disk(path: Path) -> Iterator[None]:
     """Turns a full-disk error (a key of FULL) into a ShardError that says what to do."""
     try:
         yield
@@ -35,9 +35,9 @@ def file_sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path to write to. It is renamed to `path` if the block succeeds and removed if it fails."""
-    partial = partial_of(path)
+    partial = temporary_path(path)
     try:
         yield partial
         with partial.open("rb") as file:
@@ -49,7 +49,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
 
 
-def whole_lines(path: Path) -> list[str]:
+def complete_lines(path: Path) -> list[str]:
     """Returns the complete lines of a file, without a partial last line that a killed writer may leave."""
     with path.open(encoding="utf-8", newline="\n") as file:
         return [line for line in file if line.endswith("\n")]
@@ -57,11 +57,11 @@ def whole_lines(path: Path) -> list[str]:
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Writes a file atomically: a reader sees either all of it or nothing, even after a power failure."""
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         partial.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
-def partial_of(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """Returns the temporary path of a file that is being written, unique for each writer on any machine."""
     return path.with_name(f".{path.name}.{os.urandom(6).hex()}.partial")
 

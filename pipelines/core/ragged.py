@@ -10,13 +10,13 @@ def offsets_of(lengths: np.ndarray) -> np.ndarray:
     return offsets
 
 
-def places(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def flat_indices(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Returns the flat indices of the elements of the given lists: starts[0], starts[0] + 1, …, then the next list."""
     before = offsets_of(lengths)
     return np.arange(before[-1]) + np.repeat(starts - before[:-1], lengths)
 
 
-def sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+def segment_sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """(n,) int64: the sum of each list, 0 for an empty one."""
     running = np.zeros(len(values) + 1, dtype=np.int64)
     np.cumsum(values, out=running[1:])

@@ -52,30 +52,30 @@ class Store:
         self.root = Path(root).resolve()
         self.read_only = read_only
 
-    def path(self, stage: str, key: Mapping[str, Any]) -> Path:
-        return self.root / stage / fingerprint(key)
+    def path(self, kind: str, key: Mapping[str, Any]) -> Path:
+        return self.root / kind / fingerprint(key)
 
-    def has(self, stage: str, key: Mapping[str, Any]) -> bool:
-        return (self.path(stage, key) / MANIFEST).is_file()
+    def has(self, kind: str, key: Mapping[str, Any]) -> bool:
+        return (self.path(kind, key) / MANIFEST).is_file()
 
-    def produce(self, stage: str, key: Mapping[str, Any], make: Callable[[Path], Mapping[str, Any]]) -> Path:
+    def produce(self, kind: str, key: Mapping[str, Any], make: Callable[[Path], Mapping[str, Any]]) -> Path:
         """Returns the directory of (stage, key), after calling `make(directory)` if it is not complete.
 
         key: everything that the output's bytes depend on, as JSON values. make: fills the directory and returns the
         additional entries of the manifest, which is written last.
         """
-        directory = self.path(stage, key)
+        directory = self.path(kind, key)
         if (directory / MANIFEST).is_file():
             return directory
         if self.read_only:
             raise NotBuilt(f"{directory} has not been built")
-        with lock(self.root / stage / f".{directory.name}.lock"):
+        with lock(self.root / kind / f".{directory.name}.lock"):
             if not (directory / MANIFEST).is_file():
                 directory.mkdir(parents=True, exist_ok=True)
                 for partial in directory.rglob(".*.partial"):  # left by a killed build
                     partial.unlink(missing_ok=True)
                 result = make(directory)
-                manifest = {"stage": stage, "key": key, **result}
+                manifest = {"stage": kind, "key": key, **result}
                 write_atomic(directory / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
         return directory
 

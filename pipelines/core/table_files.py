@@ -21,7 +21,7 @@ class TableError(ValueError):
 
 
 class TableFile(Protocol):
-    """Columns in row groups. Reading raises exceptions that `damage_named` converts to a TableError."""
+    """Columns in row groups. Reading raises exceptions that `table_errors` converts to a TableError."""
 
     schema: pa.Schema
     starts: np.ndarray  # int64 (groups + 1,): the first row of each group, then the total number of rows
@@ -98,7 +98,7 @@ class _Arrow:
 
 def open_table(path: Path) -> TableFile:
     """Opens a Parquet or Arrow file. Raises TableError if it is not a complete file of either format."""
-    with damage_named(path):
+    with table_errors(path):
         with path.open("rb") as file:
             is_parquet = file.read(4) == b"PAR1"
         table: TableFile = _Parquet(path) if is_parquet else _Arrow(path)
@@ -108,7 +108,7 @@ def open_table(path: Path) -> TableFile:
 
 
 @contextlib.contextmanager
-def damage_named(path: Path) -> Iterator[None]:
+def table_errors(path: Path) -> Iterator[None]:
     """Converts the exceptions that readers raise for damaged content to TableError. I/O errors are passed through."""
     try:
         yield

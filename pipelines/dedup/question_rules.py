@@ -36,13 +36,13 @@ from pipelines.dedup.english import (
 
 
 @dataclass(frozen=True)
-class Question:
+class ParsedQuestion:
     """A parsed question."""
 
     words: tuple[str, ...]  # content words, without the slot
     slot: tuple[str, ...]  # "animal" in "what kind of animal is …": applies to any answer
     negated: frozenset[str]  # "cut" in "which food is not cut"
-    marks: dict["Place", "Mark"]  # words that exclude other words in the same position
+    marks: dict["Place", "Exclusion"]  # words that exclude other words in the same position
     spot: frozenset["Value"]  # the position in "what is at the top left", if only a position or rank identifies it
     measures: bool  # "how many", "how long", "the number of"
     counted: str  # "cup" in "how many cups are on the table"; "" if nothing is counted
@@ -50,21 +50,21 @@ class Question:
 
 
 @dataclass
-class Mark:
+class Exclusion:
     """Words from one line of OPPOSITES (or numbers) in one position of a question."""
 
     values: set[int | str]  # groups of that line, or numbers
     modifies: bool  # a content word follows immediately: "left cup", unlike "is the cup on the left"
     is_choice: bool  # "left or right"
 
-    def excludes(self, other: "Mark") -> bool:
+    def excludes(self, other: "Exclusion") -> bool:
         """Returns whether each has a value that the other lacks: "top left" / "bottom left", not "left" / "top left".
         For a choice, whether they have no value in common."""
         if self.is_choice or other.is_choice:
             return self.values.isdisjoint(other.values)
         return bool(self.values - other.values) and bool(other.values - self.values)
 
-    def is_told(self, line: int, answer: "Answer") -> bool:
+    def is_told(self, line: int, answer: "ParsedAnswer") -> bool:
         """Returns whether the answer contains all these values of the line."""
         return self.values <= {values[line] for values in map(values_of, answer.words) if line in values}
 
@@ -76,14 +76,14 @@ Place = tuple[int, str, str]
 
 
 @dataclass(frozen=True)
-class Answer:
+class ParsedAnswer:
     """A parsed answer."""
 
     words: tuple[str, ...]  # content words
     polarity: int  # 1 yes, −1 no, 0 neither
 
 
-def read_question(text: str) -> Question:
+def read_question(text: str) -> ParsedQuestion:
     """Parses a question."""
     words = tokens(text)
     counting = _counting(words)
@@ -94,7 +94,7 @@ def read_question(text: str) -> Question:
     content = [k for k, word in enumerate(words) if k not in slot and word not in empty]
     if words and words[0] in AUXILIARIES and words[-1] in PARTICLES:
         content.append(len(words) - 1)
-    return Question(
+    return ParsedQuestion(
         words=tuple(words[k] for k in content),
         slot=tuple(words[k] for k in slot if words[k] not in empty | KINDS),
         negated=_negated(words, content),
@@ -106,24 +106,26 @@ def read_question(text: str) -> Question:
     )
 
 
-def read_answer(text: str) -> Answer:
+def read_answer(text: str) -> ParsedAnswer:
     """Parses an answer."""
     words = tokens(text)
     polarity = 1 if words[:1] and words[0] in YES else -1 if words[:1] and words[0] in NO else 0
     content = [word for word in words if word not in FUNCTION_WORDS]
     if not content and not polarity:
         content = [word for word in words if word not in ARTICLES]
-    return Answer(tuple(content), polarity)
+    return ParsedAnswer(tuple(content), polarity)
 
 
-def new_words(question: Question, answer: Answer) -> tuple[str, ...]:
+def new_words(question: ParsedQuestion, answer: ParsedAnswer) -> tuple[str, ...]:
     """Returns the answer's words that its question does not contain, or all of them if it contains all (a choice)."""
     in_question = {singular(word) for word in question.words}
     new = tuple(word for word in answer.words if singular(word) not in in_question)
     return new or answer.words
 
 
-def contradict(question: Question, answer: Answer, other: Question, other_answer: Answer) -> bool:
+def contradict(
+    question: ParsedQuestion, answer: ParsedAnswer, other: ParsedQuestion, other_answer: ParsedAnswer
+) -> bool:
     """Returns whether two questions name opposite properties in the same position and so ask for different facts.
 
     Examples: "the left cup" / "the right cup", "is it white" / "is it pink", "behind the car" / "in front of the car",
@@ -151,7 +153,7 @@ def contradict(question: Question, answer: Answer, other: Question, other_answer
     return False
 
 
-def restate(question: Question, answer: Answer, other: Question, other_answer: Answer) -> bool:
+def restate(question: ParsedQuestion, answer: ParsedAnswer, other: ParsedQuestion, other_answer: ParsedAnswer) -> bool:
     """Returns whether two yes-or-no questions make opposite claims about one object and have opposite answers.
 
     "is the door open" yes / "is the door closed" no, but not "is there a red cup" yes / "is there a blue cup" no, which
@@ -167,14 +169,16 @@ def restate(question: Question, answer: Answer, other: Question, other_answer: A
     return word in question.claim and their in other.claim and is_inverse(word, their)
 
 
-def _counts_another(question: Question, other: Question) -> bool:
+def _counts_another(question: ParsedQuestion, other: ParsedQuestion) -> bool:
     """Returns whether the other question counts something that this one mentions but does not count."""
     if not question.counted or not other.counted or question.counted == other.counted:
         return False
     return other.counted in {singular(word) for word in question.words}
 
 
-def _misses_spot(question: Question, answer: Answer, other: Question, other_answer: Answer) -> bool:
+def _misses_spot(
+    question: ParsedQuestion, answer: ParsedAnswer, other: ParsedQuestion, other_answer: ParsedAnswer
+) -> bool:
     """Returns whether `question` asks what is in a position that the other turn does not name, and the other turn has
     words that this one lacks, so that neither gives the other away: "what is at the top left" / "is the cup left of the
     fork"."""
@@ -248,8 +252,8 @@ def _negated(words: Sequence[str], content: Sequence[int]) -> frozenset[str]:
     return frozenset(singular(words[c]) for c in following if c is not None)
 
 
-def _marks(words: Sequence[str], content: Sequence[int]) -> dict[Place, Mark]:
-    marks: dict[Place, Mark] = {}
+def _marks(words: Sequence[str], content: Sequence[int]) -> dict[Place, Exclusion]:
+    marks: dict[Place, Exclusion] = {}
     values = [values_of(word) for word in words]
     for k, own in enumerate(values):
         for line, value in own.items():
@@ -259,7 +263,7 @@ def _marks(words: Sequence[str], content: Sequence[int]) -> dict[Place, Mark]:
             before = "" if after else next((singular(words[c]) for c in reversed(others) if c < k), "")
             # A property may come before or after its noun ("small lid", "lid that looks small"); a direction may not.
             place = (line, after, before) if line == SPACE_LINE else (line, after or before, "")
-            mark = marks.setdefault(place, Mark(set(), False, "or" in words))
+            mark = marks.setdefault(place, Exclusion(set(), False, "or" in words))
             mark.values.add(value)
             mark.modifies |= k + 1 in content and k + 1 in others
     return marks

@@ -14,10 +14,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.core.ragged import places
+from pipelines.core.ragged import flat_indices
 from pipelines.dedup.embeddings import Embeddings
 from pipelines.dedup.english import ANYONE, COLOURS, PEOPLE, SIDES, is_opposite, singular
-from pipelines.dedup.question_rules import Answer, Question, contradict, new_words, read_answer, read_question, restate
+from pipelines.dedup.question_rules import (
+    ParsedAnswer,
+    ParsedQuestion,
+    contradict,
+    new_words,
+    read_answer,
+    read_question,
+    restate,
+)
 
 COMPARISONS = ("pair", "question", "answer")
 FEATURES = (
@@ -39,11 +47,11 @@ VECTORS_AT_ONCE, WORD_PAIRS_AT_ONCE = 1 << 14, 1 << 20  # bound memory
 
 
 @dataclass(frozen=True)
-class Turn:
+class ParsedTurn:
     """A parsed question and answer."""
 
-    question: Question
-    answer: Answer
+    question: ParsedQuestion
+    answer: ParsedAnswer
     words: tuple[str, ...]  # content words of the question, without the slot
     slot: tuple[str, ...]  # see Question.slot
     told: tuple[str, ...]  # content words of the answer that its question does not contain
@@ -127,7 +135,12 @@ class Similarity:
         possible = np.flatnonzero(best >= at_least)
         return possible, aligned[possible]
 
-    def _of(self, rule: Callable[[Question, Answer, Question, Answer], bool], first: int, second: int) -> bool:
+    def _of(
+        self,
+        rule: Callable[[ParsedQuestion, ParsedAnswer, ParsedQuestion, ParsedAnswer], bool],
+        first: int,
+        second: int,
+    ) -> bool:
         a, b = self.turns[first], self.turns[second]
         return rule(a.question, a.answer, b.question, b.answer)
 
@@ -143,7 +156,7 @@ def _score(cosine: np.ndarray, aligned: np.ndarray) -> np.ndarray:
 class _Alignment:
     """Aligns the words of one turn with those of another, for N turns."""
 
-    def __init__(self, turns: Sequence[Turn], embeddings: Embeddings):
+    def __init__(self, turns: Sequence[ParsedTurn], embeddings: Embeddings):
         vocabulary: dict[str, int] = {"": 0}  # word 0 is in every turn, so that none is empty, and matches no word
         words: list[int] = []
         roles: list[int] = []
@@ -181,14 +194,14 @@ class _Alignment:
     def _features(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         # Pairs every word of `second` with every word of `first`, which varies fastest; then transposes the tables.
         sizes = self._counts[first], self._counts[second]
-        word = places(self._starts[second], sizes[1])
+        word = flat_indices(self._starts[second], sizes[1])
         partners = np.repeat(sizes[0], sizes[1])
-        first_word = places(np.repeat(self._starts[first], sizes[1]), partners)
+        first_word = flat_indices(np.repeat(self._starts[first], sizes[1]), partners)
         alike = self._alike(first_word, np.repeat(word, partners))
         forward = self._shares(alike, first_word, word, partners, sizes[1])
         transposed = _transposed(*sizes)
-        word, partners = places(self._starts[first], sizes[0]), np.repeat(sizes[1], sizes[0])
-        second_word = places(np.repeat(self._starts[second], sizes[0]), partners)
+        word, partners = flat_indices(self._starts[first], sizes[0]), np.repeat(sizes[1], sizes[0])
+        second_word = flat_indices(np.repeat(self._starts[second], sizes[0]), partners)
         backward = self._shares(alike[transposed], second_word, word, partners, sizes[0])
         (contained, told, asked), (contained_back, told_back, asked_back) = forward, backward
         low, high = np.minimum(contained, contained_back), np.maximum(contained, contained_back)
@@ -259,14 +272,14 @@ def _transposed(fast: np.ndarray, slow: np.ndarray) -> np.ndarray:
     return (np.cumsum(sizes) - sizes)[table] + rank % slow[table] * fast[table] + rank // slow[table]
 
 
-def _read(questions: Sequence[str], answers: Sequence[str]) -> list[Turn]:
+def _read(questions: Sequence[str], answers: Sequence[str]) -> list[ParsedTurn]:
     read_questions = {text: read_question(text) for text in set(questions)}
     read_answers = {text: read_answer(text) for text in set(answers)}
     turns = []
     for question_text, answer_text in zip(questions, answers, strict=True):
         question, answer = read_questions[question_text], read_answers[answer_text]
         told = new_words(question, answer)[:MAX_WORDS]
-        turns.append(Turn(question, answer, question.words[:MAX_WORDS], question.slot, told))
+        turns.append(ParsedTurn(question, answer, question.words[:MAX_WORDS], question.slot, told))
     return turns
 
 

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from pipelines.core.arrow_files import open_batches, write_batches, write_parquet
 from pipelines.core.files import write_atomic
 from pipelines.core.hashing import mix64
-from pipelines.examples.image_slots import measures
+from pipelines.examples.image_slots import image_rows
 from pipelines.examples.render import Renderer, RenderSettings
 from pipelines.schema import ANNOTATIONS, EXAMPLES, IMAGES
 
@@ -59,7 +59,7 @@ def run_examples_job(job: ExamplesJob, beam_options: list[str]) -> list[dict[str
 
     class Spill(beam.DoFn):
         def process(self, piece: Piece) -> Iterator[tuple[int, str]]:
-            spill(job, piece)
+            spill_batch(job, piece)
             for partition in range(job.partitions):
                 yield partition, piece[0]  # kept short, since there are pieces × partitions of these
 
@@ -98,7 +98,7 @@ def _pieces(kind: str, directory: str) -> list[Piece]:
     return [(f"{kind[0]}{index}", *batch) for index, batch in enumerate(batches)]
 
 
-def spill(job: ExamplesJob, piece: Piece) -> None:
+def spill_batch(job: ExamplesJob, piece: Piece) -> None:
     """Splits one batch by the hash of the image and writes a spill file whose batch p is the piece of partition p."""
     name, source, index = piece
     batch = open_batches(Path(source)).get_batch(index)
@@ -132,7 +132,7 @@ def render_partition(job: ExamplesJob, partition: int, spilled: list[str]) -> No
     images = pa.Table.from_batches(pieces["i"], IMAGES) if job.images else None
     if job.images and images is not None and "more_images" in annotations.schema.names:
         others = set(pc.list_flatten(annotations["more_images"]).to_pylist()) - set(images["image"].to_pylist())
-        images = pa.concat_tables([images, measures(Path(job.images), others)])
+        images = pa.concat_tables([images, image_rows(Path(job.images), others)])
     result = Renderer.of(job.render).render(annotations, images)
     write_batches(job.part("examples", partition, "arrow"), EXAMPLES, result.examples.to_batches(ROWS_PER_BATCH))
     write_parquet(job.part("rejects", partition, "parquet"), result.rejects)

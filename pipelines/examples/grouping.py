@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.core.hashing import mix64, seed64
-from pipelines.core.ragged import offsets_of, places, sums
+from pipelines.core.ragged import flat_indices, offsets_of, segment_sums
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Grouping:
 
     def without(self, dropped: np.ndarray) -> "Grouping":
         """Returns the grouping without the turns of `dropped`, (T,) bool. Each conversation must keep at least one."""
-        return Grouping(self.order[~dropped], offsets_of(sums(~dropped, self.offsets)))
+        return Grouping(self.order[~dropped], offsets_of(segment_sums(~dropped, self.offsets)))
 
     def members(self, conversations: np.ndarray) -> np.ndarray:
         """Returns the positions in `order` of the turns of these conversations."""
-        return places(self.offsets[:-1][conversations], self.sizes[conversations])
+        return flat_indices(self.offsets[:-1][conversations], self.sizes[conversations])
 
     def take(self, conversations: np.ndarray) -> "Grouping":
         return Grouping(self.order[self.members(conversations)], offsets_of(self.sizes[conversations]))

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.core.arrow_files import open_batches
-from pipelines.core.ragged import offsets_of, places, sums
+from pipelines.core.ragged import flat_indices, offsets_of, segment_sums
 from pipelines.examples.grouping import Grouping
 from pipelines.examples.instructify import Turns
 from pipelines.schema import IMAGES
@@ -48,7 +48,7 @@ class TurnImages:
         a split conversation also contains the images of the turns before it."""
         last = grouping.order[grouping.offsets[1:] - 1]
         lengths = self.before[last] + self.inline[last]
-        return self.shown[places(self.start[grouping.first], lengths)], offsets_of(lengths)
+        return self.shown[flat_indices(self.start[grouping.first], lengths)], offsets_of(lengths)
 
 
 def named_images(batch: pa.RecordBatch) -> set[str]:
@@ -64,7 +64,7 @@ def more_images(batch: pa.RecordBatch) -> pa.ListArray:
     return pa.nulls(batch.num_rows, pa.list_(pa.string()))
 
 
-def measures(directory: Path, images: Iterable[str]) -> pa.Table:
+def image_rows(directory: Path, images: Iterable[str]) -> pa.Table:
     """Returns the rows of an images table on disk for these images, sorted by name. Images that are not in it are
     omitted. Each image takes one binary search."""
     reader = open_batches(directory / "images.arrow")
@@ -137,14 +137,14 @@ def images_of_turns(
     indices = encoded.indices.to_numpy()
     shown = np.empty(len(indices), np.int64)
     shown[starts[has_first]] = indices[: has_first.sum()]
-    shown[places(starts + has_first, counts - has_first)] = indices[has_first.sum() :]
+    shown[flat_indices(starts + has_first, counts - has_first)] = indices[has_first.sum() :]
     before = counts[row]
     if inline.any():
         head = counts - np.bincount(row, inline, batch.num_rows).astype(np.int64)
         staying = np.ones(len(shown), bool)
-        staying[places((starts + head)[row] + _before_in_row(inline, row), inline)] = np.repeat(kept, inline)
+        staying[flat_indices((starts + head)[row] + _before_in_row(inline, row), inline)] = np.repeat(kept, inline)
         shown, inline = shown[staying], inline * kept
-        starts = offsets_of(sums(staying, np.append(starts, len(staying))))[:-1]
+        starts = offsets_of(segment_sums(staying, np.append(starts, len(staying))))[:-1]
         before = head[row] + _before_in_row(inline, row)
     measured = IMAGES.empty_table() if images is None else images
     at = pc.index_in(encoded.dictionary, value_set=measured["image"])

@@ -69,7 +69,7 @@ def render(template: Template, task: str, dataset: str) -> list[tuple[str, str]]
     return list(zip(turns.user.to_pylist(), turns.assistant.to_pylist(), strict=True))
 
 
-def shown(turns: list[tuple[str, str]], indent: str = "    ") -> str:
+def format_turns(turns: list[tuple[str, str]], indent: str = "    ") -> str:
     """Formats turns for display, with the further lines of a text aligned below its first line."""
     lines = []
     for user, assistant in turns:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.core.arrow_files import read_table
-from pipelines.core.ragged import offsets_of, places, sums
+from pipelines.core.ragged import flat_indices, offsets_of, segment_sums
 from pipelines.decontamination.match import REASON, Benchmarks, Decontamination, Overlaps
 from pipelines.dedup.decide import deduplicate
 from pipelines.dedup.embeddings import Embeddings
@@ -186,7 +186,7 @@ class Renderer:
             reason, detail = "empty_answer", "the answer is empty"
             if not empty[i].as_py():
                 found = special[i].as_py()
-                reason = "role_name_in_text" if found in self.encoder.role_marks else "special_token_in_text"
+                reason = "role_name_in_text" if found in self.encoder.role_markers else "special_token_in_text"
                 detail = f"the text contains {found!r}"
             ledger.reject(int(turns.row[i]), int(turns.turn[i]), reason, detail)
         return ~bad
@@ -225,8 +225,8 @@ class Renderer:
             chosen = pa.array(waiting.order)
             encoded = self.encoder.encode(turns.user.take(chosen), turns.assistant.take(chosen), images)
             tokens = encoded.lengths - np.maximum(images, 0) - turn_images.inline[waiting.order]
-            text_tokens = sums(tokens, waiting.offsets) + len(self.encoder.closing)
-            unproved = sums(np.isin(np.arange(len(tokens)), list(encoded.errors)), waiting.offsets) > 0
+            text_tokens = segment_sums(tokens, waiting.offsets) + len(self.encoder.closing)
+            unproved = segment_sums(np.isin(np.arange(len(tokens)), list(encoded.errors)), waiting.offsets) > 0
             too_long = ~unproved & (text_tokens > limit)
             good = np.flatnonzero(~unproved & ~too_long)
             members = waiting.members(good)
@@ -286,13 +286,13 @@ def _table(
     struct = pa.StructArray.from_arrays([fields[field.name] for field in TURN], fields=list(TURN))
     shown, image_offsets = (pa.array(part) for part in turn_images.of(grouping))
     image_offsets = image_offsets.cast(pa.int32())
-    lengths = sums(encoded.lengths, grouping.offsets) + len(closing)
+    lengths = segment_sums(encoded.lengths, grouping.offsets) + len(closing)
     token_offsets = offsets_of(lengths)
     conversation = np.repeat(np.arange(len(grouping)), grouping.sizes)
     ids, mask = np.empty(token_offsets[-1], np.int32), np.zeros(token_offsets[-1], bool)
-    at = places(encoded.offsets[:-1] + conversation * len(closing), encoded.lengths)
+    at = flat_indices(encoded.offsets[:-1] + conversation * len(closing), encoded.lengths)
     ids[at], mask[at] = encoded.ids, encoded.loss_mask()
-    ids[places(token_offsets[1:] - len(closing), np.full(len(grouping), len(closing)))] = np.tile(
+    ids[flat_indices(token_offsets[1:] - len(closing), np.full(len(grouping), len(closing)))] = np.tile(
         closing, len(grouping)
     )
     offsets = pa.array(token_offsets, pa.int32())
@@ -306,7 +306,7 @@ def _table(
             pa.ListArray.from_arrays(offsets, pa.array(ids)),
             pa.ListArray.from_arrays(offsets, pa.array(mask)),
             pa.array(lengths, pa.int32()),
-            pa.array(sums(encoded.num_supervised, grouping.offsets), pa.int32()),
+            pa.array(segment_sums(encoded.num_supervised, grouping.offsets), pa.int32()),
         ],
         schema=EXAMPLES,
     )

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.core.errors import ImageRefError
-from pipelines.core.table_files import TableError, TableFile, damage_named, holds_images, is_list, open_table
+from pipelines.core.table_files import TableError, TableFile, holds_images, is_list, open_table, table_errors
 
-KEPT_BYTES = 256 << 20  # size limit of the row group cache; the two most recent ones are cached regardless of size
+CACHE_BYTES = 256 << 20  # size limit of the row group cache; the two most recent ones are cached regardless of size
 
 
 class Cell(NamedTuple):
@@ -57,7 +57,7 @@ class Cells:
     def _value(self, path: str, cell: Cell, read: str) -> Any:
         """Reads a cell with the file's method `read`. Returns a non-null pyarrow scalar, or None if there is none."""
         try:
-            with self._lock, damage_named(Path(path)):
+            with self._lock, table_errors(Path(path)):
                 return self._locked_value(path, cell, read)
         except TableError as error:
             raise ImageRefError("image_corrupt", str(error)) from None
@@ -106,7 +106,7 @@ class Cells:
                 expected = file.starts[group + 1] - file.starts[group]
                 raise pa.ArrowInvalid(f"row group {group}, column {name}: {len(column)} rows instead of {expected}")
             self._cache[key] = column
-            while len(self._cache) > 2 and sum(_size(cached) for cached in self._cache.values()) > KEPT_BYTES:
+            while len(self._cache) > 2 and sum(_size(cached) for cached in self._cache.values()) > CACHE_BYTES:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(key)
         return self._cache[key]

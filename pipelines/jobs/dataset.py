@@ -21,7 +21,7 @@ class DatasetSpec:
     dedup_rule: str = "semantic"
     dedup_compare: str = "pair"
     dedup_threshold: float | None = None
-    options: sources.SourceOptions = sources.NO_OPTIONS
+    options: sources.SourceOptions = sources.DEFAULT_OPTIONS
 
     @property
     def reader(self) -> sources.Source:

@@ -24,7 +24,9 @@ class Estimate:
     """Estimated counts for all rows of a dataset, scaled from the rendered sample."""
 
     rendered: int  # rows of the sample
-    left_in: tuple[str, ...]  # what the counts include but a build removes: `duplicates`, `overlaps` with benchmarks
+    not_removed: tuple[
+        str, ...
+    ]  # what the counts include but a build removes: `duplicates`, `overlaps` with benchmarks
     examples: int
     turns: float
     tokens: float  # without image tokens
@@ -39,24 +41,24 @@ def estimate(
     duplicates are not removed. images: the images table of the dataset; if it is not built yet (None), only the
     existence of each image is checked, and overlaps with benchmarks are not removed."""
     sample = sample_rows(annotations, spec.task == "conversation", SAMPLE_ROWS)
-    left_in = []
+    not_removed = []
     if embed_images and images is None:
         images = _present(spec, sample) if spec.images.is_dir() else None
         if settings.decontamination is not None:
             settings = dataclasses.replace(settings, decontamination=None)
-            left_in.append("overlaps")
+            not_removed.append("overlaps")
     if settings.embeddings is None and _compares_vectors(settings):
         settings = _without_vectors(settings)
-        left_in.append("duplicates")
+        not_removed.append("duplicates")
     try:
         counts = Renderer(settings).render(sample, images).counts
     except KeyError:  # a text that was never embedded
-        left_in.append("duplicates")
+        not_removed.append("duplicates")
         counts = Renderer(_without_vectors(settings)).render(sample, images).counts
     scale = annotations.num_rows / sample.num_rows
     return Estimate(
         rendered=sample.num_rows,
-        left_in=tuple(left_in),
+        not_removed=tuple(not_removed),
         examples=round(counts["num_examples"] * scale),
         turns=counts["turns"]["examples"] * scale,
         tokens=(counts["num_tokens"] - counts["num_images"]) * scale,

@@ -16,7 +16,7 @@ from pipelines.jobs.dataset import DatasetSpec
 from pipelines.jobs.images import IMAGES_VERSION, distinct_images
 
 
-def images_at_hand(store: Store, spec: DatasetSpec) -> Path:
+def find_images_table(store: Store, spec: DatasetSpec) -> Path:
     """Returns the newest images table that holds every image of the dataset with its current identity. Raises NotBuilt
     if there is none."""
     names = pa.array(sorted(distinct_images(build_annotations(store, spec))), pa.string())
@@ -33,7 +33,7 @@ def images_at_hand(store: Store, spec: DatasetSpec) -> Path:
     raise NotBuilt(f"the images of {spec.name} have not been measured yet")
 
 
-def embeddings_at_hand(store: Store, model: str, device: str) -> Path | None:
+def find_embeddings_table(store: Store, model: str, device: str) -> Path | None:
     """Returns the newest embeddings table of the embedder, regardless of its texts, or None if there is none."""
     embedder = embedder_fingerprint(model, device)
     for directory in _newest_first(store, "embeddings"):

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.core.beam import BEAM_OPTIONS
 from pipelines.core.errors import ShardError
-from pipelines.core.files import says_if_full, write_atomic
+from pipelines.core.files import explain_full_disk, write_atomic
 from pipelines.core.store import FileDigests, Store, read_manifest
 from pipelines.examples.ledger import check_ledger
 from pipelines.examples.reader import verify_examples
@@ -97,7 +97,7 @@ def build_shards(
             "lengths": lengths,
             "shards": facts,
         }
-        with says_if_full(out / CARD):
+        with explain_full_disk(out / CARD):
             write_atomic(out / CARD, card(manifest, built))
         return manifest
 
@@ -131,7 +131,7 @@ def _facts(
     return {
         "share_wanted": got.wanted[name],
         "share": mine[unit] / sum(each[unit] for each in sums.values()),
-        "limited": name in got.limited,
+        "limited": name in got.capped,
         "examples": built["num_examples"],
         "epochs": mine["samples"] / built["num_examples"],
         "samples": mine["samples"],

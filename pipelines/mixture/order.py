@@ -58,7 +58,7 @@ def make_mixture(
     shares: Mapping[str, float],
     sizes: Mapping[str, int],
     seed: int,
-    limits: Mapping[str, int] | None = None,
+    max_samples: Mapping[str, int] | None = None,
     num_samples: int = PERIOD,
 ) -> Mixture:
     """Returns the mixture for the given shares.
@@ -70,7 +70,7 @@ def make_mixture(
     if not names:
         raise MixtureError("no dataset has a share")
     exact = np.array([shares[name] for name in names], dtype=np.float64)
-    quotas = _quotas(exact, names, _ceilings(names, limits or {}, num_samples))
+    quotas = _quotas(exact, names, _ceilings(names, max_samples or {}, num_samples))
     return mixture_of(dict(zip(names, quotas.tolist(), strict=True)), sizes, seed)
 
 
@@ -91,12 +91,12 @@ def mixture_of(quotas: Mapping[str, int], sizes: Mapping[str, int], seed: int) -
     )
 
 
-def _ceilings(names: tuple[str, ...], limits: Mapping[str, int], num_samples: int) -> np.ndarray:
+def _ceilings(names: tuple[str, ...], max_samples: Mapping[str, int], num_samples: int) -> np.ndarray:
     """Returns the largest allowed quota of each dataset. Limits are rounded down to quotas. They are rounded up only if
     the quotas could not sum to PERIOD otherwise and the order is so short that this adds at most one sample."""
-    down = [min(PERIOD, limits[n] * PERIOD // num_samples) if n in limits else PERIOD for n in names]
+    down = [min(PERIOD, max_samples[n] * PERIOD // num_samples) if n in max_samples else PERIOD for n in names]
     if sum(down) < PERIOD and num_samples <= PERIOD:
-        down = [min(PERIOD, -(-limits[n] * PERIOD // num_samples)) for n in names]
+        down = [min(PERIOD, -(-max_samples[n] * PERIOD // num_samples)) for n in names]
     if sum(down) < PERIOD:
         raise MixtureError(
             f"the limits allow {sum(down) * num_samples // PERIOD:,} samples when rounded down to multiples of "
@@ -179,4 +179,4 @@ def mix(
     sizes = {name: Size(m["task"], m["num_examples"], m["num_supervised"]) for name, m in built.items()}
     got = shares(balance, weights, sizes, num_samples)
     counts = {name: size.examples for name, size in sizes.items()}
-    return got, make_mixture(got.examples, counts, seed, got.limits, num_samples)
+    return got, make_mixture(got.examples, counts, seed, got.max_samples, num_samples)

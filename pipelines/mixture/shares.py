@@ -87,8 +87,8 @@ class Shares:
 
     wanted: dict[str, float]
     examples: dict[str, float]
-    limits: dict[str, int]  # maximum number of samples that max_epochs allows
-    limited: frozenset[str]  # the datasets that are at their limit
+    max_samples: dict[str, int]  # maximum number of samples that max_epochs allows
+    capped: frozenset[str]  # the datasets that are at their limit
 
 
 def wanted_shares(
@@ -138,13 +138,13 @@ def shares(
     examples = wanted
     if in_tokens:
         examples = _normalised({name: share * sizes[name].examples / amounts[name] for name, share in wanted.items()})
-    limits = _limits(balance, sizes)
-    examples, limited = limit(examples, limits, num_samples)
-    return Shares(wanted, examples, limits, limited)
+    max_samples = _max_samples(balance, sizes)
+    examples, capped = cap_shares(examples, max_samples, num_samples)
+    return Shares(wanted, examples, max_samples, capped)
 
 
-def limit(
-    wanted: Mapping[str, float], limits: Mapping[str, int], num_samples: int
+def cap_shares(
+    wanted: Mapping[str, float], max_samples: Mapping[str, int], num_samples: int
 ) -> tuple[dict[str, float], frozenset[str]]:
     """Returns shares that respect the limits on `num_samples` samples, and the datasets that are at their limit. Any
     excess is redistributed in proportion to the shares until no dataset exceeds its limit. Raises BalanceError if all
@@ -154,11 +154,11 @@ def limit(
     while True:
         rest = num_samples - sum(held.values())
         total = sum(free.values())
-        over = [n for n, share in free.items() if n in limits and rest * share > limits[n] * total]
+        over = [n for n, share in free.items() if n in max_samples and rest * share > max_samples[n] * total]
         if not over:
             break
         for name in over:
-            held[name] = limits[name]
+            held[name] = max_samples[name]
             del free[name]
     if rest > 0 and not free:
         raise BalanceError(
@@ -172,7 +172,7 @@ def limit(
     return {name: got[name] for name in wanted}, frozenset(held)
 
 
-def _limits(balance: Balance, sizes: Mapping[str, Size]) -> dict[str, int]:
+def _max_samples(balance: Balance, sizes: Mapping[str, Size]) -> dict[str, int]:
     """Returns the maximum number of samples of each dataset that max_epochs allows."""
     allowed = balance.max_epochs
     by_name = allowed if isinstance(allowed, dict) else dict.fromkeys(sizes, allowed)

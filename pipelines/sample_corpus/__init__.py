@@ -33,9 +33,9 @@ from pipelines.sample_corpus.datasets.visual_genome import write_visual_genome
 from pipelines.sample_corpus.datasets.vqav2 import write_vqav2
 from pipelines.sample_corpus.datasets.vsr import write_vsr
 from pipelines.sample_corpus.world.scenes import Scene, SceneImage, distinct_scenes, render
-from pipelines.sample_corpus.world.writing import Account
+from pipelines.sample_corpus.world.writing import LayoutSummary
 
-Layout = Callable[[Path, Sequence[SceneImage], random.Random], Account]
+Layout = Callable[[Path, Sequence[SceneImage], random.Random], LayoutSummary]
 TRAINING: dict[str, Layout] = {
     "blipcapfilt": write_blip,
     "coyo100m": write_coyo,

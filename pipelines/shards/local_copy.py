@@ -6,7 +6,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipelines.core.files import lock, says_if_full, whole_file
+from pipelines.core.files import atomic_file, explain_full_disk, lock
 from pipelines.shards.manifest import check_format
 from pipelines.shards.remote import Files, RemoteError
 
@@ -54,7 +54,7 @@ class LocalCopy:
         with lock(self._lock_of(path, "fetch")):
             if not path.is_file() or path.stat().st_size != facts["num_bytes"]:
                 self._make_room(facts["num_bytes"])
-                with says_if_full(path), whole_file(path) as partial:
+                with explain_full_disk(path), atomic_file(path) as partial:
                     self._download(file, facts["sha256"], partial)
         os.utime(path)  # records the last use
         return path

@@ -24,7 +24,7 @@ from pipelines.mixture.order import Mixture
 BYTES_PER_TOKEN = 2
 BYTES_PER_SAMPLE = 30
 BYTES_PER_IMAGE = 70  # for the name and the checksum
-WEIGHT_COLUMNS = ("num_tokens", "image_bytes", "image_side")
+SIZE_COLUMNS = ("num_tokens", "image_bytes", "image_side")
 
 # A reader holds one row group at a time: about GROUP_BYTES at most, and never more than 4,096 rows.
 GROUP_BYTES = 16 << 20
@@ -72,7 +72,7 @@ class ShardPlan:
         return self.out / f"shard-{shard:05d}.json"
 
 
-def weights(rows: pa.Table | pa.RecordBatch, image_mode: ImageMode) -> np.ndarray:
+def byte_sizes(rows: pa.Table | pa.RecordBatch, image_mode: ImageMode) -> np.ndarray:
     """Returns the weights of the examples in `rows`, which has WEIGHT_COLUMNS: int64 (n,)."""
     text = rows.column("num_tokens").to_numpy().astype(np.int64) * BYTES_PER_TOKEN + BYTES_PER_SAMPLE
     lists = rows.column("image_bytes")
@@ -93,18 +93,18 @@ def cut_shards(
     mixture: Mixture, examples: Mapping[str, Path], num_samples: int, shard_bytes: int, image_mode: ImageMode
 ) -> np.ndarray:
     """Returns the first sample of each shard, followed by the number of samples: int64 (shards + 1,)."""
-    return cut_evenly(sample_weights(mixture, examples, image_mode), num_samples, shard_bytes)
+    return cut_evenly(sample_sizes(mixture, examples, image_mode), num_samples, shard_bytes)
 
 
-def sample_weights(
+def sample_sizes(
     mixture: Mixture, examples: Mapping[str, Path], image_mode: ImageMode
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Returns a function from sample indices (n,) to weights, int64 (n,). It holds four bytes per example in memory."""
     tables = []
     for name in mixture.names:
-        batches = ExampleFiles.of(examples[name]).batches(WEIGHT_COLUMNS)
+        batches = ExampleFiles.of(examples[name]).batches(SIZE_COLUMNS)
         tables.append(
-            np.concatenate([weights(batch, image_mode).clip(max=_HEAVIEST).astype(np.int32) for batch in batches])
+            np.concatenate([byte_sizes(batch, image_mode).clip(max=_HEAVIEST).astype(np.int32) for batch in batches])
         )
 
     return in_order(mixture, tables)

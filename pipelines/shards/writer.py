@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.core.errors import ShardError
-from pipelines.core.files import file_sha256, says_if_full, whole_file
+from pipelines.core.files import atomic_file, explain_full_disk, file_sha256
 from pipelines.examples.reader import ExampleFiles
 from pipelines.images.references import ImageRoot, reading_order
 from pipelines.schema import EXAMPLES, LENGTHS, SHARD
-from pipelines.shards.plan import WEIGHT_COLUMNS, ShardPlan, cut_groups, weights
+from pipelines.shards.plan import SIZE_COLUMNS, ShardPlan, byte_sizes, cut_groups
 
 LENGTHS_FILE = "lengths.parquet"
 LENGTHS_PER_GROUP = 1 << 20
@@ -56,8 +56,8 @@ def write_shard(plan: ShardPlan, shard: int) -> None:
     features = _FEATURES if plan.image_mode.mode == "embed" else {**_FEATURES, "images": [_REFERENCES]}
     schema = SHARD.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     sums: dict[str, Counter[str]] = {}
-    with says_if_full(plan.file(shard)):
-        with whole_file(plan.file(shard)) as partial:
+    with explain_full_disk(plan.file(shard)):
+        with atomic_file(plan.file(shard)) as partial:
             with pq.ParquetWriter(
                 partial,
                 schema,
@@ -75,14 +75,14 @@ def write_shard(plan: ShardPlan, shard: int) -> None:
         total = {name: sum(each[name] for each in sums.values()) for name in ("num_tokens", "num_supervised")}
         facts = {"file": plan.file(shard).name, "first": first, "num_samples": end - first, "num_bytes": num_bytes}
         facts |= {"sha256": sha256, **total, "datasets": sums}
-        with whole_file(plan.facts_file(shard)) as partial:
+        with atomic_file(plan.facts_file(shard)) as partial:
             partial.write_text(json.dumps(facts))
 
 
 def write_lengths(plan: ShardPlan) -> dict[str, Any]:
     """Writes the lengths of all samples, read from the shards; returns the manifest's entry for the file."""
     path = plan.out / LENGTHS_FILE
-    with says_if_full(path), whole_file(path) as partial:
+    with explain_full_disk(path), atomic_file(path) as partial:
         with pq.ParquetWriter(partial, LENGTHS, compression="zstd", write_page_checksum=True) as writer:
             waiting: list[pa.Table] = []
             for shard in range(plan.num_shards):
@@ -106,8 +106,8 @@ def _groups(plan: ShardPlan, indices: np.ndarray) -> Iterator[pa.Table]:
     for number, name in enumerate(plan.mixture.names):
         mine = np.flatnonzero(datasets == number)
         if len(mine):
-            rows = ExampleFiles.of(plan.examples[name]).take(examples[mine], WEIGHT_COLUMNS)
-            each[mine] = weights(rows, plan.image_mode)
+            rows = ExampleFiles.of(plan.examples[name]).take(examples[mine], SIZE_COLUMNS)
+            each[mine] = byte_sizes(rows, plan.image_mode)
     roots = {name: ImageRoot(root) for name, root in plan.image_roots.items() if plan.image_mode.mode == "embed"}
     cuts = cut_groups(each)
     for start, end in itertools.pairwise(cuts.tolist()):

@@ -19,7 +19,7 @@ from pipelines.sources.official import (
     vqav2,
     vsr,
 )
-from pipelines.sources.options import NO_OPTIONS, SourceOptions
+from pipelines.sources.options import DEFAULT_OPTIONS, SourceOptions
 
 __all__ = ["CONFIGURED", "FILE", "NO_OPTIONS", "SOURCES", "Reject", "Source", "SourceError", "SourceOptions", "get"]
 
@@ -43,16 +43,19 @@ SOURCES: dict[str, Source] = {
 }
 
 # Sources that a recipe configures: options → source.
-CONFIGURED: dict[str, Callable[[SourceOptions], Source]] = {"llava": llava.source, "datasets": huggingface.source}
+CONFIGURABLE_SOURCES: dict[str, Callable[[SourceOptions], Source]] = {
+    "llava": llava.source,
+    "datasets": huggingface.source,
+}
 
 
-def get(name: str, options: SourceOptions = NO_OPTIONS) -> Source:
+def get(name: str, options: SourceOptions = DEFAULT_OPTIONS) -> Source:
     """Returns the source `name`. Raises SourceError for an unknown name or for options that the source lacks."""
-    if name in CONFIGURED:
-        return CONFIGURED[name](options)
+    if name in CONFIGURABLE_SOURCES:
+        return CONFIGURABLE_SOURCES[name](options)
     if name not in SOURCES:
-        names = ", ".join(sorted([*SOURCES, *CONFIGURED]))
+        names = ", ".join(sorted([*SOURCES, *CONFIGURABLE_SOURCES]))
         raise SourceError(f"no source named {name!r} exists: choose one of {names}")
-    if options != NO_OPTIONS:
+    if options != DEFAULT_OPTIONS:
         raise SourceError(f"the source {name} reads only its official files: remove `columns` and `files`")
     return SOURCES[name]

@@ -152,4 +152,4 @@ class SourceOptions(_Part):
         return self.model_dump(mode="json", exclude_none=True)
 
 
-NO_OPTIONS = SourceOptions()
+DEFAULT_OPTIONS = SourceOptions()

@@ -52,7 +52,7 @@ def set_files(name: str) -> list[Path]:
     return sorted(path for path in (ROOT / name).glob("*.yaml") if path.name != "set.yaml")
 
 
-def task_of(path: Path, datasets: Mapping[str, str]) -> str | None:
+def task_of_file(path: Path, datasets: Mapping[str, str]) -> str | None:
     """Returns the task of a template file by its name, or None if that is neither a dataset nor a task."""
     return datasets.get(path.stem, path.stem if path.stem in FIELDS else None)
 
@@ -83,7 +83,7 @@ def _lint_set(name: str, datasets: Mapping[str, str]) -> Iterator[str]:
         if path.suffix != ".yaml" or not path.is_file():
             yield f"{path}:1: is not a template file: a set is a directory of .yaml files"
     for path in set_files(name):
-        task = task_of(path, datasets)
+        task = task_of_file(path, datasets)
         if task is None:
             known = ", ".join([*sorted(datasets), *FIELDS])
             yield f"{path}:1: must be named after a dataset or a task; the known names are {known}"
@@ -183,7 +183,7 @@ def _shared_ids(names: Sequence[str], datasets: Mapping[str, str]) -> Iterator[s
 
 def _ids(path: Path, datasets: Mapping[str, str]) -> list[str]:
     """Returns the ids of a file, or none if it is invalid, which is reported where the file is checked."""
-    task = task_of(path, datasets)
+    task = task_of_file(path, datasets)
     try:
         return [template.id for template in read_templates(path, task)] if task else []
     except TemplateError:

@@ -25,7 +25,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "referring": ("*phrase", "*box", "dataset"),  # box: x1,y1,x2,y2 relative to width and height, three decimals
     "conversation": ("*user", "*assistant", "dataset"),
 }
-NO_SETS = ("chat", "eval")  # directories of templates/ that are not sets
+NON_SET_DIRECTORIES = ("chat", "eval")  # directories of templates/ that are not sets
 
 
 class TemplateError(ValueError):
@@ -59,7 +59,7 @@ class TemplateSet:
 
 def set_names() -> list[str]:
     """Returns the names of all sets."""
-    return sorted(path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in NO_SETS)
+    return sorted(path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in NON_SET_DIRECTORIES)
 
 
 def read_set(name: str) -> TemplateSet:

@@ -41,7 +41,7 @@ class _Generation(Extension):
 
 
 @dataclass(frozen=True)
-class Wording:
+class TurnFormat:
     """The text around each turn's texts: lead, user text, `middle`, assistant text, `end`; `closing` follows the last
     turn. The supervised text starts `offset` characters into `middle` and ends with `end`."""
 
@@ -98,7 +98,7 @@ class ChatStyle:
             raise ChatStyleError(f"{self.path}: must print each text of a conversation exactly once, in order")
         return pieces[0::2]
 
-    def _wording(self, eos_token: str) -> Wording:
+    def _wording(self, eos_token: str) -> TurnFormat:
         _, middle, end = self._between(0)
         later = self._between(0, 0)[2]
         supervised, closed, closing = end.partition(END)
@@ -108,7 +108,7 @@ class ChatStyle:
             )
         if not later.startswith(supervised + END):
             raise ChatStyleError(f"{self.path}: must end every assistant text in the same way")
-        wording = Wording(middle.replace(BEGIN, ""), middle.index(BEGIN), supervised, closing)
+        wording = TurnFormat(middle.replace(BEGIN, ""), middle.index(BEGIN), supervised, closing)
         probe = [f"  Text {i}, as it is \n" for i in range(6)]
         shown = [text if i % 2 else f"{text}{IMAGE_TOKEN} and{IMAGE_TOKEN}" for i, text in enumerate(probe)]
         rules = "the texts of a conversation unchanged, and all turns after the first in the same way"
@@ -133,7 +133,7 @@ class ChatStyle:
         return self._between(0, num_images)[2].partition(END)[2]
 
     @staticmethod
-    def _join(leads: Sequence[str], wording: Wording, texts: Sequence[str]) -> str:
+    def _join(leads: Sequence[str], wording: TurnFormat, texts: Sequence[str]) -> str:
         turns = zip(leads, texts[::2], texts[1::2], strict=True)
         rendered = (f"{lead}{user}{wording.middle}{answer}{wording.end}" for lead, user, answer in turns)
         return "".join(rendered) + wording.closing

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.core.ragged import offsets_of, places, sums
+from pipelines.core.ragged import flat_indices, offsets_of, segment_sums
 from pipelines.tokens import word_cache
 from pipelines.tokens.chat_style import BEGIN, END, ChatStyle
 from pipelines.tokens.tokenizer import IMAGE_TOKEN, PreparedTokenizer
@@ -41,13 +41,13 @@ class EncodedTurns:
         """Returns only the given turns, in the given order, without errors."""
         lengths = self.lengths[turns]
         offsets = offsets_of(lengths)
-        ids = self.ids[places(self.offsets[:-1][turns], lengths)]
+        ids = self.ids[flat_indices(self.offsets[:-1][turns], lengths)]
         return EncodedTurns(ids, offsets, offsets[:-1] + (self.supervised - self.offsets[:-1])[turns], {})
 
     def loss_mask(self) -> np.ndarray:
         """Returns the loss mask, (tokens,) bool: True where a token is supervised."""
         mask = np.zeros(len(self.ids), dtype=bool)
-        mask[places(self.supervised, self.num_supervised)] = True
+        mask[flat_indices(self.supervised, self.num_supervised)] = True
         return mask
 
 
@@ -62,11 +62,11 @@ class Encoder:
         self._special = "|".join(map(re.escape, prepared.special_tokens))
         # The strings that start a turn in this style; inside a text they would look like a new turn.
         around = (self.style.later(0).rstrip(), self.style.wording.middle.rstrip())
-        self.role_marks = tuple(mark for mark in around if mark.strip())
+        self.role_markers = tuple(mark for mark in around if mark.strip())
 
     def forbidden_text(self, texts: pa.Array) -> pa.Array:
         """Returns the first special token (which includes the image token) or role marker in each text, else null."""
-        pattern = "|".join([self._special, BEGIN, END, *map(re.escape, self.role_marks)])
+        pattern = "|".join([self._special, BEGIN, END, *map(re.escape, self.role_markers)])
         bad = pc.match_substring_regex(texts, pattern)
         found = pc.extract_regex(texts.filter(bad), f"(?P<token>{pattern})")
         return pc.replace_with_mask(pa.nulls(len(texts), pa.string()), bad, pc.struct_field(found, "token"))
@@ -147,9 +147,11 @@ class Encoder:
         lengths[slow], before[slow] = [len(ids) for ids, _ in whole], [at for _, at in whole]
         offsets = offsets_of(lengths)
         ids = np.empty(offsets[-1], np.int32)
-        ids[places(offsets[:-1][fast], lengths[fast])] = cut.ids
+        ids[flat_indices(offsets[:-1][fast], lengths[fast])] = cut.ids
         if whole:
-            ids[places(offsets[:-1][slow], lengths[slow])] = np.concatenate([np.array(i, np.int32) for i, _ in whole])
+            ids[flat_indices(offsets[:-1][slow], lengths[slow])] = np.concatenate(
+                [np.array(i, np.int32) for i, _ in whole]
+            )
         return ids, lengths, before
 
     def _encode_whole(
@@ -191,17 +193,17 @@ class Encoder:
         offsets = offsets_of(head_lengths + lengths)
         begins = offsets[:-1] + head_lengths
         result = np.empty(offsets[-1], np.int32)
-        result[places(begins, lengths)] = ids
+        result[flat_indices(begins, lengths)] = ids
         for kind, head in heads.items():
             mine = np.flatnonzero(kinds == kind)
-            result[places(offsets[:-1][mine], head_lengths[mine])] = np.tile(head, len(mine))
+            result[flat_indices(offsets[:-1][mine], head_lengths[mine])] = np.tile(head, len(mine))
         return EncodedTurns(result, offsets, begins + before, {})
 
     def _verify(self, assistant: pa.Array, images: np.ndarray, turns: EncodedTurns) -> EncodedTurns:
         """Checks that the supervised tokens of each turn decode to its answer and end with the EOS token, and that the
         turn has one image token per image. Equal answers with equal tokens are decoded only once."""
         errors = {}
-        found = sums(turns.ids == self.prepared.image_token_id, turns.offsets)
+        found = segment_sums(turns.ids == self.prepared.image_token_id, turns.offsets)
         for turn in np.flatnonzero(found != images).tolist():
             errors[turn] = f"{found[turn]} image tokens for {images[turn]} images"
         texts = assistant.dictionary_encode()
@@ -238,6 +240,6 @@ def _equal_lists(flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray, othe
     """(n,) bool: whether list i equals list other[i]."""
     same = lengths == lengths[other]
     mine = np.flatnonzero(same)
-    equal = flat[places(starts[mine], lengths[mine])] == flat[places(starts[other[mine]], lengths[mine])]
-    same[mine] = sums(~equal, offsets_of(lengths[mine])) == 0
+    equal = flat[flat_indices(starts[mine], lengths[mine])] == flat[flat_indices(starts[other[mine]], lengths[mine])]
+    same[mine] = segment_sums(~equal, offsets_of(lengths[mine])) == 0
     return same

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
-from pipelines.core.ragged import offsets_of, places, sums
+from pipelines.core.ragged import flat_indices, offsets_of, segment_sums
 from pipelines.tokens.tokenizer import PreparedTokenizer
 
 _MARK = "\x1f"  # temporarily marks the split positions, before the space of every word after the first
@@ -83,7 +83,7 @@ class WordTokenizer:
         words = cut.flatten().dictionary_encode()
         index = self._indices(words.dictionary.to_pylist())[words.indices.to_numpy()]
         lengths = self._offsets[index + 1] - self._offsets[index]
-        ids = self._ids[places(self._offsets[index], lengths)]
+        ids = self._ids[flat_indices(self._offsets[index], lengths)]
         return Words(ids, offsets_of(lengths), cut.offsets.to_numpy().astype(np.int64) - cut.offsets[0].as_py())
 
     def _indices(self, distinct: Sequence[str]) -> np.ndarray:
@@ -112,7 +112,7 @@ def tokens_before(words: Words, num_words: np.ndarray) -> np.ndarray:
 
 def lengths(words: Words) -> np.ndarray:
     """(T,) int64: the number of tokens of each text."""
-    return sums(np.diff(words.ends), words.offsets)
+    return segment_sums(np.diff(words.ends), words.offsets)
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -96,7 +96,7 @@ def ask_judge(
 ) -> Predictions:
     """Returns the predictions with the verdicts of a judge at the server."""
     judge = EndpointJudge(JudgeSettings(url=server.url, model="gpt-test", **settings), cache)
-    return verdicts.judged(benchmark, predictions, judge)
+    return verdicts.add_verdicts(benchmark, predictions, judge)
 
 
 def last(body: dict[str, Any]) -> str:

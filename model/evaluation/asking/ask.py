@@ -13,7 +13,7 @@ from typing import Any
 
 from model.evaluation.asking.generator import Generator
 from model.evaluation.asking.image_cache import ImageCache
-from model.evaluation.asking.predictions import PredictionsFile, WholeFile
+from model.evaluation.asking.predictions import MergedFile, PredictionsFile
 from model.evaluation.interface import Answer, Question
 from model.evaluation.prompts import Prompt
 from pipelines.core.store import fingerprint
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Asked:
+class PreparedQuestions:
     """Questions together with everything that is needed to ask a model.
 
     choices: the possible answers to each question; if there are any, the likeliest replaces a generated answer.
@@ -63,8 +63,8 @@ class Asked:
 
 
 def ask(
-    asked: Asked, batch_size: int, path: Path, header: Mapping[str, Any], rank: int = 0, world: int = 1
-) -> WholeFile:
+    asked: PreparedQuestions, batch_size: int, path: Path, header: Mapping[str, Any], rank: int = 0, world: int = 1
+) -> MergedFile:
     """Writes the answers to all questions to the predictions file `path`, resuming after those that it already holds.
 
     header: what the file's first line holds in addition to the settings below (the benchmark, the control's seed).
@@ -98,8 +98,8 @@ def ask(
         for i, (question, tokens) in enumerate(zip(questions, prompts, strict=True))
     ]
     first = {**header, "num_questions": len(questions), "settings": settings, "questions": fingerprint(contents)}
-    complete = WholeFile(path, first, [questions[i].id for i in order])
-    if world > 1 and complete.is_there():
+    complete = MergedFile(path, first, [questions[i].id for i in order])
+    if world > 1 and complete.is_complete():
         return complete
     batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)][rank::world]
     if world > 1:

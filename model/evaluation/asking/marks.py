@@ -9,7 +9,7 @@ from model.evaluation.interface import Mark
 from pipelines.core.files import write_atomic
 
 
-def marks_of(predictions: Path) -> Path:
+def marks_path(predictions: Path) -> Path:
     """Returns the path of the marks file that belongs to a predictions file."""
     return predictions.with_name(predictions.name.replace(".predictions.", ".marks."))
 

@@ -120,14 +120,14 @@ def _line_ends(path: Path, ids: Sequence[str]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class WholeFile:
+class MergedFile:
     """A predictions file in its final state, once every rank has answered its batches: header and ids in order."""
 
     path: Path
     header: Mapping[str, Any]
     ids: Sequence[str]
 
-    def is_there(self) -> bool:
+    def is_complete(self) -> bool:
         if not self.path.is_file() or read_header(self.path) != {"format": FORMAT, **self.header}:
             return False
         return len(_line_ends(self.path, self.ids)) == len(self.ids) + 1
@@ -140,7 +140,7 @@ class WholeFile:
     def merge(self, world: int) -> None:
         """Combines the part files of all ranks batch by batch, unless the file is already complete, and removes all
         part files, even of runs with another number of ranks. Raises EvaluationError if a part is incomplete."""
-        if world > 1 and not self.is_there():
+        if world > 1 and not self.is_complete():
             size = self.header["settings"]["batch_size"]
             batches = [self.ids[begin : begin + size] for begin in range(0, len(self.ids), size)]
             lines = [
@@ -156,7 +156,7 @@ class WholeFile:
 
     def _lines(self, rank: int, world: int, ids: Sequence[str]) -> Iterator[bytes]:
         path, header = self.part(rank, world)
-        if not WholeFile(path, header, ids).is_there():
+        if not MergedFile(path, header, ids).is_complete():
             raise EvaluationError(
                 f"{path}: rank {rank} has not answered all of its questions: run the evaluation again"
             )

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from model.evaluation.files.json_files import image_of, image_root
+from model.evaluation.files.json_files import image_root, question_images
 from model.evaluation.files.jsonl import read_rows
 from model.evaluation.interface import Answer, Benchmark, EvaluationError, Judge, Judging, Mark, Predictions, Question
-from model.evaluation.judging.verdicts import counts, judge_each
-from model.evaluation.scoring.common import answered, percent, unique
+from model.evaluation.judging.verdicts import ask_verdicts, counts
+from model.evaluation.scoring.common import check_unique, percent, split_scorable
 
 CATEGORIES = ("conv", "detail", "complex")
 _ID = {"question_id": (int, str)}
@@ -45,8 +45,10 @@ def read(path: Path, images: Path | None) -> list[Question]:
             raise EvaluationError(f"{where}: text is empty")
         fields = {"question": row["text"].strip(), "caption": captions[row["image"]], "image": row["image"]}
         groups = {"category": row["category"]}
-        questions.append(Question(key, fields, references[key], groups=groups, images=image_of(root, row["image"])))
-    return unique(questions, file)
+        questions.append(
+            Question(key, fields, references[key], groups=groups, images=question_images(root, row["image"]))
+        )
+    return check_unique(questions, file)
 
 
 def _by_key(file: Path, key: str, value: str) -> dict[str, str]:
@@ -113,7 +115,7 @@ def _reviews(
 
 def judge(predictions: Predictions, judge: Judge) -> Judging:
     """Asks for ratings of the reference and the model's answer together, in that order, as in the official script."""
-    scored, _ = answered(predictions)
+    scored, _ = split_scorable(predictions)
     asked = {
         question.id: {
             "caption": question.fields["caption"],
@@ -123,7 +125,7 @@ def judge(predictions: Predictions, judge: Judge) -> Judging:
         }
         for question, text in scored
     }
-    return judge_each(judge, "llava_bench", asked, lambda _, reply: parse(reply))
+    return ask_verdicts(judge, "llava_bench", asked, lambda _, reply: parse(reply))
 
 
 def parse(reply: str) -> tuple[float, float] | None:

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from model.evaluation.files.json_files import image_of, image_root, read_object
+from model.evaluation.files.json_files import image_root, question_images, read_object
 from model.evaluation.files.jsonl import check_fields
 from model.evaluation.interface import Answer, Benchmark, EvaluationError, Judge, Judging, Mark, Predictions, Question
-from model.evaluation.judging.verdicts import counts, judge_each
-from model.evaluation.scoring.common import answered, unique
+from model.evaluation.judging.verdicts import ask_verdicts, counts
+from model.evaluation.scoring.common import check_unique, split_scorable
 
 _FILE = "mm-vet.json"
 # Possessive quantifiers: backtracking would read "0.5/1" as 0.
@@ -47,10 +47,10 @@ def read(path: Path, images: Path | None) -> list[Question]:
                 fields={"question": row["question"].strip(), "image": row["imagename"]},
                 truth=row["answer"],
                 groups={"capabilities": "+".join(sorted(set(needed)))},
-                images=image_of(root, row["imagename"]),
+                images=question_images(root, row["imagename"]),
             )
         )
-    return unique(questions, file)
+    return check_unique(questions, file)
 
 
 def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> Predictions:
@@ -110,7 +110,7 @@ def _is_grade(value: Any) -> bool:
 
 def judge(predictions: Predictions, judge: Judge) -> Judging:
     """One run of the judge over all answers; an empty answer too is for it to grade."""
-    scored, _ = answered(predictions)
+    scored, _ = split_scorable(predictions)
     asked = {
         question.id: {
             "question": question.fields["question"],
@@ -119,7 +119,7 @@ def judge(predictions: Predictions, judge: Judge) -> Judging:
         }
         for question, text in scored
     }
-    return judge_each(judge, "mm_vet", asked, lambda _, reply: parse(reply))
+    return ask_verdicts(judge, "mm_vet", asked, lambda _, reply: parse(reply))
 
 
 def parse(reply: str) -> list[float] | None:

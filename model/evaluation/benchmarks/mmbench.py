@@ -28,9 +28,9 @@ from model.evaluation.interface import (
     Question,
     QuestionImage,
 )
-from model.evaluation.judging.verdicts import judge_each, judge_report
+from model.evaluation.judging.verdicts import ask_verdicts, judge_report
 from model.evaluation.prompts import lettered
-from model.evaluation.scoring.common import answered, named, percent, unique
+from model.evaluation.scoring.common import check_unique, count_and_ids, percent, split_scorable
 from model.evaluation.scoring.match_option import match_option
 from pipelines.core.errors import ImageRefError
 
@@ -62,7 +62,7 @@ def read(path: Path, images: Path | None) -> list[Question]:
         if text:
             image = images_by_text.setdefault(text, image)
         questions.append(_question(where, row, (image,)))
-    return unique(questions, path)
+    return check_unique(questions, path)
 
 
 def _tsv_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
@@ -163,12 +163,12 @@ def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> 
         answers[question.id] = Answer(row["prediction"])
     if asked and all(question.truth is None for question in asked):
         raise EvaluationError(f"{path}: contains no ground-truth answers: pass the official TSV (truth)")
-    return Predictions(unique(asked if official is None else list(official.values()), path), answers)
+    return Predictions(check_unique(asked if official is None else list(official.values()), path), answers)
 
 
 def judge(predictions: Predictions, judge: Judge) -> Judging:
     """Asks for verdicts on the answers that the rule does not match, except for empty ones, which match no option."""
-    scored, _ = answered(predictions)
+    scored, _ = split_scorable(predictions)
     unmatched = {
         question.id: (question, text)
         for question, text in scored
@@ -178,7 +178,7 @@ def judge(predictions: Predictions, judge: Judge) -> Judging:
         key: {"question": question.fields["question"], "options": lettered(question.options), "answer": text.strip()}
         for key, (question, text) in unmatched.items()
     }
-    return judge_each(judge, "mmbench", asked, lambda key, reply: parse(reply, len(unmatched[key][0].options)))
+    return ask_verdicts(judge, "mmbench", asked, lambda key, reply: parse(reply, len(unmatched[key][0].options)))
 
 
 def parse(reply: str, num_options: int) -> str | None:
@@ -190,7 +190,7 @@ def parse(reply: str, num_options: int) -> str | None:
 
 def mark(predictions: Predictions) -> dict[str, Mark]:
     """Marks each row independently: `read` is the letter that the rule or else the judge matched to the answer."""
-    scored, _ = answered(predictions)
+    scored, _ = split_scorable(predictions)
     verdicts = {} if predictions.judging is None else predictions.judging.verdicts
     marks = {}
     for question, text in scored:
@@ -207,7 +207,7 @@ def score(predictions: Predictions) -> dict[str, Any]:
     wrong; such answers are counted and listed.
     """
     questions = predictions.questions
-    _, report = answered(predictions)
+    _, report = split_scorable(predictions)
     marks = mark(predictions)
     right = {key: mark.credit == 1 for key, mark in marks.items()}
     copies: dict[str, list[str]] = {}  # a question's id → the ids of all its rows
@@ -236,7 +236,7 @@ def score(predictions: Predictions) -> dict[str, Any]:
     verdicts = {} if predictions.judging is None else predictions.judging.verdicts
     by_judge = sum(marks[key].read is not None for key in verdicts if key in marks)
     result["matched"] = {"rule": len(marks) - by_judge - len(unmatched), "judge": by_judge, "neither": len(unmatched)}
-    result["unmatched_answers"] = named(unmatched)
+    result["unmatched_answers"] = count_and_ids(unmatched)
     result["parsing"] = "by rule: option letter or option text; an answer that matches no option is wrong"
     if predictions.judging is not None:
         result["parsing"] = "by rule (option letter or text), else by the judge; an answer that matches none is wrong"

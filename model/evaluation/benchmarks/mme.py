@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from model.evaluation.files.json_files import image_of, image_root
+from model.evaluation.files.json_files import image_root, question_images
 from model.evaluation.files.jsonl import read_rows
 from model.evaluation.interface import (
     YES_NO,
@@ -24,7 +24,7 @@ from model.evaluation.interface import (
     Question,
     QuestionImage,
 )
-from model.evaluation.scoring.common import answered, named, percent, unique
+from model.evaluation.scoring.common import check_unique, count_and_ids, percent, split_scorable
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
@@ -45,14 +45,14 @@ def read(path: Path, images: Path | None) -> list[Question]:
     """
     rows = list(_release_rows(path) if _task_folders(path) else _table_rows(path, fields=3))
     if images is None:
-        return unique([_question(*row) for row in rows], path)
+        return check_unique([_question(*row) for row in rows], path)
     root = image_root(images)
     files = {task: _images(images, task) for task in {task for _, task, _, _ in rows}}
     questions = []
     for where, task, image, texts in rows:
         name = files[task].get(Path(image).stem, f"{task}/{image}")
-        questions.append(_question(where, task, image, texts, image_of(root, name)))
-    return unique(questions, path)
+        questions.append(_question(where, task, image, texts, question_images(root, name)))
+    return check_unique(questions, path)
 
 
 Row = tuple[str, str, str, list[str]]  # file:line, task, image, the fields after the image
@@ -173,18 +173,18 @@ def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> 
             raise EvaluationError(f"{where}: {question.id!r} is answered twice")
         asked.append(question)
         answers[question.id] = Answer(text)
-    return Predictions(unique(asked if official is None else list(official.values()), path), answers)
+    return Predictions(check_unique(asked if official is None else list(official.values()), path), answers)
 
 
-Answered = tuple[str, Question, str]  # file:line, question, answer
+AnsweredRow = tuple[str, Question, str]  # file:line, question, answer
 
 
-def _from_results(path: Path) -> Iterator[Answered]:
+def _from_results(path: Path) -> Iterator[AnsweredRow]:
     for where, task, image, texts in _table_rows(path, fields=4):
         yield where, _question(where, task, image, texts), texts[2]
 
 
-def _from_lines(path: Path, official: Iterable[Question]) -> Iterator[Answered]:
+def _from_lines(path: Path, official: Iterable[Question]) -> Iterator[AnsweredRow]:
     by_image: dict[str, list[Question]] = {}
     for question in official:
         by_image.setdefault(question.groups["image"], []).append(question)
@@ -215,7 +215,7 @@ def _is_clear(text: str) -> bool:
 
 def mark(predictions: Predictions) -> dict[str, Mark]:
     """Marks each answer; `read` is yes or no, or None for the official "other"."""
-    scored, _ = answered(predictions)
+    scored, _ = split_scorable(predictions)
     marks = {}
     for question, text in scored:
         found = parse(text)
@@ -227,7 +227,7 @@ def score(predictions: Predictions) -> dict[str, Any]:
     """Returns for each task accuracy and accuracy+ (both questions of an image are correct) in percent and their sum,
     the task's score out of 200. perception, cognition and total are sums of scores, out of perception_of, cognition_of
     and total_of: 2000, 800 and 2800 if no task is missing."""
-    _, report = answered(predictions)
+    _, report = split_scorable(predictions)
     marks = mark(predictions)
     by_task: dict[str, dict[str, list[Question]]] = {}
     for question in predictions.questions:
@@ -246,10 +246,10 @@ def score(predictions: Predictions) -> dict[str, Any]:
         values["score"] = None if values["score"] is None else float(values["score"])
     result |= {"tasks": tasks, "missing_tasks": [task for task in TASKS if task not in tasks], **report}
     if incomplete := [image for image, asked in all_images.items() if not _is_complete(asked, marks)]:
-        result["incomplete_images"] = named(incomplete)  # excluded from accuracy+
+        result["incomplete_images"] = count_and_ids(incomplete)  # excluded from accuracy+
     texts = {key: predictions.answers[key].text or "" for key in marks}
-    result["other_answers"] = named([key for key, text in texts.items() if parse(text) == "other"])
-    result["unclear_answers"] = named([key for key, text in texts.items() if not _is_clear(text)])
+    result["other_answers"] = count_and_ids([key for key, text in texts.items() if parse(text) == "other"])
+    result["unclear_answers"] = count_and_ids([key for key, text in texts.items() if not _is_clear(text)])
     result["parsing"] = "official: yes or no within the first four characters; everything else is other and wrong"
     return result
 

@@ -30,7 +30,7 @@ from model.evaluation.interface import (
     Question,
     QuestionImage,
 )
-from model.evaluation.scoring.common import accuracy, accuracy_by, answered, named, unique
+from model.evaluation.scoring.common import accuracy, accuracy_by, check_unique, count_and_ids, split_scorable
 
 DISCIPLINES = {
     "Art and Design": "Art Art_Theory Design Music",
@@ -68,7 +68,7 @@ def read(path: Path, images: Path | None) -> list[Question]:
             questions.append(_question(f"{file}: row {index}", row, () if opened is None else tuple(
                 QuestionImage(name.format(n), partial(opened.read, name.format(n))) for n in _images(row)
             )))  # fmt: skip
-    return unique(questions, path)
+    return check_unique(questions, path)
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
@@ -172,7 +172,7 @@ def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> 
     if official is None:
         if not asked:
             raise EvaluationError(f"{path}: contains only answers: pass answer_dict_val.json (truth)")
-        return Predictions(unique(asked, path), answers)
+        return Predictions(check_unique(asked, path), answers)
     with_options = {question.id: question for question in asked}
     return Predictions([with_options.get(key, question) for key, question in official.items()], answers)
 
@@ -247,7 +247,7 @@ def _checked(where: str, ours: Question, official: Question) -> Question:
 
 def mark(predictions: Predictions) -> dict[str, Mark]:
     """Marks each answer; `read` is a letter for multiple choice and the stripped text for open questions."""
-    scored, _ = answered(predictions)
+    scored, _ = split_scorable(predictions)
     return {question.id: _mark(question, text) for question, text in scored}
 
 
@@ -264,7 +264,7 @@ def _mark(question: Question, text: str) -> Mark:
 def score(predictions: Predictions) -> dict[str, Any]:
     """Returns accuracies in percent: overall, by discipline, by subject and by question type. A response from which no
     letter can be parsed is wrong; such responses are counted and listed."""
-    _, report = answered(predictions)
+    _, report = split_scorable(predictions)
     marks = mark(predictions)
     result: dict[str, Any] = {"accuracy": accuracy(list(marks.values()))["accuracy"]}
     for kind, plural in (("discipline", "disciplines"), ("subject", "subjects"), ("question_type", "question_types")):
@@ -273,7 +273,7 @@ def score(predictions: Predictions) -> dict[str, Any]:
     return {
         **result,
         **report,
-        "unmatched_answers": named(unmatched),
+        "unmatched_answers": count_and_ids(unmatched),
         "parsing": "official rules, except that a response without option is wrong instead of getting a random letter",
     }
 

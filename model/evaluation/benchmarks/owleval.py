@@ -11,11 +11,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from model.evaluation.files.json_files import image_of, image_root
+from model.evaluation.files.json_files import image_root, question_images
 from model.evaluation.files.jsonl import read_rows
 from model.evaluation.interface import Answer, Benchmark, EvaluationError, Judging, Mark, Predictions, Question
 from model.evaluation.judging.verdicts import counts
-from model.evaluation.scoring.common import named, percent, unique
+from model.evaluation.scoring.common import check_unique, count_and_ids, percent
 
 RATINGS = "ABCD"
 _FILE = "questions.jsonl"
@@ -33,8 +33,8 @@ def read(path: Path, images: Path | None) -> list[Question]:
         if not row["question"].strip():
             raise EvaluationError(f"{where}: field `question` is empty")
         fields = {"question": row["question"].strip(), "image": row["image"]}
-        questions.append(Question(str(row["question_id"]), fields, None, images=image_of(root, row["image"])))
-    return unique(questions, file)
+        questions.append(Question(str(row["question_id"]), fields, None, images=question_images(root, row["image"])))
+    return check_unique(questions, file)
 
 
 def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> Predictions:
@@ -72,9 +72,9 @@ def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> 
         ids = ", ".join(unknown[:5])
         raise EvaluationError(f"{path}: question_id {ids} is not among the questions: is it from another version?")
     if not ratings:
-        return Predictions(unique(asked, path), answers)
+        return Predictions(check_unique(asked, path), answers)
     unrated = {question.id: "no rating in the file" for question in asked if question.id not in ratings}
-    return Predictions(unique(asked, path), answers, judging=Judging({"people": path.name}, ratings, unrated))
+    return Predictions(check_unique(asked, path), answers, judging=Judging({"people": path.name}, ratings, unrated))
 
 
 def mark(predictions: Predictions) -> dict[str, Mark]:
@@ -99,7 +99,7 @@ def score(predictions: Predictions) -> dict[str, Any]:
     return {
         "shares": {rating: percent(given[rating], given.total()) for rating in RATINGS},
         "num_ratings": given.total(),
-        **({"rated_differently": named(differing)} if differing else {}),
+        **({"rated_differently": count_and_ids(differing)} if differing else {}),
         **report,
     }
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from model.evaluation.files.json_files import image_of, image_root
+from model.evaluation.files.json_files import image_root, question_images
 from model.evaluation.files.jsonl import read_rows
 from model.evaluation.interface import YES_NO, Answer, Benchmark, EvaluationError, Mark, Predictions, Question
-from model.evaluation.scoring.common import answered, named, percent, unique
+from model.evaluation.scoring.common import check_unique, count_and_ids, percent, split_scorable
 from pipelines.images.references import ImageRoot
 
 OFFICIAL_SPLITS = ("random", "popular", "adversarial")
@@ -31,7 +31,7 @@ def read(path: Path, images: Path | None) -> list[Question]:
     if not files:
         raise EvaluationError(f"{path}: contains no file named like coco_pope_random.json")
     root = image_root(images)
-    return unique([question for file in files for question in _read_split(file, root)], path)
+    return check_unique([question for file in files for question in _read_split(file, root)], path)
 
 
 def _read_split(file: Path, root: ImageRoot | None) -> list[Question]:
@@ -48,7 +48,7 @@ def _read_split(file: Path, root: ImageRoot | None) -> list[Question]:
                 fields={"question": row["text"].strip(), "image": row["image"]},
                 truth=row["label"],
                 groups={"split": match["split"]},
-                images=image_of(root, row["image"]),
+                images=question_images(root, row["image"]),
             )
         )
     return questions
@@ -111,14 +111,14 @@ def is_clear(text: str) -> bool:
 
 def mark(predictions: Predictions) -> dict[str, Mark]:
     """Marks each answer; `read` is yes or no."""
-    scored, _ = answered(predictions)
+    scored, _ = split_scorable(predictions)
     return {question.id: Mark(parse(text), float(parse(text) == question.truth)) for question, text in scored}
 
 
 def score(predictions: Predictions) -> dict[str, Any]:
     """Returns accuracy, precision, recall, F1 and the share of yes answers, in percent, per split; their means over the
     official splits are the benchmark's scores. Precision is None if no answer is yes, recall if no truth is yes."""
-    scored, report = answered(predictions)
+    scored, report = split_scorable(predictions)
     by_split: dict[str, list[tuple[str, str]]] = {}
     for question, text in scored:
         assert question.truth is not None
@@ -132,7 +132,7 @@ def score(predictions: Predictions) -> dict[str, Any]:
         "averaged_over": averaged,
         "splits": splits,
         **report,
-        "unclear_answers": named(unclear),
+        "unclear_answers": count_and_ids(unclear),
         "parsing": "official: No, no or not in the first sentence is no; everything else is yes",
     }
 

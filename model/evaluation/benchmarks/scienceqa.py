@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from model.evaluation.files.json_files import begins, image_of, image_root, read_object
+from model.evaluation.files.json_files import image_root, question_images, read_object, starts_with_key
 from model.evaluation.files.jsonl import Fields, check_fields, read_rows
 from model.evaluation.interface import LETTERS, Answer, Benchmark, EvaluationError, Mark, Predictions, Question
-from model.evaluation.scoring.common import accuracy, answered, named, unique
+from model.evaluation.scoring.common import accuracy, check_unique, count_and_ids, split_scorable
 from pipelines.images.references import ImageRoot
 
 SPLIT = "test"
@@ -58,7 +58,7 @@ def read(path: Path, images: Path | None) -> list[Question]:
         raise EvaluationError(f"{folder / 'pid_splits.json'}: {SPLIT!r} must be a list of problem ids, as strings")
     below = "images/test" if images is not None and (images / "images").is_dir() else "test"
     root = image_root(images)
-    return unique(
+    return check_unique(
         [_question(folder / "problems.json", problems, pid, root, below) for pid in ids], folder / "pid_splits.json"
     )
 
@@ -89,7 +89,7 @@ def _question(file: Path, problems: Mapping[str, Any], pid: str, root: ImageRoot
             "text": "yes" if hint else "no",
             "image": "yes" if problem["image"] else "no",
         },
-        images=image_of(root, f"{below}/{pid}/{problem['image']}") if problem["image"] else (),
+        images=question_images(root, f"{below}/{pid}/{problem['image']}") if problem["image"] else (),
     )
 
 
@@ -98,7 +98,7 @@ def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> 
     require it; the output contains the correct answers, but needs it for subjects, grades and hints. questions: not
     used."""
     official = None if truth is None else {question.id: question for question in read(truth, None)}
-    output = read_object(path, ("correct", "incorrect")) if begins(path, r'"(in)?correct"\s*:') else None
+    output = read_object(path, ("correct", "incorrect")) if starts_with_key(path, r'"(in)?correct"\s*:') else None
     if output is None and official is None:
         raise EvaluationError(f"{path}: ScienceQA answers in JSON lines require the folder with problems.json (truth)")
     asked: list[Question] = []
@@ -118,13 +118,13 @@ def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> 
         asked.append(question)
         if text is not None:
             answers[question.id] = Answer(text)
-    return Predictions(unique(asked if official is None else list(official.values()), path), answers)
+    return Predictions(check_unique(asked if official is None else list(official.values()), path), answers)
 
 
-Answered = tuple[str, Question, str | None]  # where it was found, question as far as known, answer if there is one
+AnsweredRow = tuple[str, Question, str | None]  # where it was found, question as far as known, answer if there is one
 
 
-def _from_output(path: Path, output: Mapping[str, Any]) -> Iterator[Answered]:
+def _from_output(path: Path, output: Mapping[str, Any]) -> Iterator[AnsweredRow]:
     for name in ("correct", "incorrect"):
         if not isinstance(output[name], list):
             raise EvaluationError(f"{path}: {name} must be a list, not {type(output[name]).__name__}")
@@ -150,7 +150,7 @@ def _from_output(path: Path, output: Mapping[str, Any]) -> Iterator[Answered]:
             yield where, question, None if unanswered else row["pred"]
 
 
-def _from_lines(path: Path) -> Iterator[Answered]:
+def _from_lines(path: Path) -> Iterator[AnsweredRow]:
     for where, row in read_rows(path, {"question_id": (int, str), "text": str}):
         yield where, Question(str(row["question_id"]), {}, None), row["text"]
 
@@ -169,7 +169,7 @@ def parse(text: str) -> str | None:
 
 def mark(predictions: Predictions) -> dict[str, Mark]:
     """Marks each answer; `read` is a letter."""
-    scored, _ = answered(predictions)
+    scored, _ = split_scorable(predictions)
     marks = {}
     for question, text in scored:
         letter = parse(text)
@@ -180,7 +180,7 @@ def mark(predictions: Predictions) -> dict[str, Mark]:
 def score(predictions: Predictions) -> dict[str, Any]:
     """Returns accuracies in percent: overall, over the questions with an image and, if the predictions contain them, by
     subject, context and grade. An answer without a parsed letter is wrong; such answers are counted and listed."""
-    _, report = answered(predictions)
+    _, report = split_scorable(predictions)
     marks = mark(predictions)
     scored = [question for question in predictions.questions if question.id in marks]
 
@@ -193,7 +193,7 @@ def score(predictions: Predictions) -> dict[str, Any]:
     for name, classes in (("subjects", SUBJECTS), ("contexts", CONTEXTS), ("grades", GRADES)) if known else ():
         result[name] = {key: of(belongs) for key, belongs in classes.items()}
     result |= report
-    result["unread_answers"] = named([key for key, mark in marks.items() if mark.read is None])
+    result["unread_answers"] = count_and_ids([key for key, mark in marks.items() if mark.read is None])
     result["split"] = SPLIT
     result["parsing"] = "LLaVA: `X`, `X. …` or `The answer is X` with a letter X; everything else is wrong"
     return result

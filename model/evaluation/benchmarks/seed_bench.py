@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from model.evaluation.files.json_files import begins, image_of, image_root, read_object
+from model.evaluation.files.json_files import image_root, question_images, read_object, starts_with_key
 from model.evaluation.files.jsonl import Fields, check_fields, read_rows
 from model.evaluation.interface import LETTERS, Answer, Benchmark, EvaluationError, Mark, Predictions, Question
-from model.evaluation.scoring.common import accuracy, accuracy_by, answered, named, unique
+from model.evaluation.scoring.common import accuracy, accuracy_by, check_unique, count_and_ids, split_scorable
 from model.evaluation.scoring.match_option import match_option
 from pipelines.images.references import ImageRoot
 
@@ -60,7 +60,7 @@ def read(path: Path, images: Path | None) -> list[Question]:
             raise EvaluationError(f"{where}: field `data_type` must be image or video, found {row['data_type']!r}")
         if row["data_type"] == "image":
             questions.append(_question(where, row, dimensions, times, root))
-    return unique(questions, path)
+    return check_unique(questions, path)
 
 
 def dimension_key(name: str) -> str:
@@ -87,7 +87,7 @@ def _question(
         truth=truth,
         options=tuple(str(row[choice]).strip() for choice in CHOICES),
         groups={"dimension": dimensions[row["question_type_id"]]},
-        images=image_of(root, row["data_id"]),
+        images=question_images(root, row["data_id"]),
     )
 
 
@@ -109,7 +109,7 @@ def read_predictions(path: Path, truth: Path | None, questions: Path | None) -> 
         )
     source = questions or truth
     assert source is not None
-    official = {q.id: q for q in (read(source, None) if begins(source, OFFICIAL) else _read_truth(source))}
+    official = {q.id: q for q in (read(source, None) if starts_with_key(source, OFFICIAL) else _read_truth(source))}
     times: Counter[str] = Counter()
     answers: dict[str, Answer] = {}
     videos = 0
@@ -144,12 +144,12 @@ def _read_truth(path: Path) -> list[Question]:
             raise EvaluationError(f"{where}: field `answer` must be one of A, B, C, D, found {row['answer']!r}")
         if not str(row["question_id"]).startswith(_VIDEO):
             questions.append(Question(str(row["question_id"]), {}, row["answer"]))
-    return unique(questions, path)
+    return check_unique(questions, path)
 
 
 def mark(predictions: Predictions) -> dict[str, Mark]:
     """Marks each answer; `read` is an option's letter."""
-    scored, _ = answered(predictions)
+    scored, _ = split_scorable(predictions)
     marks = {}
     for question, text in scored:
         letter = match_option(text, question.options or ("",) * len(CHOICES))  # without options, match only letters
@@ -160,15 +160,15 @@ def mark(predictions: Predictions) -> dict[str, Mark]:
 def score(predictions: Predictions) -> dict[str, Any]:
     """Returns accuracies in percent over the image questions: overall and, if the questions have dimensions, by
     dimension. An answer that the rule matches to no option is wrong; such answers are counted and listed."""
-    _, report = answered(predictions)
+    _, report = split_scorable(predictions)
     marks = mark(predictions)
     return {
         "accuracy": accuracy(list(marks.values()))["accuracy"],
         "dimensions": accuracy_by("dimension", predictions.questions, marks),
         **report,
         **predictions.settings.get("left_out", {}),
-        "duplicate_ids": named([question.id for question in predictions.questions if "#" in question.id]),
-        "unmatched_answers": named([key for key, mark in marks.items() if mark.read is None]),
+        "duplicate_ids": count_and_ids([question.id for question in predictions.questions if "#" in question.id]),
+        "unmatched_answers": count_and_ids([key for key, mark in marks.items() if mark.read is None]),
         "version": "SEED-Bench 1, image questions",
         "parsing": "by rule: option letter or, if options are known, option text; an answer that matches none is wrong",
     }

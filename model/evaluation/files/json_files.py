@@ -44,7 +44,7 @@ def read_object(path: Path, keys: tuple[str, ...] = ()) -> dict[str, Any]:
     return content
 
 
-def begins(path: Path, key: str) -> bool:
+def starts_with_key(path: Path, key: str) -> bool:
     """Returns whether a file starts like a JSON object whose first key matches the pattern `key`; reads only the start.
     Raises EvaluationError if the file is missing or is not text."""
     try:
@@ -64,6 +64,6 @@ def image_root(images: Path | None) -> ImageRoot | None:
         raise EvaluationError(str(error)) from None
 
 
-def image_of(root: ImageRoot | None, name: str) -> tuple[QuestionImage, ...]:
+def question_images(root: ImageRoot | None, name: str) -> tuple[QuestionImage, ...]:
     """Returns the image of a question, named by its path below the root; no image without a root."""
     return () if root is None else (QuestionImage(name, partial(root.read, name)),)

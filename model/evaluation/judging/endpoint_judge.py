@@ -19,11 +19,13 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from model.evaluation.interface import Answer, Messages
-from model.evaluation.judging.http_client import Endpoint, Failed, JudgeError, encodable
+from model.evaluation.judging.http_client import Endpoint, JudgeError, RequestFailed, encodable
 from pipelines.core.files import write_atomic
 
 LOG_EVERY = 5.0  # seconds
-FAILED_IN_A_ROW = 5  # after this many consecutive requests that ultimately failed, the endpoint is considered down
+MAX_CONSECUTIVE_FAILURES = (
+    5  # after this many consecutive requests that ultimately failed, the endpoint is considered down
+)
 _CHARACTERS_PER_TOKEN = 3  # a conservative estimate, used until the endpoint reports the number of tokens
 log = logging.getLogger(__name__)
 
@@ -149,7 +151,9 @@ class EndpointJudge:
         def charge() -> None:
             nonlocal first
             if health.down is not None:
-                raise _NotAsked(f"{FAILED_IN_A_ROW} consecutive requests failed, the last one with: {health.down}")
+                raise _NotAsked(
+                    f"{MAX_CONSECUTIVE_FAILURES} consecutive requests failed, the last one with: {health.down}"
+                )
             self._budget.charge(estimate if first else 0)
             first = False
 
@@ -157,7 +161,7 @@ class EndpointJudge:
             completion = self._endpoint.complete(body, charge, health.stopped)
         except _NotAsked as error:
             return Answer(None, f"not asked: {error}")
-        except Failed as error:
+        except RequestFailed as error:
             health.failed(error)
             return Answer(None, f"no reply: {error}")
         health.succeeded()
@@ -229,10 +233,10 @@ class _Health:
         self._replied = False
         self._lock = Lock()
 
-    def failed(self, error: Failed) -> None:
+    def failed(self, error: RequestFailed) -> None:
         with self._lock:
             self._consecutive += error.passing or not self._replied
-            if self._consecutive >= FAILED_IN_A_ROW:
+            if self._consecutive >= MAX_CONSECUTIVE_FAILURES:
                 self.down = str(error)
 
     def succeeded(self) -> None:

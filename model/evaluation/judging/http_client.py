@@ -13,8 +13,8 @@ import httpx
 
 from model.evaluation.interface import EvaluationError
 
-FIRST_WAIT = 1.0  # seconds before the first retry; doubled before each further one
-LONGEST_WAIT = 60.0  # seconds; the request fails if the endpoint asks for a longer wait
+INITIAL_BACKOFF = 1.0  # seconds before the first retry; doubled before each further one
+MAX_BACKOFF = 60.0  # seconds; the request fails if the endpoint asks for a longer wait
 _TRANSIENT = {408, 409, 425, 429}  # in addition to all codes from 500 on
 _THIS_REQUEST = {400, 413, 422}  # this request is refused, but others may succeed
 _SHOWN = 200  # characters of an error's body
@@ -25,7 +25,7 @@ class JudgeError(EvaluationError):
     """The endpoint cannot be used at all: the API key, URL or model is wrong."""
 
 
-class Failed(Exception):
+class RequestFailed(Exception):
     """A request got no usable reply. passing: the failure is transient (a time-out, an overload)."""
 
     def __init__(self, reason: str, passing: bool):
@@ -64,14 +64,16 @@ class Endpoint:
             try:
                 return self._once(body)
             except _Retry as failure:
-                wait = FIRST_WAIT * 2**attempt * random.uniform(0.75, 1.25) if failure.wait is None else failure.wait
+                wait = (
+                    INITIAL_BACKOFF * 2**attempt * random.uniform(0.75, 1.25) if failure.wait is None else failure.wait
+                )
                 last = attempt == self.tries - 1
-                if last or wait > LONGEST_WAIT:
-                    asks = f"; the endpoint asks to wait {wait:.0f} s" if wait > LONGEST_WAIT and not last else ""
-                    raise Failed(f"{failure} (attempts: {attempt + 1}{asks})", passing=True) from None
+                if last or wait > MAX_BACKOFF:
+                    asks = f"; the endpoint asks to wait {wait:.0f} s" if wait > MAX_BACKOFF and not last else ""
+                    raise RequestFailed(f"{failure} (attempts: {attempt + 1}{asks})", passing=True) from None
                 log.info("judge: %s; retrying in %.1f s", failure, wait)
                 if stopped.wait(wait):
-                    raise Failed("stopped", passing=True) from None
+                    raise RequestFailed("stopped", passing=True) from None
         raise AssertionError("tries must be at least 1")
 
     def _once(self, body: dict[str, Any]) -> Completion:
@@ -87,7 +89,7 @@ class Endpoint:
         if code >= 500 or code in _TRANSIENT:
             raise _Retry(f"HTTP {code} {self._clean(response.text)}".strip(), _retry_after(response))
         if code in _THIS_REQUEST:
-            raise Failed(f"HTTP {code} {self._clean(response.text)}", passing=False)
+            raise RequestFailed(f"HTTP {code} {self._clean(response.text)}", passing=False)
         if code != 200:
             hint = "is the API key correct?" if code in (401, 403) else "are the URL and the model name correct?"
             raise JudgeError(f"{self.url}: HTTP {code} {self._clean(response.text)}: {hint}")

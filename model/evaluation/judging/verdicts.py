@@ -11,7 +11,7 @@ from typing import Any
 
 from model.evaluation.interface import Benchmark, Judge, Judging, Messages, Predictions
 from model.evaluation.prompts import load_texts
-from model.evaluation.scoring.common import NAMED, answered, named
+from model.evaluation.scoring.common import MAX_LISTED_IDS, count_and_ids, split_scorable
 from pipelines.core.store import fingerprint
 from pipelines.templates.sets import ROOT, TemplateError
 
@@ -46,7 +46,7 @@ def load_judge_prompt(benchmark: str) -> JudgePrompt:
     return JudgePrompt(**load_texts(path, ("system", "user", "again"), "max_tokens"))
 
 
-def judged(benchmark: Benchmark, predictions: Predictions, judge: Judge | None) -> Predictions:
+def add_verdicts(benchmark: Benchmark, predictions: Predictions, judge: Judge | None) -> Predictions:
     """Returns the predictions with a judge's verdicts; unchanged if there is no judge, the benchmark needs none or the
     predictions already have verdicts. Raises what the judge raises."""
     if judge is None or benchmark.judge is None or predictions.judging is not None:
@@ -54,7 +54,7 @@ def judged(benchmark: Benchmark, predictions: Predictions, judge: Judge | None) 
     return replace(predictions, judging=benchmark.judge(predictions, judge))
 
 
-def judge_each(
+def ask_verdicts(
     judge: Judge, benchmark: str, asked: Mapping[str, Mapping[str, str]], read: Callable[[str, str], Any]
 ) -> Judging:
     """Asks the judge for a verdict on each answer.
@@ -100,7 +100,7 @@ def judge_report(predictions: Predictions) -> dict[str, Any]:
         return {"judge": NO_JUDGE}
     report: dict[str, Any] = {"judge": dict(judging.by)}
     if judging.unjudged:
-        reasons = dict(list(judging.unjudged.items())[:NAMED])
+        reasons = dict(list(judging.unjudged.items())[:MAX_LISTED_IDS])
         report["unjudged"] = {"count": len(judging.unjudged), "reasons": reasons}
     return report
 
@@ -110,8 +110,8 @@ def counts(predictions: Predictions) -> dict[str, Any]:
     judge. Raises EvaluationError if there are neither answers nor verdicts."""
     report: dict[str, Any] = {"num_questions": len(predictions.questions)}
     if predictions.answers or predictions.judging is None:
-        texts, report = answered(predictions, needs_truth=False)
+        texts, report = split_scorable(predictions, needs_truth=False)
         report["num_answered"] = report.pop("num_scored")
         if empty := [question.id for question, text in texts if not text.strip()]:
-            report["empty_answers"] = named(empty)
+            report["empty_answers"] = count_and_ids(empty)
     return report | judge_report(predictions)

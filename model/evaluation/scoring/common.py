@@ -6,20 +6,22 @@ from typing import Any
 
 from model.evaluation.interface import EvaluationError, Mark, Predictions, Question
 
-NAMED = 20  # the most ids that are listed next to a count of problems
+MAX_LISTED_IDS = 20  # the most ids that are listed next to a count of problems
 
 
-def named(ids: Sequence[str]) -> dict[str, Any]:
+def count_and_ids(ids: Sequence[str]) -> dict[str, Any]:
     """Returns the number of ids and the first few of them, to report next to a score."""
-    return {"count": len(ids), "ids": list(ids[:NAMED])}
+    return {"count": len(ids), "ids": list(ids[:MAX_LISTED_IDS])}
 
 
-def unique(questions: Sequence[Question], where: Path) -> list[Question]:
+def check_unique(questions: Sequence[Question], where: Path) -> list[Question]:
     """Returns the questions. Raises EvaluationError if there are none or if an id occurs more than once."""
     seen: set[str] = set()
     repeated = [q.id for q in questions if q.id in seen or seen.add(q.id)]  # type: ignore[func-returns-value]
     if repeated:
-        raise EvaluationError(f"{where}: {len(repeated)} duplicate question ids: {', '.join(repeated[:NAMED])}")
+        raise EvaluationError(
+            f"{where}: {len(repeated)} duplicate question ids: {', '.join(repeated[:MAX_LISTED_IDS])}"
+        )
     if not questions:
         raise EvaluationError(f"{where}: contains no questions")
     return list(questions)
@@ -44,7 +46,9 @@ def accuracy_by(group: str, questions: Sequence[Question], marks: Mapping[str, M
     return {value: accuracy(own) for value, own in sorted(members.items())}
 
 
-def answered(predictions: Predictions, needs_truth: bool = True) -> tuple[list[tuple[Question, str]], dict[str, Any]]:
+def split_scorable(
+    predictions: Predictions, needs_truth: bool = True
+) -> tuple[list[tuple[Question, str]], dict[str, Any]]:
     """Returns (the questions that can be scored, with their answers; the part of the scores that reports the others).
 
     A question without an answer counts as neither correct nor wrong: it is excluded from the scores and reported in
@@ -75,11 +79,11 @@ def answered(predictions: Predictions, needs_truth: bool = True) -> tuple[list[t
             scored.append((question, answer.text))
     report: dict[str, Any] = {"num_questions": len(questions), "num_scored": len(scored)}
     if missing:
-        report["without_answer"] = named(missing)
+        report["without_answer"] = count_and_ids(missing)
     if without_truth:
-        report["without_truth"] = named(without_truth)
+        report["without_truth"] = count_and_ids(without_truth)
     if errors:
-        report["not_asked"] = {"count": len(errors), "errors": dict(list(errors.items())[:NAMED])}
+        report["not_asked"] = {"count": len(errors), "errors": dict(list(errors.items())[:MAX_LISTED_IDS])}
     if not scored:
         raise EvaluationError(f"none of {len(questions)} questions can be scored: {report}")
     return scored, report

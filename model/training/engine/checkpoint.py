@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.training.engine.deepspeed_engine import STATE, Engine
-from model.training.work_directory import CheckpointError, says_if_full
+from model.training.work_directory import CheckpointError, explain_full_disk
 from pipelines.core.files import write_atomic
 from pipelines.core.store import MANIFEST
 
@@ -142,7 +142,7 @@ class Checkpoints:
             nonlocal held, held_bytes, written
             if held:
                 path = directory / f"rank-{ranks.rank:05d}-{written:03d}.safetensors"
-                with says_if_full(path):
+                with explain_full_disk(path):
                     save_file(held, path)
                     _sync(path)
                 files[path.name] = path.stat().st_size

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from model.distributed import Ranks
 from model.training.data.collate import Batch
 from model.training.settings import Train
-from pipelines.core.files import whole_lines, write_atomic
+from pipelines.core.files import complete_lines, write_atomic
 
 log = logging.getLogger("honeybee.training")
 
@@ -62,7 +62,7 @@ class Spikes:
             self._losses.extend(state["losses"])
             self._not_finite, self.skipped_steps = state["not_finite"], state["skipped_steps"]
         if self.ranks.first and self.path.is_file():
-            kept = [line for line in whole_lines(self.path) if json.loads(line)["step"] <= step]
+            kept = [line for line in complete_lines(self.path) if json.loads(line)["step"] <= step]
             write_atomic(self.path, "".join(kept))
 
     def state(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from model.distributed import Ranks
 from model.training.monitor.wandb_run import WandbRun
 from model.training.settings import PartName
-from pipelines.core.files import whole_lines, write_atomic
+from pipelines.core.files import complete_lines, write_atomic
 
 log = logging.getLogger("honeybee.training")
 
@@ -59,7 +59,7 @@ class Metrics:
         if self.ranks.first:
             if self.path.is_file():
                 write_atomic(
-                    self.path, "".join(line for line in whole_lines(self.path) if json.loads(line)["step"] <= step)
+                    self.path, "".join(line for line in complete_lines(self.path) if json.loads(line)["step"] <= step)
                 )
             self._writer = SummaryWriter(str(self._tensorboard), purge_step=step + 1)
         self._restart_clock()

@@ -18,11 +18,11 @@ from torch import nn
 
 from model.distributed import Ranks
 from model.evaluation import benchmarks
-from model.evaluation.asking.ask import Asked, ask
+from model.evaluation.asking.ask import PreparedQuestions, ask
 from model.evaluation.asking.generator import LiveGenerator
 from model.evaluation.asking.image_cache import ImageCache
 from model.evaluation.asking.predictions import load
-from model.evaluation.interface import Answer, Benchmark, EvaluationError, Place, Predictions, Question
+from model.evaluation.interface import Answer, Benchmark, BenchmarkFiles, EvaluationError, Predictions, Question
 from model.evaluation.prompts import Prompt, load_prompt
 from model.processing import HoneybeeProcessor
 from model.training.settings import Evaluate, JobError
@@ -38,7 +38,7 @@ class Evaluation:
     def __init__(
         self,
         settings: Evaluate,
-        places: Mapping[str, Place],
+        places: Mapping[str, BenchmarkFiles],
         model: nn.Module,
         processor: HoneybeeProcessor,
         ranks: Ranks,
@@ -85,7 +85,12 @@ class Evaluation:
                 if share:
                     path.unlink(missing_ok=True)
                     header = {"benchmark": benchmark.name, "step": step, "job": self.identity}
-                    ask(Asked(self.generator, self.images, share, prompt), self.settings.batch_size, path, header)
+                    ask(
+                        PreparedQuestions(self.generator, self.images, share, prompt),
+                        self.settings.batch_size,
+                        path,
+                        header,
+                    )
                 self.ranks.barrier()
                 if self.ranks.first:
                     answers: dict[str, Answer] = {}

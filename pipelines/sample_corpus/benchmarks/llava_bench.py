@@ -13,16 +13,16 @@ from pipelines.sample_corpus.benchmarks.pope import mirrored_relations
 from pipelines.sample_corpus.datasets.llava import DESCRIBE, SAY_WHY, description, reason
 from pipelines.sample_corpus.world.facts import FOUR_WAY, Question
 from pipelines.sample_corpus.world.scenes import SceneImage
-from pipelines.sample_corpus.world.writing import Account, write_image
+from pipelines.sample_corpus.world.writing import LayoutSummary, write_image
 
 _FOLDER = Path("LLaVA-Bench")
 _MOST = 24  # images
 
 
-def write_llava_bench(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
+def write_llava_bench(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> LayoutSummary:
     """Writes at most 72 questions: one of every category per image."""
     files: dict[str, list[dict[str, Any]]] = {"questions": [], "context": [], "answers_gpt4": []}
-    for number, (scene_image, relation) in enumerate(mirrored_once(scene_images, rng, _MOST), start=1):
+    for number, (scene_image, relation) in enumerate(mirrored_pairs(scene_images, rng, _MOST), start=1):
         scene, image = scene_image.scene, f"{number:03d}.jpg"
         write_image(directory / _FOLDER / "images" / image, scene_image.jpeg)
         files["context"].append({"id": f"{number:03d}", "image": image, "caption": description(scene)})
@@ -38,7 +38,7 @@ def write_llava_bench(directory: Path, scene_images: Sequence[SceneImage], rng: 
             files["answers_gpt4"].append(
                 {"question_id": key, "prompt": text, "answer_id": str(key), "model_id": "sample", "text": answer}
             )
-    account = Account()
+    account = LayoutSummary()
     for name, rows in files.items():
         file = _FOLDER / f"{name}.jsonl"
         (directory / _FOLDER).mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def write_llava_bench(directory: Path, scene_images: Sequence[SceneImage], rng: 
     return account
 
 
-def mirrored_once(
+def mirrored_pairs(
     scene_images: Sequence[SceneImage], rng: random.Random, most: int
 ) -> list[tuple[SceneImage, Question]]:
     """Returns at most `most` images, each once and next to its mirror image, with one relation question for both."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipelines.sample_corpus.world.four_way import groups_of_four
 from pipelines.sample_corpus.world.scenes import SceneImage
-from pipelines.sample_corpus.world.writing import Account, write_image, write_json
+from pipelines.sample_corpus.world.writing import LayoutSummary, write_image, write_json
 
 _FOLDER = Path("MM-Vet")
 _GROUPS = 3  # of four questions, for each family
@@ -26,7 +26,7 @@ _CAPABILITIES = {
 }
 
 
-def write_mm_vet(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
+def write_mm_vet(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> LayoutSummary:
     """Writes at most 96 questions."""
     asked: list[tuple[SceneImage, str, str, list[str]]] = []
     for family, needed in _CAPABILITIES.items():
@@ -41,4 +41,4 @@ def write_mm_vet(directory: Path, scene_images: Sequence[SceneImage], rng: rando
         write_image(directory / _FOLDER / "images" / name, scene_image.jpeg)
         rows[f"v1_{number}"] = {"imagename": name, "question": text, "answer": answer, "capability": needed}
     write_json(directory / _FOLDER / "mm-vet.json", rows)
-    return Account(rows={str(_FOLDER / "mm-vet.json"): len(rows)})
+    return LayoutSummary(rows={str(_FOLDER / "mm-vet.json"): len(rows)})

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipelines.sample_corpus.world.facts import FOUR_WAY, Question
 from pipelines.sample_corpus.world.four_way import groups_of_four
 from pipelines.sample_corpus.world.scenes import SceneImage
-from pipelines.sample_corpus.world.writing import Account
+from pipelines.sample_corpus.world.writing import LayoutSummary
 
 _FILE = Path("MMBench") / "mmbench_dev.tsv"
 _LETTERS = "ABCD"
@@ -29,7 +29,7 @@ _CATEGORIES = {  # family → MMBench's ability and the group it belongs to
 }
 
 
-def write_mmbench(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
+def write_mmbench(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> LayoutSummary:
     """Writes about as many questions as there are images, each four times with rotated options."""
     groups = {family: groups_of_four(family, scene_images, rng) for family in FOUR_WAY}
     rows: list[dict[str, str | int]] = []
@@ -51,7 +51,7 @@ def write_mmbench(directory: Path, scene_images: Sequence[SceneImage], rng: rand
         writer = csv.DictWriter(file, _COLUMNS, delimiter="\t", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    return Account(rows={str(_FILE): len(rows)})
+    return LayoutSummary(rows={str(_FILE): len(rows)})
 
 
 def _circular(

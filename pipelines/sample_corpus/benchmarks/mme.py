@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipelines.sample_corpus.world.facts import relations
 from pipelines.sample_corpus.world.scenes import SHAPES, SceneImage
-from pipelines.sample_corpus.world.writing import Account, coco_2017, write_image
+from pipelines.sample_corpus.world.writing import LayoutSummary, coco_2017, write_image
 
 _FOLDER = Path("MME")
 _PAIRS = 10  # image pairs per task: forty questions
@@ -20,11 +20,11 @@ _ENDING = " Please answer yes or no."
 Differ = Callable[[SceneImage, SceneImage, random.Random], tuple[str, str] | None]
 
 
-def write_mme(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
+def write_mme(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> LayoutSummary:
     """Writes four tasks. existence: any thing; count: the number of things; color: of things with the same shape;
     position: left or right, for a scene and its mirror image."""
     tasks: dict[str, Differ] = {"existence": _existence, "count": _count, "position": _position, "color": _color}
-    account = Account()
+    account = LayoutSummary()
     for task, differ in tasks.items():
         folder = directory / _FOLDER / task
         rows = 0

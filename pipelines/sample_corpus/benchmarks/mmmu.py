@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipelines.sample_corpus.world.four_way import groups_of_four
 from pipelines.sample_corpus.world.scenes import SceneImage
-from pipelines.sample_corpus.world.writing import Account
+from pipelines.sample_corpus.world.writing import LayoutSummary
 
 _FOLDER = Path("MMMU")
 _GROUPS = 4  # of four questions, per subject
@@ -31,7 +31,7 @@ _SCHEMA = pa.schema(
 Row = dict[str, Any]
 
 
-def write_mmmu(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
+def write_mmmu(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> LayoutSummary:
     """Writes at most 96 questions of six subjects."""
     subjects: dict[str, list[Row]] = {}
     for subject, family in _SUBJECTS.items():
@@ -48,7 +48,7 @@ def write_mmmu(directory: Path, scene_images: Sequence[SceneImage], rng: random.
         for scene_image, question in group
     ]
     subjects[_TWO_IMAGES] = list(islice(_of_two(scene_images, rng), 4 * _GROUPS))
-    account = Account()
+    account = LayoutSummary()
     for subject, rows in subjects.items():
         for number, row in enumerate(rows, start=1):
             row |= {"id": f"validation_{subject}_{number}", "subfield": subject}

@@ -10,15 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipelines.sample_corpus.world.facts import Question, adversarial, ask_existence, relations
+from pipelines.sample_corpus.world.facts import Question, ask_existence, is_adversarial, relations
 from pipelines.sample_corpus.world.scenes import Scene, SceneImage
-from pipelines.sample_corpus.world.writing import Account, coco_val2014, write_image
+from pipelines.sample_corpus.world.writing import LayoutSummary, coco_val2014, write_image
 
 _FOLDER = Path("POPE")
 Asked = list[tuple[SceneImage, Question]]
 
 
-def write_pope(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
+def write_pope(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> LayoutSummary:
     """Writes four files. random: any thing; popular: the more frequent things; adversarial: the color and the shape of
     the absent thing occur in the image; relation: left or right, for a scene and its mirror image."""
     counts = Counter(kind for scene_image in scene_images for kind in scene_image.scene.kinds)
@@ -27,12 +27,12 @@ def write_pope(directory: Path, scene_images: Sequence[SceneImage], rng: random.
     files: dict[str, Asked] = {
         "random": _existence(scene_images, rng, lambda kind, without: True),
         "popular": _existence(scene_images, rng, lambda kind, without: kind in popular),
-        "adversarial": _existence(scene_images, rng, adversarial),
+        "adversarial": _existence(scene_images, rng, is_adversarial),
         "relation": mirrored_relations(scene_images, rng),
     }
     for scene_image in scene_images:
         write_image(directory / _FOLDER / "images" / coco_val2014(scene_image.id), scene_image.jpeg)
-    account = Account()
+    account = LayoutSummary()
     for name, asked in files.items():
         lines = [
             {

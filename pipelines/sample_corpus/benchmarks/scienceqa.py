@@ -12,9 +12,9 @@ from typing import Any
 
 from pipelines.sample_corpus.datasets.scienceqa import png
 from pipelines.sample_corpus.world.facts import full_caption
-from pipelines.sample_corpus.world.four_way import some_groups
+from pipelines.sample_corpus.world.four_way import take_groups
 from pipelines.sample_corpus.world.scenes import SceneImage
-from pipelines.sample_corpus.world.writing import Account, write_image, write_json
+from pipelines.sample_corpus.world.writing import LayoutSummary, write_image, write_json
 
 _FOLDER = Path("ScienceQA-test")
 _PROBLEMS, _SPLITS = _FOLDER / "problems.json", _FOLDER / "pid_splits.json"
@@ -23,7 +23,7 @@ _SUMS = 8
 _LETTERS = 4
 
 
-def write_scienceqa_test(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
+def write_scienceqa_test(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> LayoutSummary:
     problems: dict[str, dict[str, Any]] = {}
 
     def add(
@@ -48,7 +48,7 @@ def write_scienceqa_test(directory: Path, scene_images: Sequence[SceneImage], rn
         }
         return pid
 
-    for number, (family, group) in enumerate(some_groups(_GROUPS, scene_images, rng)):
+    for number, (family, group) in enumerate(take_groups(_GROUPS, scene_images, rng)):
         options = [question.answer for _, question in group]
         has_image = number % 2 == 0
         for right, (scene_image, question) in enumerate(group):
@@ -70,4 +70,4 @@ def write_scienceqa_test(directory: Path, scene_images: Sequence[SceneImage], rn
         )
     write_json(directory / _PROBLEMS, problems)
     write_json(directory / _SPLITS, {"train": [], "val": [], "test": list(problems)})
-    return Account(rows={str(_PROBLEMS): len(problems)})
+    return LayoutSummary(rows={str(_PROBLEMS): len(problems)})

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.sample_corpus.world.four_way import some_groups
+from pipelines.sample_corpus.world.four_way import take_groups
 from pipelines.sample_corpus.world.scenes import SceneImage
-from pipelines.sample_corpus.world.writing import Account, write_image, write_json
+from pipelines.sample_corpus.world.writing import LayoutSummary, write_image, write_json
 
 _FILE = Path("SEED-Bench") / "SEED-Bench.json"
 _IMAGES = Path("SEED-Bench") / "SEED-Bench-image"
@@ -41,10 +41,10 @@ _OF_FAMILY = {
 }
 
 
-def write_seed_bench(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
+def write_seed_bench(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> LayoutSummary:
     """Writes 120 questions if there are enough images. Image names have no suffix, like the official ones."""
     rows: list[dict[str, Any]] = []
-    for family, group in some_groups(_GROUPS, scene_images, rng):
+    for family, group in take_groups(_GROUPS, scene_images, rng):
         options = [question.answer for _, question in group]
         for scene_image, question in group:
             name = f"{scene_image.id}_{scene_image.id}"
@@ -60,7 +60,7 @@ def write_seed_bench(directory: Path, scene_images: Sequence[SceneImage], rng: r
                     "question_type_id": _DIMENSIONS[_OF_FAMILY[family]],
                 }
             )
-    account = Account(rows={str(_FILE): len(rows)})
+    account = LayoutSummary(rows={str(_FILE): len(rows)})
     write_json(directory / _FILE, {"questions": rows + _videos(), "question_type": _DIMENSIONS})
     return account
 

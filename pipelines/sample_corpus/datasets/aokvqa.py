@@ -7,14 +7,14 @@ from typing import Any
 
 from pipelines.sample_corpus.world.facts import FOUR_WAY, four_options, full_caption
 from pipelines.sample_corpus.world.scenes import SceneImage
-from pipelines.sample_corpus.world.writing import Account, coco_2017, write_image, write_json
+from pipelines.sample_corpus.world.writing import LayoutSummary, coco_2017, write_image, write_json
 
 _FILE = Path("A-OKVQA") / "aokvqa_v1p0_train.json"
 _IMAGES = Path("coco") / "images" / "train2017"
 _QUESTIONS_PER_IMAGE = 4
 
 
-def write_aokvqa(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
+def write_aokvqa(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> LayoutSummary:
     """Writes up to four questions per image; from them, the sample model learns to answer with a letter."""
     rows: list[dict[str, Any]] = []
 
@@ -45,11 +45,13 @@ def write_aokvqa(directory: Path, scene_images: Sequence[SceneImage], rng: rando
         for family in rng.sample(families, min(_QUESTIONS_PER_IMAGE, len(families))):
             add(scene_image, family)
 
-    account = Account()
+    account = LayoutSummary()
     after = max(scene_image.id for scene_image in scene_images) + 1
-    account.broke(str(_FILE), add(scene_images[0], "what", image_id=after), "missing image")
-    account.broke(str(_FILE), add(scene_images[0], "what", correct_choice_idx=4), "correct_choice_idx out of range")
-    account.broke(str(_FILE), add(scene_images[0], "what", question=""), "empty question")
+    account.add_broken(str(_FILE), add(scene_images[0], "what", image_id=after), "missing image")
+    account.add_broken(
+        str(_FILE), add(scene_images[0], "what", correct_choice_idx=4), "correct_choice_idx out of range"
+    )
+    account.add_broken(str(_FILE), add(scene_images[0], "what", question=""), "empty question")
     write_json(directory / _FILE, rows)
     account.rows = {str(_FILE): len(rows)}
     return account

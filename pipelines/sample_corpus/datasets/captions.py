@@ -10,13 +10,13 @@ from typing import Any
 
 from pipelines.sample_corpus.world.facts import full_caption, short_caption
 from pipelines.sample_corpus.world.scenes import SIZE, SceneImage
-from pipelines.sample_corpus.world.writing import Account
+from pipelines.sample_corpus.world.writing import LayoutSummary
 
 _TARS = 4
 Members = list[tuple[str, bytes]]  # (extension, content)
 
 
-def write_blip(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
+def write_blip(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> LayoutSummary:
     """Writes BlipCapFilt: full captions, as a captioning model writes them."""
 
     def members(scene_image: SceneImage, key: str, caption: str) -> Members:
@@ -36,7 +36,7 @@ def write_blip(directory: Path, scene_images: Sequence[SceneImage], rng: random.
     return _write_tars(directory / "BLIP", scene_images, full_caption, members, [first_broken, second_broken])
 
 
-def write_coyo(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
+def write_coyo(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> LayoutSummary:
     """Writes COYO: short captions in place of alt texts from the web, with the fields that img2dataset records."""
 
     def members(scene_image: SceneImage, key: str, caption: str) -> Members:
@@ -71,10 +71,10 @@ def _write_tars(
     caption: Callable[..., str],
     members: Callable[[SceneImage, str, str], Members],
     broken: list[Callable[[str], tuple[str, Members]]],
-) -> Account:
+) -> LayoutSummary:
     """Spreads the images over a few tars; the first tar ends with the broken samples."""
     directory.mkdir(parents=True, exist_ok=True)
-    account = Account()
+    account = LayoutSummary()
     for number in range(_TARS):
         name = f"{directory.name}/{number:05d}.tar"
         samples = []
@@ -84,7 +84,7 @@ def _write_tars(
         for make in broken if number == 0 else []:
             key = f"{number:05d}{len(samples):04d}"
             what, content = make(key)
-            account.broke(name, len(samples), what)
+            account.add_broken(name, len(samples), what)
             samples.append((key, content))
         account.rows[name] = len(samples)
         with tarfile.open(directory.parent / name, "w", format=tarfile.USTAR_FORMAT) as tar:

@@ -11,12 +11,12 @@ from pipelines.sample_corpus.world.facts import (
     ask_color,
     ask_existence,
     ask_size,
-    kinds_to_ask,
-    of_their_own_shape,
+    sample_kinds,
     statements,
+    uniquely_shaped,
 )
-from pipelines.sample_corpus.world.scenes import SceneImage, Thing
-from pipelines.sample_corpus.world.writing import Account, spread, write_image, write_json
+from pipelines.sample_corpus.world.scenes import SceneImage, SceneObject
+from pipelines.sample_corpus.world.writing import LayoutSummary, subsample, write_image, write_json
 
 _FOLDER = Path("GQA")
 _FILE = _FOLDER / "annotations" / "train_balanced_questions.json"
@@ -25,17 +25,17 @@ _MOST = 2  # questions of one family about one image
 Step = tuple[str, str, list[int]]  # operation, argument, indices of the steps whose results it uses
 
 
-def write_gqa(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
+def write_gqa(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> LayoutSummary:
     """Writes up to seven questions per image, of four families: existence, color, size and relative position."""
     rows: dict[str, dict[str, Any]] = {}
-    account = Account()
+    account = LayoutSummary()
 
     def add(row: dict[str, Any]) -> int:
         key = f"{row['imageId'][1:]}{len(rows):06d}"
         rows[key] = {**row, "equivalent": [key]}
         return len(rows) - 1
 
-    scene_images = spread(scene_images, 1)
+    scene_images = subsample(scene_images, 1)
     for scene_image in scene_images:
         write_image(directory / _FOLDER / "images" / f"{_image_id(scene_image.id)}.jpg", scene_image.jpeg)
         for row in _asked(scene_image, rng):
@@ -43,10 +43,10 @@ def write_gqa(directory: Path, scene_images: Sequence[SceneImage], rng: random.R
     good = next(_asked(scene_images[0], rng))
     after = max(scene_image.id for scene_image in scene_images) + 1
     write_image(directory / _FOLDER / "images" / f"{_image_id(after)}.jpg", scene_images[0].truncated)
-    account.broke(str(_FILE), add({**good, "imageId": _image_id(after)}), "truncated JPEG")
-    account.broke(str(_FILE), add({**good, "imageId": _image_id(after + 1)}), "missing image")
-    account.broke(str(_FILE), add({**good, "answer": ""}), "empty answer")
-    account.broke(str(_FILE), add({**good, "question": ""}), "empty question")
+    account.add_broken(str(_FILE), add({**good, "imageId": _image_id(after)}), "truncated JPEG")
+    account.add_broken(str(_FILE), add({**good, "imageId": _image_id(after + 1)}), "missing image")
+    account.add_broken(str(_FILE), add({**good, "answer": ""}), "empty answer")
+    account.add_broken(str(_FILE), add({**good, "question": ""}), "empty question")
     write_json(directory / _FILE, rows)
     account.rows = {str(_FILE): len(rows)}
     return account
@@ -60,17 +60,17 @@ def _asked(scene_image: SceneImage, rng: random.Random) -> Iterator[dict[str, An
     scene = scene_image.scene
     cell_of = {thing.kind: cell for cell, thing in scene.things.items()}
 
-    def named(name: str, thing: Thing | None) -> str:
+    def named(name: str, thing: SceneObject | None) -> str:
         """Returns the name of an object in a program: with its index in the scene, if it is present."""
         return f"{name} ({cell_of[thing.kind] if thing else '-'})"
 
-    for kind in kinds_to_ask(scene, rng, _MOST):
+    for kind in sample_kinds(scene, rng, _MOST):
         thing = scene.things[cell_of[kind]] if kind in cell_of else None
         question = ask_existence(kind, scene)
         full = f"Yes, there is a {kind}." if thing else f"No, there is no {kind}."
         steps: list[Step] = [("select", named(kind, thing), []), ("exist", "?", [0])]
         yield _row(scene_image, question, full, steps, ("verify", "obj", "exist"), (None, f"03-{kind}"), thing)
-    unique = list(of_their_own_shape(scene).values())
+    unique = list(uniquely_shaped(scene).values())
     for thing in rng.sample(unique, min(_MOST, len(unique))):
         full = f"The {thing.shape} is {thing.color}."
         steps = [("select", named(thing.shape, thing), []), ("query", "color", [0])]
@@ -100,7 +100,7 @@ def _row(
     steps: list[Step],
     types: tuple[str, str, str],
     groups: tuple[str | None, str],
-    *things: Thing | None,
+    *things: SceneObject | None,
 ) -> dict[str, Any]:
     """Returns one official row. things: the things that the question names and the scene contains."""
     cell_of = {thing: cell for cell, thing in scene_image.scene.things.items()}

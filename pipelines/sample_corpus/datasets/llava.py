@@ -7,14 +7,14 @@ from typing import Any
 
 from pipelines.sample_corpus.world.facts import Question, full_caption, open_questions, relations
 from pipelines.sample_corpus.world.scenes import POSITIONS, Scene, SceneImage
-from pipelines.sample_corpus.world.writing import Account, coco_2017, write_image, write_json
+from pipelines.sample_corpus.world.writing import LayoutSummary, coco_2017, write_image, write_json
 
 _FOLDER = Path("llava_instruct")
 DESCRIBE, SAY_WHY = "Describe the picture.", "Say why."
 _IMAGES = Path("coco") / "images" / "train2017"
 
 
-def write_llava(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
+def write_llava(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> LayoutSummary:
     """Writes for every second image a description, a conversation and, if its things allow it, a reasoned answer."""
     conversations, descriptions, reasoned = [], [], []
     for scene_image in scene_images[::2]:
@@ -26,7 +26,7 @@ def write_llava(directory: Path, scene_images: Sequence[SceneImage], rng: random
         for question in relations(scene, rng)[:1]:
             reasoned.append(_row(scene_image, [(f"{question.text} {SAY_WHY}", reason(scene, question))], rng))
 
-    account = Account()
+    account = LayoutSummary()
     first = scene_images[0]
     file = str(_FOLDER / "conversation_58k.json")
     for what, row in {
@@ -35,7 +35,7 @@ def write_llava(directory: Path, scene_images: Sequence[SceneImage], rng: random
         "empty answer": _row(first, [(DESCRIBE, "")], rng),
         "assistant speaks first": {**conversations[0], "conversations": conversations[0]["conversations"][1:]},
     }.items():
-        account.broke(file, len(conversations), what)
+        account.add_broken(file, len(conversations), what)
         conversations.append(row)
     for name, rows in (
         ("complex_reasoning_77k", reasoned),

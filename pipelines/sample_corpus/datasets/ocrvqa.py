@@ -5,19 +5,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.sample_corpus.world.facts import Question, about_the_cover, short_caption
+from pipelines.sample_corpus.world.facts import Question, cover_questions, short_caption
 from pipelines.sample_corpus.world.scenes import SceneImage
-from pipelines.sample_corpus.world.writing import Account, spread, write_image, write_json
+from pipelines.sample_corpus.world.writing import LayoutSummary, subsample, write_image, write_json
 
 _FOLDER = Path("OCR-VQA")
 _FILE = _FOLDER / "dataset.json"
 _TRAINING, _VALIDATION, _TEST = 1, 2, 3
 
 
-def write_ocrvqa(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
+def write_ocrvqa(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> LayoutSummary:
     """Writes the images with a printed word as covers. A row is a question, or an entire book that yields none."""
     books: dict[str, dict[str, Any]] = {}
-    account = Account(rows={str(_FILE): 0})
+    account = LayoutSummary(rows={str(_FILE): 0})
 
     def add(scene_image: SceneImage, questions: list[Question], rows: int, key: str = "", **changed: Any) -> int:
         """Adds a book and returns the index of its first row."""
@@ -34,8 +34,8 @@ def write_ocrvqa(directory: Path, scene_images: Sequence[SceneImage], rng: rando
         account.rows[str(_FILE)] += rows
         return account.rows[str(_FILE)] - rows
 
-    for scene_image in spread([scene_image for scene_image in scene_images if scene_image.scene.word], 2):
-        questions = about_the_cover(scene_image.scene, rng)
+    for scene_image in subsample([scene_image for scene_image in scene_images if scene_image.scene.word], 2):
+        questions = cover_questions(scene_image.scene, rng)
         write_image(directory / _FOLDER / "images" / f"{scene_image.id:09d}.jpg", scene_image.jpeg)
         add(scene_image, questions, len(questions))
 
@@ -51,6 +51,6 @@ def write_ocrvqa(directory: Path, scene_images: Sequence[SceneImage], rng: rando
     ]
     after = max(scene_image.id for scene_image in scene_images) + 1
     for number, (what, question, changed) in enumerate(broken, start=after):
-        account.broke(str(_FILE), add(first, [question], 1, key=f"{number:09d}", **changed), what)
+        account.add_broken(str(_FILE), add(first, [question], 1, key=f"{number:09d}", **changed), what)
     write_json(directory / _FILE, books)
     return account

@@ -5,16 +5,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.sample_corpus.world.scenes import POSITIONS, SIZE, SceneImage, Thing
-from pipelines.sample_corpus.world.writing import Account, coco_train2014, write_image, write_json
+from pipelines.sample_corpus.world.scenes import POSITIONS, SIZE, SceneImage, SceneObject
+from pipelines.sample_corpus.world.writing import LayoutSummary, coco_train2014, write_image, write_json
 
 _FOLDER = Path("refcoco") / "annotations"
 _IMAGES = Path("coco") / "images" / "train2014"
 
 
-def write_refcoco(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
+def write_refcoco(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> LayoutSummary:
     """Describes the things in every second image by position (RefCOCO), look (RefCOCO+) or sentence (RefCOCOg)."""
-    account = Account()
+    account = LayoutSummary()
     scene_images = scene_images[::2]
     for scene_image in scene_images:
         write_image(directory / _IMAGES / coco_train2014(scene_image.id), scene_image.jpeg)
@@ -26,9 +26,9 @@ def write_refcoco(directory: Path, scene_images: Sequence[SceneImage], rng: rand
 def _write_one(
     directory: Path,
     name: str,
-    phrase: Callable[[Thing, int], str],
+    phrase: Callable[[SceneObject, int], str],
     scene_images: Sequence[SceneImage],
-    account: Account,
+    account: LayoutSummary,
 ) -> None:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -67,23 +67,23 @@ def _write_one(
     first = scene_images[0]
     cell, thing = next(iter(first.scene.things.items()))
     text, box, after = phrase(thing, cell), first.boxes[cell], max(scene_image.id for scene_image in scene_images) + 1
-    account.broke(file, add(first, text, box, after), "missing image")
-    account.broke(file, add(first, text, (*box[:2], 0, 0), first.id), "box without area")
-    account.broke(file, add(first, text, (SIZE, SIZE, *box[2:]), first.id), "box outside the image")
-    account.broke(file, add(first, "", box, first.id), "empty phrase")
+    account.add_broken(file, add(first, text, box, after), "missing image")
+    account.add_broken(file, add(first, text, (*box[:2], 0, 0), first.id), "box without area")
+    account.add_broken(file, add(first, text, (SIZE, SIZE, *box[2:]), first.id), "box outside the image")
+    account.add_broken(file, add(first, "", box, first.id), "empty phrase")
     categories = [{"supercategory": "object", "id": 1, "name": "object"}]
     head: dict[str, Any] = {"info": [], "licenses": []}
     write_json(directory / file, {**head, "images": images, "annotations": annotations, "categories": categories})
     account.rows[file] = len(images)
 
 
-def _by_place(thing: Thing, cell: int) -> str:
+def _by_place(thing: SceneObject, cell: int) -> str:
     return f"{POSITIONS[cell]} {thing.shape}"
 
 
-def _by_look(thing: Thing, cell: int) -> str:
+def _by_look(thing: SceneObject, cell: int) -> str:
     return f"{thing.size} {thing.kind}"
 
 
-def _by_sentence(thing: Thing, cell: int) -> str:
+def _by_sentence(thing: SceneObject, cell: int) -> str:
     return f"the {thing.kind} that stands at the {POSITIONS[cell]} of the image"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipelines.sample_corpus.world.facts import FOUR_WAY, four_options, full_caption, listed
 from pipelines.sample_corpus.world.scenes import POSITIONS, SceneImage
-from pipelines.sample_corpus.world.writing import Account, spread, write_image, write_json
+from pipelines.sample_corpus.world.writing import LayoutSummary, subsample, write_image, write_json
 
 _FOLDER = Path("ScienceQA")
 _PROBLEMS, _SPLITS = _FOLDER / "problems.json", _FOLDER / "pid_splits.json"
@@ -24,21 +24,21 @@ _LECTURE = f"A picture has four places: {listed(list(POSITIONS))}."
 Problem = dict[str, Any]
 
 
-def write_scienceqa(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
+def write_scienceqa(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> LayoutSummary:
     problems: dict[str, Problem] = {}
 
     def add(problem: Problem) -> int:
         problems[str(len(problems) + 1)] = problem
         return len(problems) - 1
 
-    for number, scene_image in enumerate(spread(scene_images, 9)):
+    for number, scene_image in enumerate(subsample(scene_images, 9)):
         has_image = number % 2 == 0
         row = add(_problem(scene_image, has_image, rng))
         if has_image:
             write_image(directory / _FOLDER / "images" / "train" / str(row + 1) / "image.png", png(scene_image))
     llava = [_llava_entry(pid, problem) for pid, problem in problems.items()]
 
-    account = Account()
+    account = LayoutSummary()
     good = problems["1"]
     broken: dict[str, Problem] = {
         "missing image": {},
@@ -47,7 +47,7 @@ def write_scienceqa(directory: Path, scene_images: Sequence[SceneImage], rng: ra
         "empty question": {"question": ""},
     }
     for what, changed in broken.items():
-        account.broke(str(_PROBLEMS), add({**good, **changed}), what)
+        account.add_broken(str(_PROBLEMS), add({**good, **changed}), what)
     splits = {
         split: [pid for pid, problem in problems.items() if problem["split"] == split]
         for split in ("train", "val", "test")
@@ -104,13 +104,13 @@ def _llava_entry(pid: str, problem: Problem) -> dict[str, Any]:
     return {"id": pid, **image, "conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]}
 
 
-def _add_broken_llava_entries(rows: list[dict[str, Any]], account: Account) -> None:
+def _add_broken_llava_entries(rows: list[dict[str, Any]], account: LayoutSummary) -> None:
     asked, answered = (message["value"] for message in rows[0]["conversations"])
     for what, question, answer in (
         ("no options", asked.split("\nOptions:")[0], answered),
         ("no answer", asked, answered.split("\n###")[0]),
         ("answer out of range", asked, f"{answered[:-2]}E."),
     ):
-        account.broke(str(_LLAVA), len(rows), what)
+        account.add_broken(str(_LLAVA), len(rows), what)
         messages = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
         rows.append({**rows[0], "id": f"0{len(rows)}", "conversations": messages})

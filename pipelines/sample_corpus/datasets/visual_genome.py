@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.sample_corpus.world.facts import region_phrase
 from pipelines.sample_corpus.world.scenes import SIZE, SceneImage
-from pipelines.sample_corpus.world.writing import Account, spread, write_image, write_json
+from pipelines.sample_corpus.world.writing import LayoutSummary, subsample, write_image, write_json
 
 _FOLDER = Path("VisualGenome")
 _REGIONS = _FOLDER / "metadata" / "region_descriptions.json"
@@ -16,18 +16,18 @@ _PART = "VG_100K"
 _SLACK = 2  # px by which a box may be too large on each side, like boxes drawn by hand, even beyond the image
 
 
-def write_visual_genome(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
+def write_visual_genome(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> LayoutSummary:
     """Writes one phrase for each thing. The last entry holds the broken regions."""
     described: list[dict[str, Any]] = []
     images: list[dict[str, Any]] = []
-    account = Account(rows={str(_REGIONS): 0})
+    account = LayoutSummary(rows={str(_REGIONS): 0})
 
     def region(image_id: int, phrase: str, box: Sequence[int]) -> dict[str, Any]:
         account.rows[str(_REGIONS)] += 1
         fields = dict(zip(("x", "y", "width", "height"), box, strict=True))
         return {"region_id": account.rows[str(_REGIONS)], **fields, "image_id": image_id, "phrase": phrase}
 
-    scene_images = spread(scene_images, 5)
+    scene_images = subsample(scene_images, 5)
     for scene_image in scene_images:
         name = f"{_PART}/{scene_image.id}.jpg"
         write_image(directory / _FOLDER / name, scene_image.jpeg)
@@ -52,7 +52,7 @@ def write_visual_genome(directory: Path, scene_images: Sequence[SceneImage], rng
         ("image that no file describes", after, "a shape", box),
     ):
         broken.append(region(image_id, phrase, corners))
-        account.broke(str(_REGIONS), account.rows[str(_REGIONS)] - 1, what)
+        account.add_broken(str(_REGIONS), account.rows[str(_REGIONS)] - 1, what)
     described.append({"regions": broken, "id": after})
     write_json(directory / _REGIONS, described)
     write_json(directory / _IMAGES, images)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.sample_corpus.world.facts import Question, open_questions
 from pipelines.sample_corpus.world.scenes import SceneImage
-from pipelines.sample_corpus.world.writing import Account, coco_train2014, write_image, write_json
+from pipelines.sample_corpus.world.writing import LayoutSummary, coco_train2014, write_image, write_json
 
 _HEAD = {
     "info": {"description": "Generated scenes in the layout of VQA v2.0", "version": "2.0"},
@@ -20,7 +20,7 @@ _QUESTIONS = _FOLDER / "v2_OpenEnded_mscoco_train2014_questions.json"
 _ANNOTATIONS = _FOLDER / "v2_mscoco_train2014_annotations.json"
 
 
-def write_vqav2(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
+def write_vqav2(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> LayoutSummary:
     """Writes about eight questions per image."""
     questions: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -46,14 +46,14 @@ def write_vqav2(directory: Path, scene_images: Sequence[SceneImage], rng: random
         for question in open_questions(scene_image.scene, rng):
             add(scene_image.id, question, question.answer)
 
-    account = Account()
+    account = LayoutSummary()
     first, after = scene_images[0], max(scene_image.id for scene_image in scene_images) + 1
     asked = open_questions(first.scene, rng)
     write_image(directory / _FOLDER / "images" / coco_train2014(after), first.truncated)
-    account.broke(str(_QUESTIONS), add(after, asked[0], asked[0].answer), "truncated JPEG")
-    account.broke(str(_QUESTIONS), add(after + 1, asked[1], asked[1].answer), "missing image")
-    account.broke(str(_QUESTIONS), add(first.id, asked[2], ""), "empty answer")
-    account.broke(str(_QUESTIONS), add(first.id, asked[3], asked[3].answer), "no annotation for this question")
+    account.add_broken(str(_QUESTIONS), add(after, asked[0], asked[0].answer), "truncated JPEG")
+    account.add_broken(str(_QUESTIONS), add(after + 1, asked[1], asked[1].answer), "missing image")
+    account.add_broken(str(_QUESTIONS), add(first.id, asked[2], ""), "empty answer")
+    account.add_broken(str(_QUESTIONS), add(first.id, asked[3], asked[3].answer), "no annotation for this question")
     annotations.pop()
     write_json(directory / _QUESTIONS, {**_HEAD, "task_type": "Open-Ended", "questions": questions})
     write_json(directory / _ANNOTATIONS, {**_HEAD, "annotations": annotations})

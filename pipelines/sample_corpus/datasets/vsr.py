@@ -8,14 +8,14 @@ from typing import Any
 
 from pipelines.sample_corpus.world.facts import Statement, statements
 from pipelines.sample_corpus.world.scenes import SceneImage
-from pipelines.sample_corpus.world.writing import Account, coco_2017, spread, write_image
+from pipelines.sample_corpus.world.writing import LayoutSummary, coco_2017, subsample, write_image
 
 _FOLDER = Path("VSR")
 _FILE = _FOLDER / "random" / "train.jsonl"
 _MOST = 2  # statements about one image
 
 
-def write_vsr(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> Account:
+def write_vsr(directory: Path, scene_images: Sequence[SceneImage], rng: random.Random) -> LayoutSummary:
     """Writes statements about the relative positions of things; an image with only one thing gets none."""
     rows: list[dict[str, Any]] = []
 
@@ -36,18 +36,18 @@ def write_vsr(directory: Path, scene_images: Sequence[SceneImage], rng: random.R
         rows.append({**row, **changed})
         return len(rows) - 1
 
-    for scene_image in spread([scene_image for scene_image in scene_images if len(scene_image.scene.things) > 1], 3):
+    for scene_image in subsample([scene_image for scene_image in scene_images if len(scene_image.scene.things) > 1], 3):
         write_image(directory / _FOLDER / "images" / "train2017" / coco_2017(scene_image.id), scene_image.jpeg)
         for statement in statements(scene_image.scene, rng)[:_MOST]:
             add(scene_image.id, statement)
 
-    account = Account()
+    account = LayoutSummary()
     after = max(scene_image.id for scene_image in scene_images) + 1
     thing = next(iter(scene_images[0].scene.things.values()))
     about = Statement(thing, "above", thing, False)
-    account.broke(str(_FILE), add(after, about), "missing image")
-    account.broke(str(_FILE), add(after, about, label=2), "label neither true nor false")
-    account.broke(str(_FILE), add(after, about, caption=""), "empty statement")
+    account.add_broken(str(_FILE), add(after, about), "missing image")
+    account.add_broken(str(_FILE), add(after, about, label=2), "label neither true nor false")
+    account.add_broken(str(_FILE), add(after, about, caption=""), "empty statement")
     path = directory / _FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -8,7 +8,7 @@ import itertools
 import random
 from collections.abc import Callable
 
-from pipelines.sample_corpus.world.scenes import COLORS, POSITIONS, SHAPES, WORDS, Scene, Thing
+from pipelines.sample_corpus.world.scenes import COLORS, POSITIONS, SHAPES, WORDS, Scene, SceneObject
 
 KINDS = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
 
@@ -26,9 +26,9 @@ class Question:
 class Statement:
     """The position of one thing relative to another. holds: whether the statement is true."""
 
-    one: Thing
+    one: SceneObject
     relation: str
-    other: Thing
+    other: SceneObject
     holds: bool
 
 
@@ -42,7 +42,7 @@ def full_caption(scene: Scene) -> str:
     thing is next; a model learns this much sooner than to count the things that it has already named."""
     parts = []
     for cell, content in enumerate(scene.cells):
-        if isinstance(content, Thing):
+        if isinstance(content, SceneObject):
             parts.append(f"at the {POSITIONS[cell]} a {content.size} {content.kind}")
         elif content:
             parts.append(f"at the {POSITIONS[cell]} the word {content}")
@@ -57,10 +57,10 @@ def short_caption(scene: Scene) -> str:
 
 def existence(scene: Scene, rng: random.Random, most: int) -> list[Question]:
     """Returns at most `most` questions; a fair coin decides whether the answer to each is "yes" or "no"."""
-    return [ask_existence(kind, scene) for kind in kinds_to_ask(scene, rng, most)]
+    return [ask_existence(kind, scene) for kind in sample_kinds(scene, rng, most)]
 
 
-def kinds_to_ask(scene: Scene, rng: random.Random, most: int) -> list[str]:
+def sample_kinds(scene: Scene, rng: random.Random, most: int) -> list[str]:
     """Returns at most `most` kinds. A fair coin decides whether each is present, so that the answers are independent.
 
     There are no more kinds than things, so that a "yes" is always possible. Half of the absent kinds share color and
@@ -72,13 +72,13 @@ def kinds_to_ask(scene: Scene, rng: random.Random, most: int) -> list[str]:
         if rng.random() < 0.5:
             kinds.append(present.pop())
         else:
-            near = [kind for kind in absent if adversarial(kind, scene)]
+            near = [kind for kind in absent if is_adversarial(kind, scene)]
             kinds.append(rng.choice(near if near and rng.random() < 0.5 else absent))
             absent.remove(kinds[-1])
     return kinds
 
 
-def adversarial(kind: str, scene: Scene) -> bool:
+def is_adversarial(kind: str, scene: Scene) -> bool:
     """Returns whether both the color and the shape of `kind` occur in the scene."""
     color, shape = kind.split()
     things = scene.things.values()
@@ -123,7 +123,7 @@ def statements(scene: Scene, rng: random.Random) -> list[Statement]:
     return rng.sample(found, len(found))
 
 
-def region_phrase(thing: Thing, cell: int, rng: random.Random) -> str:
+def region_phrase(thing: SceneObject, cell: int, rng: random.Random) -> str:
     """Returns a description of a region, with more or less detail, as human annotators write it."""
     return rng.choice(
         (
@@ -134,7 +134,7 @@ def region_phrase(thing: Thing, cell: int, rng: random.Random) -> str:
     )
 
 
-def about_the_cover(scene: Scene, rng: random.Random) -> list[Question]:
+def cover_questions(scene: Scene, rng: random.Random) -> list[Question]:
     """Asks about a scene as about a book cover whose title is the printed word; returns no question without a word."""
     if scene.word is None:
         return []
@@ -146,19 +146,19 @@ def about_the_cover(scene: Scene, rng: random.Random) -> list[Question]:
     ]
 
 
-def ask_color(thing: Thing) -> Question:
+def ask_color(thing: SceneObject) -> Question:
     return Question(f"What color is the {thing.shape}?", thing.color, tuple(COLORS))
 
 
-def ask_size(thing: Thing) -> Question:
+def ask_size(thing: SceneObject) -> Question:
     return Question(f"Is the {thing.kind} small or large?", thing.size, ("small", "large"))
 
 
 def _color(scene: Scene, rng: random.Random) -> list[Question]:
-    return [ask_color(thing) for thing in of_their_own_shape(scene).values()]
+    return [ask_color(thing) for thing in uniquely_shaped(scene).values()]
 
 
-def of_their_own_shape(scene: Scene) -> dict[int, Thing]:
+def uniquely_shaped(scene: Scene) -> dict[int, SceneObject]:
     """Returns cell → thing for the things that their shape identifies, as in "the circle"."""
     shapes = [thing.shape for thing in scene.things.values()]
     return {cell: thing for cell, thing in scene.things.items() if shapes.count(thing.shape) == 1}

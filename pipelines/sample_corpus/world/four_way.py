@@ -28,7 +28,7 @@ def groups_of_four(family: str, scene_images: Sequence[SceneImage], rng: random.
                 yield [waiting[text][answer].popleft() for answer in rng.sample(answers, SIZE)]
 
 
-def some_groups(most: int, scene_images: Sequence[SceneImage], rng: random.Random) -> list[tuple[str, Group]]:
+def take_groups(most: int, scene_images: Sequence[SceneImage], rng: random.Random) -> list[tuple[str, Group]]:
     """Returns at most `most` groups, each with its family; the families alternate."""
     left = {family: groups_of_four(family, scene_images, rng) for family in FOUR_WAY}
     found: list[tuple[str, Group]] = []

@@ -35,7 +35,7 @@ _GLYPHS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Thing:
+class SceneObject:
     """A coloured shape."""
 
     color: str
@@ -52,12 +52,12 @@ class Thing:
 class Scene:
     """The contents of the four cells: a thing, a printed word, or None each."""
 
-    cells: tuple[Thing | str | None, ...]
+    cells: tuple[SceneObject | str | None, ...]
 
     @functools.cached_property
-    def things(self) -> dict[int, Thing]:
+    def things(self) -> dict[int, SceneObject]:
         """Returns cell → thing, in reading order."""
-        return {cell: content for cell, content in enumerate(self.cells) if isinstance(content, Thing)}
+        return {cell: content for cell, content in enumerate(self.cells) if isinstance(content, SceneObject)}
 
     @functools.cached_property
     def word(self) -> str | None:
@@ -90,11 +90,11 @@ class SceneImage:
 def draw_scene(rng: random.Random) -> Scene:
     """Draws a random scene: one to four things of distinct kinds and, if a cell is free, often a word."""
     count = rng.choice((1, 1, 2, 2, 2, 3, 3, 4))
-    cells: list[Thing | str | None] = [None] * 4
+    cells: list[SceneObject | str | None] = [None] * 4
     kinds = rng.sample([(color, shape) for color in COLORS for shape in SHAPES], count)
     chosen = rng.sample(range(4), count + 1 if count < 4 else count)
     for (color, shape), cell in zip(kinds, chosen, strict=False):
-        cells[cell] = Thing(color, shape, rng.choice(tuple(RADIUS)))
+        cells[cell] = SceneObject(color, shape, rng.choice(tuple(RADIUS)))
     if count < 4 and rng.random() < 0.5:
         cells[chosen[-1]] = rng.choice(WORDS)
     return Scene(tuple(cells))
@@ -123,7 +123,7 @@ def render(identity: int, scene: Scene, rng: random.Random) -> SceneImage:
     for cell, content in enumerate(scene.cells):
         x = CELL * (cell % 2) + CELL // 2 + rng.randint(-1, 1)
         y = CELL * (cell // 2) + CELL // 2 + rng.randint(-1, 1)
-        if isinstance(content, Thing):
+        if isinstance(content, SceneObject):
             radius = RADIUS[content.size]
             _draw_shape(canvas, content, x, y, radius)
             boxes[cell] = (x - radius, y - radius, 2 * radius + 1, 2 * radius + 1)
@@ -134,7 +134,7 @@ def render(identity: int, scene: Scene, rng: random.Random) -> SceneImage:
     return SceneImage(identity, scene, buffer.getvalue(), boxes)
 
 
-def _draw_shape(canvas: ImageDraw.ImageDraw, thing: Thing, x: int, y: int, radius: int) -> None:
+def _draw_shape(canvas: ImageDraw.ImageDraw, thing: SceneObject, x: int, y: int, radius: int) -> None:
     box = (x - radius, y - radius, x + radius, y + radius)
     fill = COLORS[thing.color]
     if thing.shape == "circle":

@@ -10,14 +10,14 @@ from pipelines.sample_corpus.world.scenes import SceneImage
 
 
 @dataclasses.dataclass
-class Account:
+class LayoutSummary:
     """The contents of a layout, for the corpus manifest: the number of rows by official file, as its reader counts
     them, and the rows that are broken on purpose."""
 
     rows: dict[str, int] = dataclasses.field(default_factory=dict)
     broken: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
-    def broke(self, file: str, row: int, what: str) -> None:
+    def add_broken(self, file: str, row: int, what: str) -> None:
         """Records that row `row` (from 0) of the official file `file` is broken on purpose."""
         self.broken.append({"file": file, "row": row, "what": what})
 
@@ -44,7 +44,7 @@ def coco_2017(identity: int) -> str:
     return f"{identity:012d}.jpg"
 
 
-def spread(scene_images: Sequence[SceneImage], first: int) -> Sequence[SceneImage]:
+def subsample(scene_images: Sequence[SceneImage], first: int) -> Sequence[SceneImage]:
     """Returns every tenth image, so that many layouts are written fast; of a small corpus at least 16, if available.
 
     first: the offset, different for each layout, so that the layouts do not all show the same images.

@@ -63,7 +63,7 @@ def _text(message: dict[str, Any], key: str, empty: str, where: str) -> str:
     return clean(f"{where}{key}", "".join(pieces), empty)
 
 
-def place(images: Sequence[str], talk: Turns) -> tuple[str | None, Turns, list[str] | None]:
+def place_images(images: Sequence[str], talk: Turns) -> tuple[str | None, Turns, list[str] | None]:
     """Returns a row of the conversation task: its first image, its turns, and its other images or None.
 
     The images precede the conversation unless the questions contain one `<image>` placeholder per image, which then

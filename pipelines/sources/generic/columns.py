@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from pipelines.sources.fields import Reject, clean, finite, normalised_box, options, show
-from pipelines.sources.formats.conversations import place, turns
+from pipelines.sources.formats.conversations import place_images, turns
 from pipelines.sources.options import (
     CaptionColumns,
     Columns,
@@ -129,7 +129,7 @@ def _conversation(record: Record, columns: ConversationColumns) -> tuple[Any, ..
             raise Reject("odd_turns", f"{columns.conversations} has lists of different lengths: {show(messages)}")
         messages = [dict(zip(messages, values, strict=True)) for values in zip(*messages.values(), strict=True)]
     images = [_name(columns.image or "image", image) for image in record.images or ()]
-    return place(images, turns({columns.conversations: messages}, columns.conversations))
+    return place_images(images, turns({columns.conversations: messages}, columns.conversations))
 
 
 def _name(column: str, image: Any) -> str:

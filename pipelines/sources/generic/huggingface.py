@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.core.table_files import TableError, TableFile, damage_named, holds_images, is_list, open_table
+from pipelines.core.table_files import TableError, TableFile, holds_images, is_list, open_table, table_errors
 from pipelines.images.references import is_cell
 from pipelines.sources.base import Source, SourceError, file_batches, matching_files
 from pipelines.sources.fields import Reject
@@ -73,7 +73,7 @@ def _records(path: Path, reference: str, options: SourceOptions) -> Iterator[Rec
     columns = options.columns
     assert columns is not None
     try:
-        with damage_named(path):
+        with table_errors(path):
             table = open_table(path)
             texts = list(dict.fromkeys(columns.named.values()))
             for field, column in columns.named.items():

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipelines.sources.base import Source, SourceError, file_batches, matching_files
 from pipelines.sources.fields import Reject, clean, show
 from pipelines.sources.formats import json_stream
-from pipelines.sources.formats.conversations import place, turns
+from pipelines.sources.formats.conversations import place_images, turns
 from pipelines.sources.options import SourceOptions
 
 _PATTERNS = ("**/*.json", "**/*.jsonl")
@@ -40,7 +40,7 @@ def _row(record: Any) -> tuple[Any, ...]:
         raise Reject("wrong_type", f"the row is {show(record)}, not an object")
     for name in ("conversations", "messages"):
         if name in record:
-            return place(_images(record), turns(record, name))
+            return place_images(_images(record), turns(record, name))
     raise Reject("missing_field", f"conversations or messages is missing; the fields are {show(list(record))}")
 
 

@@ -17,7 +17,7 @@ def test_an_example_is_shown_for_every_file_of_every_set():
     done = check()
     assert (done.exit_code, done.stderr) == (0, "")
     for path in sets.ROOT.glob("*/*.yaml"):
-        if path.parent.name not in sets.NO_SETS and path.name != "set.yaml":
+        if path.parent.name not in sets.NON_SET_DIRECTORIES and path.name != "set.yaml":
             assert f"\n  {path.name}: " in done.stdout
     assert "\n    [fine-10.gqa.1]\n      > On which piece of furniture" in done.stdout
     assert "[fine-10.gqa.2]" not in done.stdout

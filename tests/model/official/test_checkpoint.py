@@ -19,7 +19,7 @@ from model import HoneybeeForConditionalGeneration, HoneybeeProcessor
 from model.generation.chat import Chat
 from model.official.checkpoint import export_official, import_official
 from model.official.projectors import projector_from_official
-from model.official.weight_files import CheckpointError
+from model.official.weight_files import WeightFileError
 
 NAMES = ["c-abs", "d-abs", "mlp", "linear", "resampler"]
 
@@ -186,7 +186,7 @@ def test_our_model_can_be_exported_and_imported_again(tmp_path: Path, tiny_backb
     HoneybeeProcessor.from_backbones(tiny_backbones / "vision", tiny_backbones / "llm", 17).save_pretrained(
         tmp_path / "ours"
     )
-    with pytest.raises(CheckpointError, match="use --llm to specify where their code loads"):
+    with pytest.raises(WeightFileError, match="use --llm to specify where their code loads"):
         export_official(tmp_path / "ours", tmp_path / "theirs", {"vision": "a", "tokenizer": "b"})
     names = {"vision": "openai/clip", "llm": "lmsys/vicuna", "tokenizer": "lmsys/vicuna"}
     export_official(tmp_path / "ours", tmp_path / "theirs", names)
@@ -194,7 +194,7 @@ def test_our_model_can_be_exported_and_imported_again(tmp_path: Path, tiny_backb
     processor = HoneybeeProcessor.from_pretrained(tmp_path / "ours")
     processor.image_processor.fit = "pad"
     processor.save_pretrained(tmp_path / "padded")
-    with pytest.raises(CheckpointError, match="was trained with image_fit pad, but their code supports only stretch"):
+    with pytest.raises(WeightFileError, match="was trained with image_fit pad, but their code supports only stretch"):
         export_official(tmp_path / "padded", tmp_path / "none", names)
     import_official(tmp_path / "theirs", tmp_path / "again", str(tiny_backbones / "llm"))
     assert_same(weights_of(tmp_path / "again"), weights_of(tmp_path / "ours"))
@@ -213,25 +213,25 @@ def test_part_configurations_are_taken_from_other_sources(tmp_path: Path, plain_
     config["vision_config"] = {"pretrained_vision_name_or_path": "openai/clip", "encoder_type": "openai.clip"}
     del config["text_config"]
     given = write(tmp_path / "given", config, state_of("linear"))
-    with pytest.raises(CheckpointError, match=r"vision_config lacks .*: use --vision .* is 'openai/clip'"):
+    with pytest.raises(WeightFileError, match=r"vision_config lacks .*: use --vision .* is 'openai/clip'"):
         import_official(given, tmp_path / "ours", str(plain_tokenizer))
     clip, llama, _ = parts("linear")
     clip.save_pretrained(tmp_path / "clip")
-    with pytest.raises(CheckpointError, match=r"text_config lacks .*: use --llm .* is 'lmsys/vicuna'"):
+    with pytest.raises(WeightFileError, match=r"text_config lacks .*: use --llm .* is 'lmsys/vicuna'"):
         import_official(given, tmp_path / "ours", str(plain_tokenizer), vision=str(tmp_path / "clip"))
     llama.save_pretrained(tmp_path / "llama")
     import_official(given, tmp_path / "ours", str(plain_tokenizer), str(tmp_path / "clip"), str(tmp_path / "llama"))
     HoneybeeForConditionalGeneration.from_pretrained(tmp_path / "ours")
-    with pytest.raises(CheckpointError, match=r"is of type llama, but must be clip_vision_model"):
+    with pytest.raises(WeightFileError, match=r"is of type llama, but must be clip_vision_model"):
         import_official(given, tmp_path / "o", str(plain_tokenizer), str(tmp_path / "llama"), str(tmp_path / "llama"))
 
 
 def test_missing_or_corrupt_tokenizer_is_rejected(tmp_path: Path) -> None:
     given = write(tmp_path / "given", config_of("linear"), state_of("linear"))
-    with pytest.raises(CheckpointError, match=r"has no tokenizer\.json: use --tokenizer"):
+    with pytest.raises(WeightFileError, match=r"has no tokenizer\.json: use --tokenizer"):
         import_official(given, tmp_path / "ours")
     (given / "tokenizer.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"the tokenizer of .*given cannot be read"):
+    with pytest.raises(WeightFileError, match=r"the tokenizer of .*given cannot be read"):
         import_official(given, tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
 
@@ -246,9 +246,9 @@ def test_non_empty_output_is_left_unchanged(tmp_path: Path, plain_tokenizer: Pat
     (tmp_path / "mine" / "thesis.tex").touch()
     (tmp_path / "file").touch()
     for output in (tmp_path / "mine", tmp_path / "file"):
-        with pytest.raises(CheckpointError, match="already exists: specify a new or empty directory"):
+        with pytest.raises(WeightFileError, match="already exists: specify a new or empty directory"):
             import_official(given, output, str(plain_tokenizer))
-        with pytest.raises(CheckpointError, match="already exists"):
+        with pytest.raises(WeightFileError, match="already exists"):
             export_official(tmp_path / "ours", output)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
@@ -259,14 +259,14 @@ def test_corrupt_or_inconsistent_model_is_not_exported(tmp_path: Path, plain_tok
     import_official(given, ours, str(plain_tokenizer))
     complete = (ours / "model.safetensors").read_bytes()
     (ours / "model.safetensors").write_bytes(complete[:-1])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a complete safetensors file"):
+    with pytest.raises(WeightFileError, match=r"model\.safetensors is not a complete safetensors file"):
         export_official(ours, tmp_path / "back")
     (ours / "model.safetensors").write_bytes(complete)
     kept = json.loads((ours / "official" / "config.json").read_text())
     kept["text_config"]["num_hidden_layers"] = 5
     (ours / "official" / "config.json").write_text(json.dumps(kept))
-    with pytest.raises(CheckpointError, match=r"text_config.num_hidden_layers is 2 in the model, but 5 in official"):
+    with pytest.raises(WeightFileError, match=r"text_config.num_hidden_layers is 2 in the model, but 5 in official"):
         export_official(ours, tmp_path / "back")
-    with pytest.raises(CheckpointError, match=r"config\.json does not exist"):
+    with pytest.raises(WeightFileError, match=r"config\.json does not exist"):
         export_official(tmp_path / "nothing", tmp_path / "back")
     assert not (tmp_path / "back").exists() and not list(tmp_path.glob(".*.partial"))

@@ -13,7 +13,7 @@ from support.official_checkpoints import config_of, state_of, write
 from torch import Tensor
 
 from model.official.checkpoint import import_official
-from model.official.weight_files import CheckpointError
+from model.official.weight_files import WeightFileError
 
 HEAD = "language_model.lm_head.weight"
 BIAS = "abstractor.net.0.bias"
@@ -22,7 +22,7 @@ BIAS = "abstractor.net.0.bias"
 def assert_rejected(given: Path, tokenizer: Path, message: str) -> None:
     """Asserts that the import fails with this message and leaves no files behind."""
     output = given.parent / "refused"
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(WeightFileError, match=message):
         import_official(given, output, str(tokenizer))
     assert not output.exists() and not list(given.parent.glob(".*.partial"))
 

@@ -12,7 +12,7 @@ from support.training_ranks import Ranks, in_a_rank
 from transformers import PreTrainedTokenizerFast
 
 from model.load_backbones import image_token_id
-from model.training.work_directory import DiskFullError, says_if_full
+from model.training.work_directory import DiskFullError, explain_full_disk
 
 
 @pytest.fixture
@@ -48,5 +48,5 @@ def test_full_disk_is_reported_and_training_succeeds_once_there_is_space(job: di
 
 
 def test_other_errors_pass_through(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), says_if_full(tmp_path):
+    with pytest.raises(FileNotFoundError), explain_full_disk(tmp_path):
         (tmp_path / "nothing").read_bytes()

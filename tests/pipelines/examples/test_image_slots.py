@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.core.arrow_files import read_table, write_batches
 from pipelines.examples.beam_job import ExamplesJob, run_examples_job
-from pipelines.examples.image_slots import measures
+from pipelines.examples.image_slots import image_rows
 from pipelines.examples.render import Renderer, RenderSettings
 from pipelines.schema import ANNOTATIONS, IMAGES
 from pipelines.templates.sets import template_file
@@ -164,11 +164,11 @@ def test_images_of_other_partitions_are_found_in_the_table_on_disk(settings, tmp
 def test_measures_are_found_by_name(tmp_path):
     names = [f"{i:03}" for i in range(0, 100, 2)]
     write_batches(tmp_path / "images.arrow", IMAGES, measured(names).to_batches(7))
-    assert measures(tmp_path, ["098", "000", "001", "", "zzz", "014", "014"])["image"].to_pylist() == [
+    assert image_rows(tmp_path, ["098", "000", "001", "", "zzz", "014", "014"])["image"].to_pylist() == [
         "000", "014", "098",
     ]  # fmt: skip
     write_batches(tmp_path / "images.arrow", IMAGES, [])
-    assert measures(tmp_path, ["000"]).num_rows == 0
+    assert image_rows(tmp_path, ["000"]).num_rows == 0
 
 
 def test_no_example_has_more_images_than_the_limit(settings):

@@ -149,7 +149,7 @@ def test_the_images_table_measures_cells_and_reuses_them(world):
 
 def test_threads_share_row_groups(tmp_path, monkeypatch):
     """With any cache size, every cell is correct, and in reading order each row group is read only once."""
-    monkeypatch.setattr(cells, "KEPT_BYTES", 2000)
+    monkeypatch.setattr(cells, "CACHE_BYTES", 2000)
     write(tmp_path / "a.parquet", columns())
     image_root = ImageRoot(tmp_path)
     names = [f"a.parquet#plain:{row}" for row in range(ROWS)]

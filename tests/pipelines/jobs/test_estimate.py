@@ -70,9 +70,9 @@ def test_an_estimate_is_close_to_the_counts_of_all_rows(settings_of):
 
 def test_duplicates_that_need_vectors_are_not_removed_which_is_reported(settings_of):
     table = annotations(300)
-    assert estimate(*_swap(settings_of("answer"), table), images=None, embed_images=False).left_in == ()
+    assert estimate(*_swap(settings_of("answer"), table), images=None, embed_images=False).not_removed == ()
     found = estimate(*_swap(settings_of("semantic"), table), images=None, embed_images=False)
-    assert found.left_in == ("duplicates",)
+    assert found.not_removed == ("duplicates",)
     assert found.turns == 299
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipelines.mixture.order import PERIOD, MixtureError, mix
-from pipelines.mixture.shares import Balance, BalanceError, Size, limit, shares
+from pipelines.mixture.shares import Balance, BalanceError, Size, cap_shares, shares
 
 SIZES = {
     "vqa": Size("open_question", 400_000, 800_000),
@@ -59,7 +59,7 @@ def test_shares_equal_hand_computed_values(chosen, expected):
     got = shares(Balance(**chosen), weights, SIZES, 1000)
     assert got.wanted == pytest.approx(expected, abs=1e-5)
     assert got.examples == got.wanted
-    assert not got.limited
+    assert not got.capped
 
 
 def test_token_shares_are_converted_to_example_shares_by_the_mean():
@@ -78,16 +78,16 @@ def test_excess_over_a_limit_is_redistributed_until_no_dataset_exceeds_its_limit
     wanted = {"a": 0.4, "b": 0.3, "c": 0.2, "d": 0.1}
     # Of 100 samples, a may give 10. Its excess of 30 is split 3 : 2 : 1, so b would give 45 and is capped at 40.
     # Of the remaining 50, c gets two thirds and d one third.
-    got, limited = limit(wanted, {"a": 10, "b": 40}, 100)
+    got, capped = cap_shares(wanted, {"a": 10, "b": 40}, 100)
     assert got == pytest.approx({"a": 0.1, "b": 0.4, "c": 1 / 3, "d": 1 / 6})
-    assert limited == {"a", "b"}
+    assert capped == {"a", "b"}
 
 
 def test_limits_by_name():
     balance = Balance(strategy="per-dataset", max_epochs={"chat": 0.5, "gqa": 100})
     got = shares(balance, None, SIZES, 200_000)
-    assert got.limits == {"chat": 25_000, "gqa": 20_000_000}
-    assert got.limited == {"chat"}
+    assert got.max_samples == {"chat": 25_000, "gqa": 20_000_000}
+    assert got.capped == {"chat"}
     assert got.examples["chat"] == 0.125
 
 
@@ -138,16 +138,16 @@ def test_shares_sum_to_one_limits_hold_and_unlimited_datasets_keep_their_ratios(
     try:
         got = shares(balance, weights, sizes, num_samples)
     except BalanceError:
-        limits = max_epochs if isinstance(max_epochs, dict) else dict.fromkeys(sizes, max_epochs)
-        assert set(limits) == set(sizes)
-        assert sum(int(limits[name] * size.examples + 1e-6) for name, size in sizes.items()) < num_samples
+        max_samples = max_epochs if isinstance(max_epochs, dict) else dict.fromkeys(sizes, max_epochs)
+        assert set(max_samples) == set(sizes)
+        assert sum(int(max_samples[name] * size.examples + 1e-6) for name, size in sizes.items()) < num_samples
         return
     assert sum(got.wanted.values()) == pytest.approx(1)
     assert sum(got.examples.values()) == pytest.approx(1)
-    for name, most in got.limits.items():
+    for name, most in got.max_samples.items():
         assert got.examples[name] * num_samples <= most + 1e-6
     before = shares(Balance(**chosen), weights, sizes, num_samples).examples
-    free = sorted(set(sizes) - got.limited)
+    free = sorted(set(sizes) - got.capped)
     for one, other in itertools.pairwise(free):
         assert got.examples[one] * before[other] == pytest.approx(got.examples[other] * before[one])
     for name in free:

@@ -9,8 +9,8 @@ from PIL import Image
 
 from pipelines.sample_corpus import write_sample
 from pipelines.sample_corpus.world.facts import FOUR_WAY, open_questions, statements
-from pipelines.sample_corpus.world.scenes import COLORS, Scene, Thing, distinct_scenes, render
-from pipelines.sample_corpus.world.writing import spread
+from pipelines.sample_corpus.world.scenes import COLORS, Scene, SceneObject, distinct_scenes, render
+from pipelines.sample_corpus.world.writing import subsample
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_statements_of_every_relation_are_true_and_false_equally_often():
     for relation in ("left of", "right of", "above", "below"):
         held = [statement.holds for statement in drawn if statement.relation == relation]
         assert len(held) > 100 and 0.4 < sum(held) / len(held) < 0.6
-    left, right = Thing("red", "circle", "small"), Thing("blue", "square", "large")
+    left, right = SceneObject("red", "circle", "small"), SceneObject("blue", "square", "large")
     for seed in range(40):
         (only,) = statements(Scene((left, None, None, right)), random.Random(seed))
         true = {"left of", "above"} if only.one == left else {"right of", "below"}
@@ -145,9 +145,9 @@ def test_some_conversations_are_long(corpus):
 def test_layouts_of_a_subset_have_enough_images_in_a_small_corpus(number):
     images = list(range(number))
     for first in range(10):
-        chosen = spread(images, first)
+        chosen = subsample(images, first)
         assert min(number, 16) <= len(chosen) <= max(31, number // 10)
-    assert set(spread(images, 1)) != set(spread(images, 2)) or number < 32
+    assert set(subsample(images, 1)) != set(subsample(images, 2)) or number < 32
 
 
 def test_vqav2_pairs_by_question_id_and_has_ten_answers(corpus):
@@ -203,7 +203,7 @@ def test_existence_questions_have_yes_and_no_equally_often():
 
 
 def test_relations_match_the_positions():
-    left, right = Thing("red", "circle", "small"), Thing("blue", "square", "large")
+    left, right = SceneObject("red", "circle", "small"), SceneObject("blue", "square", "large")
     questions = {
         question.text: question.answer
         for seed in range(40)
@@ -217,7 +217,7 @@ def test_relations_match_the_positions():
 
 
 def test_a_scene_is_drawn_at_its_positions(tmp_path):
-    scene = Scene((None, Thing("blue", "square", "large"), "UP", None))
+    scene = Scene((None, SceneObject("blue", "square", "large"), "UP", None))
     scene_image = render(1, scene, random.Random(0))
     (tmp_path / "scene.jpg").write_bytes(scene_image.jpeg)
     image = Image.open(tmp_path / "scene.jpg")

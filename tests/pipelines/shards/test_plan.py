@@ -12,7 +12,7 @@ from pipelines.images.shrink import Shrink
 from pipelines.jobs.shards import build_shards
 from pipelines.schema import EXAMPLES
 from pipelines.shards import plan
-from pipelines.shards.plan import GROUP_BYTES, ImageMode, cut_evenly, cut_groups, weights
+from pipelines.shards.plan import GROUP_BYTES, ImageMode, byte_sizes, cut_evenly, cut_groups
 
 ITEMS = st.lists(st.integers(1, 5000), min_size=1, max_size=700)
 
@@ -56,11 +56,11 @@ def test_row_groups_have_enough_rows_of_text_and_not_too_many_bytes_of_images():
 def test_image_bytes_count_towards_the_weight_only_if_images_are_embedded():
     row = {"images": ["a", "b"], "image_bytes": [1000, 40_000], "image_side": [100, 800], "num_tokens": 100}
     rows = pa.Table.from_pylist([row, {"num_tokens": 100, "images": [], "image_bytes": [], "image_side": []}], EXAMPLES)
-    first, second = weights(rows, ImageMode("embed")).tolist()
+    first, second = byte_sizes(rows, ImageMode("embed")).tolist()
     assert first - second == 41_000 + 2 * plan.BYTES_PER_IMAGE
-    smaller, _ = weights(rows, ImageMode("embed", Shrink(400))).tolist()
+    smaller, _ = byte_sizes(rows, ImageMode("embed", Shrink(400))).tolist()
     assert first - smaller == 30_000
-    first, second = weights(rows, ImageMode("reference")).tolist()
+    first, second = byte_sizes(rows, ImageMode("reference")).tolist()
     assert first - second == 2 * plan.BYTES_PER_IMAGE
 
 

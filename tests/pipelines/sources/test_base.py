@@ -102,7 +102,7 @@ def test_registry_lists_the_known_names():
         "blipcapfilt", "coyo100m", "vqav2", "gqa", "ocrvqa", "vsr", "scienceqa", "scienceqa_llava", "aokvqa",
         "refcoco", "refcoco+", "refcocog", "visual_genome", "llava150k", "sharegpt",
     }  # fmt: skip
-    assert set(sources.CONFIGURED) == {"llava", "datasets"}
+    assert set(sources.CONFIGURABLE_SOURCES) == {"llava", "datasets"}
     assert all(source.name == name and source.task in ANNOTATIONS for name, source in sources.SOURCES.items())
     with pytest.raises(SourceError, match=r"'vqav3'.*aokvqa, .*vqav2"):
         sources.get("vqav3")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.official_files import OFFICIAL, encoded, official, write_official
 
 from pipelines.schema import ANNOTATIONS
-from pipelines.sources import CONFIGURED, SOURCES, SourceError, get
+from pipelines.sources import CONFIGURABLE_SOURCES, SOURCES, SourceError, get
 
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["\ud800", ""]),
@@ -132,7 +132,7 @@ TARS = ("blipcapfilt", "coyo100m")
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory) -> dict[str, Path]:
-    return {name: tmp_path_factory.mktemp("fuzz") for name in [*SOURCES, *CONFIGURED]}
+    return {name: tmp_path_factory.mktemp("fuzz") for name in [*SOURCES, *CONFIGURABLE_SOURCES]}
 
 
 def read(name: str, root: Path) -> list[dict]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.examples.preview import render, shown
+from pipelines.examples.preview import format_turns, render
 from pipelines.sources import SOURCES
 from pipelines.templates.sets import load_templates, read_set, set_names
 
@@ -22,7 +22,7 @@ def rendered(name: str) -> str:
         if source.task in tasks:
             blocks.append(f"== {source.name}: {source.task}")
             for template in load_templates(name, source.name, source.task):
-                blocks.append(f"[{template.id}]\n{shown(render(template, source.task, source.name), indent='')}")
+                blocks.append(f"[{template.id}]\n{format_turns(render(template, source.task, source.name), indent='')}")
     return "\n\n".join(blocks) + "\n"
 
 

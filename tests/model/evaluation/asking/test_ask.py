@@ -12,7 +12,7 @@ from support.judge_server import KEY, serving
 from flows.launch.launch import launch
 from model import HoneybeeForConditionalGeneration, HoneybeeProcessor
 from model.evaluation.__main__ import main
-from model.evaluation.asking.ask import Asked, ask
+from model.evaluation.asking.ask import PreparedQuestions, ask
 from model.evaluation.asking.generator import Generator
 from model.evaluation.asking.image_cache import ImageCache
 from model.evaluation.asking.predictions import load, read_header
@@ -67,7 +67,7 @@ def put(generator: Generator, questions: list[Question]) -> Callable[..., None]:
 
     def put(path: Path, batch_size: int = 16, prompt: Prompt = PROMPT, asked: list[Question] = questions, **header):
         ask(
-            Asked(generator, _inspected(generator, asked), asked, prompt),
+            PreparedQuestions(generator, _inspected(generator, asked), asked, prompt),
             batch_size,
             path,
             {"benchmark": "pope", **header},
@@ -133,7 +133,7 @@ def test_a_killed_evaluation_resumes_after_the_last_complete_batch(put, model, q
     half = lines[1 + kept_lines][:-9] if kept_lines + 1 < len(lines) else b""
     cut.write_bytes(b"".join(kept) + half)
     counting = Counting(model, "cpu")
-    ask(Asked(counting, _inspected(counting, questions), questions, PROMPT), 16, cut, {"benchmark": "pope"})
+    ask(PreparedQuestions(counting, _inspected(counting, questions), questions, PROMPT), 16, cut, {"benchmark": "pope"})
     assert cut.read_bytes() == complete.read_bytes()
     done = len(questions) if kept_lines >= len(questions) else kept_lines // 16 * 16
     assert counting.asked == len(questions) - done
@@ -174,7 +174,9 @@ def test_predictions_with_different_settings_are_not_reused(put, model, question
     trained.save_pretrained(other)
     HoneybeeProcessor.from_pretrained(model).save_pretrained(other)
     counting = Counting(other, "cpu")
-    ask(Asked(counting, _inspected(counting, questions), questions, PROMPT), 16, path, {"benchmark": "pope"})
+    ask(
+        PreparedQuestions(counting, _inspected(counting, questions), questions, PROMPT), 16, path, {"benchmark": "pope"}
+    )
     assert counting.asked == len(questions)
 
     HoneybeeForConditionalGeneration.from_pretrained(model).save_pretrained(other)
@@ -183,7 +185,9 @@ def test_predictions_with_different_settings_are_not_reused(put, model, question
     padding.save_pretrained(other)
     put(path)
     counting = Counting(other, "cpu")
-    ask(Asked(counting, _inspected(counting, questions), questions, PROMPT), 16, path, {"benchmark": "pope"})
+    ask(
+        PreparedQuestions(counting, _inspected(counting, questions), questions, PROMPT), 16, path, {"benchmark": "pope"}
+    )
     assert counting.asked == len(questions)
 
 
@@ -386,7 +390,7 @@ def test_invalid_jobs_exit_with_a_clear_message(model, corpus, tmp_path, changes
 def test_several_ranks_write_the_same_file_as_one(put, generator, questions, tmp_path, world):
     put(tmp_path / "one.jsonl")
     path = tmp_path / "together.jsonl"
-    asked = Asked(generator, _inspected(generator, questions), questions, PROMPT)
+    asked = PreparedQuestions(generator, _inspected(generator, questions), questions, PROMPT)
     for rank in range(world):
         complete = ask(asked, 16, path, {"benchmark": "pope"}, rank, world)
     complete.merge(world)
@@ -394,7 +398,9 @@ def test_several_ranks_write_the_same_file_as_one(put, generator, questions, tmp
     assert sorted(each.name for each in tmp_path.iterdir()) == ["one.jsonl", "together.jsonl"]
     counting = Counting(generator.directory, "cpu")
     for rank in range(world):  # the file is already complete
-        again = ask(Asked(counting, asked.images, questions, PROMPT), 16, path, {"benchmark": "pope"}, rank, world)
+        again = ask(
+            PreparedQuestions(counting, asked.images, questions, PROMPT), 16, path, {"benchmark": "pope"}, rank, world
+        )
     again.merge(world)
     assert counting.asked == 0 and path.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
 
@@ -403,7 +409,7 @@ def test_part_files_of_a_killed_run_are_never_mistaken_for_complete_ones(put, ge
     put(tmp_path / "one.jsonl")
     expected = (tmp_path / "one.jsonl").read_bytes()
     path = tmp_path / "together.jsonl"
-    asked = Asked(generator, _inspected(generator, questions), questions, PROMPT)
+    asked = PreparedQuestions(generator, _inspected(generator, questions), questions, PROMPT)
     header = {"benchmark": "pope"}
     complete = ask(asked, 16, path, header, 0, 2)
     with pytest.raises(EvaluationError, match="rank 1 has not answered all of its questions"):
@@ -427,7 +433,7 @@ def test_the_likeliest_choice_matches_the_unwrapped_model(model, generator, ques
     choices = [("Yes", "No", "a dog")[: 2 + i % 2] for i in range(len(few))]
     for batch_size in (1, 7):
         path = tmp_path / f"{batch_size}.jsonl"
-        asked = Asked(generator, _inspected(generator, few), few, PROMPT, choices)
+        asked = PreparedQuestions(generator, _inspected(generator, few), few, PROMPT, choices)
         ask(asked, batch_size, path, {"benchmark": "pope"})
     texts = _texts(tmp_path / "7.jsonl")
     assert texts == _texts(tmp_path / "1.jsonl")

@@ -185,4 +185,4 @@ def test_answers_with_verdicts_in_a_file_are_not_judged_again(corpus, tmp_path):
         assert ask_judge(mm_vet.BENCHMARK, predictions, server, tmp_path / "cache") is predictions
         assert not server.requests
     assert mm_vet.score(predictions)["judge"] == {"model": "m", "from": "g.json"}
-    assert verdicts.judged(mm_vet.BENCHMARK, predictions, None) is predictions
+    assert verdicts.add_verdicts(mm_vet.BENCHMARK, predictions, None) is predictions

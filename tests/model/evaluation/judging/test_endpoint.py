@@ -22,7 +22,7 @@ from model.evaluation.judging.http_client import JudgeError
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr("model.evaluation.judging.http_client.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("model.evaluation.judging.http_client.INITIAL_BACKOFF", 0.01)
     monkeypatch.setenv("HONEYBEE_JUDGE_KEY", KEY)
 
 
@@ -97,7 +97,7 @@ def test_retry_after_is_respected_up_to_a_limit(tmp_path):
 
 
 def test_backoff_is_exponential(tmp_path, monkeypatch):
-    monkeypatch.setattr("model.evaluation.judging.http_client.FIRST_WAIT", 0.05)
+    monkeypatch.setattr("model.evaluation.judging.http_client.INITIAL_BACKOFF", 0.05)
     with serving(echo, failures=[(500, b"")] * 4) as server:
         started = time.monotonic()
         judge_of(server, tmp_path).ask(asked(1), 8)
