@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-OWN_TYPE = "honeybee"
+MODEL_TYPE = "honeybee"
 
 
 class ModelError(ValueError):
@@ -22,8 +22,8 @@ def check_model(directory: Path) -> None:
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{config} is not valid JSON: {error}") from None
     model_type = content.get("model_type") if isinstance(content, dict) else None
-    if model_type != OWN_TYPE:
-        raise ModelError(f"{directory} contains a model of type {model_type!r}, not {OWN_TYPE!r}: {advice}")
+    if model_type != MODEL_TYPE:
+        raise ModelError(f"{directory} contains a model of type {model_type!r}, not {MODEL_TYPE!r}: {advice}")
     for part in ("vision_config", "text_config", "projector"):
         if not isinstance(content.get(part), dict):
             raise ModelError(f"{config} does not contain the object `{part}`: {advice}")

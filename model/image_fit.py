@@ -22,57 +22,57 @@ FITS: tuple[Fit, ...] = ("stretch", "crop", "pad")
 _MAX_INTERMEDIATE = MAX_PIXELS
 
 
-def fitted(image: Image.Image, size: tuple[int, int], fit: Fit, colour: tuple[int, int, int]) -> Image.Image:
+def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit, colour: tuple[int, int, int]) -> Image.Image:
     """Fits an RGB image to `size` (width, height), which must be square unless the fit is `stretch`. colour: fill
     colour of the bars."""
     side = size[0]
-    image = bounded(image, side, fit)
+    image = limit_size(image, side, fit)
     if fit == "crop":
-        width, height = covering(*image.size, side)
-        left, top = offset(width, side), offset(height, side)
+        width, height = cover_size(*image.size, side)
+        left, top = centre_offset(width, side), centre_offset(height, side)
         resized = image.resize((width, height), Image.Resampling.BICUBIC)
         return resized.crop((left, top, left + side, top + side))
     if fit == "pad":
-        image = padded(image, colour)
+        image = pad_to_square(image, colour)
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def covering(width: int, height: int, side: int) -> tuple[int, int]:
+def cover_size(width: int, height: int, side: int) -> tuple[int, int]:
     """Returns width and height after the shorter side has been scaled to `side`."""
     short = min(width, height)
     return side * width // short, side * height // short
 
 
-def offset(total: int, part: int) -> int:
+def centre_offset(total: int, part: int) -> int:
     """Returns the start of a centred part; an odd remaining pixel goes after it."""
     return (total - part) // 2
 
 
-def bar_colour(mean: Sequence[float]) -> tuple[int, int, int]:
+def padding_colour(mean: Sequence[float]) -> tuple[int, int, int]:
     """Converts the mean of each channel, in the range 0 to 1, to an RGB colour."""
     red, green, blue = (int(value * 255) for value in mean)
     return red, green, blue
 
 
-def padded(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
     """Centres the image in a square whose side is the image's longer side."""
     width, height = image.size
     if width == height:
         return image
     longer = max(image.size)
     square = Image.new("RGB", (longer, longer), colour)
-    square.paste(image, (offset(longer, width), offset(longer, height)))
+    square.paste(image, (centre_offset(longer, width), centre_offset(longer, height)))
     return square
 
 
 def is_extreme(width: int, height: int, side: int, fit: Fit) -> bool:
-    """Returns whether `bounded` changes an image of this size."""
+    """Returns whether `limit_size` changes an image of this size."""
     if fit == "crop":
-        return math.prod(covering(width, height, side)) > max(_MAX_INTERMEDIATE, side * side)
+        return math.prod(cover_size(width, height, side)) > max(_MAX_INTERMEDIATE, side * side)
     return (side * height if fit == "stretch" else max(width, height) ** 2) > _MAX_INTERMEDIATE
 
 
-def bounded(image: Image.Image, side: int, fit: Fit) -> Image.Image:
+def limit_size(image: Image.Image, side: int, fit: Fit) -> Image.Image:
     """Reduces an image for which fitting would need an intermediate image of more than MAX_PIXELS pixels: `crop` keeps
     its centre, `pad` scales it down, `stretch` reduces its height. Returns all other images unchanged."""
     if not is_extreme(*image.size, side, fit):
@@ -80,7 +80,7 @@ def bounded(image: Image.Image, side: int, fit: Fit) -> Image.Image:
     if fit == "crop":
         keep = min(image.size) * max(1, _MAX_INTERMEDIATE // side**2)
         width, height = (min(length, keep) for length in image.size)
-        left, top = offset(image.width, width), offset(image.height, height)
+        left, top = centre_offset(image.width, width), centre_offset(image.height, height)
         return image.crop((left, top, left + width, top + height))
     if fit == "stretch":
         return image.resize((image.width, max(1, _MAX_INTERMEDIATE // side)), Image.Resampling.BICUBIC)

@@ -51,7 +51,7 @@ class HoneybeeForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def __init__(self, config: HoneybeeConfig):
         super().__init__(config)
         self.vision = AutoModel.from_config(config.vision_config)
-        self.projector = projector_of(config)
+        self.projector = build_projector_from_config(config)
         self.llm = AutoModelForCausalLM.from_config(config.text_config)
         self.post_init()
 
@@ -279,13 +279,13 @@ class HoneybeeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             model = cls(config)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model.projector = projector_of(config).to(dtype)
+            model.projector = build_projector_from_config(config).to(dtype)
         model.vision, model.llm = encoder, language_model
         model.generation_config = load_backbones.generation_config(tokenizer, image_token_id)
         return model.eval()
 
 
-def projector_of(config: HoneybeeConfig) -> Projector:
+def build_projector_from_config(config: HoneybeeConfig) -> Projector:
     """Builds the projector that a configuration describes, with initialised weights."""
     shape = Shape(
         num_features=config.num_features,

@@ -21,7 +21,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from model.configuration import HoneybeeConfig
-from model.image_fit import FITS, Fit, bar_colour, fitted
+from model.image_fit import FITS, Fit, fit_image, padding_colour
 from model.load_backbones import IMAGE_TOKEN, image_token_id, token_rows
 from pipelines.core.errors import ImageRefError
 from pipelines.images.decode import decode, to_rgb
@@ -106,9 +106,9 @@ class HoneybeeImageProcessor(PilBackend):
         """Converts n images of any size and mode to (n, 3, S, S), fp32; the fast path for data loaders."""
         size = (self.size.width, self.size.height)
         pixels = np.empty((len(images), size[1], size[0], 3), dtype=np.uint8)
-        colour = bar_colour(self.image_mean)
+        colour = padding_colour(self.image_mean)
         for row, image in zip(pixels, images, strict=True):
-            row[:] = np.asarray(fitted(to_rgb(image), size, self.fit, colour))
+            row[:] = np.asarray(fit_image(to_rgb(image), size, self.fit, colour))
         mean, std = torch.tensor(self.image_mean), torch.tensor(self.image_std)
         tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         return tensor.sub_((mean * 255).view(3, 1, 1)).div_((std * 255).view(3, 1, 1))

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from model import HoneybeeForConditionalGeneration, HoneybeeProcessor
-from model.generation.generate import End, Progress, Row, context_of, encode, generate, load
+from model.generation.generate import End, Progress, PromptRow, context_length, encode, generate, load
 from model.generation.sampling import Sampling
 from model.processing import open_image
 
@@ -69,14 +69,14 @@ class Chat:
         user = {"role": "user", "content": [*image_parts, {"type": "text", "text": question}]}
         messages = [*self.messages, user]
         shown = [part["image"] for message in messages for part in message["content"] if part["type"] == "image"]
-        prompt, context = encode(self.processor, messages), context_of(self.model)
+        prompt, context = encode(self.processor, messages), context_length(self.model)
         if context is not None and len(prompt) >= context:
             raise ChatError(
                 f"the conversation has {len(prompt)} tokens, but the model's context is {context} tokens: "
                 "ask a shorter question or start a new conversation"
             )
         answers: SimpleQueue[Progress] = SimpleQueue()
-        row = Row(
+        row = PromptRow(
             prompt,
             self.processor.preprocess(shown) if shown else None,
             max_new_tokens if context is None else min(max_new_tokens, context - len(prompt)),
@@ -85,7 +85,9 @@ class Chat:
         )
         return self._stream(user, row, answers)
 
-    def _stream(self, user: dict[str, Any], row: Row, answers: "SimpleQueue[Progress]") -> Generator[str, None, None]:
+    def _stream(
+        self, user: dict[str, Any], row: PromptRow, answers: "SimpleQueue[Progress]"
+    ) -> Generator[str, None, None]:
         def work() -> None:
             try:
                 generate(self.model, self.processor, [row])

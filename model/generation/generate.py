@@ -12,7 +12,7 @@ from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteria
 
 from model.check_directory import ModelError, check_model
 from model.configuration import HoneybeeConfig
-from model.generation.sampling import RowSampler, Sampling
+from model.generation.sampling import PerRowSampler, Sampling
 from model.generation.text_stream import Detokenizer, StopStrings
 from model.modeling import HoneybeeForConditionalGeneration
 from model.processing import HoneybeeProcessor
@@ -31,7 +31,7 @@ Progress = str | End | Exception  # an answer consists of pieces of text, follow
 
 
 @dataclass
-class Row:
+class PromptRow:
     """One prompt of a batch.
 
     input_ids: the result of `encode`. pixels: the images in order, (n, 3, S, S), or None if there are none. report:
@@ -82,7 +82,7 @@ def encode(processor: HoneybeeProcessor, messages: Sequence[Any]) -> list[int]:
     return processor.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+def pad_left(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
     """Returns token ids and attention mask, (B, T) each, padded on the left so that all answers start at column T."""
     width = max(map(len, prompts))
     input_ids = torch.full((len(prompts), width), pad)
@@ -93,12 +93,12 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Ten
     return input_ids, mask
 
 
-def context_of(model: HoneybeeForConditionalGeneration) -> int | None:
+def context_length(model: HoneybeeForConditionalGeneration) -> int | None:
     """Returns the maximum number of tokens of a prompt and its answer together, or None if there is no limit."""
     return getattr(model.config.text_config, "max_position_embeddings", None)
 
 
-def generate(model: Any, processor: HoneybeeProcessor, rows: Sequence[Row]) -> None:
+def generate(model: Any, processor: HoneybeeProcessor, rows: Sequence[PromptRow]) -> None:
     """Answers all rows in one left-padded batch and reports each row's text, and its end, as soon as it is known.
 
     The end of a row is reported immediately, but its memory is freed only when the longest answer of the batch is
@@ -106,7 +106,7 @@ def generate(model: Any, processor: HoneybeeProcessor, rows: Sequence[Row]) -> N
     """
     tokenizer = processor.tokenizer
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    input_ids, mask = left_padded([row.input_ids for row in rows], pad)
+    input_ids, mask = pad_left([row.input_ids for row in rows], pad)
     pixels = [row.pixels for row in rows if row.pixels is not None]
     model.generate(
         input_ids=input_ids.to(model.device),
@@ -117,7 +117,7 @@ def generate(model: Any, processor: HoneybeeProcessor, rows: Sequence[Row]) -> N
         num_beams=1,
         repetition_penalty=1.0,
         pad_token_id=pad,
-        logits_processor=LogitsProcessorList([RowSampler([row.sampling for row in rows])]),
+        logits_processor=LogitsProcessorList([PerRowSampler([row.sampling for row in rows])]),
         stopping_criteria=StoppingCriteriaList([_Reporter(rows, tokenizer, _end_tokens(model, tokenizer))]),
     )
 
@@ -130,7 +130,7 @@ def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
 class _Reporter(StoppingCriteria):
     """Passes each new token to its row's answer and tells `generate` which rows are done."""
 
-    def __init__(self, rows: Sequence[Row], tokenizer: Any, end_tokens: set[int]):
+    def __init__(self, rows: Sequence[PromptRow], tokenizer: Any, end_tokens: set[int]):
         self._answers = [_Answer(row, tokenizer, end_tokens) for row in rows]
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
@@ -143,7 +143,7 @@ class _Reporter(StoppingCriteria):
 class _Answer:
     """The growing answer of one row."""
 
-    def __init__(self, row: Row, tokenizer: Any, end_tokens: set[int]):
+    def __init__(self, row: PromptRow, tokenizer: Any, end_tokens: set[int]):
         self.row, self._end_tokens, self._count = row, end_tokens, 0
         self._text, self._stops = Detokenizer(tokenizer), StopStrings(row.stop)
 

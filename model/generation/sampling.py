@@ -18,7 +18,7 @@ class Sampling:
     seed: int | None = None
 
 
-class RowSampler(LogitsProcessor):
+class PerRowSampler(LogitsProcessor):
     """Samples each row's token and masks all others, for a greedy `generate`. Each call needs its own instance."""
 
     def __init__(self, rows: list[Sampling]):
@@ -32,13 +32,13 @@ class RowSampler(LogitsProcessor):
             return scores
         scores = scores.clone()
         for index in drawing:
-            token = draw(scores[index], self._rows[index], self._random[index])
+            token = sample_token(scores[index], self._rows[index], self._random[index])
             scores[index] = -torch.inf
             scores[index, token] = 0
         return scores
 
 
-def draw(scores: Tensor, row: Sampling, random: torch.Generator) -> int:
+def sample_token(scores: Tensor, row: Sampling, random: torch.Generator) -> int:
     """Samples a token from scores (vocabulary,). Applies temperature before top_p, as most servers do."""
     scores = scores.double().cpu()
     # Subtract the highest score first, so that a temperature near 0 turns the others into -inf instead of all into nan.

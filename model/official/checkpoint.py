@@ -20,16 +20,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from model import load_backbones
 from model.configuration import HoneybeeConfig
 from model.modeling import HoneybeeForConditionalGeneration
-from model.official.config import from_official, normalisation, projector_part, refuse_other, to_official
+from model.official.config import check_same_config, from_official, normalisation, projector_part, to_official
 from model.official.projectors import official_state, projector_from_official
-from model.official.weight_files import SHARD_BYTES, WeightFileError, Weights, read_json, write_weights
+from model.official.weight_files import SHARD_BYTES, WeightFileError, Weights, read_json_object, write_weights
 from model.processing import CHAT_TEMPLATES, HoneybeeImageProcessor, HoneybeeProcessor
 from pipelines.core.files import temporary_path, write_atomic
 from pipelines.tokens.tokenizer import TokenizerError, add_image_token
 
-KEPT = "official"  # subdirectory of a model with the checkpoint's other files, which an export restores
+OFFICIAL_DIR = "official"  # subdirectory of a model with the checkpoint's other files, which an export restores
 PREFIXES = {"vision.": "vision_model.vision_model.", "llm.": "language_model.", "projector.": "abstractor."}
-TABLES = ("llm.model.embed_tokens.weight", "llm.lm_head.weight")  # one row per token
+EMBEDDING_KEYS = ("llm.model.embed_tokens.weight", "llm.lm_head.weight")  # one row per token
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 _OTHERS = ("config.json", "generation_config.json", "added_tokens.json", *_TOKENIZER)
 # buffers that older versions of transformers saved; they are derived from the configuration
@@ -58,7 +58,7 @@ def import_official(
             f"{checkpoint / 'adapter_config.json'}: this is a LoRA adapter without its base model; merge it into the "
             "base model first (peft's merge_and_unload, then save_pretrained)"
         )
-    official = read_json(checkpoint / "config.json")
+    official = read_json_object(checkpoint / "config.json")
     with _naming(checkpoint / "config.json"):
         config = from_official(official, vision, llm)
         mean, std = normalisation(official)
@@ -79,17 +79,17 @@ def import_official(
     for key, place in weights.places.items():  # in file order, so that each file is opened once
         ours = _ours(key)
         if not ours.startswith("projector.") and place.dtype is not None:
-            specs[ours] = ((rows, *place.shape[1:]) if ours in TABLES else place.shape, place.dtype)
+            specs[ours] = ((rows, *place.shape[1:]) if ours in EMBEDDING_KEYS else place.shape, place.dtype)
 
     def read(key: str) -> Tensor:
         if key in converted:
             return converted[key]
         tensor = weights.read(_theirs(key))
-        return _grown(tensor, rows) if key in TABLES else tensor
+        return _grown(tensor, rows) if key in EMBEDDING_KEYS else tensor
 
     config.text_config.vocab_size = rows
     config.architectures = [HoneybeeForConditionalGeneration.__name__]
-    config.dtype = specs[TABLES[0]][1]
+    config.dtype = specs[EMBEDDING_KEYS[0]][1]
     size = config.vision_config.image_size
     images = HoneybeeImageProcessor(size={"height": size, "width": size}, image_mean=mean, image_std=std)
     template = (CHAT_TEMPLATES / "honeybee.jinja").read_text()
@@ -100,7 +100,7 @@ def import_official(
         config.save_pretrained(partial)
         load_backbones.generation_config(with_image, config.image_token_id).save_pretrained(partial)
         processor.save_pretrained(partial)
-        _copy(checkpoint, partial / KEPT)
+        _copy(checkpoint, partial / OFFICIAL_DIR)
     return config
 
 
@@ -114,8 +114,8 @@ def export_official(
     their checkpoints. The row of `<image>` and all other rows that an import added are dropped. Raises CheckpointError,
     naming file and key, for any mismatch and for parts that their code does not support; OSError if the disk is full.
     """
-    kept = model / KEPT
-    if read_json(model / "config.json").get("model_type") != HoneybeeConfig.model_type:
+    kept = model / OFFICIAL_DIR
+    if read_json_object(model / "config.json").get("model_type") != HoneybeeConfig.model_type:
         raise WeightFileError(f"{model / 'config.json'} is not the configuration of one of our Honeybee models")
     with _naming(model / "config.json"):
         config = HoneybeeConfig.from_pretrained(model)
@@ -124,8 +124,8 @@ def export_official(
         raise WeightFileError(f"{model} was trained with image_fit {images.fit}, but their code supports only stretch")
     vocabulary = config.text_config.vocab_size
     if (kept / "config.json").is_file():
-        official = read_json(kept / "config.json")
-        refuse_other(official, config)
+        official = read_json_object(kept / "config.json")
+        check_same_config(official, config)
         rows = from_official(official).text_config.vocab_size
     else:
         rows = vocabulary - 1 if config.image_token_id == vocabulary - 1 else vocabulary
@@ -148,14 +148,14 @@ def export_official(
     specs = {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in converted.items()}
     for key, place in weights.places.items():
         if not key.startswith("projector.") and place.dtype is not None:
-            specs[_theirs(key)] = ((rows, *place.shape[1:]) if key in TABLES else place.shape, place.dtype)
+            specs[_theirs(key)] = ((rows, *place.shape[1:]) if key in EMBEDDING_KEYS else place.shape, place.dtype)
 
     def read(key: str) -> Tensor:
         if key in converted:
             return converted[key]
         ours = _ours(key)
         tensor = weights.read(ours)
-        return tensor[:rows] if ours in TABLES else tensor
+        return tensor[:rows] if ours in EMBEDDING_KEYS else tensor
 
     with _whole_directory(output) as partial:
         write_weights(partial, specs, read, shard_bytes)

@@ -13,7 +13,7 @@ from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedCo
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from model.configuration import HoneybeeConfig
-from model.modeling import projector_of
+from model.modeling import build_projector_from_config
 from model.official.projectors import projector_config, projector_settings
 from model.official.weight_files import WeightFileError
 
@@ -101,7 +101,7 @@ def to_official(
     }
 
 
-def refuse_other(official: dict[str, Any], config: HoneybeeConfig) -> None:
+def check_same_config(official: dict[str, Any], config: HoneybeeConfig) -> None:
     """Raises CheckpointError, naming the key, if their configuration differs from that of our model."""
     theirs = from_official(official)
     for part in _PARTS:
@@ -119,7 +119,7 @@ def refuse_other(official: dict[str, Any], config: HoneybeeConfig) -> None:
 
 def _projector_config(config: HoneybeeConfig) -> dict[str, Any]:
     with torch.device("meta"):
-        projector = projector_of(config)
+        projector = build_projector_from_config(config)
     try:
         return projector_config(projector)
     except ValueError as error:

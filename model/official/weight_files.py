@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipelines.core.files import atomic_file, write_atomic
 
-WHOLE = ("model.safetensors", "pytorch_model.bin")
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 SHARD_BYTES = 1 << 30
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -25,7 +25,7 @@ class WeightFileError(ValueError):
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorInfo:
     """File, shape and dtype of a stored tensor. dtype: None unless it is a dense tensor of fp32, fp16 or bf16."""
 
     file: Path
@@ -43,7 +43,7 @@ class Weights:
 
     def __init__(self, directory: Path):
         self.directory = directory
-        self.places: dict[str, Place] = {}
+        self.places: dict[str, TensorInfo] = {}
         self._opened: tuple[Path, Callable[[str], Tensor]] | None = None
         files, index = _files(directory)
         for file in files:
@@ -110,7 +110,7 @@ def write_weights(
         write_atomic(directory / "model.safetensors.index.json", json.dumps(index, indent=1) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """Reads a JSON object. Raises CheckpointError if the file is absent, is not a JSON object or has duplicate keys."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -134,12 +134,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _files(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
     """Returns the weight files and, if there is an index, its mapping from key to file name."""
-    for name in WHOLE:
+    for name in SINGLE_FILES:
         if (directory / name).is_file():
             return [directory / name], None
         path = directory / f"{name}.index.json"
         if path.is_file():
-            index = read_json(path).get("weight_map")
+            index = read_json_object(path).get("weight_map")
             if not isinstance(index, dict) or not index:
                 raise WeightFileError(f"{path} must have a weight_map from keys to file names")
             for key, shard in index.items():
@@ -148,18 +148,18 @@ def _files(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
                 if not (directory / shard).is_file():
                     raise WeightFileError(f"{path}: {key!r} refers to {shard}, which does not exist")
             return [directory / shard for shard in dict.fromkeys(index.values())], index
-    names = ", ".join(f"{name}, {name}.index.json" for name in WHOLE)
+    names = ", ".join(f"{name}, {name}.index.json" for name in SINGLE_FILES)
     raise WeightFileError(f"there are no weights in {directory}: expected one of {names}")
 
 
-def _contents(file: Path) -> dict[str, Place]:
+def _contents(file: Path) -> dict[str, TensorInfo]:
     keys, read = _open(file)
     if not file.name.endswith(".safetensors"):
         tensors = {key: read(key) for key in keys}  # memory-mapped, so that nothing is read yet
-        return {key: Place(file, tuple(t.shape), t.dtype if _is_plain(t) else None) for key, t in tensors.items()}
+        return {key: TensorInfo(file, tuple(t.shape), t.dtype if _is_plain(t) else None) for key, t in tensors.items()}
     with safe_open(file, "pt") as opened:
         slices = {key: opened.get_slice(key) for key in keys}
-        return {key: Place(file, tuple(s.get_shape()), DTYPES.get(s.get_dtype())) for key, s in slices.items()}
+        return {key: TensorInfo(file, tuple(s.get_shape()), DTYPES.get(s.get_dtype())) for key, s in slices.items()}
 
 
 def _is_plain(tensor: Tensor) -> bool:

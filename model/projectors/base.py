@@ -136,7 +136,7 @@ def mlp(depth: int, input_width: int, output_width: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def side(count: int, what: str) -> int:
+def square_side(count: int, what: str) -> int:
     """Returns √count. Raises ValueError if it is not an integer; `what` names the count in the message."""
     root = isqrt(count)
     if root**2 != count:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.projectors.base import Count, PositiveInt, Projector, Settings, Shape, mlp, side
+from model.projectors.base import Count, PositiveInt, Projector, Settings, Shape, mlp, square_side
 
 
 class CAbstractorSettings(Settings):
@@ -55,8 +55,8 @@ class CAbstractor(Projector):
 
     def __init__(self, shape: Shape, settings: CAbstractorSettings):
         super().__init__(shape, settings)
-        self.input_side = side(shape.num_features, "the number of features per image")
-        self.output_side = side(shape.num_tokens, "num_tokens of the c-abstractor")
+        self.input_side = square_side(shape.num_features, "the number of features per image")
+        self.output_side = square_side(shape.num_tokens, "num_tokens of the c-abstractor")
         widths = [shape.encoder_width] + [settings.hidden_size] * 2 * settings.depth
         blocks = [BottleneckBlock(a, b) for a, b in pairwise(widths)]
         self.blocks_before = nn.Sequential(*blocks[: settings.depth])

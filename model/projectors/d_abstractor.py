@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from model.projectors.base import PositiveInt, Projector, Settings, Shape, side
+from model.projectors.base import PositiveInt, Projector, Settings, Shape, square_side
 
 
 class DAbstractorSettings(Settings):
@@ -128,8 +128,8 @@ class DAbstractor(Projector):
     def __init__(self, shape: Shape, settings: DAbstractorSettings):
         width = settings.hidden_size
         super().__init__(shape, settings, position_width=width, end_width=width)
-        self.input_side = side(shape.num_features, "the number of features per image")
-        self.output_side = side(shape.num_tokens, "num_tokens of the d-abstractor")
+        self.input_side = square_side(shape.num_features, "the number of features per image")
+        self.output_side = square_side(shape.num_tokens, "num_tokens of the d-abstractor")
         if width % settings.num_heads:
             raise ValueError(
                 f"hidden_size {width} of the d-abstractor must be a multiple of {settings.num_heads} heads"

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from threading import Thread
 
-from model.generation.generate import End, Row
+from model.generation.generate import End, PromptRow
 
-LINGER = 0.005  # seconds that the first request of a batch waits for others
+BATCH_WAIT_SECONDS = 0.005  # seconds that the first request of a batch waits for others
 MAX_WAITING = 256  # further requests are rejected, so that their images do not fill the memory
 log = logging.getLogger(__name__)
 
@@ -24,16 +24,16 @@ class Closed(Exception):
 class Batcher:
     """A queue of rows and the thread that answers them."""
 
-    def __init__(self, answer: Callable[[Sequence[Row]], None], max_batch: int):
+    def __init__(self, answer: Callable[[Sequence[PromptRow]], None], max_batch: int):
         """answer: generates and reports the answers of the rows; its exceptions are reported to unfinished rows."""
         self._answer, self._max_batch = answer, max_batch
-        self._waiting: queue.Queue[Row | None] = queue.Queue()
-        self._running: Sequence[Row] = ()
+        self._waiting: queue.Queue[PromptRow | None] = queue.Queue()
+        self._running: Sequence[PromptRow] = ()
         self._closed = False
         self._thread = Thread(target=self._work, name="generation", daemon=True)
         self._thread.start()
 
-    def submit(self, row: Row) -> None:
+    def submit(self, row: PromptRow) -> None:
         """Queues a row. Raises Busy if the queue is full, Closed if the server is shutting down."""
         if self._closed:
             raise Closed("the server is shutting down")
@@ -68,9 +68,9 @@ class Batcher:
             if left := self._waiting.get():
                 left.finish(Closed("the server is shutting down"))
 
-    def _next(self) -> list[Row]:
+    def _next(self) -> list[PromptRow]:
         """Returns the rows of the next batch, or an empty list when the queue is closed."""
-        rows: list[Row] = []
+        rows: list[PromptRow] = []
         until = 0.0
         while len(rows) < self._max_batch:
             try:
@@ -85,6 +85,6 @@ class Batcher:
                 row.finish(End("cancelled", 0))
                 continue
             if not rows:
-                until = time.monotonic() + LINGER
+                until = time.monotonic() + BATCH_WAIT_SECONDS
             rows.append(row)
         return rows

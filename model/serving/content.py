@@ -10,21 +10,21 @@ from model.serving.protocol import Message
 
 
 @dataclass(frozen=True)
-class Reference:
+class ImageReference:
     """An image reference in a message. place: field path for errors, such as `messages[0].content[1].image_url`."""
 
     url: str
     place: str
 
 
-def conversation(messages: Sequence[Message], max_images: int) -> tuple[list[dict[str, Any]], list[Reference]]:
+def conversation(messages: Sequence[Message], max_images: int) -> tuple[list[dict[str, Any]], list[ImageReference]]:
     """Returns the messages in chat-template format and their image references in order.
 
     Raises RequestError (400) if the last message is empty or not from the user, a text contains the image token, an
     image is not in a user message, or there are too many images.
     """
     turns: list[dict[str, Any]] = []
-    references: list[Reference] = []
+    references: list[ImageReference] = []
     for message_index, message in enumerate(messages):
         parts: list[dict[str, str]] = []
         for part_index, part in enumerate(message.content):
@@ -32,7 +32,7 @@ def conversation(messages: Sequence[Message], max_images: int) -> tuple[list[dic
             if part.image_url is not None and part.type == "image_url":
                 if message.role != "user":
                     raise _invalid(f"images are allowed only in user messages, not in {message.role} messages", place)
-                references.append(Reference(part.image_url.url, f"{place}.image_url"))
+                references.append(ImageReference(part.image_url.url, f"{place}.image_url"))
                 parts.append({"type": "image"})
             else:
                 text = part.text or ""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from PIL import Image
 
-from model.serving.content import Reference
+from model.serving.content import ImageReference
 from model.serving.errors import RequestError
 from model.serving.fetch_image import FetchError, fetch
 from pipelines.core.errors import ImageRefError
@@ -18,7 +18,7 @@ from pipelines.images.decode import FORMATS, MAX_PIXELS, decode, to_rgb
 _DATA = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 
 
-async def encoded(reference: Reference, allow_urls: bool, max_bytes: int) -> Callable[[], bytes]:
+async def image_bytes(reference: ImageReference, allow_urls: bool, max_bytes: int) -> Callable[[], bytes]:
     """Returns a function that returns the file's bytes, so that base64 can be decoded in a worker thread.
 
     Raises RequestError (400).
@@ -45,13 +45,13 @@ async def encoded(reference: Reference, allow_urls: bool, max_bytes: int) -> Cal
     )
 
 
-def check_together(files: Sequence[bytes]) -> None:
+def check_total_pixels(files: Sequence[bytes]) -> None:
     """Raises RequestError (400) if all images together have more pixels than are allowed for one image."""
     pixels = 0
     for data in files:
         with contextlib.suppress(Exception), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             size = image.width * image.height
-            pixels += size if size <= MAX_PIXELS else 0  # `opened` reports single images that are too large
+            pixels += size if size <= MAX_PIXELS else 0  # `decode_image` reports single images that are too large
     if pixels > MAX_PIXELS:
         message = (
             f"the images of the request have {pixels:,} pixels in total, more than the allowed {MAX_PIXELS:,}: "
@@ -60,7 +60,7 @@ def check_together(files: Sequence[bytes]) -> None:
         raise RequestError(400, message, "messages", "invalid_image")
 
 
-def opened(reference: Reference, data: bytes) -> Image.Image:
+def decode_image(reference: ImageReference, data: bytes) -> Image.Image:
     """Decodes an image to upright RGB. Raises RequestError (400), naming the field, if it is not a valid image."""
     try:
         return to_rgb(decode(data))
@@ -70,7 +70,7 @@ def opened(reference: Reference, data: bytes) -> Image.Image:
         raise _invalid(reference, f"the image cannot be converted: {type(error).__name__}: {error}") from None
 
 
-def _from_base64(reference: Reference) -> bytes:
+def _from_base64(reference: ImageReference) -> bytes:
     url = reference.url
     try:
         return base64.b64decode(url[url.index(",") + 1 :], validate=True)
@@ -78,5 +78,5 @@ def _from_base64(reference: Reference) -> bytes:
         raise _invalid(reference, f"the data: URL is not valid base64: {error}") from None
 
 
-def _invalid(reference: Reference, message: str) -> RequestError:
+def _invalid(reference: ImageReference, message: str) -> RequestError:
     return RequestError(400, f"{reference.place}: {message}", reference.place, "invalid_image")

@@ -12,8 +12,8 @@ from model.check_directory import check_model
 from model.serving.app import create_app
 from model.serving.service import Service, Settings
 
-GRACE = 10  # seconds that running answers have to finish on shutdown
-LOCAL = ("127.0.0.1", "localhost")  # only these names are accepted, to prevent DNS rebinding by web pages
+SHUTDOWN_SECONDS = 10  # seconds that running answers have to finish on shutdown
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost")  # only these names are accepted, to prevent DNS rebinding by web pages
 
 
 class ServeError(ValueError):
@@ -30,8 +30,8 @@ def serve(directory: Path, host: str, port: int, settings: Settings, say: Callab
         service = Service(*load(directory), settings)
         address = f"[{host}]" if ":" in host else host
         say(f"serving {directory} as {settings.name!r} on http://{address}:{listener.getsockname()[1]}/v1")
-        app = create_app(service, LOCAL if host in LOCAL else ("*",))
-        config = uvicorn.Config(app, log_level="info", timeout_graceful_shutdown=GRACE)
+        app = create_app(service, LOOPBACK_HOSTS if host in LOOPBACK_HOSTS else ("*",))
+        config = uvicorn.Config(app, log_level="info", timeout_graceful_shutdown=SHUTDOWN_SECONDS)
         server = uvicorn.Server(config)
         with contextlib.suppress(KeyboardInterrupt, SystemExit):  # uvicorn shuts down, then re-raises the signal
             server.run(sockets=[listener])

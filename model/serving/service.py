@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 
-from model.generation.generate import Progress, Row, context_of, encode, generate
+from model.generation.generate import Progress, PromptRow, context_length, encode, generate
 from model.generation.sampling import Sampling
 from model.serving.batching import Batcher, Busy, Closed
-from model.serving.content import Reference, conversation
+from model.serving.content import ImageReference, conversation
 from model.serving.errors import RequestError
-from model.serving.images import check_together, encoded, opened
+from model.serving.images import check_total_pixels, decode_image, image_bytes
 from model.serving.protocol import ChatRequest
 
 DEFAULT_MAX_TOKENS = 512  # used if a request sets no limit
-MAX_PIECES = 10_000  # bounds the messages and parts if the model has no context limit
+MAX_PARTS = 10_000  # bounds the messages and parts if the model has no context limit
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Service:
     """The model with its request queue and worker threads for preprocessing."""
 
     def __init__(self, model: Any, processor: Any, settings: Settings):
-        self.settings, self.processor, self.context = settings, processor, context_of(model)
+        self.settings, self.processor, self.context = settings, processor, context_length(model)
         longest = max(map(len, processor.tokenizer.get_vocab()))  # characters of the longest token
         # Tokenising megabytes takes a minute. Allow four times what can fit, since a tokenizer may drop characters.
         self._max_characters = None if self.context is None else 4 * longest * self.context
@@ -74,7 +74,7 @@ class Service:
             raise RequestError(404, message, "model", "model_not_found")
         messages, references = conversation(request.messages, self.settings.max_images)
         pieces = sum(1 + len(message.content) for message in request.messages)
-        if pieces > 4 * (self.context or MAX_PIECES):  # each has at least one token, except for empty texts
+        if pieces > 4 * (self.context or MAX_PARTS):  # each has at least one token, except for empty texts
             raise _too_long(f"the messages have {pieces} parts", self.context)
         characters = sum(len(part.text or "") for message in request.messages for part in message.content)
         if self._max_characters is not None and characters > self._max_characters:
@@ -92,7 +92,7 @@ class Service:
             with contextlib.suppress(RuntimeError):  # the event loop is closed, so that no client is left
                 loop.call_soon_threadsafe(queue.put_nowait, progress)
 
-        row = Row(
+        row = PromptRow(
             prompt,
             torch.cat(pixels) if pixels else None,
             longest,
@@ -114,15 +114,15 @@ class Service:
         except TemplateError as error:
             raise RequestError(400, f"the model's chat template rejects the messages: {error}", "messages") from None
 
-    async def _pixels(self, references: Sequence[Reference]) -> list[torch.Tensor]:
+    async def _pixels(self, references: Sequence[ImageReference]) -> list[torch.Tensor]:
         """Loads and preprocesses each image to (1, 3, S, S)."""
         settings = self.settings
-        loading = (encoded(reference, settings.allow_urls, settings.max_upload) for reference in references)
+        loading = (image_bytes(reference, settings.allow_urls, settings.max_upload) for reference in references)
         files = [await self.in_thread(data) for data in await asyncio.gather(*loading)]
-        await self.in_thread(check_together, files)
+        await self.in_thread(check_total_pixels, files)
 
-        def preprocess(reference: Reference, data: bytes) -> torch.Tensor:
-            return self.processor.preprocess([opened(reference, data)])
+        def preprocess(reference: ImageReference, data: bytes) -> torch.Tensor:
+            return self.processor.preprocess([decode_image(reference, data)])
 
         pairs = zip(references, files, strict=True)
         return list(await asyncio.gather(*(self.in_thread(preprocess, *pair) for pair in pairs)))

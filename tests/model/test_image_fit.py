@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoProcessor, CLIPImageProcessorPil, LlavaImageProcessorPil
 
 from model import HoneybeeImageProcessor, HoneybeeProcessor, image_fit
-from model.image_fit import FITS, Fit, bar_colour, bounded, fitted
+from model.image_fit import FITS, Fit, fit_image, limit_size, padding_colour
 from model.training.data.decode import Decoder
 from pipelines.images.decode import to_rgb
 
@@ -69,8 +69,8 @@ def test_visible_region_of_each_fit() -> None:
     assert stretch[16, 2].tolist() == [0, 0, 255] and stretch[16, 29].tolist() == [255, 0, 0]
     assert (crop == 255).all()
     assert pad[16, 2].tolist() == [0, 0, 255] and pad[16, 29].tolist() == [255, 0, 0]
-    assert (pad[:9] == bar_colour(HoneybeeImageProcessor.image_mean)).all() and (pad[23:] == pad[0]).all()
-    assert bar_colour((0.48145466, 0.4578275, 0.40821073)) == (122, 116, 104) and bar_colour([0, 0.5, 1]) == (
+    assert (pad[:9] == padding_colour(HoneybeeImageProcessor.image_mean)).all() and (pad[23:] == pad[0]).all()
+    assert padding_colour((0.48145466, 0.4578275, 0.40821073)) == (122, 116, 104) and padding_colour([0, 0.5, 1]) == (
         0,
         127,
         255,
@@ -93,22 +93,22 @@ def test_extreme_shapes(fit: Fit, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("size", [(1, 9_000_000), (9_000_000, 1), (3, 1_000_000)])
 @pytest.mark.parametrize("fit", FITS)
 def test_memory_is_bounded_for_extremely_long_images(fit: Fit, size: tuple[int, int], side: int) -> None:
-    image = bounded(Image.new("RGB", size, RED), side, fit)
+    image = limit_size(Image.new("RGB", size, RED), side, fit)
     if fit == "crop":
-        assert np.prod(image_fit.covering(*image.size, side), dtype=float) <= image_fit._MAX_INTERMEDIATE
+        assert np.prod(image_fit.cover_size(*image.size, side), dtype=float) <= image_fit._MAX_INTERMEDIATE
     assert fit != "pad" or max(image.size) ** 2 <= image_fit._MAX_INTERMEDIATE
     assert fit != "stretch" or image.height * side <= image_fit._MAX_INTERMEDIATE
-    assert bounded(image, side, fit) is image
+    assert limit_size(image, side, fit) is image
 
 
 def test_bounding_hardly_changes_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a bound so low that small images exceed it, the pixels are nearly the same as without the bound."""
     slope = photo(40, 4000)
-    before = {fit: fitted(slope, (32, 32), fit, RED) for fit in FITS}
+    before = {fit: fit_image(slope, (32, 32), fit, RED) for fit in FITS}
     monkeypatch.setattr(image_fit, "_MAX_INTERMEDIATE", 32 * 32 * 20)
     for fit in FITS:
         assert image_fit.is_extreme(*slope.size, 32, fit)
-        after = fitted(slope, (32, 32), fit, RED)
+        after = fit_image(slope, (32, 32), fit, RED)
         assert np.abs(np.asarray(after, int) - np.asarray(before[fit])).mean() < 3, fit
         pixels, problems = Decoder.like(processor(fit))([encode(slope, quality=95)])
         assert problems == [None]
@@ -171,7 +171,7 @@ def test_files_of_all_kinds_are_fitted_in_displayed_form(kind: str, fit: Fit, tm
     file.write_bytes(KINDS[kind]())
     found = processor(fit)([file], return_tensors="pt")["pixel_values"]
     with Image.open(file) as opened:
-        expected = fitted(to_rgb(opened), (32, 32), fit, bar_colour(HoneybeeImageProcessor.image_mean))
+        expected = fit_image(to_rgb(opened), (32, 32), fit, padding_colour(HoneybeeImageProcessor.image_mean))
     assert (values(found)[0] == np.asarray(expected)).all()
 
 

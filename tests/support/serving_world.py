@@ -12,16 +12,16 @@ import uvicorn
 from PIL import Image
 
 from model.serving.app import create_app
-from model.serving.server import LOCAL, bind
+from model.serving.server import LOOPBACK_HOSTS, bind
 from model.serving.service import Service, Settings
 
 
 @contextlib.contextmanager
-def served(model: Any, processor: Any, **settings: Any) -> Iterator[str]:
+def run_server(model: Any, processor: Any, **settings: Any) -> Iterator[str]:
     """Runs a server for the model and yields its base URL, `http://127.0.0.1:…/v1`."""
     service = Service(model, processor, Settings(**settings))
     with bind("127.0.0.1", 0) as listener:
-        app = create_app(service, LOCAL)
+        app = create_app(service, LOOPBACK_HOSTS)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

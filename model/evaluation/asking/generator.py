@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 
 from model.evaluation.interface import EvaluationError
-from model.generation.generate import left_padded
+from model.generation.generate import pad_left
 from model.modeling import HoneybeeForConditionalGeneration
 from model.processing import HoneybeeProcessor
 from pipelines.core.store import MANIFEST
@@ -66,7 +66,7 @@ class Generator:
     def generate(self, prompts: Sequence[list[int]], pixels: Sequence[Tensor], max_new_tokens: int) -> list[str]:
         """Encoded prompts and their images in the same order, (3, S, S) each → one answer per prompt."""
         tokenizer = self.processor.tokenizer
-        input_ids, mask = left_padded(prompts, tokenizer.pad_token_id)
+        input_ids, mask = pad_left(prompts, tokenizer.pad_token_id)
         outputs = self.model.generate(
             input_ids=input_ids.to(self.device),
             attention_mask=mask.to(self.device),

@@ -14,7 +14,7 @@ import simplejpeg
 import torch
 from torch import Tensor
 
-from model.image_fit import Fit, bar_colour, bounded, covering, is_extreme, offset, padded
+from model.image_fit import Fit, centre_offset, cover_size, is_extreme, limit_size, pad_to_square, padding_colour
 from model.processing import HoneybeeImageProcessor
 from pipelines.images.decode import MAX_PIXELS, decode, orientation, to_rgb
 from pipelines.images.references import MAX_BYTES
@@ -51,7 +51,7 @@ class Decoder:
     ):
         """size: height and width. mean, std: per channel, for values from 0 to 1. fit: see model/image_fit.py."""
         self.size, self.mode, self.fit = size, mode, fit
-        self._colour = bar_colour(mean)
+        self._colour = padding_colour(mean)
         self._mean = (torch.tensor(mean, dtype=torch.float32) * 255).view(3, 1, 1)
         self._std = (torch.tensor(std, dtype=torch.float32) * 255).view(3, 1, 1)
         self._buffers = threading.local()
@@ -88,8 +88,8 @@ class Decoder:
         resized = self._jpeg(data)
         if resized is not None:
             return resized
-        image = bounded(to_rgb(decode(data)), self.size[0], self.fit)
-        return self._fitted(np.array(padded(image, self._colour) if self.fit == "pad" else image))
+        image = limit_size(to_rgb(decode(data)), self.size[0], self.fit)
+        return self._fitted(np.array(pad_to_square(image, self._colour) if self.fit == "pad" else image))
 
     def _jpeg(self, data: bytes) -> Tensor | None:
         """Like _resized, for an ordinary JPEG; returns None for any other bytes."""
@@ -127,7 +127,7 @@ class Decoder:
         sides, edges = (height, width), [0]
         if self.fit == "pad":
             longer = max(sides)
-            edges = [edge for side in sides if side < longer for edge in (offset(longer, side), side)]
+            edges = [edge for side in sides if side < longer for edge in (centre_offset(longer, side), side)]
             sides = (longer, longer)
         enough = (side * MARGIN for side in self.size)
         room = min(side // least for side, least in zip(sides, enough, strict=True))
@@ -139,13 +139,13 @@ class Decoder:
         height, width = shape or pixels.shape[:2]
         side = self.size[0]
         if self.fit == "crop":
-            columns, rows = covering(width, height, side)
-            top, left = offset(rows, side), offset(columns, side)
+            columns, rows = cover_size(width, height, side)
+            top, left = centre_offset(rows, side), centre_offset(columns, side)
             uncropped = self._resize(pixels, (rows, columns), (height, width), scale)
             return uncropped[:, top : top + side, left : left + side]
         if self.fit == "pad" and height != width:
             longer = max(height, width)
-            top, left = offset(longer, height) // scale, offset(longer, width) // scale
+            top, left = centre_offset(longer, height) // scale, centre_offset(longer, width) // scale
             canvas = self._canvas(-(-longer // scale))
             canvas[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
             return self._resize(canvas, self.size, (longer, longer), scale)

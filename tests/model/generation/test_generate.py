@@ -12,8 +12,8 @@ from support.serving_world import wait_for
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from model.generation.generate import End, Row
-from model.generation.sampling import RowSampler, Sampling, draw
+from model.generation.generate import End, PromptRow
+from model.generation.sampling import PerRowSampler, Sampling, sample_token
 from model.generation.text_stream import Detokenizer, StopStrings
 from model.serving import batching
 from model.serving.batching import Batcher, Busy, Closed
@@ -70,7 +70,9 @@ def test_samples_follow_the_requested_distribution() -> None:
     scores = torch.tensor([0.0, 1.0, -torch.inf, 2.0, 0.5])
     random = torch.Generator().manual_seed(0)
     for row, kept in ((Sampling(0.7), [0, 1, 3, 4]), (Sampling(0.7, 0.8), [1, 3]), (Sampling(2.0, 0.0), [3])):
-        drawn = torch.bincount(torch.tensor([draw(scores, row, random) for _ in range(4000)]), minlength=5) / 4000
+        drawn = (
+            torch.bincount(torch.tensor([sample_token(scores, row, random) for _ in range(4000)]), minlength=5) / 4000
+        )
         wanted = torch.zeros(5)
         wanted[kept] = (scores[kept] / row.temperature).softmax(dim=-1)
         assert (drawn - wanted).abs().max() < 0.03
@@ -80,8 +82,8 @@ def test_samples_follow_the_requested_distribution() -> None:
 def test_sampling_is_independent_of_the_batch() -> None:
     scores = torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
     rows = [Sampling(1.0, seed=5), Sampling(0.0), Sampling(0.5, 0.9, seed=6)]
-    batched = RowSampler(rows)
-    single = [RowSampler([row]) for row in rows]
+    batched = PerRowSampler(rows)
+    single = [PerRowSampler([row]) for row in rows]
     ids = torch.zeros(3, 1, dtype=torch.long)
     for _ in range(20):
         chosen = batched(ids, scores).argmax(dim=-1)
@@ -89,15 +91,15 @@ def test_sampling_is_independent_of_the_batch() -> None:
         assert chosen[1] == scores[1].argmax()
 
 
-def row(progress: list[Any]) -> Row:
-    return Row([1], None, 1, progress.append)
+def row(progress: list[Any]) -> PromptRow:
+    return PromptRow([1], None, 1, progress.append)
 
 
 def test_waiting_rows_are_batched_up_to_the_maximum() -> None:
     sizes: list[int] = []
     go, reports = threading.Event(), [[] for _ in range(8)]  # type: ignore[var-annotated]
 
-    def answer(rows: Sequence[Row]) -> None:
+    def answer(rows: Sequence[PromptRow]) -> None:
         sizes.append(len(rows))
         go.wait()
         for each in rows:
@@ -121,7 +123,7 @@ def test_full_or_closed_queue_rejects_rows(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(batching, "MAX_WAITING", 2)
     started, reports = threading.Event(), [[] for _ in range(3)]  # type: ignore[var-annotated]
 
-    def until_cancelled(rows: Sequence[Row]) -> None:
+    def until_cancelled(rows: Sequence[PromptRow]) -> None:
         started.set()
         for each in rows:
             each.cancelled.wait()

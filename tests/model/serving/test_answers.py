@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 import torch
-from support.serving_world import data_url, image, served, text, user, wait_for
+from support.serving_world import data_url, image, run_server, text, user, wait_for
 
 from model import HoneybeeForConditionalGeneration
 from model.generation.chat import Chat
@@ -45,7 +45,7 @@ def world(tiny_backbones: Path, tiny_processor: Any) -> Iterator[tuple[openai.Op
     model = build(tiny_backbones)
     sizes: list[int] = []
     model.llm.lm_head.register_forward_hook(lambda module, args, logits: sizes.append(len(logits)))
-    with served(model, tiny_processor) as url:
+    with run_server(model, tiny_processor) as url:
         yield openai.OpenAI(base_url=url, api_key="none", max_retries=0), model, sizes
 
 
@@ -174,7 +174,7 @@ class Slow:
 @pytest.fixture
 def slow(tiny_backbones: Path, tiny_processor: Any) -> Iterator[tuple[openai.OpenAI, Slow]]:
     slow = Slow(tiny_backbones, tiny_processor)
-    with served(slow.model, tiny_processor) as url:
+    with run_server(slow.model, tiny_processor) as url:
         yield openai.OpenAI(base_url=url, api_key="none", max_retries=0), slow
 
 
@@ -242,7 +242,7 @@ def test_failure_is_reported_and_the_server_continues(slow: Any) -> None:
 
 def test_server_completes_running_answers_on_shutdown(tiny_backbones: Path, tiny_processor: Any) -> None:
     slow = Slow(tiny_backbones, tiny_processor)
-    with served(slow.model, tiny_processor) as url:
+    with run_server(slow.model, tiny_processor) as url:
         client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
         answer = ask(client, QUESTIONS[0], max_tokens=30, stream=True)
         next(answer)

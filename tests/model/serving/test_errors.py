@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.serving_world import data_url, image, served, text, user
+from support.serving_world import data_url, image, run_server, text, user
 
 from model import HoneybeeForConditionalGeneration
 
@@ -24,7 +24,7 @@ def model(tiny_backbones: Path) -> Any:
 @pytest.fixture(scope="module")
 def client(model: Any, tiny_processor: Any) -> Iterator[httpx.Client]:
     with (
-        served(model, tiny_processor, name="bee", max_images=2, max_upload=LIMIT) as url,
+        run_server(model, tiny_processor, name="bee", max_images=2, max_upload=LIMIT) as url,
         httpx.Client(base_url=url, timeout=20) as client,
     ):
         yield client
@@ -207,7 +207,7 @@ def test_too_large_body_is_rejected_with_and_without_content_length(client: http
 
 
 def test_allowed_urls_do_not_give_access_to_the_internal_network(model: Any, tiny_processor: Any) -> None:
-    with served(model, tiny_processor, name="bee", allow_urls=True) as url, httpx.Client(base_url=url) as client:
+    with run_server(model, tiny_processor, name="bee", allow_urls=True) as url, httpx.Client(base_url=url) as client:
         own = url.removesuffix("/v1") + "/health"
         hosts = [own, own.replace("127.0.0.1", "localhost"), own.replace("127.0.0.1", "[::ffff:127.0.0.1]")]
         hosts += ["http://10.0.0.1/a.png", "http://169.254.169.254/latest", "http://[::1]/", "http://0.0.0.0/"]
