@@ -7,8 +7,9 @@ from pathlib import Path
 from flows.data.decontamination import decontamination
 from flows.runs.workspace import Log, Workspace
 from pipelines.decontamination.match import Decontamination
+from pipelines.examples.settings import ExampleSettings
 from pipelines.images.shrink import Shrink
-from pipelines.jobs.dataset import DatasetSpec
+from pipelines.jobs.dataset import DatasetSpec, Tables
 from pipelines.jobs.embeddings import build_embeddings
 from pipelines.jobs.examples import build_examples
 from pipelines.jobs.images import build_images
@@ -16,6 +17,9 @@ from pipelines.jobs.shards import build_shards
 from pipelines.packing.plan import Lengths, PackingError, make_plan
 from pipelines.shards.plan import ImageMode
 from pipelines.shards.remote import push, shards_url
+from pipelines.shards.settings import ShardSettings
+from pipelines.templates.sets import load_templates
+from pipelines.tokens.chat_style import load_chat_template
 
 
 @dataclass(frozen=True)
@@ -38,25 +42,27 @@ def stage_data(
     images = build_images(store, specs, log=log) if recipe.images != "skip" else {}
     embeddings = build_embeddings(store, specs, recipe.embedder.model, recipe.embedder.device, log=log)
     examples = {
-        spec.name: examples_of(workspace, stage, spec, tokenizer, images.get(spec.name), embeddings, benchmarks)
+        spec.name: examples_of(
+            workspace,
+            spec,
+            example_settings(workspace, stage, spec, tokenizer, benchmarks),
+            Tables(images.get(spec.name), embeddings),
+        )
         for spec in specs
     }
     part = workspace.stage(stage)
     side = part.data.image_side
-    shards = build_shards(
-        store,
-        examples=examples,
-        image_roots={spec.name: spec.images for spec in specs},
+    settings = ShardSettings(
         balance=part.data.balance,
         weights=part.data.weights,
         num_samples=part.samples,
         shard_bytes=max(1, round(part.data.shard_mib * 2**20)),
         tokenizer=tokenizer,
-        seed=recipe.seed,
         image_mode=ImageMode(recipe.images, Shrink(side) if side else None),
-        beam_options=recipe.beam,
-        log=log,
+        seed=recipe.seed,
     )
+    image_roots = {spec.name: spec.images for spec in specs}
+    shards = build_shards(store, examples, image_roots, settings, recipe.beam, log)
     log(f"{stage} shards: {shards}")
     if part.train.packing is not None:  # report packing problems before anything is trained
         lengths = Lengths(shards / "lengths.parquet")
@@ -73,29 +79,28 @@ def stage_data(
     return StageData(stage, examples, shards)
 
 
-def dataset_examples(
-    workspace: Workspace,
-    stage: str,
-    spec: DatasetSpec,
-    tokenizer: Path,
-    images: Path | None,
-    embeddings: Path | None,
-    benchmarks: Decontamination | None,
-    log: Log,
-) -> Path:
+def example_settings(
+    workspace: Workspace, stage: str, spec: DatasetSpec, tokenizer: Path, benchmarks: Decontamination | None
+) -> ExampleSettings:
+    """Returns how a stage turns the annotations of a dataset into examples; its templates are read here, once. Raises
+    TemplateError or ChatStyleError for those that cannot be used."""
     data = workspace.stage(stage).data
-    return build_examples(
-        workspace.store,
-        spec,
-        templates=data.templates,
-        chat=data.chat,
+    return ExampleSettings(
+        dataset=spec.name,
+        task=spec.task,
+        templates=load_templates(data.templates, spec.name, spec.task),
+        chat=load_chat_template(data.chat),
         tokenizer=tokenizer,
         max_text_tokens=data.max_text_tokens,
+        max_turns=spec.max_turns,
         max_images=data.max_images,
-        images=images,
-        embeddings=embeddings,
         seed=workspace.recipe.seed,
+        dedup=spec.dedup,
         decontamination=benchmarks,
-        beam_options=workspace.recipe.beam,
-        log=log,
     )
+
+
+def dataset_examples(
+    workspace: Workspace, spec: DatasetSpec, settings: ExampleSettings, tables: Tables, log: Log
+) -> Path:
+    return build_examples(workspace.store, spec, settings, tables, workspace.recipe.beam, log)

@@ -11,7 +11,7 @@ from flows.recipe.recipe import load_recipe
 from flows.runs.find import find_run, stage_shards
 from flows.runs.workspace import Workspace, locate_workspace
 from pipelines.core.arrow_files import open_batches
-from pipelines.core.store import MANIFEST, read_manifest
+from pipelines.core.store import read_manifest
 from pipelines.tokens.tokenizer import load_tokenizer
 
 
@@ -121,7 +121,7 @@ def _wanted_turns(count: int, ends: list[int], turn: int | None, token: int | No
 
 def _supervised(workspace: Workspace, examples: Path, sample: dict[str, Any], begin: int, end: int) -> dict[str, Any]:
     key = read_manifest(examples)["key"]
-    made = sorted(path.parent for path in (workspace.store.root / "tokenizers").glob(f"*/{MANIFEST}"))
+    made = workspace.store.entries("tokenizers")
     prepared = next((found for found in map(load_tokenizer, made) if found.fingerprint == key["tokenizer"]), None)
     if prepared is None:
         raise TraceError(f"the store no longer has tokenizer {key['tokenizer']}: build the recipe again")
@@ -180,8 +180,8 @@ def _deduplication(examples: Path, rule: dict[str, Any] | None, row: int) -> dic
     return {"decision": decision, "dropped for it": dropped}
 
 
-def _entry(workspace: Workspace, stage: str, name: str) -> Path:
-    directory = workspace.store.root / stage / name
+def _entry(workspace: Workspace, kind: str, name: str) -> Path:
+    directory = workspace.store.entry(kind, name)
     if not directory.is_dir():
         raise TraceError(f"the store no longer has {directory}: build the recipe again")
     return directory

@@ -81,10 +81,13 @@ def _settings(recipe: Recipe) -> Iterator[str]:
     if recipe.paths.remote is not None:
         yield from _problems("paths.remote", check_url, recipe.paths.remote)
     yield from _problems("beam", check_options, recipe.beam)
-    for name, dataset in recipe.datasets.items():
+    compares_vectors = False
+    for name in recipe.datasets:
         yield from _problems(f"datasets.{name}", recipe.source, name)
-        if "semantic" in dataset.dedup.rule and dataset.max_turns > 1:
-            yield from _problems("embedder", check_embedder, recipe.embedder.model, recipe.embedder.device)
+        with contextlib.suppress(sources.SourceError):  # reported above
+            compares_vectors |= recipe.compares_vectors(name)
+    if compares_vectors:
+        yield from _problems("embedder", check_embedder, recipe.embedder.model, recipe.embedder.device)
     yield from _problems("launch", find_cluster, recipe.launch)
     for name in STAGES:
         yield from _stage_settings(recipe, name)

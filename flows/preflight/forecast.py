@@ -1,6 +1,7 @@
 """Forecasts the examples and the share of each dataset of a recipe: exactly if it is built, otherwise estimated from
 its files. Reads the store, works in memory and writes nothing."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,22 +10,20 @@ from typing import Any
 import pyarrow as pa
 
 from flows.data.decontamination import decontamination
-from flows.data.stage_data import dataset_examples
+from flows.data.stage_data import dataset_examples, example_settings
 from flows.runs.workspace import Workspace
 from pipelines import sources
 from pipelines.core.arrow_files import read_table
 from pipelines.core.store import BIG_FILE, NotBuilt, Store, read_manifest
 from pipelines.decontamination.match import Decontamination
 from pipelines.jobs.annotations import annotation_batches, build_annotations
-from pipelines.jobs.dataset import DatasetSpec
+from pipelines.jobs.dataset import DatasetSpec, Tables
 from pipelines.jobs.estimate import count_examples, estimate
-from pipelines.jobs.examples import render_settings
 from pipelines.jobs.find_built import find_embeddings_table, find_images_table, newest_examples
 from pipelines.jobs.tokenizer import prepare_tokenizer
 from pipelines.mixture.order import MixtureError, mix
 from pipelines.mixture.shares import BalanceError, wanted_shares
 from pipelines.schema import ANNOTATIONS
-from pipelines.templates.sets import template_file
 from pipelines.tokens.tokenizer import TokenizerError
 
 
@@ -60,8 +59,8 @@ class Forecaster:
         self.workspace = replace(workspace, store=Store(workspace.store.root, read_only=True))
         self._annotations: dict[str, pa.Table | None] = {}
         self.tokenizer, self.lack = self._tokenizer(scratch)
-        self._embeddings = self._embeddings_at_hand()
-        self._benchmarks = self._benchmarks_at_hand()
+        self._embeddings = self._find_embeddings()
+        self._benchmarks = self._find_benchmarks()
 
     def known(self, stage: str, dataset: str) -> Known:
         """Returns what is known of a dataset in a stage, from the best available source: its built examples, a rendered
@@ -101,14 +100,14 @@ class Forecaster:
         except TokenizerError as error:
             return None, str(error)
 
-    def _embeddings_at_hand(self) -> Path | None:
+    def _find_embeddings(self) -> Path | None:
         recipe = self.workspace.recipe
-        if any("semantic" in part.dedup.rule and part.max_turns > 1 for part in recipe.datasets.values()):
-            embedder = recipe.embedder
-            return find_embeddings_table(self.workspace.store, embedder.model, embedder.device)
+        with contextlib.suppress(sources.SourceError):  # `known` reports it
+            if any(recipe.compares_vectors(name) for name in recipe.datasets):
+                return find_embeddings_table(self.workspace.store, recipe.embedder.model, recipe.embedder.device)
         return None
 
-    def _benchmarks_at_hand(self) -> Decontamination | None:
+    def _find_benchmarks(self) -> Decontamination | None:
         """Returns the benchmark items to compare with; None if some are not in the store or no benchmark is listed."""
         try:
             return decontamination(self.workspace, _quiet)
@@ -131,11 +130,10 @@ class Forecaster:
             images = self._images(spec)
         except NotBuilt:
             return None
+        settings = example_settings(workspace, stage, spec, self.tokenizer, self._benchmarks)
         for embeddings in (self._embeddings, None):  # a build without texts to compare has no embeddings
             try:
-                return dataset_examples(
-                    workspace, stage, spec, self.tokenizer, images, embeddings, self._benchmarks, _quiet
-                )
+                return dataset_examples(workspace, spec, settings, Tables(images, embeddings), _quiet)
             except NotBuilt:
                 continue
         return None
@@ -157,24 +155,14 @@ class Forecaster:
     def _rendered(self, stage: str, spec: DatasetSpec, annotations: pa.Table, tokenizer: Path) -> Known:
         if not annotations.num_rows:
             return Known("its files contain no rows", 0, 0)
-        recipe, data = self.workspace.recipe, self.workspace.stage(stage).data
-        settings = render_settings(
-            spec,
-            template_file=template_file(data.templates, spec.name, spec.task),
-            chat=data.chat,
-            tokenizer=tokenizer,
-            max_text_tokens=data.max_text_tokens,
-            max_images=data.max_images,
-            embeddings=self._embeddings,
-            seed=recipe.seed,
-            decontamination=self._benchmarks,
-        )
+        recipe = self.workspace.recipe
+        settings = example_settings(self.workspace, stage, spec, tokenizer, self._benchmarks)
         try:
             measured = self._images(spec)
         except NotBuilt:
             measured = None
         images = read_table(measured / "images.arrow") if measured else None
-        found = estimate(spec, annotations, settings, images, recipe.images != "skip")
+        found = estimate(spec, annotations, settings, self._embeddings, images, recipe.images != "skip")
         not_removed = list(found.not_removed)
         if recipe.decontamination is not None and self._benchmarks is None:
             not_removed.append("overlaps")

@@ -7,26 +7,13 @@ from pydantic import Field, model_validator
 
 from flows.recipe.part import Part, PositiveInt
 from model.training.settings import Train
+from pipelines.dedup.settings import Dedup
 from pipelines.examples.image_slots import MAX_IMAGES
 from pipelines.mixture.shares import Balance
 from pipelines.sources import SourceOptions
 from pipelines.sources.options import Columns
 
 Share = Annotated[float, Field(gt=0)]
-
-
-class Dedup(Part):
-    """Semantic de-duplication inside one multi-turn example (paper, section 4 and Table 5d)."""
-
-    rule: Literal["semantic", "answer", "semantic+answer", "off"] = "semantic"
-    """What makes two turns duplicates: similar meaning, an equal answer, either of the two, or nothing."""
-
-    compare: Literal["pair", "question", "answer"] = "pair"
-    """Texts whose meaning is compared: question and answer together, or only one of them."""
-
-    threshold: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Similarity from which a turn counts as a duplicate; if unset, 0.75 for pairs, 0.85 for questions and 0.9 for
-    answers."""
 
 
 class Dataset(Part):

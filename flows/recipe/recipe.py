@@ -191,6 +191,11 @@ class Recipe(Part):
         part = self.datasets[dataset]
         return sources.get(part.source or dataset, SourceOptions(columns=part.columns, files=part.files))
 
+    def compares_vectors(self, dataset: str) -> bool:
+        """Returns whether de-duplication of a dataset looks up embeddings. Raises SourceError like `source`."""
+        part = self.datasets[dataset]
+        return part.dedup.compares_vectors(self.source(dataset).task, part.max_turns)
+
     @model_validator(mode="after")
     def _names_agree(self) -> "Recipe":
         for stage in ("pretrain", "finetune"):

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from flows.report.tables import Row
-from flows.runs.find import RunError, find_run, stage_shards
+from flows.runs.find import RunError, examples_of, find_run, stage_shards
 from pipelines.core.store import read_manifest
 from pipelines.dedup.english import tokens
 
@@ -31,10 +31,10 @@ def show(run: str, dataset: str | None, limit: int) -> Iterator[str]:
     directory = find_run(run)
     known: set[str] = set()
     for stage, shards in stage_shards(directory).items():
-        names = read_manifest(shards)["key"]["examples"]
-        known |= set(names)
-        for name in sorted(names if dataset is None else {dataset} & set(names)):
-            examples = shards.parents[1] / "examples" / names[name]
+        built = examples_of(shards)
+        known |= set(built)
+        for name in sorted(built if dataset is None else {dataset} & set(built)):
+            examples = built[name]
             turns = read_manifest(examples)["turns"]
             head = f"{stage}, {name}: dropped {turns['duplicates']:,} of {turns['read']:,} turns"
             yield head + (f"; the {limit} most surprising:" if turns["duplicates"] > limit else "")

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from flows.report import tables
 from flows.report.tables import Row
-from flows.runs.find import RunError, find_run, stage_shards
+from flows.runs.find import RunError, examples_of, find_run, stage_shards
 from pipelines.core.store import read_manifest
 from pipelines.decontamination.match import KINDS
 from pipelines.schema import OVERLAPS
@@ -81,12 +81,6 @@ def report(run: str, limit: int = EXAMPLES) -> Iterator[str]:
         yield "All overlaps are listed in:"
         for name in sorted({row["dataset"] for row in rows}):
             yield f"  {name}: {examples[name]}/overlaps-*.parquet"
-
-
-def examples_of(shards: Path) -> dict[str, Path]:
-    """Returns dataset → directory of the examples that the shards were built from."""
-    built = read_manifest(shards)["key"]["examples"]
-    return {name: shards.parent.parent / "examples" / key for name, key in built.items()}
 
 
 def _shown(entry: Mapping[str, Any]) -> Row:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from flows.runs.workspace import STAGES
-from pipelines.core.store import MANIFEST
+from pipelines.core.store import MANIFEST, Store, read_manifest
 from pipelines.shards.remote import is_url
 
 RUNS = Path("runs")  # RECIPE/RUN_ID is relative to it
@@ -55,3 +55,9 @@ def shards_at(place: str) -> list[str]:
     if is_run(place):
         return [str(shards) for shards in stage_shards(find_run(place)).values()]
     return [place]
+
+
+def examples_of(shards: Path) -> dict[str, Path]:
+    """Returns dataset → directory of the examples that the shards, an entry of a store, were built from."""
+    store = Store(shards.parents[1], read_only=True)
+    return {name: store.entry("examples", key) for name, key in read_manifest(shards)["key"]["examples"].items()}

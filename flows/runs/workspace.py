@@ -42,9 +42,7 @@ class Workspace:
             images=self.data / part.images if part.images else annotations,
             options=SourceOptions(columns=part.columns, files=files),
             max_turns=part.max_turns,
-            dedup_rule=part.dedup.rule,
-            dedup_compare=part.dedup.compare,
-            dedup_threshold=part.dedup.threshold,
+            dedup=part.dedup,
         )
 
     def benchmark(self, name: str) -> tuple[Path, Path]:

@@ -8,8 +8,8 @@ from prefect.cache_policies import NO_CACHE
 from flows.data.stage_data import StageData, dataset_examples, stage_data
 from flows.report.artifacts import publish_data
 from flows.runs.workspace import Workspace
-from pipelines.decontamination.match import Decontamination
-from pipelines.jobs.dataset import DatasetSpec
+from pipelines.examples.settings import ExampleSettings
+from pipelines.jobs.dataset import DatasetSpec, Tables
 
 
 @task(task_run_name="{stage} data", cache_policy=NO_CACHE)
@@ -21,13 +21,5 @@ def build_stage_data(workspace: Workspace, stage: str, tokenizer: Path) -> Stage
 
 
 @task(task_run_name="examples of {spec.name}", cache_policy=NO_CACHE)
-def build_dataset_examples(
-    workspace: Workspace,
-    stage: str,
-    spec: DatasetSpec,
-    tokenizer: Path,
-    images: Path | None,
-    embeddings: Path | None,
-    benchmarks: Decontamination | None,
-) -> Path:
-    return dataset_examples(workspace, stage, spec, tokenizer, images, embeddings, benchmarks, get_run_logger().info)
+def build_dataset_examples(workspace: Workspace, spec: DatasetSpec, settings: ExampleSettings, tables: Tables) -> Path:
+    return dataset_examples(workspace, spec, settings, tables, get_run_logger().info)

@@ -16,7 +16,7 @@ from pipelines.templates.sets import ROOT as TEMPLATES
 PROMPTS = TEMPLATES / "eval"
 HOW_JUDGED = {"key_variable", "concurrency", "timeout", "tries"}  # settings that do not affect verdicts
 TEXTS = (".json", ".jsonl", ".tsv", ".txt", ".parquet")  # suffixes of the benchmarks' official files
-EVALUATION_VERSION = 3  # raise it when a code change affects an answer or a score
+VERSION = 3  # raise it when a code change affects an answer or a score
 
 
 @task(name="evaluate", task_run_name="evaluate", cache_policy=NO_CACHE)
@@ -49,7 +49,7 @@ def evaluate(workspace: Workspace, model: Path) -> Path:
     if judge is not None and judge.secret is not None:
         env = {judge.key_variable: secret(judge.secret)}
     key = {
-        "version": EVALUATION_VERSION,
+        "version": VERSION,
         "model": identity(store, model),
         "benchmarks": contents,
         "judge": {name: value for name, value in (settings or {}).items() if name not in HOW_JUDGED},

@@ -19,7 +19,7 @@ from flows.tasks.job import identity, run_job
 from model.training.job import Job
 from pipelines.shards.remote import shards_url
 
-STAGE_VERSION = 1  # raise it when a code change affects the trained weights
+VERSION = 1  # raise it when a code change affects the trained weights
 _MODELS = ("vision", "llm", "tokenizer", "model")  # keys of `init` whose values are directories or hub names
 
 
@@ -62,7 +62,7 @@ def train_stage(workspace: Workspace, stage: str, shards: Path, init: Mapping[st
     depends = Job.model_validate({**job, "output": "output", "work": "work"}).identity()
     key = {
         **depends,
-        "version": STAGE_VERSION,
+        "version": VERSION,
         "shards": shards.name,
         "init": {name: identity(workspace.store, value) if name in _MODELS else value for name, value in init.items()},
     }

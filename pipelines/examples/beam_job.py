@@ -24,7 +24,8 @@ from pipelines.core.arrow_files import open_batches, write_batches, write_parque
 from pipelines.core.files import write_atomic
 from pipelines.core.hashing import mix64
 from pipelines.examples.image_slots import image_rows
-from pipelines.examples.render import Renderer, RenderSettings
+from pipelines.examples.render import Renderer
+from pipelines.examples.settings import ExampleSettings
 from pipelines.schema import ANNOTATIONS, EXAMPLES, IMAGES
 
 ROWS_PER_BATCH = 1024  # examples per batch, the unit of random access when shards are written
@@ -34,22 +35,23 @@ Piece = tuple[str, str, int]  # (name of the spill file, input file, batch index
 
 @dataclass(frozen=True)
 class ExamplesJob:
-    """Everything that a worker needs, as JSON-serialisable values."""
+    """Everything that a worker needs. All directories are store entries."""
 
-    annotations: str  # directory of annotation files
-    images: str | None  # directory of the images table; None: text-only run that ignores images
-    render: RenderSettings
+    annotations: Path
+    images: Path | None  # the images table; None: text-only run that ignores images
+    embeddings: Path | None  # None: no vectors are compared
+    settings: ExampleSettings
     partitions: int
-    out: str
+    out: Path
 
     def marker(self, partition: int) -> Path:
-        return Path(self.out) / f"counts-{partition:05d}.json"
+        return self.out / f"counts-{partition:05d}.json"
 
     def spilled(self, name: str) -> Path:
-        return Path(self.out) / "spill" / f"{name}.arrow"
+        return self.out / "spill" / f"{name}.arrow"
 
     def part(self, kind: str, partition: int, suffix: str) -> Path:
-        return Path(self.out) / f"{kind}-{partition:05d}.{suffix}"
+        return self.out / f"{kind}-{partition:05d}.{suffix}"
 
 
 def run_examples_job(job: ExamplesJob, beam_options: list[str]) -> list[dict[str, Any]]:
@@ -71,7 +73,7 @@ def run_examples_job(job: ExamplesJob, beam_options: list[str]) -> list[dict[str
 
     if not all(job.marker(p).is_file() for p in range(job.partitions)):
         pieces = _pieces("annotations", job.annotations) + (_pieces("images", job.images) if job.images else [])
-        (Path(job.out) / "spill").mkdir(parents=True, exist_ok=True)
+        (job.out / "spill").mkdir(parents=True, exist_ok=True)
         with beam.Pipeline(options=PipelineOptions(beam_options)) as pipeline:
             _ = (
                 pipeline
@@ -81,19 +83,17 @@ def run_examples_job(job: ExamplesJob, beam_options: list[str]) -> list[dict[str
                 | "group by partition" >> beam.GroupByKey()
                 | "render" >> beam.ParDo(Render()).with_output_types(int)
             )
-    shutil.rmtree(
-        Path(job.out) / "spill", ignore_errors=True
-    )  # also left by a build that was killed right before this line
+    shutil.rmtree(job.out / "spill", ignore_errors=True)  # also left by a build that was killed right before this line
     lost = [p for p in range(job.partitions) if not job.marker(p).is_file()]
     if lost:
         raise RuntimeError(
-            f"{job.render.dataset}: the Beam runner did not process the partitions {lost}; run again with FnApiRunner"
+            f"{job.settings.dataset}: the Beam runner did not process the partitions {lost}; run again with FnApiRunner"
         )
     return [json.loads(job.marker(p).read_text()) for p in range(job.partitions)]
 
 
-def _pieces(kind: str, directory: str) -> list[Piece]:
-    paths = sorted(Path(directory).glob("*.arrow"))
+def _pieces(kind: str, directory: Path) -> list[Piece]:
+    paths = sorted(directory.glob("*.arrow"))
     batches = [(str(path), n) for path in paths for n in range(open_batches(path).num_record_batches)]
     return [(f"{kind[0]}{index}", *batch) for index, batch in enumerate(batches)]
 
@@ -128,12 +128,12 @@ def render_partition(job: ExamplesJob, partition: int, spilled: list[str]) -> No
     pieces: dict[str, list[pa.RecordBatch]] = {"a": [], "i": []}  # annotations, images
     for name in spilled:
         pieces[name[0]].append(open_batches(job.spilled(name)).get_batch(partition))
-    annotations = pa.Table.from_batches(pieces["a"], ANNOTATIONS[job.render.task]).sort_by("row")
+    annotations = pa.Table.from_batches(pieces["a"], ANNOTATIONS[job.settings.task]).sort_by("row")
     images = pa.Table.from_batches(pieces["i"], IMAGES) if job.images else None
     if job.images and images is not None and "more_images" in annotations.schema.names:
         others = set(pc.list_flatten(annotations["more_images"]).to_pylist()) - set(images["image"].to_pylist())
-        images = pa.concat_tables([images, image_rows(Path(job.images), others)])
-    result = Renderer.of(job.render).render(annotations, images)
+        images = pa.concat_tables([images, image_rows(job.images, others)])
+    result = Renderer.of(job.settings, job.embeddings).render(annotations, images)
     write_batches(job.part("examples", partition, "arrow"), EXAMPLES, result.examples.to_batches(ROWS_PER_BATCH))
     write_parquet(job.part("rejects", partition, "parquet"), result.rejects)
     write_parquet(job.part("duplicates", partition, "parquet"), result.duplicates)

@@ -12,12 +12,11 @@ import pyarrow.compute as pc
 
 from pipelines.core.arrow_files import read_table
 from pipelines.core.ragged import flat_indices, offsets_of, segment_sums
-from pipelines.decontamination.match import REASON, Benchmarks, Decontamination, Overlaps
+from pipelines.decontamination.match import REASON, Benchmarks, Overlaps
 from pipelines.dedup.decide import deduplicate
 from pipelines.dedup.embeddings import Embeddings
 from pipelines.examples.grouping import Grouping, group_turns, split
 from pipelines.examples.image_slots import (
-    MAX_IMAGES,
     TurnImages,
     first_unusable,
     image_counts,
@@ -27,30 +26,10 @@ from pipelines.examples.image_slots import (
 )
 from pipelines.examples.instructify import LETTERS, Turns, instructify
 from pipelines.examples.ledger import Ledger
+from pipelines.examples.settings import ExampleSettings
 from pipelines.schema import EXAMPLES, TURN, WHOLE_ROW
-from pipelines.templates.sets import read_templates
 from pipelines.tokens.encode import EncodedTurns, Encoder
 from pipelines.tokens.tokenizer import IMAGE_TOKEN, load_tokenizer
-
-
-@dataclass(frozen=True)
-class RenderSettings:
-    """Everything that rendering depends on, as plain values."""
-
-    dataset: str
-    task: str
-    template_file: str
-    chat: str
-    tokenizer: str  # directory
-    embeddings: str | None  # directory; None if deduplication compares no vectors
-    max_turns: int
-    max_text_tokens: int
-    dedup_rule: str
-    dedup_compare: str
-    dedup_threshold: float | None
-    seed: int
-    decontamination: Decontamination | None = None
-    max_images: int = MAX_IMAGES
 
 
 @dataclass(frozen=True)
@@ -65,19 +44,19 @@ class Rendered:
 class Renderer:
     """Renders partitions. It is loaded once per process and applied to one partition after another."""
 
-    def __init__(self, settings: RenderSettings):
+    def __init__(self, settings: ExampleSettings, embeddings: Path | None = None):
+        """embeddings: a directory of `build_embeddings`; None if no vectors are compared."""
         self.settings = settings
-        self.templates = read_templates(Path(settings.template_file), settings.task)
-        self.encoder = Encoder(load_tokenizer(Path(settings.tokenizer)), settings.chat)
+        self.encoder = Encoder(load_tokenizer(settings.tokenizer), settings.chat)
         self.embeddings = None
-        if settings.embeddings is not None:
-            self.embeddings = Embeddings(read_table(Path(settings.embeddings) / "embeddings.arrow"))
+        if embeddings is not None:
+            self.embeddings = Embeddings(read_table(embeddings / "embeddings.arrow"))
         self.benchmarks = Benchmarks(settings.decontamination) if settings.decontamination else None
 
     @staticmethod
     @functools.lru_cache(maxsize=2)
-    def of(settings: RenderSettings) -> "Renderer":
-        return Renderer(settings)
+    def of(settings: ExampleSettings, embeddings: Path | None) -> "Renderer":
+        return Renderer(settings, embeddings)
 
     def render(self, annotations: pa.Table, images: pa.Table | None) -> Rendered:
         """Renders one partition. annotations: its rows, sorted by row. images: the images table rows of all images that
@@ -141,7 +120,7 @@ class Renderer:
         self, batch: pa.RecordBatch, images: pa.Table | None, overlaps: Overlaps | None, ledger: Ledger
     ) -> pa.Table:
         s = self.settings
-        turns = instructify(batch, s.task, self.templates, s.dataset, s.seed)
+        turns = instructify(batch, s.task, s.templates, s.dataset, s.seed)
         ledger.num_turns = len(turns.row)
         inline = inline_images(batch, turns, s.task)
         fine = self._check_texts(turns, inline, ledger)
@@ -194,12 +173,10 @@ class Renderer:
     def _deduplicate(self, turns: Turns, grouping: Grouping, ledger: Ledger) -> np.ndarray:
         """(T,) bool over `grouping.order`: True for the turns that are kept."""
         s, order = self.settings, grouping.order
-        if s.task == "conversation" or s.max_turns == 1 or s.dedup_rule == "off":
+        if not s.compares:
             return np.ones(len(order), dtype=bool)
         questions, answers = (column.take(pa.array(order)).to_pylist() for column in (turns.question, turns.answer))
-        decisions = deduplicate(
-            grouping.offsets, questions, answers, self.embeddings, s.dedup_rule, s.dedup_compare, s.dedup_threshold
-        )
+        decisions = deduplicate(grouping.offsets, questions, answers, self.embeddings, s.dedup)
         for k in np.flatnonzero(~decisions.keep):
             partner = decisions.partner[k]
             similarity = decisions.similarity[k]

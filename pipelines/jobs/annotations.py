@@ -16,8 +16,7 @@ from pipelines.core.store import FileDigests, Store
 from pipelines.jobs.dataset import DatasetSpec, Log
 from pipelines.schema import ANNOTATIONS
 
-# Increment a version when a code change alters the bytes that its stage writes.
-ANNOTATIONS_VERSION = 2
+VERSION = 2
 ROWS_PER_BATCH = 32768
 ROWS_PER_FILE = 1 << 18
 BYTES_PER_BATCH = 256 << 20  # limits the rows of long texts: an Arrow string column holds 2 GiB
@@ -31,7 +30,7 @@ def build_annotations(store: Store, spec: DatasetSpec, log: Log = print) -> Path
     digests = FileDigests(store).digests(files)
     names = [path.relative_to(spec.annotations).as_posix() for path in files]
     key = {
-        "version": ANNOTATIONS_VERSION,
+        "version": VERSION,
         "source": source.name,
         "source_version": source.version,
         "options": source.options,

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pipelines import sources
+from pipelines.dedup.settings import Dedup
 
 Log = Callable[[str], None]
 
@@ -18,9 +20,7 @@ class DatasetSpec:
     annotations: Path
     images: Path
     max_turns: int = 1
-    dedup_rule: str = "semantic"
-    dedup_compare: str = "pair"
-    dedup_threshold: float | None = None
+    dedup: Dedup = Dedup()
     options: sources.SourceOptions = sources.DEFAULT_OPTIONS
 
     @property
@@ -30,3 +30,15 @@ class DatasetSpec:
     @property
     def task(self) -> str:
         return self.reader.task
+
+    @property
+    def compares_vectors(self) -> bool:
+        """Whether de-duplication of this dataset looks up embeddings."""
+        return self.dedup.compares_vectors(self.task, self.max_turns)
+
+
+class Tables(NamedTuple):
+    """The two tables that are built once before the examples, as store entries."""
+
+    images: Path | None = None  # of `build_images`; None: text-only work, images are not opened
+    embeddings: Path | None = None  # of `build_embeddings`; None: no dataset compares vectors

@@ -1,4 +1,7 @@
-"""Builds the embeddings of a recipe as store entries: the texts that deduplication compares, and their vectors.
+"""store/texts/ and store/embeddings/: the texts that de-duplication compares, and their vectors.
+
+The versions in pipelines/dedup/ cover this code: `decide.VERSION` the choice of texts, `embeddings.VERSION` the
+vectors.
 
 The texts are collected in two passes. The first embeds single words; there are few of them, and they rule out most
 pairs of turns. The second embeds the contents of the turns that remain undecided. Finished vectors are saved in parts,
@@ -22,7 +25,7 @@ from pipelines.core.files import file_sha256, write_atomic
 from pipelines.core.ragged import offsets_of
 from pipelines.core.store import MANIFEST, Store, read_manifest
 from pipelines.dedup import decide
-from pipelines.dedup import embeddings as embed
+from pipelines.dedup import embeddings as vectors
 from pipelines.examples.instructify import raw_texts
 from pipelines.jobs.annotations import ROWS_PER_BATCH, annotation_batches, build_annotations
 from pipelines.jobs.dataset import DatasetSpec, Log
@@ -38,9 +41,9 @@ def build_embeddings(
 ) -> Path | None:
     """Builds one table with the vectors of all distinct texts that the datasets' deduplication compares. Returns None
     if there are none. Vectors from earlier tables of the same embedder, or from a killed build, are reused."""
-    compared = [spec for spec in specs if _compares_vectors(spec)]
+    compared = [spec for spec in specs if spec.compares_vectors]
     if compared:
-        embed.check_embedder(model, device)  # fail before hours of reading
+        vectors.check_embedder(model, device)  # fail before hours of reading
     first = [_first_texts(store, spec, build_annotations(store, spec, log)) for spec in compared]
     if not any(_num_texts(entry) for entry in first):
         return None
@@ -49,22 +52,18 @@ def build_embeddings(
     second = [
         _contents(store, spec, build_annotations(store, spec, log), table)
         for spec in compared
-        if spec.dedup_compare == "pair"
+        if spec.dedup.compare == "pair"
     ]
     return make([*first, *second])
 
 
-def _compares_vectors(spec: DatasetSpec) -> bool:
-    return spec.max_turns > 1 and spec.task != "conversation" and "semantic" in spec.dedup_rule
-
-
 def _first_texts(store: Store, spec: DatasetSpec, annotations: Path) -> Path:
     """Returns the store entry of the texts that need a vector before anything is compared."""
-    key = {"version": decide.STAGE_VERSION, "annotations": annotations.name, "compare": spec.dedup_compare}
+    key = {"version": decide.VERSION, "annotations": annotations.name, "compare": spec.dedup.compare}
 
     def texts() -> Iterator[set[str]]:
         for _, questions, answers in _turns(spec, annotations):
-            yield decide.texts_to_embed(questions, answers, spec.dedup_rule, spec.dedup_compare)
+            yield decide.texts_to_embed(questions, answers, spec.dedup)
 
     return store.produce("texts", key, partial(_write_texts, texts()))
 
@@ -73,19 +72,18 @@ def _contents(store: Store, spec: DatasetSpec, annotations: Path, table: Path) -
     """Returns the store entry of the contents of all turns that their words leave undecided.
 
     table: embeddings of these words."""
-    embeddings = embed.Embeddings(read_table(table / TABLE))
-    options = spec.dedup_rule, spec.dedup_compare, spec.dedup_threshold
+    embeddings = vectors.Embeddings(read_table(table / TABLE))
     key = {
-        "version": decide.STAGE_VERSION,
+        "version": decide.VERSION,
         "annotations": annotations.name,
-        "compare": spec.dedup_compare,
-        "threshold": spec.dedup_threshold,
-        "embedder": json.loads((table / MANIFEST).read_text())["key"]["embedder"],
+        "compare": spec.dedup.compare,
+        "threshold": spec.dedup.threshold,
+        "embedder": read_manifest(table)["key"]["embedder"],
     }
 
     def texts() -> Iterator[set[str]]:
         for offsets, questions, answers in _turns(spec, annotations):
-            yield decide.contents_to_embed(offsets, questions, answers, embeddings, *options)
+            yield decide.contents_to_embed(offsets, questions, answers, embeddings, spec.dedup)
 
     return store.produce("texts", key, partial(_write_texts, texts()))
 
@@ -118,12 +116,12 @@ def _write_texts(texts: Iterable[set[str]], out: Path) -> dict[str, Any]:
 
 
 def _num_texts(entry: Path) -> int:
-    return json.loads((entry / MANIFEST).read_text())["num_texts"]
+    return read_manifest(entry)["num_texts"]
 
 
 def _table_of(store: Store, entries: Sequence[Path], model: str, device: str, log: Log) -> Path:
     """Returns the store entry of the embeddings of the texts in all `entries`."""
-    embedder = embed.embedder_fingerprint(model, device)
+    embedder = vectors.embedder_fingerprint(model, device)
     key = {"embedder": embedder, "texts": sorted({entry.name for entry in entries})}
 
     def make(out: Path) -> dict[str, Any]:
@@ -132,7 +130,7 @@ def _table_of(store: Store, entries: Sequence[Path], model: str, device: str, lo
             texts.update(read_table(entry / "texts.arrow")["text"].to_pylist())
         known = list(_known(store, embedder))
         keep = partial(_write_part, out, embedder)
-        table = embed.embed_texts(texts, model, pa.concat_tables(known) if known else None, device, keep)
+        table = vectors.embed_texts(texts, model, pa.concat_tables(known) if known else None, device, keep)
         write_batches(out / TABLE, table.schema, table.to_batches(ROWS_PER_BATCH))
         log(f"{table.num_rows:,} distinct texts embedded or reused")
         return {"num_texts": table.num_rows, "sha256": file_sha256(out / TABLE)}

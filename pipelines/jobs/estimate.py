@@ -1,9 +1,9 @@
 """Estimates how many examples and tokens a dataset yields before it is built. A bounded sample of its rows, which keeps
 all rows of an image together, is rendered in memory and the counts are scaled to all rows. No image is opened."""
 
-import dataclasses
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +11,8 @@ import pyarrow as pa
 from pipelines.core.errors import ImageRefError
 from pipelines.core.hashing import mix64
 from pipelines.examples.image_slots import named_images
-from pipelines.examples.render import Renderer, RenderSettings
+from pipelines.examples.render import Renderer
+from pipelines.examples.settings import ExampleSettings
 from pipelines.images.references import ImageRoot
 from pipelines.jobs.dataset import DatasetSpec
 from pipelines.schema import IMAGES
@@ -35,26 +36,32 @@ class Estimate:
 
 
 def estimate(
-    spec: DatasetSpec, annotations: pa.Table, settings: RenderSettings, images: pa.Table | None, embed_images: bool
+    spec: DatasetSpec,
+    annotations: pa.Table,
+    settings: ExampleSettings,
+    embeddings: Path | None,
+    images: pa.Table | None,
+    embed_images: bool,
 ) -> Estimate:
-    """Estimates the examples of a dataset. settings: as for a build; if there are no embeddings or they lack a text,
-    duplicates are not removed. images: the images table of the dataset; if it is not built yet (None), only the
-    existence of each image is checked, and overlaps with benchmarks are not removed."""
+    """Estimates the examples of a dataset. settings: as for a build. embeddings: an embeddings table; if there is none
+    or it lacks a text, duplicates are not removed. images: the images table of the dataset; if it is not built yet
+    (None), only the existence of each image is checked, and overlaps with benchmarks are not removed."""
     sample = sample_rows(annotations, spec.task == "conversation", SAMPLE_ROWS)
     not_removed = []
     if embed_images and images is None:
         images = _present(spec, sample) if spec.images.is_dir() else None
         if settings.decontamination is not None:
-            settings = dataclasses.replace(settings, decontamination=None)
+            settings = replace(settings, decontamination=None)
             not_removed.append("overlaps")
-    if settings.embeddings is None and _compares_vectors(settings):
-        settings = _without_vectors(settings)
+    without_vectors = replace(settings, dedup=settings.dedup.without_vectors())
+    if embeddings is None and settings.compares_vectors:
+        settings = without_vectors
         not_removed.append("duplicates")
     try:
-        counts = Renderer(settings).render(sample, images).counts
+        counts = Renderer(settings, embeddings if settings.compares_vectors else None).render(sample, images).counts
     except KeyError:  # a text that was never embedded
         not_removed.append("duplicates")
-        counts = Renderer(_without_vectors(settings)).render(sample, images).counts
+        counts = Renderer(without_vectors).render(sample, images).counts
     scale = annotations.num_rows / sample.num_rows
     return Estimate(
         rendered=sample.num_rows,
@@ -93,15 +100,6 @@ def sample_rows(annotations: pa.Table, is_dialogue: bool, limit: int) -> pa.Tabl
     chosen = np.zeros(len(units), dtype=bool)
     chosen[order[: max(1, int((np.cumsum(counts[order]) <= limit).sum()))]] = True
     return annotations.filter(pa.array(chosen[unit_index]))
-
-
-def _compares_vectors(settings: RenderSettings) -> bool:
-    return "semantic" in settings.dedup_rule and settings.max_turns > 1 and settings.task != "conversation"
-
-
-def _without_vectors(settings: RenderSettings) -> RenderSettings:
-    rule = "answer" if "answer" in settings.dedup_rule else "off"
-    return dataclasses.replace(settings, embeddings=None, dedup_rule=rule)
 
 
 def _present(spec: DatasetSpec, sample: pa.Table) -> pa.Table:

@@ -1,7 +1,11 @@
-"""The data stages of a recipe. Each one produces a store entry that is keyed by everything its bytes depend on."""
+"""store/examples/: the annotations of a dataset → its examples, rejects and duplicates, by Beam job 1.
 
-import dataclasses
+Raise VERSION when a change to pipelines/examples/, pipelines/templates/ or pipelines/tokens/ changes the bytes that are
+written; pipelines/dedup/ and pipelines/decontamination/ have versions of their own in the key.
+"""
+
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +15,15 @@ import pyarrow.compute as pc
 from pipelines.core.arrow_files import read_table
 from pipelines.core.beam import BEAM_OPTIONS
 from pipelines.core.files import file_sha256
-from pipelines.core.store import FileDigests, Store, digest_of, read_manifest
-from pipelines.decontamination.match import Decontamination
-from pipelines.dedup import decide
+from pipelines.core.store import Store, digest_of, read_manifest
 from pipelines.examples.beam_job import ExamplesJob, run_examples_job
-from pipelines.examples.image_slots import MAX_IMAGES
 from pipelines.examples.ledger import check_ledger
-from pipelines.examples.render import RenderSettings
+from pipelines.examples.settings import ExampleSettings
 from pipelines.jobs.annotations import build_annotations
-from pipelines.jobs.dataset import DatasetSpec, Log
+from pipelines.jobs.dataset import DatasetSpec, Log, Tables
 from pipelines.jobs.images import distinct_images
-from pipelines.templates.sets import read_templates, template_file
-from pipelines.tokens.chat_style import chat_style_file
-from pipelines.tokens.tokenizer import load_tokenizer
 
-EXAMPLES_VERSION = 4
+VERSION = 5
 ROWS_PER_PARTITION = 16384
 BYTES_PER_PARTITION = 256 << 20
 
@@ -33,65 +31,32 @@ BYTES_PER_PARTITION = 256 << 20
 def build_examples(
     store: Store,
     spec: DatasetSpec,
-    *,
-    templates: str,
-    chat: str,
-    tokenizer: Path,
-    max_text_tokens: int,
-    max_images: int = MAX_IMAGES,
-    images: Path | None,
-    embeddings: Path | None,
-    seed: int,
-    decontamination: Decontamination | None = None,
+    settings: ExampleSettings,
+    tables: Tables = Tables(),
     beam_options: Sequence[str] = BEAM_OPTIONS,
     log: Log = print,
 ) -> Path:
-    """Runs Beam job 1 for one dataset. Returns the directory of its examples, whose manifest holds the row ledger.
+    """Runs Beam job 1 for one dataset. Returns the directory of its examples, whose manifest contains the ledger.
 
-    images: what build_images returned, or None for a text-only run. embeddings: what build_embeddings returned, or
-    None if deduplication needs no vectors. decontamination: the benchmarks whose images and questions are searched
-    for, or None to search for none. Raises RuntimeError if any row is unaccounted for.
-    """
-    digests = FileDigests(store)
+    Raises RuntimeError if rows are not conserved."""
     annotations = build_annotations(store, spec, log)
     num_rows = read_manifest(annotations)["num_rows"]
     num_bytes = sum(path.stat().st_size for path in annotations.glob("*.arrow"))
-    template_path = template_file(templates, spec.name, spec.task)
-    compares = spec.max_turns > 1 and spec.task != "conversation" and spec.dedup_rule != "off"
-    uses_vectors = compares and "semantic" in spec.dedup_rule
     key = {
-        "version": EXAMPLES_VERSION,
-        "dataset": spec.name,
+        "version": VERSION,
         "annotations": annotations.name,
-        "images": _digest_of_images(annotations, images),
-        "dedup": _dedup_key(spec, embeddings) if compares else None,
-        "template": digests.digest(template_path),
-        "chat": digests.digest(chat_style_file(chat)),
-        "tokenizer": load_tokenizer(tokenizer).fingerprint,
-        "max_turns": spec.max_turns,
-        "max_text_tokens": max_text_tokens,
-        "max_images": max_images if spec.task == "conversation" else None,  # other tasks use one
-        "seed": seed,
-        "decontamination": decontamination.key() if decontamination else None,
+        "images": _digest_of_images(annotations, tables.images),
+        **settings.key(tables.embeddings),
     }
 
     def make(out: Path) -> dict[str, Any]:
         job = ExamplesJob(
-            annotations=str(annotations),
-            images=str(images) if images else None,
-            render=render_settings(
-                spec,
-                template_file=template_path,
-                chat=chat,
-                tokenizer=tokenizer,
-                max_text_tokens=max_text_tokens,
-                max_images=max_images,
-                embeddings=embeddings if uses_vectors else None,
-                seed=seed,
-                decontamination=decontamination,
-            ),
+            annotations=annotations,
+            images=tables.images,
+            embeddings=tables.embeddings if settings.compares_vectors else None,
+            settings=settings,
             partitions=max(-(-num_rows // ROWS_PER_PARTITION), -(-num_bytes // BYTES_PER_PARTITION)),
-            out=str(out),
+            out=out,
         )
         log(f"{spec.name}: {num_rows:,} rows in {job.partitions} partitions")
         counts = run_examples_job(job, list(beam_options))
@@ -106,42 +71,15 @@ def build_examples(
         log(f"{spec.name}: {manifest['num_examples']:,} examples. {_summary(manifest['rows'])}; rejects in {out}")
         names = [f"examples-{p:05d}.arrow" for p in range(len(counts))]
         files = [[name, c["num_examples"], file_sha256(out / name)] for name, c in zip(names, counts, strict=True)]
-        rendered_by = [dataclasses.asdict(template) for template in read_templates(template_path, spec.task)]
         origin = {"dataset": spec.name, "source": spec.source, "task": spec.task}
-        return {**origin, **manifest, "templates": rendered_by, "files": files}
+        return {
+            **origin,
+            **manifest,
+            "templates": [asdict(template) for template in settings.templates],
+            "files": files,
+        }
 
     return store.produce("examples", key, make)
-
-
-def render_settings(
-    spec: DatasetSpec,
-    *,
-    template_file: Path,
-    chat: str,
-    tokenizer: Path,
-    max_text_tokens: int,
-    max_images: int = MAX_IMAGES,
-    embeddings: Path | None,
-    seed: int,
-    decontamination: Decontamination | None,
-) -> RenderSettings:
-    """Returns the settings for rendering a dataset's annotations into examples."""
-    return RenderSettings(
-        dataset=spec.name,
-        task=spec.task,
-        template_file=str(template_file),
-        chat=chat,
-        tokenizer=str(tokenizer),
-        embeddings=str(embeddings) if embeddings else None,
-        max_turns=spec.max_turns,
-        max_text_tokens=max_text_tokens,
-        dedup_rule=spec.dedup_rule,
-        dedup_compare=spec.dedup_compare,
-        dedup_threshold=spec.dedup_threshold,
-        seed=seed,
-        max_images=max_images,
-        decontamination=decontamination,
-    )
 
 
 def _summary(rows: dict[str, Any]) -> str:
@@ -159,12 +97,6 @@ def _total(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
             nested = isinstance(value, dict)
             total[name] = _total([total.get(name, {}), value]) if nested else total.get(name, 0) + value
     return total
-
-
-def _dedup_key(spec: DatasetSpec, embeddings: Path | None) -> dict[str, Any]:
-    chosen = {"rule": spec.dedup_rule, "compare": spec.dedup_compare, "threshold": spec.dedup_threshold}
-    embedder = read_manifest(embeddings)["key"]["embedder"] if embeddings and "semantic" in spec.dedup_rule else None
-    return {**chosen, "version": decide.STAGE_VERSION, "embedder": embedder}
 
 
 def _digest_of_images(annotations: Path, images: Path | None) -> str | None:

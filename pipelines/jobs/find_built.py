@@ -2,18 +2,18 @@
 NotBuilt. Images and embeddings tables are shared by datasets, so an older table may also be usable."""
 
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.core.arrow_files import read_table
-from pipelines.core.store import MANIFEST, NotBuilt, Store, read_manifest
+from pipelines.core.store import NotBuilt, Store, read_manifest
 from pipelines.dedup.embeddings import embedder_fingerprint
 from pipelines.images.table import identities
+from pipelines.jobs import images
 from pipelines.jobs.annotations import build_annotations
 from pipelines.jobs.dataset import DatasetSpec
-from pipelines.jobs.images import IMAGES_VERSION, distinct_images
+from pipelines.jobs.images import distinct_images
 
 
 def find_images_table(store: Store, spec: DatasetSpec) -> Path:
@@ -23,8 +23,8 @@ def find_images_table(store: Store, spec: DatasetSpec) -> Path:
     if not spec.images.is_dir():
         raise NotBuilt(f"the image directory {spec.images} does not exist")
     current = pa.chunked_array([pa.array(identities(spec.images, names.to_pylist()), pa.string())])
-    for directory in _newest_first(store, "images"):
-        if _key(directory)["version"] != IMAGES_VERSION:
+    for directory in store.entries("images"):
+        if read_manifest(directory)["key"]["version"] != images.VERSION:
             continue
         table = read_table(directory / "images.arrow").select(["image", "identity"])
         indices = pc.index_in(names, value_set=table["image"].combine_chunks())
@@ -36,24 +36,15 @@ def find_images_table(store: Store, spec: DatasetSpec) -> Path:
 def find_embeddings_table(store: Store, model: str, device: str) -> Path | None:
     """Returns the newest embeddings table of the embedder, regardless of its texts, or None if there is none."""
     embedder = embedder_fingerprint(model, device)
-    for directory in _newest_first(store, "embeddings"):
-        if _key(directory)["embedder"] == embedder:
+    for directory in store.entries("embeddings"):
+        if read_manifest(directory)["key"]["embedder"] == embedder:
             return directory
     return None
 
 
 def newest_examples(store: Store, dataset: str) -> Path | None:
     """Returns the newest examples of the dataset, regardless of their settings, or None if there are none."""
-    for directory in _newest_first(store, "examples"):
-        if _key(directory)["dataset"] == dataset:
+    for directory in store.entries("examples"):
+        if read_manifest(directory)["key"]["dataset"] == dataset:
             return directory
     return None
-
-
-def _key(directory: Path) -> dict[str, Any]:
-    return read_manifest(directory)["key"]
-
-
-def _newest_first(store: Store, stage: str) -> list[Path]:
-    manifests = (store.root / stage).glob(f"*/{MANIFEST}")
-    return [path.parent for path in sorted(manifests, key=lambda path: path.stat().st_mtime_ns, reverse=True)]

@@ -3,7 +3,6 @@
 Raise VERSION when a change to pipelines/images/ changes the table.
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +11,14 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.core.arrow_files import read_table, write_batches
-from pipelines.core.store import Store, digest_of
+from pipelines.core.store import Store, digest_of, read_manifest
 from pipelines.examples.image_slots import named_images
 from pipelines.images.table import identities, images_table
 from pipelines.jobs.annotations import ROWS_PER_BATCH, annotation_batches, build_annotations
 from pipelines.jobs.dataset import DatasetSpec, Log
 from pipelines.schema import IMAGES
 
-IMAGES_VERSION = 2
+VERSION = 2
 
 
 def build_images(store: Store, specs: Sequence[DatasetSpec], log: Log = print) -> dict[str, Path]:
@@ -36,13 +35,13 @@ def build_images(store: Store, specs: Sequence[DatasetSpec], log: Log = print) -
 
 
 def _images_of_root(store: Store, root: Path, names: list[str], log: Log) -> Path:
-    key = {"version": IMAGES_VERSION, "images": digest_of(zip(names, identities(root, names), strict=True))}
+    key = {"version": VERSION, "images": digest_of(zip(names, identities(root, names), strict=True))}
 
     def make(out: Path) -> dict[str, Any]:
         known = [
-            read_table(manifest.parent / "images.arrow")
-            for manifest in sorted((store.root / "images").glob("*/manifest.json"))
-            if json.loads(manifest.read_text())["key"]["version"] == IMAGES_VERSION
+            read_table(entry / "images.arrow")
+            for entry in store.entries("images")
+            if read_manifest(entry)["key"]["version"] == VERSION
         ]
         table = images_table(root, names, pa.concat_tables(known) if known else None)
         write_batches(out / "images.arrow", IMAGES, table.to_batches(ROWS_PER_BATCH))

@@ -1,8 +1,12 @@
-"""Beam job 2: mixes the examples of all datasets into balanced shards. Each shard is written independently."""
+"""store/shards/: the examples of all datasets → balanced shards, by Beam job 2.
+
+Raise VERSION when a change to pipelines/shards/, pipelines/mixture/ or pipelines/images/shrink.py changes the bytes
+that are written.
+"""
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,50 +16,38 @@ from pipelines.core.files import explain_full_disk, write_atomic
 from pipelines.core.store import FileDigests, Store, read_manifest
 from pipelines.examples.ledger import check_ledger
 from pipelines.examples.reader import verify_examples
+from pipelines.jobs.dataset import Log
 from pipelines.mixture.order import PERIOD, mix
 from pipelines.mixture.shares import Balance, Shares
 from pipelines.shards.beam_job import write_all_shards
 from pipelines.shards.card import CARD, card
 from pipelines.shards.manifest import FORMAT, check_sizes, read_shards_manifest
-from pipelines.shards.plan import ImageMode, ShardPlan, cut_shards
+from pipelines.shards.plan import ShardPlan, cut_shards
+from pipelines.shards.settings import ShardSettings
 from pipelines.shards.writer import write_lengths
 from pipelines.tokens.tokenizer import load_tokenizer
 
-VERSION = 6  # raise it when the same key gives different bytes
+VERSION = 6
 
 
 def build_shards(
     store: Store,
-    *,
     examples: Mapping[str, Path],
     image_roots: Mapping[str, Path],
-    balance: Balance,
-    weights: Mapping[str, float] | None,
-    num_samples: int,
-    shard_bytes: int,
-    tokenizer: Path,
-    seed: int,
-    image_mode: ImageMode = ImageMode(),
+    settings: ShardSettings,
     beam_options: Sequence[str] = BEAM_OPTIONS,
-    log: Callable[[str], None] = print,
+    log: Log = print,
 ) -> Path:
     """Writes the first `num_samples` samples of the mixture as shards; returns their directory.
 
-    examples: dataset → directory returned by build_examples; balance: the strategy that sets the shares; weights:
-    dataset → share, for `tuned`; shard_bytes: approximate maximum size of a shard (pipelines/shards/plan.py). Raises
-    BalanceError or MixtureError for an impossible mixture, ShardError if images, examples or shards have changed or
-    the disk is full, RuntimeError if the examples' ledgers do not add up.
+    examples: dataset → directory returned by build_examples. Raises BalanceError or MixtureError for an impossible
+    mixture, ShardError if images, examples or shards have changed or the disk is full, RuntimeError if the examples'
+    ledgers do not add up.
     """
-    prepared = load_tokenizer(tokenizer)
     key = {
         "version": VERSION,
         "examples": {name: examples[name].name for name in sorted(examples)},
-        "balance": balance.model_dump(),
-        "weights": weights and {name: weights[name] for name in sorted(weights)},
-        "num_samples": num_samples,
-        "shard_bytes": shard_bytes,
-        "images": image_mode.facts(),
-        "seed": seed,
+        **settings.key(),
     }
 
     def make(out: Path) -> dict[str, Any]:
@@ -65,10 +57,10 @@ def build_shards(
         for name, manifest in built.items():
             for unit in ("rows", "turns"):
                 check_ledger(f"{unit} of {name}", manifest[unit])
-        got, mixture = mix(balance, weights, built, num_samples, seed)
-        starts = cut_shards(mixture, examples, num_samples, shard_bytes, image_mode)
-        plan = ShardPlan(out, dict(examples), dict(image_roots), image_mode, mixture, starts)
-        log(f"{num_samples:,} samples in {plan.num_shards} shards")
+        got, mixture = mix(settings.balance, settings.weights, built, settings.num_samples, settings.seed)
+        starts = cut_shards(mixture, examples, settings.num_samples, settings.shard_bytes, settings.image_mode)
+        plan = ShardPlan(out, dict(examples), dict(image_roots), settings.image_mode, mixture, starts)
+        log(f"{settings.num_samples:,} samples in {plan.num_shards} shards")
         write_all_shards(plan, list(beam_options))
         facts = [json.loads(plan.facts_file(shard).read_text()) for shard in range(plan.num_shards)]
         lengths = write_lengths(plan)
@@ -80,19 +72,20 @@ def build_shards(
             for name, values in shard.pop("datasets").items():
                 sums[name].update(values)
         total = {name: sum(s[name] for s in sums.values()) for name in ("num_tokens", "num_supervised")}
+        tokenizer = load_tokenizer(settings.tokenizer)
         manifest = {
             "format": FORMAT,
-            "num_samples": num_samples,
-            "images": image_mode.facts(),
+            "num_samples": settings.num_samples,
+            "images": settings.image_mode.facts(),
             # Determines the order of the samples, together with the number of examples of each dataset.
             "mixture": {
                 "period": PERIOD,
                 "quotas": dict(zip(mixture.names, mixture.quotas, strict=True)),
-                "seed": seed,
+                "seed": settings.seed,
             },
-            "datasets": {name: _facts(name, balance, got, built[name], sums) for name in mixture.names},
-            "image_token_id": prepared.image_token_id,
-            "tokenizer": prepared.fingerprint,
+            "datasets": {name: _facts(name, settings.balance, got, built[name], sums) for name in mixture.names},
+            "image_token_id": tokenizer.image_token_id,
+            "tokenizer": tokenizer.fingerprint,
             **total,
             "lengths": lengths,
             "shards": facts,

@@ -51,6 +51,19 @@ class TurnFormat:
     closing: str
 
 
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A chat style as text, which workers render without opening its file."""
+
+    name: str
+    text: str
+
+
+def load_chat_template(style: str) -> ChatTemplate:
+    """Reads templates/chat/<style>.jinja. Raises ChatStyleError listing the styles if there is none of that name."""
+    return ChatTemplate(style, chat_style_file(style).read_text(encoding="utf-8"))
+
+
 def chat_style_file(style: str) -> Path:
     """Returns the Jinja file of a style. Raises ChatStyleError, which lists the available styles, if there is none."""
     path = ROOT / "chat" / f"{style}.jinja"
@@ -64,14 +77,13 @@ class ChatStyle:
     """A chat style with one tokenizer's BOS and EOS tokens. Raises ChatStyleError if the style alters texts, formats
     turns after the second one differently, or does not supervise each assistant text and the EOS token after it."""
 
-    def __init__(self, style: str, bos_token: str, eos_token: str):
-        self.path = chat_style_file(style)
-        self.text = self.path.read_text(encoding="utf-8")
+    def __init__(self, template: ChatTemplate, bos_token: str, eos_token: str):
+        self.path = ROOT / "chat" / f"{template.name}.jinja"  # for messages
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
         )
         try:
-            self._template = environment.from_string(self.text)
+            self._template = environment.from_string(template.text)
         except jinja2.TemplateSyntaxError as error:
             raise ChatStyleError(f"{self.path}:{error.lineno}: {error.message}") from None
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from pipelines.core.ragged import flat_indices, offsets_of, segment_sums
 from pipelines.tokens import word_cache
-from pipelines.tokens.chat_style import BEGIN, END, ChatStyle
+from pipelines.tokens.chat_style import BEGIN, END, ChatStyle, ChatTemplate
 from pipelines.tokens.tokenizer import IMAGE_TOKEN, PreparedTokenizer
 
 _CHECKED = 8  # turns per batch that are tokenised both by words and as complete texts
@@ -54,9 +54,9 @@ class EncodedTurns:
 class Encoder:
     """Encodes turns in one chat style with one tokenizer."""
 
-    def __init__(self, prepared: PreparedTokenizer, style: str):
+    def __init__(self, prepared: PreparedTokenizer, chat: ChatTemplate):
         self.prepared = prepared
-        self.style = ChatStyle(style, prepared.bos_token, prepared.eos_token)
+        self.style = ChatStyle(chat, prepared.bos_token, prepared.eos_token)
         self.closing = np.array(self._ids(self.style.wording.closing), np.int32)  # follows the last turn
         self._words = word_cache.WordTokenizer(prepared)
         self._special = "|".join(map(re.escape, prepared.special_tokens))

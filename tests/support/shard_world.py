@@ -1,5 +1,6 @@
 """Examples in the store's layout, with real images on disk, for the tests of shards."""
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -12,6 +13,7 @@ from pipelines.core.arrow_files import write_batches
 from pipelines.core.files import file_sha256
 from pipelines.mixture.shares import Balance
 from pipelines.schema import EXAMPLES
+from pipelines.shards.settings import ShardSettings
 from pipelines.tokens.tokenizer import load_tokenizer
 
 SIZES = {"a": 700, "b": 31}
@@ -61,11 +63,18 @@ def make_world(tmp_path: Path, tokenizer_dir: Path) -> dict[str, Any]:
     return {
         "examples": examples,
         "image_roots": {name: tmp_path / "images" / name for name in SIZES},
-        "balance": Balance(strategy="tuned"),
-        "weights": {"a": 3, "b": 1},
-        "num_samples": COUNT,
-        "shard_bytes": 60_000,
-        "tokenizer": tokenizer_dir,
-        "seed": 5,
+        "settings": ShardSettings(
+            balance=Balance(strategy="tuned"),
+            weights={"a": 3, "b": 1},
+            num_samples=COUNT,
+            shard_bytes=60_000,
+            tokenizer=tokenizer_dir,
+            seed=5,
+        ),
         "log": lambda line: None,
     }
+
+
+def with_settings(world: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """The same arguments with some shard settings changed."""
+    return {**world, "settings": dataclasses.replace(world["settings"], **changes)}

@@ -7,19 +7,18 @@ import pyarrow as pa
 
 from pipelines.dedup.decide import contents_to_embed, texts_to_embed
 from pipelines.dedup.embeddings import PACKAGED_MODEL, Embeddings, embed_texts
+from pipelines.dedup.settings import Dedup
 
 
 def embed_turns(
     questions: Sequence[str],
     answers: Sequence[str],
     offsets: Sequence[int] | None = None,
-    rule: str = "semantic",
-    compare: str = "pair",
-    threshold: float | None = None,
+    dedup: Dedup = Dedup(),
 ) -> pa.Table:
     """Returns the table of embeddings. offsets: those of the groups; None means one group."""
-    texts = texts_to_embed(questions, answers, rule, compare)
+    texts = texts_to_embed(questions, answers, dedup)
     words = embed_texts(texts, PACKAGED_MODEL)
     bounds = np.array([0, len(questions)] if offsets is None else offsets)
-    contents = contents_to_embed(bounds, questions, answers, Embeddings(words), rule, compare, threshold)
+    contents = contents_to_embed(bounds, questions, answers, Embeddings(words), dedup)
     return embed_texts(texts | contents, PACKAGED_MODEL, known=words)

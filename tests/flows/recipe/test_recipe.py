@@ -7,6 +7,7 @@ import pytest
 from flows.preflight.check import check_settings
 from flows.recipe.recipe import RECIPES, RecipeError, load_recipe
 from flows.runs.workspace import locate_workspace
+from pipelines.dedup.settings import Dedup
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -92,8 +93,8 @@ def test_each_dataset_has_its_own_deduplication_settings(write_recipe, rule, com
     chosen = {"rule": rule, "compare": compare, "threshold": 0.8}
     workspace = locate_workspace(load_recipe(write_recipe({"datasets/vqav2/dedup": chosen})))
     spec, other = workspace.spec("vqav2"), workspace.spec("refcoco")
-    assert (spec.dedup_rule, spec.dedup_compare, spec.dedup_threshold) == (rule, compare, 0.8)
-    assert (other.dedup_rule, other.dedup_compare, other.dedup_threshold) == ("semantic", "pair", None)
+    assert spec.dedup == Dedup(rule=rule, compare=compare, threshold=0.8)
+    assert other.dedup == Dedup(rule="semantic", compare="pair", threshold=None)
 
 
 def test_the_default_strategy_depends_on_weights_or_datasets(write_recipe):

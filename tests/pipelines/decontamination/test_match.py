@@ -4,10 +4,12 @@ import dataclasses
 import hashlib
 import tempfile
 from functools import partial
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.example_settings import example_settings
 from support.images import encode, noise
 
 from pipelines.core.arrow_files import read_table, write_batches
@@ -15,12 +17,12 @@ from pipelines.core.store import Store
 from pipelines.decontamination.match import Decontamination
 from pipelines.examples.beam_job import ExamplesJob, run_examples_job
 from pipelines.examples.ledger import check_ledger
-from pipelines.examples.render import Renderer, RenderSettings
+from pipelines.examples.render import Renderer
 from pipelines.images.references import ImageRoot
 from pipelines.images.table import images_table
 from pipelines.jobs.benchmark_items import BenchmarkImage, BenchmarkItems, BenchmarkItemsError, build_benchmark_items
 from pipelines.schema import ANNOTATIONS, IMAGES
-from pipelines.templates.sets import template_file
+from pipelines.templates.sets import load_templates
 
 BEAM = ["--runner=FnApiRunner"]
 LONG = "What is the tall man with the red umbrella doing beside the old yellow bus, please?"
@@ -66,29 +68,17 @@ def job(tmp_path, tokenizer_dir, benchmarks):
     write_batches(tmp_path / "annotations" / "annotations-00000.arrow", table.schema, table.to_batches(25))
     measured = images_table(tmp_path / "pictures", [f"{k}.png" for k in range(NUM_IMAGES)])
     write_batches(tmp_path / "images" / "images.arrow", IMAGES, measured.to_batches())
-    settings = RenderSettings(
-        dataset="vqav2",
-        task="open_question",
-        template_file=str(template_file("fine", "vqav2", "open_question")),
-        chat="honeybee",
-        tokenizer=str(tokenizer_dir),
-        embeddings=None,
-        max_turns=3,
-        max_text_tokens=400,
-        dedup_rule="off",
-        dedup_compare="pair",
-        dedup_threshold=None,
-        seed=0,
-        decontamination=Decontamination(benchmarks, "perceptual", 8, 13, "drop"),
+    settings = example_settings(
+        tokenizer_dir, max_turns=3, decontamination=Decontamination(benchmarks, "perceptual", 8, 13, "drop")
     )
-    return ExamplesJob(str(tmp_path / "annotations"), str(tmp_path / "images"), settings, 3, str(tmp_path / "out"))
+    return ExamplesJob(tmp_path / "annotations", tmp_path / "images", None, settings, 3, tmp_path / "out")
 
 
 def changed(job: ExamplesJob, tmp_path, **changes) -> ExamplesJob:
     """The job with different decontamination settings and its own output directory."""
-    settings = dataclasses.replace(job.render.decontamination, **changes)
-    out = tempfile.mkdtemp(dir=tmp_path)
-    return dataclasses.replace(job, render=dataclasses.replace(job.render, decontamination=settings), out=out)
+    settings = dataclasses.replace(job.settings.decontamination, **changes)
+    out = Path(tempfile.mkdtemp(dir=tmp_path))
+    return dataclasses.replace(job, settings=dataclasses.replace(job.settings, decontamination=settings), out=out)
 
 
 def parts(job: ExamplesJob, kind: str) -> list[dict]:
@@ -166,7 +156,7 @@ def test_output_bytes_do_not_depend_on_batches(job, tmp_path):
     (tmp_path / "other").mkdir()
     write_batches(tmp_path / "other" / "annotations-00000.arrow", table.schema, table.slice(40).to_batches(7))
     write_batches(tmp_path / "other" / "annotations-00001.arrow", table.schema, table.slice(0, 40).to_batches(11))
-    again = dataclasses.replace(job, annotations=str(tmp_path / "other"), out=str(tmp_path / "again"))
+    again = dataclasses.replace(job, annotations=tmp_path / "other", out=tmp_path / "again")
     run_examples_job(again, BEAM)
     assert outputs(again) == outputs(job)
 
@@ -176,10 +166,10 @@ def test_only_the_overlapping_turn_of_a_conversation_is_dropped(job):
     rows = [{"row": 4, "turns": turns}, {"row": 9, "turns": turns[1:2]}]
     table = pa.Table.from_pylist(rows, ANNOTATIONS["conversation"])
     settings = dataclasses.replace(
-        job.render,
+        job.settings,
         dataset="llava150k",
         task="conversation",
-        template_file=str(template_file("fine", "llava150k", "conversation")),
+        templates=load_templates("fine", "llava150k", "conversation"),
     )
     rendered = Renderer(settings).render(table, IMAGES.empty_table())
     [example] = rendered.examples.to_pylist()
@@ -200,7 +190,7 @@ def test_every_image_of_a_row_is_compared(job):
     )
     images = read_table(job.marker(0).parent.parent / "images" / "images.arrow")
     [batch] = table.to_batches()
-    found = Renderer(job.render).benchmarks.find(batch, "conversation", images)
+    found = Renderer(job.settings, job.embeddings).benchmarks.find(batch, "conversation", images)
     entries = [(e["row"], e["image"], e["item"]) for e in found.table.to_pylist() if e["benchmark"] == "pope"]
     assert entries == [(0, "3.png", "val/three.png"), (2, "5.png", "val/five.jpg"), (3, "3.png", "val/three.png")]
     assert set(found.rows()) == {0, 2, 3}
@@ -243,7 +233,7 @@ def test_a_store_entry_depends_on_the_images_and_questions_but_not_on_the_name(s
 def test_a_missing_images_table_is_an_error(job):
     table = read_table(job_file(job))
     with pytest.raises(ValueError, match="images cannot be compared"):
-        Renderer(job.render).render(table, None)
+        Renderer(job.settings, job.embeddings).render(table, None)
 
 
 def job_file(job: ExamplesJob):

@@ -10,15 +10,16 @@ from support.vectors import embed_turns
 
 from pipelines.dedup.decide import Decisions, deduplicate, texts_to_embed
 from pipelines.dedup.embeddings import Embeddings
+from pipelines.dedup.settings import Dedup
 
 Turns = list[tuple[str, str]]
 
 
-def decide(turns: Turns, offsets=None, rule="semantic", compare="pair", threshold=None) -> Decisions:
+def decide(turns: Turns, offsets=None, **dedup) -> Decisions:
     questions, answers = [q for q, _ in turns], [a for _, a in turns]
     offsets = np.array([0, len(turns)] if offsets is None else offsets)
-    embeddings = Embeddings(embed_turns(questions, answers, offsets, rule, compare, threshold))
-    return deduplicate(offsets, questions, answers, embeddings, rule, compare, threshold)
+    embeddings = Embeddings(embed_turns(questions, answers, offsets, Dedup(**dedup)))
+    return deduplicate(offsets, questions, answers, embeddings, Dedup(**dedup))
 
 
 def at_angles(**degrees: float) -> Embeddings:
@@ -31,7 +32,7 @@ def at_angles(**degrees: float) -> Embeddings:
 def test_compares_with_kept_turns_only():
     # a~b and b~c but not a~c: b is dropped, but c is kept although it is similar to the dropped b.
     plane, least = at_angles(a=0, b=20, c=40), float(np.cos(np.radians(30)))
-    found = deduplicate(np.array([0, 3]), ["a", "b", "c"], [""] * 3, plane, compare="question", threshold=least)
+    found = deduplicate(np.array([0, 3]), ["a", "b", "c"], [""] * 3, plane, Dedup(compare="question", threshold=least))
     assert found.keep.tolist() == [True, False, True]
     assert found.partner.tolist() == [-1, 0, -1]
     assert found.similarity[1] == pytest.approx(np.cos(np.radians(20)), abs=1e-3)
@@ -41,7 +42,7 @@ def test_compares_with_kept_turns_only():
 
 def test_records_the_most_similar_kept_partner():
     plane = at_angles(a=0, b=50, c=30)
-    found = deduplicate(np.array([0, 3]), ["a", "b", "c"], [""] * 3, plane, compare="question", threshold=0.8)
+    found = deduplicate(np.array([0, 3]), ["a", "b", "c"], [""] * 3, plane, Dedup(compare="question", threshold=0.8))
     assert found.partner.tolist() == [-1, -1, 1]
 
 
@@ -67,7 +68,7 @@ def test_the_answer_rule_compares_answer_strings():
     found = decide(turns, rule="answer")
     assert found.keep.tolist() == [True, False, True, False]
     assert np.isnan(found.similarity[1]) and found.rule[1] == "answer"
-    assert not texts_to_embed(["How many cups?"], ["2"], "answer", "pair")
+    assert not texts_to_embed(["How many cups?"], ["2"], Dedup(rule="answer"))
 
 
 def test_the_combined_rule_drops_what_either_rule_drops():
@@ -90,8 +91,8 @@ def test_off_drops_nothing():
 def test_a_similarity_that_reaches_the_threshold_is_a_duplicate():
     turns = [("What color is the car?", "red"), ("Where is the red car parked?", "on the street")]
     similarity = decide(turns, threshold=0.01).similarity[1]
-    assert decide(turns, threshold=similarity).keep.tolist() == [True, False]
-    assert decide(turns, threshold=min(1.0, similarity + 1e-3)).keep.all()
+    assert decide(turns, threshold=float(similarity)).keep.tolist() == [True, False]
+    assert decide(turns, threshold=min(1.0, float(similarity) + 1e-3)).keep.all()
 
 
 def test_only_questions_or_only_answers_can_be_compared():
@@ -101,9 +102,9 @@ def test_only_questions_or_only_answers_can_be_compared():
 
 
 def test_unknown_options_and_mismatched_sizes_are_errors():
-    with pytest.raises(ValueError, match="rule 'cosine'"):
+    with pytest.raises(ValueError, match="rule\n  Input should be"):
         decide([], [0, 0], rule="cosine")
-    with pytest.raises(ValueError, match="comparison 'both'"):
+    with pytest.raises(ValueError, match="compare\n  Input should be"):
         decide([], [0, 0], compare="both")
     with pytest.raises(ValueError, match="1 questions"):
         decide([("Is it red?", "yes")], [0, 2])

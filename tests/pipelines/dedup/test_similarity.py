@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from support.vectors import embed_turns
 
-from pipelines.dedup.decide import DEFAULT_THRESHOLD
 from pipelines.dedup.embeddings import Embeddings, embed_texts
+from pipelines.dedup.settings import DEFAULT_THRESHOLD
 from pipelines.dedup.similarity import FEATURES, Similarity
 
 SAME = [

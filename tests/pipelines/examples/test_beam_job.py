@@ -9,14 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.example_settings import example_settings
 from support.vectors import embed_turns
 
 from pipelines.core.arrow_files import read_table, write_batches
+from pipelines.dedup.settings import Dedup
 from pipelines.examples.beam_job import ExamplesJob, run_examples_job
 from pipelines.examples.ledger import check_ledger
-from pipelines.examples.render import Renderer, RenderSettings
+from pipelines.examples.render import Renderer
 from pipelines.schema import ANNOTATIONS, IMAGES
-from pipelines.templates.sets import template_file
+from pipelines.templates.sets import load_templates
 from pipelines.tokens.tokenizer import load_tokenizer
 
 BEAM = ["--runner=FnApiRunner"]
@@ -63,26 +65,14 @@ def job(tmp_path, tokenizer_dir):
     questions, answers = [row["question"] for row in good], [row["answer"].strip() for row in good]
     embedded = embed_turns(questions, answers)
     write_batches(tmp_path / "embeddings" / "embeddings.arrow", embedded.schema, embedded.to_batches())
-    settings = RenderSettings(
-        dataset="vqav2",
-        task="open_question",
-        template_file=str(template_file("fine", "vqav2", "open_question")),
-        chat="honeybee",
-        tokenizer=str(tokenizer_dir),
-        embeddings=str(tmp_path / "embeddings"),
-        max_turns=3,
-        max_text_tokens=400,
-        dedup_rule="semantic",
-        dedup_compare="pair",
-        dedup_threshold=None,
-        seed=0,
-    )
+    settings = example_settings(tokenizer_dir, max_turns=3, dedup=Dedup(rule="semantic"))
     return ExamplesJob(
-        annotations=str(tmp_path / "annotations"),
-        images=str(tmp_path / "images"),
-        render=settings,
+        annotations=tmp_path / "annotations",
+        images=tmp_path / "images",
+        embeddings=tmp_path / "embeddings",
+        settings=settings,
         partitions=5,
-        out=str(tmp_path / "out"),
+        out=tmp_path / "out",
     )
 
 
@@ -147,7 +137,7 @@ def test_bytes_do_not_depend_on_batches_workers_or_restarts(job, tmp_path):
     other.mkdir()
     write_batches(other / "annotations-00000.arrow", table.schema, table.slice(350).to_batches(50))
     write_batches(other / "annotations-00001.arrow", table.schema, table.slice(0, 350).to_batches(77))
-    again = dataclasses.replace(job, annotations=str(other), out=str(tmp_path / "again"))
+    again = dataclasses.replace(job, annotations=other, out=tmp_path / "again")
     run_examples_job(again, [*BEAM, "--direct_num_workers=2", "--direct_running_mode=multi_processing"])
     assert outputs(again) == whole
     # Simulate a killed run, in which some partitions are complete and one is partly written.
@@ -174,12 +164,10 @@ def test_a_long_conversation_is_split_at_turn_boundaries(job, tmp_path):
         ANNOTATIONS["conversation"],
     )
     settings = dataclasses.replace(
-        job.render,
+        job.settings,
         dataset="llava150k",
         task="conversation",
-        template_file=str(template_file("fine", "llava150k", "conversation")),
-        embeddings=None,
-        max_text_tokens=400,
+        templates=load_templates("fine", "llava150k", "conversation"),
     )
     rendered = Renderer(settings).render(table, None)
     examples = rendered.examples.to_pylist()
@@ -202,10 +190,9 @@ def test_duplicates_are_removed_and_recorded(job):
     ]
     rows = [{"row": i, "image": "i0.jpg", "question": q, "answer": a} for i, (q, a) in enumerate(texts)]
     embedded = embed_turns([q for q, _ in texts], [a for _, a in texts])
-    path = job.render.embeddings + "/embeddings.arrow"
-    write_batches(type(job.marker(0))(path), embedded.schema, embedded.to_batches())
+    write_batches(job.embeddings / "embeddings.arrow", embedded.schema, embedded.to_batches())
     table = pa.Table.from_pylist(rows, ANNOTATIONS["open_question"])
-    rendered = Renderer(job.render).render(table, images())
+    rendered = Renderer(job.settings, job.embeddings).render(table, images())
     [duplicate] = rendered.duplicates.to_pylist()
     assert {duplicate["row"], duplicate["kept_row"]} == {0, 1}
     assert duplicate["text"] == "Is the car red? yes"
@@ -220,7 +207,7 @@ def test_unaccounted_rows_are_an_error():
 def test_an_image_missing_from_the_images_table_is_an_error(job):
     table = annotations().slice(0, 5)
     with pytest.raises(RuntimeError, match=r"image i\d.jpg is not in the images table"):
-        Renderer(job.render).render(table, images().slice(0, 1))
+        Renderer(job.settings, job.embeddings).render(table, images().slice(0, 1))
 
 
 def test_markers_contain_the_counts(job):

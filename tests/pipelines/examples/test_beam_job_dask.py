@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +15,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from support.example_settings import example_settings
 
-from pipelines.core.arrow_files import write_batches
+from pipelines.core.arrow_files import read_table, write_batches
+from pipelines.dedup.settings import Dedup
 from pipelines.examples.beam_job import ExamplesJob, run_examples_job
-from pipelines.examples.render import RenderSettings
 from pipelines.schema import ANNOTATIONS
-from pipelines.templates.sets import template_file
+from pipelines.templates import sets
+from pipelines.templates.sets import load_templates
 
 ROWS, PARTITIONS = 20_000, 40
 DASK_RUNNER = "apache_beam.runners.dask.dask_runner.DaskRunner"
@@ -35,21 +38,8 @@ def job(tmp_path, tokenizer_dir):
     ]
     table = pa.Table.from_pylist(rows, ANNOTATIONS["open_question"])
     write_batches(tmp_path / "annotations" / "annotations-00000.arrow", table.schema, table.to_batches(1000))
-    settings = RenderSettings(
-        dataset="vqav2",
-        task="open_question",
-        template_file=str(template_file("fine", "vqav2", "open_question")),
-        chat="honeybee",
-        tokenizer=str(tokenizer_dir),
-        embeddings=None,
-        max_turns=3,
-        max_text_tokens=400,
-        dedup_rule="answer",
-        dedup_compare="pair",
-        dedup_threshold=None,
-        seed=0,
-    )
-    return ExamplesJob(str(tmp_path / "annotations"), None, settings, PARTITIONS, str(tmp_path / "here"))
+    settings = example_settings(tokenizer_dir, max_turns=3, dedup=Dedup(rule="answer"))
+    return ExamplesJob(tmp_path / "annotations", None, None, settings, PARTITIONS, tmp_path / "here")
 
 
 @pytest.fixture
@@ -94,7 +84,7 @@ def _wait_for(condition, seconds=60):
 
 
 def outputs(job):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(job.out).iterdir())}
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(job.out.iterdir())}
 
 
 def on_dask(job, address):
@@ -110,17 +100,15 @@ def test_dask_writes_the_same_bytes_as_one_process_even_if_a_worker_is_killed(jo
     expected = outputs(job)
     for name in ("undisturbed", "killed"):
         (tmp_path / name).mkdir()
-    undisturbed = dataclasses.replace(job, out=str(tmp_path / "undisturbed"))
+    undisturbed = dataclasses.replace(job, out=tmp_path / "undisturbed")
     on_dask(undisturbed, address)
     assert outputs(undisturbed) == expected
 
-    killed = dataclasses.replace(job, out=str(tmp_path / "killed"))
+    killed = dataclasses.replace(job, out=tmp_path / "killed")
     seen = []
 
     def kill_midway():
-        markers = _wait_for(
-            lambda: len(list(Path(killed.out).glob("counts-*"))) >= 3 and list(Path(killed.out).iterdir())
-        )
+        markers = _wait_for(lambda: len(list(killed.out.glob("counts-*"))) >= 3 and list(killed.out.iterdir()))
         os.kill(workers[0].pid, signal.SIGKILL)
         seen.append(len([path for path in markers if path.name.startswith("counts-")]))
 
@@ -131,3 +119,24 @@ def test_dask_writes_the_same_bytes_as_one_process_even_if_a_worker_is_killed(jo
     assert workers[0].wait() == -signal.SIGKILL and workers[1].poll() is None
     assert seen[0] < PARTITIONS, "the worker was killed after all partitions were done"
     assert outputs(killed) == expected
+
+
+def test_an_edited_template_takes_effect_in_workers_that_stay_up(job, cluster, tmp_path, monkeypatch):
+    shutil.copytree(sets.ROOT, tmp_path / "templates")
+    monkeypatch.setattr(sets, "ROOT", tmp_path / "templates")
+    file = tmp_path / "templates/fine/vqav2.yaml"
+    original = file.read_text()
+    address, _ = cluster
+    seen = []
+    for name, opening in (("before", "Look."), ("after", "Look again.")):
+        file.write_text(original.replace("{question}", f"{opening} {{question}}"))
+        (tmp_path / name).mkdir()
+        templates = load_templates("fine", "vqav2", "open_question")
+        settings = dataclasses.replace(job.settings, templates=templates)
+        edited = dataclasses.replace(job, settings=settings, out=tmp_path / name, partitions=4)
+        on_dask(edited, address)
+        examples = pa.concat_tables([read_table(edited.part("examples", p, "arrow")) for p in range(4)])
+        users = [turn["user"] for turns in examples["turns"].to_pylist() for turn in turns]
+        assert all(user.startswith(f"{opening} What is number") for user in users) and len(users) > ROWS // 2
+        seen.append(settings.key(None))
+    assert seen[0] != seen[1]

@@ -1,17 +1,17 @@
 """Conversations with many images, one or none: their positions, rejects, and the pieces of split conversations."""
 
 import dataclasses
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from support.example_settings import example_settings
 
 from pipelines.core.arrow_files import read_table, write_batches
 from pipelines.examples.beam_job import ExamplesJob, run_examples_job
 from pipelines.examples.image_slots import image_rows
-from pipelines.examples.render import Renderer, RenderSettings
+from pipelines.examples.render import Renderer
 from pipelines.schema import ANNOTATIONS, IMAGES
-from pipelines.templates.sets import template_file
+from pipelines.tokens.chat_style import load_chat_template
 from pipelines.tokens.tokenizer import load_tokenizer
 
 
@@ -43,21 +43,7 @@ def measured(names, bad=()):
 
 @pytest.fixture
 def settings(tokenizer_dir):
-    return RenderSettings(
-        dataset="llava150k",
-        task="conversation",
-        template_file=str(template_file("fine", "llava150k", "conversation")),
-        chat="honeybee",
-        tokenizer=str(tokenizer_dir),
-        embeddings=None,
-        max_turns=1,
-        max_text_tokens=400,
-        dedup_rule="off",
-        dedup_compare="pair",
-        dedup_threshold=None,
-        seed=0,
-        max_images=20,
-    )
+    return example_settings(tokenizer_dir, "llava150k", "conversation", max_images=20)
 
 
 SYSTEM = "A person talks with an assistant that looks at pictures and answers truthfully."
@@ -65,7 +51,7 @@ SYSTEM = "A person talks with an assistant that looks at pictures and answers tr
 
 def shown(settings, example):
     """Decodes an example and returns its text after the system sentence."""
-    tokenizer = load_tokenizer(Path(settings.tokenizer)).tokenizer
+    tokenizer = load_tokenizer(settings.tokenizer).tokenizer
     text = tokenizer.decode(example["input_ids"], skip_special_tokens=False)
     assert text.count("<image>") == len(example["images"]) == len(example["image_sha256"])
     assert example["image_sha256"] == [f"checksum of {name}" for name in example["images"]]
@@ -148,9 +134,7 @@ def test_images_of_other_partitions_are_found_in_the_table_on_disk(settings, tmp
         (tmp_path / name).mkdir()
     write_batches(tmp_path / "annotations" / "annotations-00000.arrow", rows.schema, rows.to_batches(64))
     write_batches(tmp_path / "images" / "images.arrow", IMAGES, measured(names, bad=names[7:8]).to_batches(32))
-    job = ExamplesJob(
-        str(tmp_path / "annotations"), str(tmp_path / "images"), settings, partitions=6, out=str(tmp_path / "out")
-    )
+    job = ExamplesJob(tmp_path / "annotations", tmp_path / "images", None, settings, partitions=6, out=tmp_path / "out")
     counts = run_examples_job(job, ["--runner=FnApiRunner"])
     assert sum(count["rows"]["examples"] for count in counts) == 198
     assert sum(count["num_images"] for count in counts) == 2 * 198
@@ -178,9 +162,9 @@ def test_no_example_has_more_images_than_the_limit(settings):
 
 
 def test_images_in_the_caption_style_have_no_separate_line(settings):
-    settings = dataclasses.replace(settings, chat="caption")
+    settings = dataclasses.replace(settings, chat=load_chat_template("caption"))
     [example] = (
         Renderer(settings).render(table(([("See <image> and", "A.")], "ab")), measured("ab")).examples.to_pylist()
     )
-    tokenizer = load_tokenizer(Path(settings.tokenizer)).tokenizer
+    tokenizer = load_tokenizer(settings.tokenizer).tokenizer
     assert tokenizer.decode(example["input_ids"], skip_special_tokens=False) == "<s><image>See <image> andA.</s>"

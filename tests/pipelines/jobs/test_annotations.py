@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from support.example_settings import settings_of
 
 from pipelines.core.arrow_files import open_batches, read_table
 from pipelines.core.store import Store, read_manifest
@@ -33,8 +34,7 @@ def test_small_batches_lose_no_rows(spec, tmp_path, tokenizer_dir, monkeypatch):
     cut = build_annotations(store, spec, log=print)
     assert read_table(cut / "annotations-00000.arrow").equals(read_table(whole / "annotations-00000.arrow"))
     assert open_batches(cut / "annotations-00000.arrow").num_record_batches > 2
-    options = {"templates": "fine", "chat": "honeybee", "tokenizer": tokenizer_dir, "max_text_tokens": 1023, "seed": 0}
-    built = read_manifest(build_examples(store, spec, **options, images=None, embeddings=None, log=print))
+    built = read_manifest(build_examples(store, spec, settings_of(spec, tokenizer_dir, max_text_tokens=1023)))
     assert built["rows"] == {"read": 120, "examples": 120, "duplicates": 0, "rejects": {}}
     assert len(built["files"]) > 2
 

@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Pooling, Transformer
+from support.example_settings import settings_of
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from pipelines.core.arrow_files import read_table
@@ -21,9 +22,10 @@ from pipelines.core.store import MANIFEST, Store, read_manifest
 from pipelines.dedup import embedder
 from pipelines.dedup.embedder import EmbedderError
 from pipelines.dedup.embeddings import embedder_path
+from pipelines.dedup.settings import Dedup
 from pipelines.jobs import examples
 from pipelines.jobs.annotations import build_annotations
-from pipelines.jobs.dataset import DatasetSpec
+from pipelines.jobs.dataset import DatasetSpec, Tables
 from pipelines.jobs.embeddings import build_embeddings
 from pipelines.jobs.examples import build_examples
 from pipelines.templates import sets
@@ -39,8 +41,9 @@ COLORS = ["red", "blue", "green", "white", "brown"]
 KILLED_BUILD = """
 import os, signal, sys
 from pathlib import Path
-from pipelines import embed, embed_stage
-from pipelines.jobs.examples import DatasetSpec
+from pipelines.dedup import embeddings as vectors
+from pipelines.jobs import embeddings as job
+from pipelines.jobs.dataset import DatasetSpec
 from pipelines.core.store import Store
 
 def write_and_die(out, embedder, table):
@@ -48,10 +51,10 @@ def write_and_die(out, embedder, table):
     if len(list(out.glob("part-*"))) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 
-embed.PART_TEXTS = 1
-write_part, embed_stage._write_part = embed_stage._write_part, write_and_die
+vectors.PART_TEXTS = 1
+write_part, job._write_part = job._write_part, write_and_die
 root = Path(sys.argv[1])
-embed_stage.build_embeddings(Store(sys.argv[2]), [DatasetSpec("vqav2", "vqav2", root, root, max_turns=9)], sys.argv[3])
+job.build_embeddings(Store(sys.argv[2]), [DatasetSpec("vqav2", "vqav2", root, root, max_turns=9)], sys.argv[3])
 """
 
 
@@ -157,11 +160,10 @@ def test_a_damaged_table_is_rebuilt_and_its_vectors_are_not_reused(cold, spec, t
 
 def test_decisions_depend_on_neither_cache_nor_workers(cold, spec, tmp_path, tokenizer_dir, monkeypatch):
     monkeypatch.setattr(examples, "BYTES_PER_PARTITION", 20_000)  # several partitions, so that both workers get some
-    options = {"templates": "fine", "chat": "honeybee", "tokenizer": tokenizer_dir, "max_text_tokens": 400, "seed": 0}
 
     def decisions(store: Store, embeddings: Path, *workers: str) -> dict[str, bytes]:
         beam = ["--runner=FnApiRunner", *workers]
-        built = build_examples(store, spec, **options, images=None, embeddings=embeddings, beam_options=beam)
+        built = build_examples(store, spec, settings_of(spec, tokenizer_dir), Tables(None, embeddings), beam)
         return {path.name: path.read_bytes() for path in built.iterdir() if path.name != MANIFEST}
 
     first = decisions(Store(tmp_path / "cold"), cold)
@@ -175,12 +177,13 @@ def test_decisions_depend_on_neither_cache_nor_workers(cold, spec, tmp_path, tok
 
 def test_a_changed_template_requires_no_embedding(spec, tmp_path, tokenizer_dir, monkeypatch):
     other = dataclasses.replace(write_vqav2(tmp_path / "other", THINGS[:5]), name="gqa")
-    options = {"templates": "fine", "chat": "honeybee", "tokenizer": tokenizer_dir, "max_text_tokens": 400, "seed": 0}
     store = Store(tmp_path / "store")
 
     def built() -> list[Path]:
         embeddings = build_embeddings(store, [spec, other], MODEL)
-        examples = [build_examples(store, s, **options, images=None, embeddings=embeddings) for s in (spec, other)]
+        examples = [
+            build_examples(store, s, settings_of(s, tokenizer_dir), Tables(None, embeddings)) for s in (spec, other)
+        ]
         return [embeddings, *examples]
 
     before = built()
@@ -195,8 +198,7 @@ def test_a_changed_template_requires_no_embedding(spec, tmp_path, tokenizer_dir,
 
 def test_the_embedded_texts_depend_on_threshold_comparison_and_rule(spec, tmp_path):
     def texts(**dedup) -> set[str]:
-        options = {f"dedup_{name}": value for name, value in dedup.items()}
-        changed = DatasetSpec(**{**vars(spec), **options})
+        changed = dataclasses.replace(spec, dedup=Dedup(**dedup))
         directory = build_embeddings(Store(tmp_path), [changed], MODEL)
         return set(read_table(directory / "embeddings.arrow")["text"].to_pylist()) if directory else set()
 

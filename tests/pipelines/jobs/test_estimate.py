@@ -4,13 +4,14 @@ import dataclasses
 
 import pyarrow as pa
 import pytest
+from support.example_settings import settings_of as settings_for
 
+from pipelines.dedup.settings import Dedup
 from pipelines.examples.render import Renderer
 from pipelines.jobs.dataset import DatasetSpec
 from pipelines.jobs.estimate import SAMPLE_ROWS, count_examples, estimate, sample_rows
-from pipelines.jobs.examples import render_settings
 from pipelines.schema import ANNOTATIONS
-from pipelines.templates.sets import template_file
+from pipelines.templates.sets import load_templates
 
 
 def annotations(num_rows: int) -> pa.Table:
@@ -28,17 +29,8 @@ def annotations(num_rows: int) -> pa.Table:
 @pytest.fixture
 def settings_of(tokenizer_dir, tmp_path):
     def make(rule: str = "off"):
-        spec = DatasetSpec("vqav2", "vqav2", tmp_path, tmp_path / "nowhere", max_turns=3, dedup_rule=rule)
-        return spec, render_settings(
-            spec,
-            template_file=template_file("fine", "vqav2", "open_question"),
-            chat="honeybee",
-            tokenizer=tokenizer_dir,
-            max_text_tokens=3000,
-            embeddings=None,
-            seed=0,
-            decontamination=None,
-        )
+        spec = DatasetSpec("vqav2", "vqav2", tmp_path, tmp_path / "nowhere", max_turns=3, dedup=Dedup(rule=rule))
+        return spec, settings_for(spec, tokenizer_dir, max_text_tokens=3000)
 
     return make
 
@@ -60,7 +52,7 @@ def test_an_estimate_is_close_to_the_counts_of_all_rows(settings_of):
     table = annotations(4 * SAMPLE_ROWS)
     spec, settings = settings_of()
     exact = Renderer(settings).render(table, None).counts
-    found = estimate(spec, table, settings, images=None, embed_images=False)
+    found = estimate(spec, table, settings, embeddings=None, images=None, embed_images=False)
     assert found.rendered <= SAMPLE_ROWS
     assert found.examples == pytest.approx(exact["num_examples"], rel=0.05)
     assert found.turns == pytest.approx(exact["turns"]["examples"], rel=0.05)
@@ -70,8 +62,11 @@ def test_an_estimate_is_close_to_the_counts_of_all_rows(settings_of):
 
 def test_duplicates_that_need_vectors_are_not_removed_which_is_reported(settings_of):
     table = annotations(300)
-    assert estimate(*_swap(settings_of("answer"), table), images=None, embed_images=False).not_removed == ()
-    found = estimate(*_swap(settings_of("semantic"), table), images=None, embed_images=False)
+    assert (
+        estimate(*_swap(settings_of("answer"), table), embeddings=None, images=None, embed_images=False).not_removed
+        == ()
+    )
+    found = estimate(*_swap(settings_of("semantic"), table), embeddings=None, images=None, embed_images=False)
     assert found.not_removed == ("duplicates",)
     assert found.turns == 299
 
@@ -79,7 +74,7 @@ def test_duplicates_that_need_vectors_are_not_removed_which_is_reported(settings
 def test_missing_images_are_predicted(settings_of, tmp_path):
     (tmp_path / "nowhere").mkdir()
     spec, settings = settings_of()
-    found = estimate(spec, annotations(300), settings, images=None, embed_images=True)
+    found = estimate(spec, annotations(300), settings, embeddings=None, images=None, embed_images=True)
     assert found.examples == 4  # the rows without an image
 
 
@@ -98,7 +93,8 @@ def test_all_images_of_a_conversation_are_looked_up(settings_of, tmp_path):
     ]
     table = pa.Table.from_pylist(rows, ANNOTATIONS["conversation"])
     spec = DatasetSpec("chats", "llava", tmp_path, tmp_path)
-    template = str(template_file("fine", "chats", "conversation"))
-    settings = dataclasses.replace(settings, dataset="chats", task="conversation", template_file=template)
-    found = estimate(spec, table, settings, images=None, embed_images=True)
+    settings = dataclasses.replace(
+        settings, dataset="chats", task="conversation", templates=load_templates("fine", "chats", "conversation")
+    )
+    found = estimate(spec, table, settings, embeddings=None, images=None, embed_images=True)
     assert (found.examples, found.images) == (1, 2)

@@ -5,11 +5,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.example_settings import settings_of
 
 from pipelines.core.arrow_files import read_table
 from pipelines.core.store import Store, read_manifest
+from pipelines.dedup.settings import Dedup
 from pipelines.examples.ledger import check_ledger
-from pipelines.jobs.dataset import DatasetSpec
+from pipelines.jobs.dataset import DatasetSpec, Tables
 from pipelines.jobs.examples import build_examples
 from pipelines.jobs.images import build_images
 
@@ -56,41 +58,23 @@ def check_build(directory: Path, rows: int, rejects: dict[str, int]) -> None:
 def test_the_real_corpus_builds_with_known_rejects(realdata, tmp_path, tokenizer_dir):
     store, corpus = Store(tmp_path), realdata / "corpus"
     specs = [
-        DatasetSpec(name, name, corpus / annotations, corpus / images, max_turns=10, dedup_rule="answer")
+        DatasetSpec(name, name, corpus / annotations, corpus / images, max_turns=10, dedup=Dedup(rule="answer"))
         for name, (annotations, images, _) in CORPUS.items()
     ]
     images = build_images(store, specs, log=lambda line: None)
     for spec in specs:
         # The limit is high enough that no row is too long, even with this small tokenizer.
-        directory = build_examples(
-            store,
-            spec,
-            templates="fine",
-            chat="honeybee",
-            tokenizer=tokenizer_dir,
-            max_text_tokens=40_000,
-            images=images[spec.name],
-            embeddings=None,
-            seed=0,
-            log=lambda line: None,
-        )
+        settings = settings_of(spec, tokenizer_dir, max_text_tokens=40_000)
+        directory = build_examples(store, spec, settings, Tables(images[spec.name]), log=lambda line: None)
         check_build(directory, CORPUS[spec.name][2], {"image_missing": 20} if spec.name == "vqav2" else {})
 
 
 @pytest.mark.parametrize("name", sorted(TEXT))
 def test_annotations_without_images(realdata, tmp_path, tokenizer_dir, name):
     folder, rows = TEXT[name]
-    spec = DatasetSpec(name, name, realdata / "text" / folder, realdata / "text" / folder, 10, dedup_rule="answer")
-    directory = build_examples(
-        Store(tmp_path),
-        spec,
-        templates="fine",
-        chat="honeybee",
-        tokenizer=tokenizer_dir,
-        max_text_tokens=1023,
-        images=None,
-        embeddings=None,
-        seed=0,
-        log=lambda line: None,
+    spec = DatasetSpec(
+        name, name, realdata / "text" / folder, realdata / "text" / folder, 10, dedup=Dedup(rule="answer")
     )
+    settings = settings_of(spec, tokenizer_dir, max_text_tokens=1023)
+    directory = build_examples(Store(tmp_path), spec, settings, log=lambda line: None)
     check_build(directory, rows, {})

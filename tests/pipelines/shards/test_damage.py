@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support.shard_world import with_settings
 
 from pipelines.core.errors import ShardError
 from pipelines.core.store import Store, read_manifest
@@ -81,7 +82,7 @@ def _process(world: dict, *rest: object) -> multiprocessing.Process:
 
 
 def test_a_file_that_exceeds_the_size_limit_is_named_and_left_unfinished(world, tmp_path):
-    world["shard_bytes"] = 1 << 20
+    world = with_settings(world, shard_bytes=1 << 20)
     out = tmp_path / "out"
     process = _process(world, tmp_path / "store", 60_000, out)
     process.start()

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 from PIL import Image
-from support.shard_world import COUNT
+from support.shard_world import COUNT, with_settings
 
 from pipelines.core.store import Store, read_manifest
 from pipelines.images.decode import decode
@@ -68,8 +68,12 @@ def test_shards_of_shrunk_images_have_the_checksums_of_the_embedded_bytes(world,
     store = Store(tmp_path / "store")
     for root in world["image_roots"].values():
         assert {Image.open(path).size for path in root.iterdir()} == {(4, 3)}
-    directory = build_shards(store, **world, image_mode=ImageMode("embed", Shrink(2)))
-    assert directory != build_shards(store, **world) != build_shards(store, **world, image_mode=ImageMode("reference"))
+    directory = build_shards(store, **with_settings(world, image_mode=ImageMode("embed", Shrink(2))))
+    assert (
+        directory
+        != build_shards(store, **world)
+        != build_shards(store, **with_settings(world, image_mode=ImageMode("reference")))
+    )
     made = read_manifest(directory)["images"]
     assert (made["mode"], made["shrink"]["side"], made["shrink"]["quality"]) == ("embed", 2, QUALITY)
     seen = 0
@@ -84,11 +88,13 @@ def test_shards_of_shrunk_images_have_the_checksums_of_the_embedded_bytes(world,
 
 @pytest.fixture(params=["embed", "reference"])
 def built(request, world, tmp_path):
-    return request.param, build_shards(Store(tmp_path / "store"), **world, image_mode=ImageMode(request.param))
+    return request.param, build_shards(
+        Store(tmp_path / "store"), **with_settings(world, image_mode=ImageMode(request.param))
+    )
 
 
 def test_references_contain_the_paths_and_checksums_of_the_images(world, tmp_path):
-    directory = build_shards(Store(tmp_path / "store"), **world, image_mode=ImageMode("reference"))
+    directory = build_shards(Store(tmp_path / "store"), **with_settings(world, image_mode=ImageMode("reference")))
     names = 0
     for shard in read_manifest(directory)["shards"]:
         for row in pq.read_table(directory / shard["file"]).to_pylist():

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.shard_world import with_settings
 
 from pipelines.core.store import Store, read_manifest
 from pipelines.images.shrink import Shrink
@@ -73,7 +74,7 @@ def test_the_shards_of_a_build_are_even(world, tmp_path):
 
 
 def test_the_row_groups_of_a_shard_are_cut_by_bytes(world, tmp_path, monkeypatch):
-    world["shard_bytes"] = 1 << 20
+    world = with_settings(world, shard_bytes=1 << 20)
     monkeypatch.setattr(plan, "GROUP_BYTES", 50_000)
     monkeypatch.setattr(plan, "GROUP_BYTES_PER_ROW", 50_000 // 1000)
     directory = build_shards(Store(tmp_path / "store"), **world)

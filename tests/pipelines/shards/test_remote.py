@@ -10,6 +10,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from support.shard_world import with_settings
 
 from pipelines.core.errors import ShardError
 from pipelines.core.files import file_sha256
@@ -106,7 +107,7 @@ def test_a_truncated_remote_file_is_uploaded_again(shards, url):
 def test_different_shards_at_the_url_are_not_overwritten(shards, world, tmp_path):
     url = f"memory://{uuid.uuid4().hex}"
     push(shards, url, quiet)
-    world["seed"] += 1
+    world = with_settings(world, seed=6)
     other = build_shards(Store(tmp_path / "store"), **world)
     with pytest.raises(RemoteError, match="holds different shards: use another URL"):
         push(other, url, quiet)

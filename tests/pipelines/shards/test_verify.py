@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from support.shard_world import with_settings
 
 from pipelines.core.errors import ShardError
 from pipelines.core.files import file_sha256
@@ -63,7 +64,7 @@ def test_undamaged_shards_have_no_faults_and_every_shard_is_logged(copied):
 
 @pytest.mark.parametrize("mode", ["reference", "skip"])
 def test_shards_without_image_bytes_have_no_faults(world, tmp_path, mode):
-    directory = build_shards(Store(tmp_path / "store"), **world, image_mode=ImageMode(mode))
+    directory = build_shards(Store(tmp_path / "store"), **with_settings(world, image_mode=ImageMode(mode)))
     assert faults_of(directory) == []
 
 

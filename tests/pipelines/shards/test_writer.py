@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 from PIL import Image
-from support.shard_world import COUNT
+from support.shard_world import COUNT, with_settings
 
 from pipelines.core.errors import ShardError
 from pipelines.core.files import file_sha256
@@ -71,7 +71,7 @@ def test_the_lengths_file_has_the_lengths_of_all_samples(world, tmp_path):
 
 
 def test_the_manifest_records_shares_and_limits_on_epochs(world, tmp_path):
-    world |= {"balance": Balance(strategy="per-dataset", max_epochs={"b": 2}), "weights": None}
+    world = with_settings(world, balance=Balance(strategy="per-dataset", max_epochs={"b": 2}), weights=None)
     datasets = read_manifest(build_shards(Store(tmp_path / "store"), **world))["datasets"]
     assert datasets["b"]["samples"] in (61, 62)
     assert datasets["b"]["limited"] and not datasets["a"]["limited"]

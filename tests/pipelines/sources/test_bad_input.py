@@ -7,18 +7,18 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from support.example_settings import example_settings
 from support.images import png_header
 from support.official_files import OFFICIAL, encoded, official, write_official
 
 from pipelines.core.store import Store
-from pipelines.examples.render import Renderer, RenderSettings
+from pipelines.examples.render import Renderer
 from pipelines.images.table import images_table
 from pipelines.jobs.annotations import build_annotations
 from pipelines.jobs.dataset import DatasetSpec
 from pipelines.schema import ANNOTATIONS
 from pipelines.sources import SOURCES, SourceError, get
 from pipelines.sources.fields import normalised_box
-from pipelines.templates.sets import template_file
 
 FILES = [(name, file) for name, files in OFFICIAL.items() for file in files]
 JSON_FILES = [(name, file) for name, file in FILES if not file.endswith(".tar")]
@@ -277,20 +277,7 @@ def rendered(name: str, root: Path, text: str, tokenizer_dir: Path):
     }
     write_official(root, files)
     source = get(name)
-    settings = RenderSettings(
-        dataset=name,
-        task=source.task,
-        template_file=str(template_file("fine", name, source.task)),
-        chat="honeybee",
-        tokenizer=str(tokenizer_dir),
-        embeddings=None,
-        max_turns=1,
-        max_text_tokens=1000,
-        dedup_rule="off",
-        dedup_compare="pair",
-        dedup_threshold=None,
-        seed=0,
-    )
+    settings = example_settings(tokenizer_dir, name, source.task, max_text_tokens=1000)
     return Renderer(settings).render(pa.Table.from_batches(source.read(root), ANNOTATIONS[source.task]), None)
 
 

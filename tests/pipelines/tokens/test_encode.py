@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from pipelines.templates import sets
-from pipelines.tokens.chat_style import ChatStyleError
+from pipelines.tokens.chat_style import ChatStyleError, load_chat_template
 from pipelines.tokens.encode import Encoder
 from pipelines.tokens.tokenizer import load_tokenizer
 
@@ -41,7 +41,7 @@ def messages(texts, images=1):
 
 
 def test_supervised_tokens_are_the_answers_and_their_eos_tokens(prepared):
-    encoded = encode(Encoder(prepared, "honeybee"), DIALOGUE, 1)
+    encoded = encode(Encoder(prepared, load_chat_template("honeybee")), DIALOGUE, 1)
     text = prepared.tokenizer.decode(encoded.ids[encoded.loss_mask()].tolist(), skip_special_tokens=False)
     assert text == " A cät 🐱</s> yes</s>"
     assert encoded.errors == {}
@@ -49,7 +49,7 @@ def test_supervised_tokens_are_the_answers_and_their_eos_tokens(prepared):
 
 
 def test_tokens_equal_those_of_the_same_chat_template_in_transformers(prepared, tokenizer_dir):
-    encoder = Encoder(prepared, "honeybee")
+    encoder = Encoder(prepared, load_chat_template("honeybee"))
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
     inline = ["<image>Is <image> as large as<image>?", "no", "<image><image>And this?", "so is it", "<image>", "it"]
     for texts, images in (
@@ -68,7 +68,7 @@ def test_tokens_equal_those_of_the_same_chat_template_in_transformers(prepared, 
 
 def test_a_message_may_be_a_plain_string(prepared, tokenizer_dir):
     for style in ("honeybee", "caption"):
-        encoder = Encoder(prepared, style)
+        encoder = Encoder(prepared, load_chat_template(style))
         encoded = encode(encoder, DIALOGUE, 0)
         plain = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(DIALOGUE)]
         text = AutoTokenizer.from_pretrained(tokenizer_dir).apply_chat_template(
@@ -78,7 +78,7 @@ def test_a_message_may_be_a_plain_string(prepared, tokenizer_dir):
 
 
 def test_the_prompt_at_inference_is_a_prefix_of_the_training_tokens(prepared, tokenizer_dir):
-    encoder = Encoder(prepared, "honeybee")
+    encoder = Encoder(prepared, load_chat_template("honeybee"))
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
     encoded = encode(encoder, DIALOGUE, 1)
     for turns in (1, 2):
@@ -94,19 +94,19 @@ def test_the_prompt_at_inference_is_a_prefix_of_the_training_tokens(prepared, to
 
 
 def test_captions_have_no_prompt(prepared):
-    encoded = encode(Encoder(prepared, "caption"), ["", "a red circle"], 1)
+    encoded = encode(Encoder(prepared, load_chat_template("caption")), ["", "a red circle"], 1)
     text = prepared.tokenizer.decode(encoded.ids.tolist(), skip_special_tokens=False)
     assert text == "<s><image>a red circle</s>"
 
 
 def test_turns_end_with_the_eos_token(prepared):
-    encoded = encode(Encoder(prepared, "honeybee"), DIALOGUE, 1)
+    encoded = encode(Encoder(prepared, load_chat_template("honeybee")), DIALOGUE, 1)
     eos = prepared.tokenizer.token_to_id("</s>")
     assert [encoded.ids[end - 1] for end in encoded.offsets[1:]] == [eos, eos]
 
 
 def test_special_tokens_in_text_are_found(prepared):
-    encoder = Encoder(prepared, "honeybee")
+    encoder = Encoder(prepared, load_chat_template("honeybee"))
     texts = pa.array(["look at <image> here", "fine", "the end</s> or <image>", "a < b > c", "\ue000"])
     assert encoder.forbidden_text(texts).to_pylist() == ["<image>", None, "</s>", None, "\ue000"]
 
@@ -114,8 +114,8 @@ def test_special_tokens_in_text_are_found(prepared):
 def test_role_markers_in_text_are_found(prepared):
     texts = pa.array(["no\nAI: yes", "so\nHuman: why?", "AI: a short name", "the AI: good", "Human:\nAI"])
     found = ["\nAI:", "\nHuman:", None, None, None]
-    assert Encoder(prepared, "honeybee").forbidden_text(texts).to_pylist() == found
-    assert Encoder(prepared, "caption").forbidden_text(texts).to_pylist() == [None] * 5
+    assert Encoder(prepared, load_chat_template("honeybee")).forbidden_text(texts).to_pylist() == found
+    assert Encoder(prepared, load_chat_template("caption")).forbidden_text(texts).to_pylist() == [None] * 5
 
 
 def test_a_style_that_alters_texts_is_rejected(prepared, tmp_path, monkeypatch):
@@ -132,15 +132,15 @@ def test_a_style_that_alters_texts_is_rejected(prepared, tmp_path, monkeypatch):
     (tmp_path / "chat" / "unmasked.jinja").write_text("{% for m in messages %}{{ m.content[-1].text }}{% endfor %}")
     first = style.replace("CHANGE", "").replace("m.content %}", "m.content|sort(attribute='type') %}")
     (tmp_path / "chat" / "first.jinja").write_text(first)  # moves all images before the text
-    assert encode(Encoder(prepared, "good"), ["a", "b"], 0).errors == {}
+    assert encode(Encoder(prepared, load_chat_template("good")), ["a", "b"], 0).errors == {}
     for name in ("upper", "trim", "unmasked", "first"):
         with pytest.raises(ChatStyleError, match=name):
-            Encoder(prepared, name)
+            Encoder(prepared, load_chat_template(name))
     with pytest.raises(ChatStyleError, match=r"no chat style 'none'.*good"):
-        Encoder(prepared, "none")
+        Encoder(prepared, load_chat_template("none"))
 
 
 def test_a_mask_that_does_not_decode_to_the_answers_is_reported(prepared):
-    encoder = Encoder(prepared, "caption")
+    encoder = Encoder(prepared, load_chat_template("caption"))
     encoded = encode(encoder, ["", "two <image> tokens"], 1)
     assert encoded.errors == {0: "2 image tokens for 1 images"}

@@ -7,13 +7,15 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Pillow
+from support.example_settings import settings_of
 
 from pipelines.core.store import Store, read_manifest
-from pipelines.jobs.dataset import DatasetSpec
+from pipelines.jobs.dataset import DatasetSpec, Tables
 from pipelines.jobs.examples import build_examples
 from pipelines.jobs.images import build_images
 from pipelines.jobs.shards import build_shards
 from pipelines.mixture.shares import Balance
+from pipelines.shards.settings import ShardSettings
 from pipelines.sources import SourceError, SourceOptions
 from pipelines.sources.generic import hub
 
@@ -52,23 +54,18 @@ def shards_of(tmp_path, tokenizer_dir, *specs):
     images = build_images(store, specs, log)
     examples = {
         spec.name: build_examples(
-            store, spec, templates="fine", chat="honeybee", tokenizer=tokenizer_dir, max_text_tokens=500,
-            images=images[spec.name], embeddings=None, seed=0, log=log,
+            store, spec, settings_of(spec, tokenizer_dir, max_text_tokens=500), Tables(images[spec.name]), log=log
         )
         for spec in specs
     }  # fmt: skip
-    directory = build_shards(
-        store,
-        examples=examples,
-        image_roots={spec.name: spec.images for spec in specs},
+    settings = ShardSettings(
         balance=Balance(strategy="tuned"),
         weights=dict.fromkeys(examples, 1.0),
         num_samples=64,
         shard_bytes=1 << 16,
         tokenizer=tokenizer_dir,
-        seed=0,
-        log=log,
     )
+    directory = build_shards(store, examples, {spec.name: spec.images for spec in specs}, settings, log=log)
     files = [directory / shard["file"] for shard in read_manifest(directory)["shards"]]
     rows = [row for file in files for row in pq.read_table(file).to_pylist()]
     return {name: read_manifest(path)["rows"] for name, path in examples.items()}, rows
