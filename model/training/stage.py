@@ -94,10 +94,10 @@ def _run(job: Job, shards: Shards, ranks: Ranks, own: Sequence[Callback]) -> int
             pad_token_id=processor.tokenizer.pad_token_id,
             max_length=getattr(model.config.text_config, "max_position_embeddings", sys.maxsize),
             datasets=shards.datasets,
+            pin_memory=ranks.device.type == "cuda",
         ),
         Decoder.like(processor.image_processor, train.decode),
         job.loading,
-        pin_memory=ranks.device.type == "cuda",
     )
     loop = Loop(job, steps, engine, loader, checkpoints, callbacks)
     if not loop.train():
