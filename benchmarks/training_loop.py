@@ -35,7 +35,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         job = load_job(options.job)
         places = {"output": Path(folder) / "output", "work": Path(folder) / "work"}
-        train = job.train.model_copy(update={"precision": "fp32", "zero_stage": 0, "log_every": 10})
+        settings = {"precision": "fp32", "zero_stage": 0, "log_every": 10, "evaluate": None, "evaluate_every": None}
+        train = job.train.model_copy(update=settings)
         job = job.model_copy(update={**places, "train": train, "device": "cpu"})
         found: dict[str, list[float]] = {"loop": [], "bare": []}
         job.work.mkdir()
@@ -44,7 +45,7 @@ def main() -> None:
             model = copy.deepcopy(loop.engine.model)
             freeze(model, train.trains)
             optimizer = adamw(model, train)
-            loop.metrics.begin(0, None)
+            loop.start()
             with contextlib.closing(iter(loop.loader)) as steps:  # afterwards it reads nothing ahead
                 batches = [next(steps) for _ in range(options.steps)]
             done = 0
@@ -53,10 +54,8 @@ def main() -> None:
                 start = time.perf_counter()
                 with signals.StopRequest() as stop:
                     for own in batches:
-                        loop._step(done, own, stop)
+                        loop.step(done, own, stop)
                         done += 1
-                        if done % train.log_every == 0:
-                            loop.metrics.write(done, 0.0, 0.0, 0.0)
                 seconds["loop"] = time.perf_counter() - start
                 start = time.perf_counter()
                 for own in batches:

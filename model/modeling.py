@@ -259,7 +259,9 @@ class HoneybeeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         vision, llm: directories or hub names of a CLIP-like model (or only its vision encoder) and of a causal
         language model. projector: as in HoneybeeConfig. tokenizer: must have `<image>`; the language model's embeddings
         are extended if it has more tokens. image_size: S; the encoder's position embeddings are interpolated if it
-        differs from theirs. Raises ValueError if the parts do not fit together, OSError if one is not found.
+        differs from theirs. It has more than six parameters because callers choose each independently, as with
+        the keyword arguments of from_pretrained. Raises ValueError if the parts do not fit together, OSError if one is
+        not found.
         """
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)

@@ -148,6 +148,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
+    """Computes what F.scaled_dot_product_attention does, whose parameters it has, with torch's fused CPU kernel."""
     if attn_mask is not None and not attn_mask.numel():
         attn_mask, is_causal = None, True
     if attn_mask is not None and attn_mask.dtype == torch.bool:  # torch converts it for its kernels, too

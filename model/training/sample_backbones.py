@@ -14,6 +14,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -187,7 +188,7 @@ def train_vision(
         mask = tokens != tokenizer.pad_token_id
         return model(input_ids=tokens, attention_mask=mask, pixel_values=pixels[rows], return_loss=True).loss
 
-    return model, _optimise("vision", model, loss, len(captions), VISION_BATCH, steps, 1e-3, seed)
+    return model, _optimise("vision", model, loss, len(captions), Schedule(VISION_BATCH, steps, 1e-3, seed))
 
 
 def train_llm(documents: list[str], tokenizer: FastTokenizer, steps: int, seed: int) -> tuple[LlamaForCausalLM, float]:
@@ -213,28 +214,32 @@ def train_llm(documents: list[str], tokenizer: FastTokenizer, steps: int, seed: 
         mask = tokens != tokenizer.pad_token_id
         return model(input_ids=tokens, attention_mask=mask, labels=tokens.masked_fill(~mask, -100)).loss
 
-    return model, _optimise("llm", model, loss, len(documents), LLM_BATCH, steps, 2e-3, seed)
+    return model, _optimise("llm", model, loss, len(documents), Schedule(LLM_BATCH, steps, 2e-3, seed))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a backbone is trained. batch: rows per step. learning_rate: its peak. seed: of the order of the rows."""
+
+    batch: int
+    steps: int
+    learning_rate: float
+    seed: int
 
 
 def _optimise(
-    name: str,
-    model: torch.nn.Module,
-    loss_of: Callable[[torch.Tensor], torch.Tensor],
-    rows: int,
-    batch: int,
-    steps: int,
-    learning_rate: float,
-    seed: int,
+    name: str, model: torch.nn.Module, loss_of: Callable[[torch.Tensor], torch.Tensor], rows: int, schedule: Schedule
 ) -> float:
     """Trains with AdamW, warm-up and cosine decay, in epochs over shuffled rows; returns the mean of recent losses."""
+    batch, steps = schedule.batch, schedule.steps
     model.train()
-    optimiser = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimiser = torch.optim.AdamW(model.parameters(), schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     warmup = min(50, steps // 10 + 1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimiser,
         lambda step: min((step + 1) / warmup, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))),
     )
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(schedule.seed)
     order = torch.randperm(rows, generator=generator)
     losses: list[float] = []
     started = time.monotonic()
@@ -247,7 +252,7 @@ def _optimise(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        schedule.step()
+        scheduler.step()
         losses.append(loss.item())
         if step % LOG_EVERY == 0 or step == steps:
             recent, seconds = sum(losses[-LOG_EVERY:]) / len(losses[-LOG_EVERY:]), time.monotonic() - started

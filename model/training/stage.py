@@ -2,12 +2,15 @@
 
 import os
 import sys
+from collections.abc import Sequence
 
 import torch
 import transformers
 
 from model import distributed
 from model.distributed import Ranks
+from model.training.callback import Callback
+from model.training.callbacks import monitors, writers
 from model.training.data.collate import Collator
 from model.training.data.decode import Decoder
 from model.training.data.loader import Loader
@@ -21,10 +24,6 @@ from model.training.engine.optimizer import freeze
 from model.training.engine.packed_attention import NAME as PACKED
 from model.training.job import Job
 from model.training.loop import Loop, log
-from model.training.monitor.flops import count_flops, peak_flops
-from model.training.monitor.metrics import Metrics
-from model.training.monitor.periodic_eval import Evaluation
-from model.training.monitor.wandb_run import WandbRun
 from model.training.prepare import check_fit, load, origin, plan_steps
 from model.training.settings import JobError, describe_trained
 from model.training.signals import STOPPED
@@ -32,8 +31,10 @@ from model.training.work_directory import alone_in, explain_full_disk
 from pipelines.core.store import MANIFEST, fingerprint
 
 
-def run(job: Job) -> int:
+def run(job: Job, callbacks: Sequence[Callback] = ()) -> int:
     """Trains the stage from its last checkpoint, or from the start, and writes the model. Returns the exit code.
+
+    callbacks: called after those of the job (callbacks.py).
 
     Raises JobError, DataError, CheckpointError, DiskFullError or NonFiniteError, whose messages say what to do.
     """
@@ -48,17 +49,14 @@ def run(job: Job) -> int:
     shards = Shards(job.shards, job.image_roots, job.loading.cache, limit)
     ranks = distributed.join(job.device)
     with explain_full_disk(job.work), alone_in(job.work, ranks):
-        code = _run(job, shards, ranks)
+        code = _run(job, shards, ranks, callbacks)
     distributed.leave()  # not after an error: the other ranks would fail before this one has reported it
     return code
 
 
-def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
+def _run(job: Job, shards: Shards, ranks: Ranks, own: Sequence[Callback]) -> int:
     train = job.train
-    wandb = None
-    if train.wandb is not None and ranks.first:
-        config = {"stage": job.stage, "seed": job.seed, "ranks": ranks.world, **train.model_dump(mode="json")}
-        wandb = WandbRun(train.wandb, job.work, config)
+    of_metrics = writers(job, ranks)  # first, since Weights & Biases may refuse the run
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(job.seed)
     dtype = torch.float32 if train.precision == "fp32" else torch.bfloat16
@@ -82,12 +80,10 @@ def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
     if train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
-    flops = count_flops(model.config, train.trains, adapters=train.lora is not None)
-    engine = Engine(model, train, ranks)
     identity = {**job.identity(), "shards": fingerprint(shards.key)}
+    callbacks = [*monitors(job, shards.datasets, identity, model, processor, ranks), *of_metrics, *own]
+    engine = Engine(model, train, ranks)
     checkpoints = Checkpoints(job.work, train.keep_checkpoints, engine, identity)
-    scales = {part: train.rate_scale(part) for part in train.trains}
-    metrics = Metrics(job.work, shards.datasets, ranks, steps, scales, peak_flops(job, ranks.device), wandb)
     loader = Loader(
         shards,
         plan,
@@ -98,15 +94,12 @@ def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
             pad_token_id=processor.tokenizer.pad_token_id,
             max_length=getattr(model.config.text_config, "max_position_embeddings", sys.maxsize),
             datasets=shards.datasets,
+            pin_memory=ranks.device.type == "cuda",
         ),
         Decoder.like(processor.image_processor, train.decode),
         job.loading,
-        pin_memory=ranks.device.type == "cuda",
     )
-    evaluation = None
-    if train.evaluate is not None:
-        evaluation = Evaluation(train.evaluate, job.benchmarks, model, processor, ranks, job.work, identity)
-    loop = Loop(job, steps, engine, loader, checkpoints, metrics, flops, evaluation)
+    loop = Loop(job, steps, engine, loader, checkpoints, callbacks)
     if not loop.train():
         return STOPPED
     stage = {
@@ -119,7 +112,7 @@ def _run(job: Job, shards: Shards, ranks: Ranks) -> int:
         "datasets": shards.shares,
         "shards": fingerprint(shards.key),
         "bad_samples": loop.bad_samples,
-        "skipped_steps": loop.spikes.skipped_steps,
+        "skipped_steps": loop.skipped_steps,
     }
     before = origin(job.init)
     facts = {**before, "stages": [*before["stages"], stage]}

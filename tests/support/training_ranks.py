@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ TIMEOUT = 120.0  # seconds
 class Ranks:
     """The processes of a job; each logs to its own file, including the traceback of an error."""
 
-    def __init__(self, job: Mapping[str, Any], ranks: int = 1):
+    def __init__(self, job: Mapping[str, Any], ranks: int = 1, own: Callable[[], Sequence[Any]] = tuple):
+        """own: makes additional callbacks in each rank; can be pickled."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -33,7 +34,7 @@ class Ranks:
             environment["MASTER_ADDR"] = "127.0.0.1"
             environment |= {key: value for key, value in os.environ.items() if key.startswith("WANDB_")}
             log.unlink(missing_ok=True)
-            process = _server.Process(target=_rank, args=(json.dumps(job), environment, str(log)))
+            process = _server.Process(target=_rank, args=(json.dumps(job), environment, str(log), own))
             process.start()
             self.processes.append(process)
 
@@ -104,7 +105,7 @@ def _alone(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     function(*arguments)
 
 
-def _rank(job: str, environment: Mapping[str, Any], log: str) -> None:
+def _rank(job: str, environment: Mapping[str, Any], log: str, own: Callable[[], Sequence[Any]]) -> None:
     import torch
 
     from model.training.job import Job
@@ -115,7 +116,7 @@ def _rank(job: str, environment: Mapping[str, Any], log: str) -> None:
     os.environ.update({key: str(value) for key, value in environment.items()})
     torch.set_num_threads(1)
     try:
-        code = run(Job.model_validate_json(job))
+        code = run(Job.model_validate_json(job), own())
     except Exception:
         with Path(log).open("a") as file:
             file.write(traceback.format_exc())

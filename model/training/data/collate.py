@@ -53,13 +53,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes a Batch from packs. max_length: the longest example that the model accepts, including visual tokens."""
+    """Makes a Batch from packs. max_length: the longest example that the model accepts, including visual tokens.
+    pin_memory: put batches in page-locked memory, which a GPU copies from faster."""
 
     image_token_id: int
     num_image_tokens: int  # M
     pad_token_id: int
     max_length: int
     datasets: Sequence[str]
+    pin_memory: bool = False
 
     def __call__(self, packs: Sequence[Sequence[Example]], pixel_values: Tensor, bad: Sequence[bool]) -> Batch:
         """packs: B packs; pixel_values: (images, 3, S, S) in the order of the examples; bad: per example, True for no
@@ -87,7 +89,7 @@ class Collator:
                 position_ids[row, at:] = np.arange(length - at)
                 example_ids[row, at:] = i
                 at = end
-        return Batch(
+        batch = Batch(
             input_ids=torch.from_numpy(input_ids),
             labels=torch.from_numpy(labels),
             position_ids=torch.from_numpy(position_ids),
@@ -99,6 +101,7 @@ class Collator:
             lengths=tuple(len(ids) for ids, _ in made),
             num_bad=sum(bad),
         )
+        return batch.pin_memory() if self.pin_memory else batch
 
     def _example(self, example: Example, without_loss: bool) -> tuple[np.ndarray, np.ndarray]:
         """Returns its token ids, with M image tokens per image, and its labels: (T,), (T,)."""

@@ -43,10 +43,9 @@ class Loader:
         collate: Collator,
         decode: Decode,
         loading: Loading,
-        pin_memory: bool = False,
     ):
         self.shards, self.plan, self.deal = shards, plan, deal
-        self.collate, self.decode, self.loading, self.pin_memory = collate, decode, loading, pin_memory
+        self.collate, self.decode, self.loading = collate, decode, loading
         self.next_pack = 0
         self.wait = 0.0
 
@@ -137,8 +136,7 @@ class _Pass:
             if problem:
                 log.warning("%s cannot be used (%s); its loss is set to zero", example.name, problem)
             bad.append(problem is not None)
-        batch = self.loader.collate(self.packs, torch.cat([pixels for pixels, _ in decoded]), bad)
-        return batch.pin_memory() if self.loader.pin_memory else batch
+        return self.loader.collate(self.packs, torch.cat([pixels for pixels, _ in decoded]), bad)
 
     def _decode(self, images: list[EmbeddedImage | ImageFile]) -> tuple[Tensor, list[str | None]]:
         encoded: list[bytes] = []

@@ -27,7 +27,8 @@ log = logging.getLogger("honeybee.training")
 VERSION = 1
 FILE_BYTES = 2 << 30  # a rank buffers about this many bytes before it writes a file
 _NAME = re.compile(r"step-(\d{8})")
-_FACTS = {"version": int, "step": int, "identity": dict, "files": dict, "loader": dict, "metrics": dict}
+RESERVED = ("version", "step", "identity", "files")  # keys of the manifest that `facts` must not contain
+_FACTS = {"version": int, "step": int, "identity": dict, "files": dict, "loader": dict}
 
 
 class Checkpoints:
@@ -46,7 +47,7 @@ class Checkpoints:
         engine.ranks.barrier()
 
     def save(self, step: int, facts: dict[str, Any]) -> None:
-        """Writes the state after `step` steps, with `facts` (JSON). All ranks must call it.
+        """Writes the state after `step` steps, with `facts` (JSON, no key of RESERVED). All ranks must call it.
 
         Raises CheckpointError before writing if the disk has too little space, and DiskFullError if it fills up while
         writing.

@@ -62,6 +62,7 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Computes causal attention within each example; falls back to SDPA if `examples` is None.
 
+    The parameters are those of an attention function of transformers (AttentionInterface), and `examples`.
     query: (B, heads, T, d); key, value: (B, key heads, T, d). Returns (B, T, heads, d) and None for the weights.
     Raises ValueError for unsupported settings: a softcap, or a sliding window shorter than an example.
     """

@@ -1,1 +1,1 @@
-"""What people watch while a stage trains: metrics, loss spikes, FLOPs, periodic evaluation and Weights & Biases."""
+"""Callbacks that watch a stage: metrics, loss spikes, FLOPs, periodic evaluation and Weights & Biases."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model.distributed import Ranks
-from model.training.data.collate import Batch
+from model.training.callback import Callback, StepLosses, StepReport
 from model.training.settings import Train
 from pipelines.core.files import complete_lines, write_atomic
 
@@ -47,72 +47,70 @@ class Usual:
     limit: float = math.inf  # a loss above it is a spike
 
 
-class Spikes:
-    """Tracks the recent losses of a stage and its skipped steps."""
+class LossSpikes(Callback):
+    """Tracks the recent losses of a stage, skips steps as the job says, and stops a run that must not continue."""
+
+    name = "spikes"
 
     def __init__(self, work: Path, train: Train, ranks: Ranks):
         self.path, self.train, self.ranks = work / "spikes.jsonl", train, ranks
         self._losses: deque[float] = deque(maxlen=WINDOW)
         self._not_finite = 0  # consecutive steps
-        self.skipped_steps = 0
+        self._skipped_steps = 0  # of the steps reported; the loop counts all of them
+        self._judged: tuple[Reason | None, Usual] = (None, Usual(None))  # the current step
 
-    def begin(self, step: int, state: dict[str, Any] | None) -> None:
-        """Starts after `step` completed steps; drops the reports of later steps, which will be written again."""
-        if state:
-            self._losses.extend(state["losses"])
-            self._not_finite, self.skipped_steps = state["not_finite"], state["skipped_steps"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._losses.extend(state["losses"])
+        self._not_finite, self._skipped_steps = state["not_finite"], state["skipped_steps"]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "losses": list(self._losses),
+            "not_finite": self._not_finite,
+            "skipped_steps": self._skipped_steps,
+        }
+
+    def on_start(self, step: int, steps: int) -> None:
+        """Drops the reports of steps after `step`, which will be written again."""
         if self.ranks.first and self.path.is_file():
             kept = [line for line in complete_lines(self.path) if json.loads(line)["step"] <= step]
             write_atomic(self.path, "".join(kept))
 
-    def state(self) -> dict[str, Any]:
-        return {
-            "losses": list(self._losses),
-            "not_finite": self._not_finite,
-            "skipped_steps": self.skipped_steps,
-        }
-
-    def judge(self, loss: float) -> tuple[Reason | None, Usual]:
-        """Classifies and records a loss: that of the complete step, identical on every rank."""
+    def before_optimizer_step(self, losses: StepLosses) -> bool:
+        """Judges the loss, and returns whether the job wants to take such a step."""
         usual = self._usual()
-        if not math.isfinite(loss):
-            return "loss not finite", usual
-        self._losses.append(loss)
-        return ("spike" if loss > usual.limit else None), usual
+        reason: Reason | None = None
+        if not math.isfinite(losses.loss):
+            reason = "loss not finite"
+        else:
+            self._losses.append(losses.loss)
+            if losses.loss > usual.limit:
+                reason = "spike"
+        self._judged = reason, usual
+        return reason is None or (reason == "spike" and self.train.on_spike == "report")
 
-    def skips(self, reason: Reason | None) -> bool:
-        """Whether the optimiser's step is skipped."""
-        return reason is not None and (reason != "spike" or self.train.on_spike == "skip")
-
-    def close_step(
-        self,
-        step: int,
-        reason: Reason | None,
-        loss: float,
-        usual: Usual,
-        grad_norm: float,
-        batches: Sequence[Batch],
-        losses: Sequence[Sequence[float]],
-    ) -> None:
-        """Counts and reports a step, numbered from 1. losses: per example of this rank's batches, summed over its
-        tokens. All ranks must call it.
+    def after_step(self, report: StepReport) -> None:
+        """Reports a step with a spike or without a finite loss and gradient.
 
         Raises NonFiniteError, on every rank, if the run must not continue.
         """
+        reason, usual = self._judged
+        if reason != "loss not finite" and not math.isfinite(report.grad_norm):
+            reason = "gradient not finite"
         self._not_finite = self._not_finite + 1 if reason and reason != "spike" else 0
         if reason is None:
             return
-        samples = self._samples(batches, losses)
+        samples = self._samples(report)
         ends = reason != "spike" and (self.train.on_nonfinite == "stop" or self._not_finite > IN_A_ROW)
-        skipped = self.skips(reason) and not ends
-        self.skipped_steps += skipped
+        skipped = not report.taken and not ends
+        self._skipped_steps += skipped
         if self.ranks.first:
             record = {
-                "step": step,
+                "step": report.step,
                 "reason": reason,
-                "loss": _number(loss),
+                "loss": _number(report.loss),
                 "usual_loss": usual.median,
-                "grad_norm": _number(grad_norm),
+                "grad_norm": _number(report.grad_norm),
                 "skipped": skipped,
                 "time": time.time(),
                 "samples": [{**sample, "loss": _number(sample["loss"])} for sample in samples],
@@ -120,13 +118,13 @@ class Spikes:
             with self.path.open("a") as file:
                 file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
         if ends:
-            raise NonFiniteError(self._error(step, reason, samples))
+            raise NonFiniteError(self._error(report.step, reason, samples))
         if self.ranks.first:
             done = "the step was skipped" if skipped else "the step was taken"
             usually = "not known yet" if usual.median is None else f"{usual.median:.4f}"
             log.warning(
                 "step %d: %s: loss %.4f (usually %s), gradient norm %.3f; %s. Highest losses: %s. %s lists all samples",
-                *(step, reason, loss, usually, grad_norm, done, _named(samples), self.path),
+                *(report.step, reason, report.loss, usually, report.grad_norm, done, _named(samples), self.path),
             )
 
     def _usual(self) -> Usual:
@@ -136,11 +134,11 @@ class Spikes:
         change = statistics.median(abs(after - before) for before, after in pairwise(self._losses))
         return Usual(median, median + self.train.spike_threshold * max(change, LEAST_CHANGE * median))
 
-    def _samples(self, batches: Sequence[Batch], losses: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    def _samples(self, report: StepReport) -> list[dict[str, Any]]:
         """Returns the samples of all ranks: those without a finite loss first, then by descending loss."""
         own = [
             {"sample": name, "loss": loss / max(tokens, 1), "supervised_tokens": tokens}
-            for batch, of_batch in zip(batches, losses, strict=True)
+            for batch, of_batch in zip(report.batches, report.example_losses, strict=True)
             for name, tokens, loss in zip(batch.names, batch.supervised, of_batch, strict=True)
         ]
         everyone = [sample for of_rank in self.ranks.gather(own) for sample in of_rank]

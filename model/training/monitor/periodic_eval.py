@@ -22,41 +22,38 @@ from model.evaluation.asking.ask import PreparedQuestions, ask
 from model.evaluation.asking.generator import LiveGenerator
 from model.evaluation.asking.image_cache import ImageCache
 from model.evaluation.asking.predictions import load
-from model.evaluation.interface import Answer, Benchmark, BenchmarkFiles, EvaluationError, Predictions, Question
+from model.evaluation.interface import Answer, Benchmark, EvaluationError, Predictions, Question
 from model.evaluation.prompts import Prompt, load_prompt
 from model.processing import HoneybeeProcessor
-from model.training.settings import Evaluate, JobError
+from model.training.callback import Callback
+from model.training.job import Job
+from model.training.settings import JobError
 from pipelines.core.files import write_atomic
 from pipelines.core.store import fingerprint
 
 log = logging.getLogger("honeybee.training")
 
 
-class Evaluation:
+class PeriodicEvaluation(Callback):
     """The benchmarks of a stage; questions and images are read once, by the constructor."""
 
     def __init__(
-        self,
-        settings: Evaluate,
-        places: Mapping[str, BenchmarkFiles],
-        model: nn.Module,
-        processor: HoneybeeProcessor,
-        ranks: Ranks,
-        work: Path,
-        identity: Mapping[str, Any],
+        self, job: Job, identity: Mapping[str, Any], model: nn.Module, processor: HoneybeeProcessor, ranks: Ranks
     ):
         """identity: what the trained weights depend on; cached scores of a different job are not reused.
 
         Raises JobError if the questions of a benchmark cannot be read, asked or scored.
         """
-        self.settings, self.ranks, self.identity = settings, ranks, fingerprint(identity)
-        self.directory = work / "evaluations"
+        settings, every = job.train.evaluate, job.train.evaluate_every
+        assert settings is not None and every is not None  # callbacks.py chooses this class only for such jobs
+        self.settings, self.every, self.ranks, self.identity = settings, every, ranks, fingerprint(identity)
+        self.directory = job.work / "evaluations"
         self.generator = LiveGenerator(model, processor, ranks.device)
         self.images = ImageCache(lambda image: processor.preprocess([image])[0], threads=os.cpu_count() or 1)
         self.work: list[tuple[Benchmark, Prompt, list[Question]]] = []
         for name in settings.benchmarks:
             try:
-                benchmark, prompt, place = benchmarks.get(name), load_prompt(name), places[name]
+                benchmark, prompt, place = benchmarks.get(name), load_prompt(name), job.benchmarks[name]
                 questions = benchmark.read(place.path, place.root)[: settings.questions]
                 self.generator.encode([(prompt.render(questions[0]), len(questions[0].images))])
                 benchmark.score(
@@ -67,11 +64,11 @@ class Evaluation:
             self.images.inspect(questions[ranks.rank :: ranks.world])
             self.work.append((benchmark, prompt, questions))
 
-    def scores(self, step: int) -> dict[str, float]:
-        """Returns {"eval/<benchmark>/<score>": value} after `step` steps on the first rank, {} on the others.
-
-        All ranks must call it.
-        """
+    def evaluate(self, step: int) -> dict[str, float] | None:
+        """Returns {"eval/<benchmark>/<score>": value} on the first rank and {} on the others, or None if no evaluation
+        is due."""
+        if step % self.every:
+            return None
         directory = self.directory / f"step-{step:08d}"
         cached = self._cached(directory) if self.ranks.first else None
         if self.ranks.sum([cached is not None])[0]:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from model.training.callback import Callback
+from model.training.monitor.metrics import scalars
 from model.training.settings import JobError, Wandb
 from pipelines.core.files import write_atomic
 
@@ -24,8 +26,8 @@ def check_installed() -> None:
         raise JobError("the package wandb is not installed: `pip install 'honeybee-mllm[wandb]'`, or omit `wandb`")
 
 
-class WandbRun:
-    """One run; see https://docs.wandb.ai/ref/python/init."""
+class WandbRun(Callback):
+    """One run, on the first rank only; see https://docs.wandb.ai/ref/python/init."""
 
     def __init__(self, settings: Wandb, work: Path, config: Mapping[str, Any]):
         """config: the settings shown on the page of the run. Raises JobError if wandb is missing or fails to start."""
@@ -51,8 +53,8 @@ class WandbRun:
             raise JobError(f"train.wandb: {error}. Run `wandb login` once, or set WANDB_MODE=offline") from None
         log.info("wandb run %s in %s", id_file.read_text(), work)
 
-    def log(self, scalars: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(scalars), step=step)
+    def on_metrics(self, line: Mapping[str, Any]) -> None:
+        self._run.log(scalars(line), step=line["step"])
 
-    def close(self) -> None:
+    def on_end(self) -> None:
         self._run.finish()
