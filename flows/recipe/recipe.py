@@ -15,6 +15,7 @@ from model.image_fit import Fit
 from model.training.settings import Loading
 from pipelines import sources
 from pipelines.core.beam import BEAM_OPTIONS
+from pipelines.core.yaml_files import UniqueKeys, validation_problems
 from pipelines.sources import Source, SourceOptions
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -261,28 +262,13 @@ class Recipe(Part):
         return self
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """A YAML loader that rejects duplicate keys, of which the last would silently win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    "in a mapping", node.start_mark, f"the key {key.value!r} appears twice", key.start_mark
-                )
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """Reads a recipe file, or a recipe of flows/recipes by its name. Raises RecipeError naming file, key and remedy."""
     path = Path(name_or_path)
     if not path.suffix:
         path = RECIPES / f"{name_or_path}.yaml"
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeys)
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
         raise RecipeError(f"no recipe {name_or_path}: give a YAML file or one of: {known}") from None
@@ -292,8 +278,4 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg'].removeprefix('Value error, ')}"
-            for e in error.errors(include_url=False)
-        )
-        raise RecipeError(f"{path}: {problems}") from None
+        raise RecipeError(f"{path}: {validation_problems(error, 'recipe')}") from None

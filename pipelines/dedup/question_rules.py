@@ -8,31 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from pipelines.dedup.english import (
-    ANYTHING,
-    ARTICLES,
-    ASKED_WORDS,
-    ASKING,
-    AUXILIARIES,
-    FRAMES,
-    FUNCTION_WORDS,
-    GENDER_LINE,
-    IMAGE_WORDS,
-    KINDS,
-    NEGATIONS,
-    NO,
-    NUMBER_LINE,
-    ORDER_LINE,
-    PARTICLES,
-    PREPOSITIONS,
-    QUANTITIES,
-    SPACE_LINE,
-    YES,
-    is_inverse,
-    singular,
-    tokens,
-    values_of,
-)
+from pipelines.dedup.english import FUNCTION_WORDS, WORDS, is_inverse, singular, tokens, values_of
+from pipelines.dedup.word_lists import DIRECTION, GENDER, NUMBER, ORDER
 
 
 @dataclass(frozen=True)
@@ -51,7 +28,7 @@ class ParsedQuestion:
 
 @dataclass
 class Exclusion:
-    """Words from one line of OPPOSITES (or numbers) in one position of a question."""
+    """Words from one line of opposites (or numbers) in one position of a question."""
 
     values: set[int | str]  # groups of that line, or numbers
     modifies: bool  # a content word follows immediately: "left cup", unlike "is the cup on the left"
@@ -64,15 +41,15 @@ class Exclusion:
             return self.values.isdisjoint(other.values)
         return bool(self.values - other.values) and bool(other.values - self.values)
 
-    def is_told(self, line: int, answer: "ParsedAnswer") -> bool:
+    def is_told(self, line: str, answer: "ParsedAnswer") -> bool:
         """Returns whether the answer contains all these values of the line."""
         return self.values <= {values[line] for values in map(values_of, answer.words) if line in values}
 
 
-Value = tuple[int, int | str]  # (line of OPPOSITES, group in that line) or (NUMBER_LINE, number)
-# (line of OPPOSITES or NUMBER_LINE, next content word, previous content word). If there is no next word, the previous
+Value = tuple[str, int | str]  # (line of opposites, group in that line) or (NUMBER, number)
+# (line of opposites or NUMBER, next content word, previous content word). If there is no next word, the previous
 # one takes its position, except for directions, where the two differ in meaning.
-Place = tuple[int, str, str]
+Place = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -88,15 +65,15 @@ def read_question(text: str) -> ParsedQuestion:
     words = tokens(text)
     counting = _counting(words)
     slot = range(0) if counting else _slot(words)
-    empty = FUNCTION_WORDS | IMAGE_WORDS
-    if not ASKING.isdisjoint(words):
-        empty |= ASKED_WORDS
+    empty = FUNCTION_WORDS | WORDS.image
+    if not WORDS.asking.isdisjoint(words):
+        empty |= WORDS.asked
     content = [k for k, word in enumerate(words) if k not in slot and word not in empty]
-    if words and words[0] in AUXILIARIES and words[-1] in PARTICLES:
+    if words and words[0] in WORDS.auxiliaries and words[-1] in WORDS.particles:
         content.append(len(words) - 1)
     return ParsedQuestion(
         words=tuple(words[k] for k in content),
-        slot=tuple(words[k] for k in slot if words[k] not in empty | KINDS),
+        slot=tuple(words[k] for k in slot if words[k] not in empty | WORDS.kinds),
         negated=_negated(words, content),
         marks=_marks(words, content),
         spot=_spot([words[k] for k in content]),
@@ -109,10 +86,12 @@ def read_question(text: str) -> ParsedQuestion:
 def read_answer(text: str) -> ParsedAnswer:
     """Parses an answer."""
     words = tokens(text)
-    polarity = 1 if words[:1] and words[0] in YES else -1 if words[:1] and words[0] in NO else 0
+    polarity = (
+        1 if words[:1] and words[0] in WORDS.affirmative else -1 if words[:1] and words[0] in WORDS.negative else 0
+    )
     content = [word for word in words if word not in FUNCTION_WORDS]
     if not content and not polarity:
-        content = [word for word in words if word not in ARTICLES]
+        content = [word for word in words if word not in WORDS.articles]
     return ParsedAnswer(tuple(content), polarity)
 
 
@@ -145,9 +124,9 @@ def contradict(
             return True
     for place in question.marks.keys() & other.marks.keys():
         mark, theirs = question.marks[place], other.marks[place]
-        if place[0] == GENDER_LINE and mark.is_told(GENDER_LINE, other_answer) and theirs.is_told(GENDER_LINE, answer):
+        if place[0] == GENDER and mark.is_told(GENDER, other_answer) and theirs.is_told(GENDER, answer):
             continue
-        is_claim = place[0] != SPACE_LINE and not mark.modifies and not theirs.modifies  # claims about one object
+        is_claim = place[0] != DIRECTION and not mark.modifies and not theirs.modifies  # claims about one object
         if mark.excludes(theirs) and not (is_claim and opposite_answers):
             return True
     return False
@@ -192,25 +171,25 @@ def _misses_spot(
 def _slot(words: Sequence[str]) -> range:
     """Returns the positions of the noun that is asked for: "what VEHICLE is …", "which KIND OF ANIMAL is …"."""
     asking = next((k for k, word in enumerate(words) if word in ("what", "which")), None)
-    if asking is None or words[0] in AUXILIARIES:
+    if asking is None or words[0] in WORDS.auxiliaries:
         return range(0)
     for k in range(asking + 1, len(words) - 1):
-        if words[k] in KINDS and words[k + 1] == "of":
+        if words[k] in WORDS.kinds and words[k + 1] == "of":
             noun = k + 2
-            while noun < len(words) and words[noun] in FUNCTION_WORDS - AUXILIARIES:
+            while noun < len(words) and words[noun] in FUNCTION_WORDS - WORDS.auxiliaries:
                 noun += 1
             end = next((e for e in range(noun, len(words)) if words[e] in FUNCTION_WORDS), len(words))
             return range(k, min(end, noun + 3))
     if {"color", "colors", "colour", "colours"} & set(words):
         return range(0)  # the noun after "color" names the object that has it: "what color SHOES does …"
-    verb = next((k for k in range(asking + 1, len(words)) if words[k] in AUXILIARIES), 0)
+    verb = next((k for k in range(asking + 1, len(words)) if words[k] in WORDS.auxiliaries), 0)
     return range(asking + 1, verb) if 0 < verb - asking - 1 <= 3 else range(0)
 
 
 def _counting(words: Sequence[str]) -> range:
     """Returns the positions of "how many" or "number of"."""
     for k, (word, following) in enumerate(pairwise(words)):
-        if (word == "how" and following == "many") or (word in QUANTITIES and following == "of"):
+        if (word == "how" and following == "many") or (word in WORDS.quantities and following == "of"):
             return range(k, k + 2)
     return range(0)
 
@@ -220,7 +199,7 @@ def _counted(words: Sequence[str], counting: range) -> str:
     if not counting:
         return ""
     start = counting.stop
-    while start < len(words) and words[start] in (FUNCTION_WORDS - AUXILIARIES) | KINDS | {"different"}:
+    while start < len(words) and words[start] in (FUNCTION_WORDS - WORDS.auxiliaries) | WORDS.kinds | {"different"}:
         start += 1
     noun = ""
     for word in words[start:]:
@@ -234,21 +213,21 @@ def _counted(words: Sequence[str], counting: range) -> str:
 
 def _claim(words: Sequence[str], content: Sequence[int]) -> tuple[str, ...]:
     """Returns what a yes-or-no question claims about its subject: its last word, a direction, or nothing."""
-    if not content or words[0] not in AUXILIARIES or not ANYTHING.isdisjoint(words):
+    if not content or words[0] not in WORDS.auxiliaries or not WORDS.anything.isdisjoint(words):
         return ()
     last = content[-1]
     claim = [words[last]] if last == len(words) - 1 else []
     # "Is the cup left OF the plate" or "behind the plate", but not "is the cup on the left red".
     if len(content) > 1:
         direction = content[-2]
-        if words[direction] in PREPOSITIONS or words[direction + 1] == "of":
+        if words[direction] in WORDS.prepositions or words[direction + 1] == "of":
             claim.append(words[direction])
     return tuple(claim)
 
 
 def _negated(words: Sequence[str], content: Sequence[int]) -> frozenset[str]:
     """Returns the content word after each negation."""
-    following = (next((c for c in content if c > k), None) for k, word in enumerate(words) if word in NEGATIONS)
+    following = (next((c for c in content if c > k), None) for k, word in enumerate(words) if word in WORDS.negations)
     return frozenset(singular(words[c]) for c in following if c is not None)
 
 
@@ -262,7 +241,7 @@ def _marks(words: Sequence[str], content: Sequence[int]) -> dict[Place, Exclusio
             after = next((singular(words[c]) for c in others if c > k), "")
             before = "" if after else next((singular(words[c]) for c in reversed(others) if c < k), "")
             # A property may come before or after its noun ("small lid", "lid that looks small"); a direction may not.
-            place = (line, after, before) if line == SPACE_LINE else (line, after or before, "")
+            place = (line, after, before) if line == DIRECTION else (line, after or before, "")
             mark = marks.setdefault(place, Exclusion(set(), False, "or" in words))
             mark.values.add(value)
             mark.modifies |= k + 1 in content and k + 1 in others
@@ -271,9 +250,7 @@ def _marks(words: Sequence[str], content: Sequence[int]) -> dict[Place, Exclusio
 
 def _spot(content: Sequence[str]) -> frozenset[Value]:
     """Returns the positions, ranks and numbers of a question with no other content words, otherwise an empty set."""
-    values = [values_of(word) for word in content if word not in FRAMES]
-    if not all({SPACE_LINE, ORDER_LINE, NUMBER_LINE} & own.keys() for own in values):
+    values = [values_of(word) for word in content if word not in WORDS.frames]
+    if not all({DIRECTION, ORDER, NUMBER} & own.keys() for own in values):
         return frozenset()
-    return frozenset(
-        (line, own[line]) for own in values for line in (SPACE_LINE, ORDER_LINE, NUMBER_LINE) if line in own
-    )
+    return frozenset((line, own[line]) for own in values for line in (DIRECTION, ORDER, NUMBER) if line in own)

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipelines.core.ragged import flat_indices
 from pipelines.dedup.embeddings import Embeddings
-from pipelines.dedup.english import ANYONE, COLOURS, PEOPLE, SIDES, is_opposite, singular
+from pipelines.dedup.english import COLOURS, PEOPLE, WORDS, is_opposite, singular
 from pipelines.dedup.question_rules import (
     ParsedAnswer,
     ParsedQuestion,
@@ -166,7 +166,7 @@ class _Alignment:
             for role, part in zip((NOTHING, QUESTION, SLOT, TOLD), parts, strict=True):
                 words += [vocabulary.setdefault(word, len(vocabulary)) for word in part]
                 # "left" in an answer carries no weight: other questions contain it about other objects.
-                roles += [NOTHING if role == TOLD and word in SIDES else role for word in part]
+                roles += [NOTHING if role == TOLD and word in WORDS.sides else role for word in part]
             counts[k] = sum(map(len, parts))
         self._words, self._roles, self._counts = np.array(words), np.array(roles, np.int8), counts
         self.kinds = np.array([turn.kind for turn in turns], np.int8)
@@ -176,7 +176,7 @@ class _Alignment:
         self._vectors.load()
         self._stems = np.array([singular(word) for word in self._vocabulary], dtype=object)
         self._people = np.array([stem in PEOPLE for stem in self._stems])
-        self._anyone = np.array([stem in ANYONE for stem in self._stems])
+        self._anyone = np.array([stem in WORDS.anyone for stem in self._stems])
         self._is_word = np.array([word[:1].isalpha() for word in self._vocabulary])
 
     def features(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The built wheel, installed without the source tree, contains templates, recipes and chat styles."""
+"""The built wheel, installed without the source tree, contains templates, recipes, chat styles and word lists."""
 
 import importlib.util
 import os
@@ -63,3 +63,8 @@ def test_the_wheel_can_generate_a_sample_and_build_it(environment, tmp_path):
 def test_the_wheel_contains_the_recipes(environment, tmp_path):
     recipes = run(environment / "python", "-c", "from flows.recipe.recipe import RECIPES; print(RECIPES)", cwd=tmp_path)
     assert {path.name for path in Path(recipes.strip()).glob("*.yaml")} >= {"honeybee-7b.yaml", "honeybee-13b.yaml"}
+
+
+def test_the_wheel_contains_the_word_lists(environment, tmp_path):
+    code = "from pipelines.dedup.english import WORDS; print(WORDS.sides)"
+    assert "left" in run(environment / "python", "-c", code, cwd=tmp_path)

@@ -1,62 +1,20 @@
 """Damaged and hostile files cause one error that names the location, or an entry in the scores, never a traceback."""
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.workbooks import text_rows, write_workbook
 
 from model.evaluation.asking.predictions import FORMAT, load
 from model.evaluation.benchmarks import BENCHMARKS, EvaluationError, mmbench, mmmu, scienceqa
-from model.evaluation.files.xlsx import read_xlsx
-
-MAIN = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
-RELATION = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
-
-
-def workbook(path: Path, sheet: str | bytes) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(
-            "xl/workbook.xml",
-            f'<workbook xmlns="{MAIN}" xmlns:r="{RELATION}"><sheets><sheet r:id="r1"/></sheets></workbook>',
-        )
-        archive.writestr("xl/_rels/workbook.xml.rels", '<R><R Id="r1" Target="worksheets/sheet1.xml"/></R>')
-        archive.writestr("xl/worksheets/sheet1.xml", sheet)
-    return path
-
-
-def sheet(*rows: list[str]) -> str:
-    cells = ["".join(f'<c t="inlineStr"><is><t>{text}</t></is></c>' for text in row) for row in rows]
-    return f'<worksheet xmlns="{MAIN}">{"".join(f"<row>{each}</row>" for each in cells)}</worksheet>'
-
 
 HEADER, ROW = ["index", "question", "A", "B", "answer", "prediction"], ["1", "q", "a", "b", "A", "A"]
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
-def test_a_document_type_is_refused_at_any_position(tmp_path: Path, encoding: str) -> None:
-    start = f'<?xml version="1.0" encoding="{encoding}"?><!--{"x" * 2000}--><!DOCTYPE x [<!ENTITY e "a">]>'
-    path = workbook(tmp_path / "a.xlsx", (start + sheet(HEADER, ROW)).encode(encoding))
-    with pytest.raises(EvaluationError, match="document type"):
-        list(read_xlsx(path))
-
-
-@pytest.mark.parametrize("offset, value", [(8, 1), (10, 99)])  # central directory: encrypted, unknown compression
-def test_a_member_that_cannot_be_unpacked_is_an_error(tmp_path: Path, offset: int, value: int) -> None:
-    path = workbook(tmp_path / "a.xlsx", sheet(HEADER, ROW))
-    data = bytearray(path.read_bytes())
-    entry = data.find(b"PK\x01\x02")
-    while entry >= 0:
-        data[entry + offset] = value
-        entry = data.find(b"PK\x01\x02", entry + 1)
-    path.write_bytes(data)
-    with pytest.raises(EvaluationError, match=r"not a readable \.xlsx workbook"):
-        list(read_xlsx(path))
-
-
 def test_duplicate_column_names_are_refused(tmp_path: Path) -> None:
-    path = workbook(tmp_path / "a.xlsx", sheet([*HEADER, "prediction"], [*ROW, "B"]))
+    path = write_workbook(tmp_path / "a.xlsx", text_rows([*HEADER, "prediction"], [*ROW, "B"]))
     with pytest.raises(EvaluationError, match="same header"):
         mmbench.read_predictions(path, None, None)
     tsv = tmp_path / "a.tsv"
@@ -66,13 +24,13 @@ def test_duplicate_column_names_are_refused(tmp_path: Path) -> None:
 
 
 def test_mmbench_indices_and_answers_are_checked(tmp_path: Path) -> None:
-    path = workbook(tmp_path / "a.xlsx", sheet(HEADER, ["9" * 5000, *ROW[1:]]))
+    path = write_workbook(tmp_path / "a.xlsx", text_rows(HEADER, ["9" * 5000, *ROW[1:]]))
     with pytest.raises(EvaluationError, match="row 2: field `index` must be an integer"):
         mmbench.read_predictions(path, None, None)
     tsv = tmp_path / "a.tsv"
     tsv.write_text("index\tquestion\tA\tB\tanswer\timage\n1\tq\ta\tb\tB\t\n")
     with pytest.raises(EvaluationError, match="`answer` is A, but B"):
-        mmbench.read_predictions(workbook(path, sheet(HEADER, ROW)), tsv, None)
+        mmbench.read_predictions(write_workbook(path, text_rows(HEADER, ROW)), tsv, None)
 
 
 def test_scienceqa_lists_and_choices_are_checked(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Scoring predictions of POPE and MMBench: the published scores, and the answers that scores must report."""
 
 import json
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,6 @@ import pytest
 from model.evaluation import benchmarks
 from model.evaluation.asking.predictions import PredictionsFile, load
 from model.evaluation.benchmarks import mmbench, pope
-from model.evaluation.files.xlsx import read_xlsx
 from model.evaluation.interface import Answer, EvaluationError, Predictions, Question
 from model.evaluation.scoring.match_option import match_option
 
@@ -221,51 +219,6 @@ def test_honeybees_predictions_are_scored_without_official_files(tmp_path):
         load(benchmarks.get("pope"), tmp_path / "no.jsonl")
     with pytest.raises(EvaluationError, match=r"no benchmark 'mme2'; known: .*mmbench, .*pope"):
         benchmarks.get("mme2")
-
-
-def _workbook(path: Path, sheet: str, shared: str | None = None) -> Path:
-    main = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
-    office = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(
-            "xl/workbook.xml",
-            f'<workbook {main} xmlns:r="{office}"><sheets><sheet name="S" r:id="rId1"/></sheets></workbook>',
-        )
-        archive.writestr(
-            "xl/_rels/workbook.xml.rels",
-            '<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships">'
-            '<Relationship Id="rId1" Target="worksheets/sheet1.xml"/></Relationships>',
-        )
-        archive.writestr("xl/worksheets/sheet1.xml", f"<worksheet {main}><sheetData>{sheet}</sheetData></worksheet>")
-        if shared:
-            archive.writestr("xl/sharedStrings.xml", f"<sst {main}>{shared}</sst>")
-    return path
-
-
-def test_xlsx_shared_inline_and_rich_texts_and_gaps(tmp_path):
-    sheet = (
-        '<row r="1"><c r="A1" t="s"><v>0</v></c><c r="B1" t="inlineStr"><is><t>answer</t></is></c><c r="AA1" t="s">'
-        '<v>1</v></c></row><row r="2"><c r="A2"><v>7</v></c><c r="AA2" t="s"><v>1</v></c></row>'
-    )
-    shared = "<si><t>index</t></si><si><r><t>no</t></r><r><t>te</t></r><rPh><t>x</t></rPh></si>"
-    path = _workbook(tmp_path / "a.xlsx", sheet, shared)
-    assert list(read_xlsx(path)) == [{"index": "7", "answer": "", "note": "note"}]
-
-
-def test_xlsx_errors_are_clear(tmp_path):
-    broken = tmp_path / "broken.xlsx"
-    broken.write_bytes(b"PK not really")
-    with pytest.raises(EvaluationError, match=r"broken\.xlsx: not a readable \.xlsx workbook"):
-        list(read_xlsx(broken))
-    stray = _workbook(tmp_path / "stray.xlsx", '<row><c t="str"><v>a</v></c></row><row><c/><c><v>1</v></c></row>')
-    with pytest.raises(EvaluationError, match="row 2 has a cell in column B, which has no header"):
-        list(read_xlsx(stray))
-    with pytest.raises(EvaluationError, match="has no column 'prediction'"):
-        mmbench.read_predictions(
-            _workbook(tmp_path / "b.xlsx", '<row><c t="str"><v>index</v></c></row><row><c><v>1</v></c></row>'),
-            None,
-            None,
-        )
 
 
 def test_scores_are_valid_json(tmp_path):
