@@ -85,7 +85,7 @@ def _problem(scene_image: SceneImage, has_image: bool, rng: random.Random) -> Pr
         "subject": "natural science",
         "topic": "shapes",
         "category": family,
-        "skill": f"Tell the {family} from a {'scene_image' if has_image else 'text'}",
+        "skill": f"Tell the {family} from a {'picture' if has_image else 'text'}",
         "lecture": rng.choice(("", _LECTURE)),
         "solution": f"The answer is {question.answer}.",
         "split": "train",
