@@ -22,7 +22,7 @@ import numpy as np
 
 from pipelines.dedup.decide import DEFAULT_THRESHOLD, normalize
 from pipelines.dedup.embeddings import PACKAGED_MODEL, Embeddings, embed_texts
-from pipelines.dedup.question_rules import contradict, restate
+from pipelines.dedup.question_rules import are_contradictory, are_opposite_claims
 from pipelines.dedup.similarity import BIAS, FEATURES, WEIGHTS, Similarity, texts_to_embed
 
 PLOT = Path(__file__).parent / "plots" / "dedup_quality.png"
@@ -75,8 +75,8 @@ def read_pairs(paths: list[Path]) -> Pairs:
         source=[row["source"] for row in rows],
         plain=plain,
         features=similarity.features(first, first + 1).astype(np.float64),
-        contradicts=by(contradict),
-        restates=by(restate),
+        contradicts=by(are_contradictory),
+        restates=by(are_opposite_claims),
         shipped=similarity(first, first + 1),
         same_answer=np.array([normalize(answers[k]) == normalize(answers[k + 1]) for k in first]),
     )

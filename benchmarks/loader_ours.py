@@ -16,7 +16,7 @@ from model.training.data.collate import Collator
 from model.training.data.decode import Decoder
 from model.training.data.loader import Decode
 from model.training.data.loader import Loader as OurLoader
-from model.training.data.rank_assignment import Deal
+from model.training.data.rank_assignment import PackAssignment
 from model.training.data.shard_reader import Shards
 from model.training.settings import Loading
 from pipelines.packing.plan import Packing, make_plan
@@ -44,7 +44,7 @@ class Loader:
         self.loader = OurLoader(
             shards,
             make_plan(shards.lengths, packing, VISUAL_TOKENS),
-            Deal(setup.global_batch, setup.batch, setup.rank, setup.ranks),
+            PackAssignment(setup.global_batch, setup.batch, setup.rank, setup.ranks),
             Collator(shards.image_token_id, VISUAL_TOKENS, 0, 4096, shards.datasets),
             decode_of(setup),
             Loading(decode_threads=max(1, setup.workers)),

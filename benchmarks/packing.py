@@ -19,7 +19,7 @@ from vqav2_rows import train_tokenizer
 from flows.data.stage_data import dataset_examples, stage_data
 from flows.recipe.recipe import load_recipe
 from flows.runs.workspace import Workspace
-from model.training.data.rank_assignment import Deal
+from model.training.data.rank_assignment import PackAssignment
 from pipelines import sources
 from pipelines.core.store import Store
 from pipelines.packing.plan import Lengths, Pack, Packing, make_plan
@@ -51,7 +51,7 @@ def in_order(positions: np.ndarray, most: int) -> list[Pack]:
 
 def row(what: str, packs: list[Pack], most: int | None, balanced: bool) -> dict[str, str]:
     """most: positions of a sequence; None: as many as the longest of the eight that a rank has has."""
-    deals = [Deal(STEP, 1, rank, RANKS) for rank in range(RANKS)]
+    deals = [PackAssignment(STEP, 1, rank, RANKS) for rank in range(RANKS)]
     used, spread = [], []
     for first in range(0, len(packs) - STEP + 1, STEP):
         step = packs[first : first + STEP]

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from model import HoneybeeConfig, HoneybeeForConditionalGeneration
-from model.training.data.collate import IGNORED, Batch, Collator
+from model.training.data.collate import IGNORE_INDEX, Batch, Collator
 from model.training.data.shard_reader import EmbeddedImage, Example
 from model.training.engine.packed_attention import NAME as PACKED
 from model.training.engine.packed_attention import Examples
@@ -130,7 +130,7 @@ def padded(batch: Batch, most: int) -> Batch:
         **{
             **vars(batch),
             "input_ids": F.pad(batch.input_ids, (0, more), value=PAD),
-            "labels": F.pad(batch.labels, (0, more), value=IGNORED),
+            "labels": F.pad(batch.labels, (0, more), value=IGNORE_INDEX),
             "position_ids": torch.cat([batch.position_ids, last], dim=1),
             "example_ids": torch.cat([batch.example_ids, batch.example_ids[:, -1:].expand(-1, more)], dim=1),
         }

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from model import distributed
 from model.training import loop as training_loop
 from model.training import signals, stage
-from model.training.data.collate import IGNORED, Batch
+from model.training.data.collate import IGNORE_INDEX, Batch
 from model.training.engine.optimizer import adamw, freeze
 from model.training.job import load_job
 
@@ -68,7 +68,7 @@ def main() -> None:
 
         training_loop.Loop.train = measure  # type: ignore[assignment, method-assign]
         stage.run(job)
-        distributed.leave()
+        distributed.shutdown()
     ratio = statistics.median(a / b for a, b in zip(found["loop"], found["bare"], strict=True))
     row = {name: f"{1e3 * statistics.median(values):.1f}" for name, values in found.items()}
     print(markdown([{"loop, ms a step": row["loop"], "bare, ms a step": row["bare"], "ratio": f"{ratio:.3f}"}]))
@@ -77,8 +77,8 @@ def main() -> None:
 def bare(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batches: list[Batch], clip: float) -> None:
     count = sum(sum(batch.supervised) for batch in batches)
     for batch in batches:
-        targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORED)
-        supervised = targets != IGNORED
+        targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+        supervised = targets != IGNORE_INDEX
         logits = model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,

@@ -5,7 +5,7 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
-from flows.preflight.check import check_benchmarks, check_machines
+from flows.preflight.check import check_benchmarks, check_hosts
 from flows.recipe.recipe import load_recipe
 from flows.report.score_report import write_scores
 from flows.runs.results import Results, new_run_id
@@ -24,7 +24,7 @@ def evaluate_honeybee(
     """
     log = get_run_logger().info
     parsed = load_recipe(recipe).with_benchmarks(benchmarks)
-    check_machines(parsed, log)
+    check_hosts(parsed, log)
     workspace = open_workspace(parsed, log)
     check_benchmarks(workspace)
     directory = Path(model).resolve()

@@ -5,7 +5,7 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.preflight.check import check_inputs, check_machines, check_settings
+from flows.preflight.check import check_hosts, check_inputs, check_settings
 from flows.recipe.recipe import load_recipe
 from flows.report.run_report import write_report
 from flows.runs.results import Results
@@ -30,7 +30,7 @@ def train_honeybee(recipe: str = "sample", run_id: str | None = None) -> dict[st
     log = get_run_logger().info
     parsed = load_recipe(recipe)
     check_settings(parsed)
-    check_machines(parsed, log)
+    check_hosts(parsed, log)
     workspace = open_workspace(parsed, log)
     check_inputs(workspace)
     results = Results(parsed, run_id)

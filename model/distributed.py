@@ -70,7 +70,7 @@ def choose_device(device: str) -> str:
     return device
 
 
-def join(device: str) -> Ranks:
+def init_ranks(device: str) -> Ranks:
     """Joins the process group of the ranks. Raises RuntimeError if they do not find each other within TIMEOUT."""
     device = choose_device(device)
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
@@ -96,6 +96,6 @@ def alone(device: str) -> Ranks:
     return Ranks(0, 1, torch.device(choose_device(device)), None)
 
 
-def leave() -> None:
+def shutdown() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -107,10 +107,10 @@ def train(
     if dry_run:
         _plan(recipe, training=True)
         return
-    from flows.preflight.check import check_machines
+    from flows.preflight.check import check_hosts
 
     parsed = _check(recipe)
-    check_machines(parsed, typer.echo)
+    check_hosts(parsed, typer.echo)
     _own_server()
     from flows.train_honeybee import train_honeybee
 
@@ -263,12 +263,12 @@ def submit(
     """Runs a deployment on the server and prints its log, and with --run-id its scores. Exits with 1 if it fails."""
     settings.configure(port)
     from flows.recipe.recipe import load_recipe
-    from flows.server.services import running
+    from flows.server.services import running_record
     from flows.server.submit import submit as run
 
     parameters = {"run_id": run_id} if run_id else {}
-    ours = running("worker") is not None  # otherwise another worker takes the run, and we cannot watch it
-    state, used = run(deployment, parameters, alive=lambda: not ours or running("worker") is not None)
+    ours = running_record("worker") is not None  # otherwise another worker takes the run, and we cannot watch it
+    state, used = run(deployment, parameters, alive=lambda: not ours or running_record("worker") is not None)
     if state.is_completed() and run_id:
         _show(load_recipe(used["recipe"]), run_id)
     typer.echo(f"UI: {settings.ui_url(port)}")

@@ -24,9 +24,9 @@ import psutil
 
 from flows.launch.processes import BEAT, Closed, Ended, Event, PortInUse, Processes, listen, rank_environment
 
-APPEAR = 10.0  # seconds until a file written on another host must be visible: network file systems cache listings
-REACH = 5.0  # timeout in seconds for connecting to the first host
-HERE = b"honeybee"
+FILE_TIMEOUT = 10.0  # seconds until a file written on another host must be visible: network file systems cache listings
+CONNECT_TIMEOUT = 5.0  # timeout in seconds for connecting to the first host
+GREETING = b"honeybee"
 
 
 class Agent:
@@ -96,7 +96,7 @@ class Agent:
                 f"cannot change to {directory}, the launcher's working directory ({error.strerror}): it must exist on "
                 "all hosts"
             ) from None
-        deadline = time.monotonic() + APPEAR
+        deadline = time.monotonic() + FILE_TIMEOUT
         while not (Path(file).is_file() and hashlib.sha256(Path(file).read_bytes()).hexdigest() == sha256):
             if time.monotonic() > deadline:
                 raise OSError(
@@ -116,15 +116,15 @@ class Agent:
                 return
             with other, contextlib.suppress(OSError):
                 self._interface = _interface(other)
-                other.settimeout(REACH)
-                other.sendall(HERE)
+                other.settimeout(CONNECT_TIMEOUT)
+                other.sendall(GREETING)
                 other.recv(1)  # let the other side close first, so that this port is free immediately
 
     def _reach(self, address: str, port: int) -> None:
         try:
-            with socket.create_connection((address, port), timeout=REACH) as first:
+            with socket.create_connection((address, port), timeout=CONNECT_TIMEOUT) as first:
                 self._interface = _interface(first)
-                if first.recv(len(HERE)) != HERE:  # sent after the first host has found its interface
+                if first.recv(len(GREETING)) != GREETING:  # sent after the first host has found its interface
                     raise ConnectionError("another program is listening there")
         except OSError as error:
             raise OSError(

@@ -20,9 +20,14 @@ from typing import Any
 from flows.launch.hosts import Cluster, Host
 from flows.launch.processes import BEAT, Closed, Ended, Event, Line
 
-ANSWER = 40.0  # timeout in seconds for connecting to a host and for an answer of its agent
-LEAVE = 5.0  # seconds for agents to end their ranks before the connections are closed
-SENT = ("HF_", "TRANSFORMERS_", "NCCL_", "WANDB_")  # prefixes of environment variables that are passed on to all ranks
+ANSWER_TIMEOUT = 40.0  # timeout in seconds for connecting to a host and for an answer of its agent
+LEAVE_TIMEOUT = 5.0  # seconds for agents to end their ranks before the connections are closed
+ENV_PREFIXES = (
+    "HF_",
+    "TRANSFORMERS_",
+    "NCCL_",
+    "WANDB_",
+)  # prefixes of environment variables that are passed on to all ranks
 ROOT = Path(__file__).resolve().parents[2]  # added to PYTHONPATH, in case this package is not installed
 EVENTS: dict[str, Callable[..., Event]] = {kind.__name__: kind for kind in (Line, Closed, Ended)}
 
@@ -68,7 +73,7 @@ class Nodes:
     def run(self, module: str, job: Path, threads: int | None, env: Mapping[str, str], grace: float) -> None:
         """Starts the ranks. Raises LaunchError."""
         cluster = self.cluster
-        sent = {key: value for key, value in os.environ.items() if key.startswith(SENT)}
+        sent = {key: value for key, value in os.environ.items() if key.startswith(ENV_PREFIXES)}
         if path := os.environ.get("PYTHONPATH"):
             sent["PYTHONPATH"] = path
         order = {
@@ -94,7 +99,7 @@ class Nodes:
         self._ended.set()
         for node in self._nodes:
             node.leave()
-        deadline = time.monotonic() + LEAVE
+        deadline = time.monotonic() + LEAVE_TIMEOUT
         for node in self._nodes:
             node.cut(deadline)
 
@@ -156,10 +161,10 @@ class _Node:
     def answer(self) -> None:
         """Waits for the answer to the last order. Raises LaunchError if it failed or does not arrive in time."""
         try:
-            answer = self._answers.get(timeout=ANSWER)
+            answer = self._answers.get(timeout=ANSWER_TIMEOUT)
         except queue.Empty:
             raise LaunchError(
-                f"{self._failure_prefix()} did not answer within {ANSWER:.0f} seconds{self._output_suffix()}"
+                f"{self._failure_prefix()} did not answer within {ANSWER_TIMEOUT:.0f} seconds{self._output_suffix()}"
             ) from None
         if answer is None:
             raise LaunchError(f"{self._failure_prefix()} {self._end()}")

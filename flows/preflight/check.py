@@ -48,7 +48,7 @@ def check_benchmarks(workspace: Workspace) -> None:
     _raise(workspace.recipe, _benchmarks(workspace))
 
 
-def check_machines(recipe: Recipe, log: Callable[[str], None] = print) -> None:
+def check_hosts(recipe: Recipe, log: Callable[[str], None] = print) -> None:
     """Checks that this host and those of the hostfile can run the recipe's ranks. Raises RecipeError if GPUs are
     missing, LaunchError if a host cannot be reached or the rendezvous port is in use."""
     import torch

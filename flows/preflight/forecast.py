@@ -48,7 +48,7 @@ class Known:
         return value / self.examples if value is not None and self.examples else None
 
 
-BUILT, OLDER = "built", "older build, from different files or settings"
+BUILT, OLDER_BUILD = "built", "older build, from different files or settings"
 
 
 class Forecaster:
@@ -78,7 +78,7 @@ class Forecaster:
             return self._rendered(stage, spec, annotations, self.tokenizer)
         older = newest_examples(self.workspace.store, dataset)
         if older is not None:
-            return _of_manifest(older, OLDER)
+            return _of_manifest(older, OLDER_BUILD)
         if annotations is None:
             return Known("unknown: files are too large for a dry run")
         groups = count_examples(annotations, spec.task == "conversation", spec.max_turns)

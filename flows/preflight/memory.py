@@ -157,7 +157,7 @@ def rank_bytes(
 ) -> tuple[str, dict[str, float]]:
     """Returns the phase in which a rank needs the most memory, and the bytes of each kind in that phase, by the
     formulas above. device: cpu or cuda, whose memory is estimated. loading: prefetch settings; default: Loading()."""
-    found = moments(model, train, ranks, passes, device)
+    found = phases(model, train, ranks, passes, device)
     if device == "cpu":
         steps = (loading or Loading()).prefetch_steps + 3  # prefetched; one being collated and the next; one in use
         images = steps * train.accumulation(ranks) * shape.images * 3 * model.image_size**2 * 4
@@ -166,7 +166,7 @@ def rank_bytes(
     return worst, found[worst]
 
 
-def moments(model: Sizes, train: Train, ranks: int, passes: Peak, device: str) -> Mapping[str, dict[str, float]]:
+def phases(model: Sizes, train: Train, ranks: int, passes: Peak, device: str) -> Mapping[str, dict[str, float]]:
     """Returns the bytes of each kind in each phase that may need the most memory."""
     bf16, zero, cpu = train.precision == "bf16", train.zero_stage, device == "cpu"
     value = 2 if bf16 else 4

@@ -42,7 +42,7 @@ def start(port: int, deploy_file: Path, log: Callable[[str], None] = print) -> N
         log(f"Starting the Prefect server at {api_url(port)} …")
         command = ["server", "start", "--host", HOST, "--port", str(port)]
         _start("server", command, env, ready=lambda: _healthy(port), port=port)
-    worker = running("worker")
+    worker = running_record("worker")
     if worker and worker["port"] == port:
         log("A worker is already running")
     else:
@@ -106,7 +106,7 @@ def _start(name: str, command: list[str], env: Mapping[str, str], ready: Callabl
 
 
 def _stop(name: str, log: Callable[[str], None]) -> None:
-    record = running(name)
+    record = running_record(name)
     if record:
         process = psutil.Process(record["pid"])
         log(f"Stopping the Prefect {name} (pid {process.pid}) …")
@@ -131,7 +131,7 @@ def _record(name: str) -> Path:
     return HOME / f"{name}.json"
 
 
-def running(name: str) -> dict[str, Any] | None:
+def running_record(name: str) -> dict[str, Any] | None:
     """Returns pid, start time and port of the "server" or "worker" that `start` started, or None if it is not alive."""
     try:
         record = json.loads(_record(name).read_text())

@@ -14,8 +14,8 @@ from pipelines.core.store import FileDigests, fingerprint
 from pipelines.templates.sets import ROOT as TEMPLATES
 
 PROMPTS = TEMPLATES / "eval"
-HOW_JUDGED = {"key_variable", "concurrency", "timeout", "tries"}  # settings that do not affect verdicts
-TEXTS = (".json", ".jsonl", ".tsv", ".txt", ".parquet")  # suffixes of the benchmarks' official files
+NON_KEY_JUDGE_SETTINGS = {"key_variable", "concurrency", "timeout", "tries"}  # settings that do not affect verdicts
+OFFICIAL_SUFFIXES = (".json", ".jsonl", ".tsv", ".txt", ".parquet")  # suffixes of the benchmarks' official files
 VERSION = 3  # raise it when a code change affects an answer or a score
 
 
@@ -52,7 +52,7 @@ def evaluate(workspace: Workspace, model: Path) -> Path:
         "version": VERSION,
         "model": identity(store, model),
         "benchmarks": contents,
-        "judge": {name: value for name, value in (settings or {}).items() if name not in HOW_JUDGED},
+        "judge": {name: value for name, value in (settings or {}).items() if name not in NON_KEY_JUDGE_SETTINGS},
         **asked,
     }
     job = {
@@ -84,7 +84,7 @@ def official_files(path: Path) -> dict[str, Path]:
     """Returns a benchmark's files by name, or by path below its folder: MME repeats file names in several tasks."""
     if not path.is_dir():
         return {path.name: path}
-    files = sorted(file for file in path.glob("**/*.*") if file.suffix in TEXTS)
+    files = sorted(file for file in path.glob("**/*.*") if file.suffix in OFFICIAL_SUFFIXES)
     return {file.relative_to(path).as_posix(): file for file in files}
 
 

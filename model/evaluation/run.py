@@ -53,7 +53,9 @@ def evaluate(job: Job) -> dict[str, Any] | None:
         benchmark = benchmarks.get(name)
         work.append((benchmark, load_prompt(name), benchmark.read(place.path, place.root)))
     ranks = (
-        distributed.join(job.device) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else distributed.alone(job.device)
+        distributed.init_ranks(job.device)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1
+        else distributed.alone(job.device)
     )
     generator = Generator(job.model, ranks.device.type, job.precision)
     job.output.mkdir(parents=True, exist_ok=True)
@@ -78,7 +80,7 @@ def evaluate(job: Job) -> dict[str, Any] | None:
             ranks.barrier()
             if ranks.first:
                 complete.merge(ranks.world)
-    distributed.leave()  # judging may take longer than the time-out of the process group
+    distributed.shutdown()  # judging may take longer than the time-out of the process group
     return _score(job, [benchmark for benchmark, _, _ in work]) if ranks.first else None
 
 

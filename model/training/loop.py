@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.training.callback import Callback, Interval, StepLosses, StepReport
-from model.training.data.collate import IGNORED, Batch
+from model.training.data.collate import IGNORE_INDEX, Batch
 from model.training.data.loader import Loader
 from model.training.data.shard_reader import DataError
 from model.training.engine.checkpoint import RESERVED, Checkpoints
@@ -194,8 +194,8 @@ class Loop:
     def _losses(self, batch: Batch, more: dict[str, Any]) -> Tensor:
         """Returns the cross-entropy of each example, (E,), summed over its supervised tokens; only these get logits.
         more: additional inputs of the model."""
-        targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORED)  # position t predicts token t + 1
-        supervised = targets != IGNORED
+        targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # position t predicts token t + 1
+        supervised = targets != IGNORE_INDEX
         logits = self.engine.forward(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,

@@ -9,7 +9,7 @@ from model.configuration import HoneybeeConfig
 from model.training.settings import Lora, describe_trained
 
 CARD = "README.md"
-LOCAL = "weights of a local directory"  # the name of a part that did not come from a hub
+LOCAL_WEIGHTS = "weights of a local directory"  # the name of a part that did not come from a hub
 
 _USE = """\
 The model needs the Honeybee package (`pip install` its source tree); importing a class from `model` registers the
@@ -39,9 +39,9 @@ The model can be wrong about what an image shows, and about everything else. Eac
 its own licence; the model is bound by all of them."""
 
 
-def part_name(name: str) -> str:
+def backbone_name(name: str) -> str:
     """Returns the name of a backbone for the card: its hub name, or LOCAL instead of a local path."""
-    return LOCAL if Path(name).exists() else name
+    return LOCAL_WEIGHTS if Path(name).exists() else name
 
 
 def model_card(config: HoneybeeConfig, facts: dict[str, Any]) -> str:
@@ -56,7 +56,7 @@ def model_card(config: HoneybeeConfig, facts: dict[str, Any]) -> str:
         "library_name": "transformers",
         "pipeline_tag": "image-text-to-text",
         "tags": ["honeybee", "vision-language", projector["type"]],
-        "base_model": [name for name in parts.values() if name != LOCAL],
+        "base_model": [name for name in parts.values() if name != LOCAL_WEIGHTS],
     }
     rows = {
         "vision encoder": f"{vision.model_type}, {parts['vision']}; images of {size}×{size} pixels, "

@@ -11,21 +11,21 @@ from model.modeling import HoneybeeForConditionalGeneration
 from model.processing import HoneybeeProcessor
 from model.training.data.shard_reader import DataError, Shards
 from model.training.job import Init, Job
-from model.training.model_card import LOCAL, part_name
+from model.training.model_card import LOCAL_WEIGHTS, backbone_name
 from model.training.settings import JobError
 from pipelines.core.store import MANIFEST, read_manifest
-from pipelines.packing.plan import PackingError, Plan, kept_plan
+from pipelines.packing.plan import PackingError, PackingPlan, cached_plan
 
 log = logging.getLogger("honeybee.training")
 
 
-def plan_steps(job: Job, shards: Shards, image_tokens: int, keep: bool = True) -> tuple[Plan, int]:
+def plan_steps(job: Job, shards: Shards, image_tokens: int, keep: bool = True) -> tuple[PackingPlan, int]:
     """Returns the plan of the stage's packs and its number of steps. keep: cache the plan in the work directory, for a
     resumed run. Raises DataError or JobError, saying what to change, if the plan is impossible or has too few packs."""
     train = job.train
     try:
         threads = job.loading.decode_threads
-        plan = kept_plan(job.work, shards.lengths, train.packing, image_tokens, threads, keep)
+        plan = cached_plan(job.work, shards.lengths, train.packing, image_tokens, threads, keep)
     except PackingError as error:
         raise DataError(f"{job.shards}: {error}") from None
     steps, left = divmod(plan.num_packs, train.global_batch)
@@ -69,18 +69,18 @@ def load(init: Init, seed: int, dtype: torch.dtype) -> tuple[HoneybeeForConditio
     return model, processor
 
 
-def origin(init: Init) -> dict[str, Any]:
+def provenance(init: Init) -> dict[str, Any]:
     """Returns, for the manifest and card of a model, `parts`, the names of its backbones, and its previous `stages`."""
     if init.model is None:
-        return {"parts": {"vision": part_name(str(init.vision)), "llm": part_name(str(init.llm))}, "stages": []}
+        return {"parts": {"vision": backbone_name(str(init.vision)), "llm": backbone_name(str(init.llm))}, "stages": []}
     facts = read_manifest(init.model) if (init.model / MANIFEST).is_file() else {}
     return {
-        "parts": facts.get("parts", {"vision": LOCAL, "llm": LOCAL}),
+        "parts": facts.get("parts", {"vision": LOCAL_WEIGHTS, "llm": LOCAL_WEIGHTS}),
         "stages": facts.get("stages", []),
     }
 
 
-def check_fit(
+def check_compatibility(
     shards: Shards, model: HoneybeeForConditionalGeneration, processor: HoneybeeProcessor, tokenizer: Path
 ) -> None:
     """Raises JobError or DataError unless shards, tokenizer and model match."""

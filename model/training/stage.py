@@ -14,7 +14,7 @@ from model.training.callbacks import monitors, writers
 from model.training.data.collate import Collator
 from model.training.data.decode import Decoder
 from model.training.data.loader import Loader
-from model.training.data.rank_assignment import Deal
+from model.training.data.rank_assignment import PackAssignment
 from model.training.data.shard_reader import Shards
 from model.training.engine.checkpoint import Checkpoints
 from model.training.engine.deepspeed_engine import Engine
@@ -24,10 +24,10 @@ from model.training.engine.optimizer import freeze
 from model.training.engine.packed_attention import NAME as PACKED
 from model.training.job import Job
 from model.training.loop import Loop, log
-from model.training.prepare import check_fit, load, origin, plan_steps
+from model.training.prepare import check_compatibility, load, plan_steps, provenance
 from model.training.settings import JobError, describe_trained
 from model.training.signals import STOPPED
-from model.training.work_directory import alone_in, explain_full_disk
+from model.training.work_directory import explain_full_disk, lock_work_directory
 from pipelines.core.store import MANIFEST, fingerprint
 
 
@@ -47,10 +47,10 @@ def run(job: Job, callbacks: Sequence[Callback] = ()) -> int:
         raise JobError(str(error)) from None
     limit = None if job.loading.cache_gib is None else round(job.loading.cache_gib * 2**30)
     shards = Shards(job.shards, job.image_roots, job.loading.cache, limit)
-    ranks = distributed.join(job.device)
-    with explain_full_disk(job.work), alone_in(job.work, ranks):
+    ranks = distributed.init_ranks(job.device)
+    with explain_full_disk(job.work), lock_work_directory(job.work, ranks):
         code = _run(job, shards, ranks, callbacks)
-    distributed.leave()  # not after an error: the other ranks would fail before this one has reported it
+    distributed.shutdown()  # not after an error: the other ranks would fail before this one has reported it
     return code
 
 
@@ -63,7 +63,7 @@ def _run(job: Job, shards: Shards, ranks: Ranks, own: Sequence[Callback]) -> int
     model, processor = load(job.init, job.seed, dtype)
     if train.lora is not None:
         add_adapters(model.llm, train.lora, job.seed)
-    check_fit(shards, model, processor, job.init.tokenizer_directory)
+    check_compatibility(shards, model, processor, job.init.tokenizer_directory)
     plan, steps = plan_steps(job, shards, model.config.num_image_tokens, keep=ranks.first)
     log.info(
         "%s: %d steps of %d sequences, on %d ranks (%s) × %d passes × %d sequences; ZeRO-%d, %s",
@@ -87,7 +87,7 @@ def _run(job: Job, shards: Shards, ranks: Ranks, own: Sequence[Callback]) -> int
     loader = Loader(
         shards,
         plan,
-        Deal(train.global_batch, train.micro_batch, ranks.rank, ranks.world),
+        PackAssignment(train.global_batch, train.micro_batch, ranks.rank, ranks.world),
         Collator(
             image_token_id=shards.image_token_id,
             num_image_tokens=model.config.num_image_tokens,
@@ -114,7 +114,7 @@ def _run(job: Job, shards: Shards, ranks: Ranks, own: Sequence[Callback]) -> int
         "bad_samples": loop.bad_samples,
         "skipped_steps": loop.skipped_steps,
     }
-    before = origin(job.init)
+    before = provenance(job.init)
     facts = {**before, "stages": [*before["stages"], stage]}
     with explain_full_disk(job.output):
         save_model(engine, model, processor, job.init.tokenizer_directory, job.output, facts)

@@ -40,7 +40,7 @@ PATIENCE = 20.0  # seconds to wait for an earlier run in the same work directory
 
 
 @contextlib.contextmanager
-def alone_in(work: Path, ranks: Ranks) -> Iterator[None]:
+def lock_work_directory(work: Path, ranks: Ranks) -> Iterator[None]:
     """Locks the work directory against other runs; the kernel releases the lock when the process dies.
 
     Raises CheckpointError if another run holds it for longer than PATIENCE.

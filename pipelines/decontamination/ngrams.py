@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from pipelines.core.hashing import seed64
 
-PATTERN = 10  # an n-gram that occurs more often is boilerplate and does not identify a text
+MAX_OCCURRENCES = 10  # an n-gram that occurs more often is boilerplate and does not identify a text
 _PRIME = np.uint64(0x100000001B3)  # multiplies between the words of an n-gram, so that their order counts
 
 
@@ -46,7 +46,7 @@ class Ngrams:
     def _distinctive(self) -> tuple[np.ndarray, np.ndarray]:
         """The distinct hashes that occur at most PATTERN times, sorted, and the first text that contains each."""
         known, first, times = np.unique(self.hashes, return_index=True, return_counts=True)
-        return known[times <= PATTERN], self.texts[first[times <= PATTERN]]
+        return known[times <= MAX_OCCURRENCES], self.texts[first[times <= MAX_OCCURRENCES]]
 
     def shared_with(self, others: "Ngrams") -> list[tuple[int, int, str]]:
         """Returns (text index, index in `others`, shared words) for each text that shares an n-gram with `others`, in

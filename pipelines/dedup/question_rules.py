@@ -102,7 +102,7 @@ def new_words(question: ParsedQuestion, answer: ParsedAnswer) -> tuple[str, ...]
     return new or answer.words
 
 
-def contradict(
+def are_contradictory(
     question: ParsedQuestion, answer: ParsedAnswer, other: ParsedQuestion, other_answer: ParsedAnswer
 ) -> bool:
     """Returns whether two questions name opposite properties in the same position and so ask for different facts.
@@ -132,7 +132,9 @@ def contradict(
     return False
 
 
-def restate(question: ParsedQuestion, answer: ParsedAnswer, other: ParsedQuestion, other_answer: ParsedAnswer) -> bool:
+def are_opposite_claims(
+    question: ParsedQuestion, answer: ParsedAnswer, other: ParsedQuestion, other_answer: ParsedAnswer
+) -> bool:
     """Returns whether two yes-or-no questions make opposite claims about one object and have opposite answers.
 
     "is the door open" yes / "is the door closed" no, but not "is there a red cup" yes / "is there a blue cup" no, which

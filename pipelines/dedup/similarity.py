@@ -20,11 +20,11 @@ from pipelines.dedup.english import COLOURS, PEOPLE, WORDS, is_opposite, singula
 from pipelines.dedup.question_rules import (
     ParsedAnswer,
     ParsedQuestion,
-    contradict,
+    are_contradictory,
+    are_opposite_claims,
     new_words,
     read_answer,
     read_question,
-    restate,
 )
 
 COMPARISONS = ("pair", "question", "answer")
@@ -103,11 +103,11 @@ class Similarity:
             values = self._vectors.cosine(first, second)
         if self.compare == "pair":
             for k in np.flatnonzero(self._polarity[first] * self._polarity[second] == -1):
-                if self._of(restate, first[k], second[k]):
+                if self._of(are_opposite_claims, first[k], second[k]):
                     values[k] = 1
         if self.compare != "answer":
             for k in np.flatnonzero((values >= at_least) & (values > 0) & (values < 1)):
-                if self._of(contradict, first[k], second[k]):
+                if self._of(are_contradictory, first[k], second[k]):
                     values[k] = 0
         return values
 

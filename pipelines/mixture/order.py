@@ -40,7 +40,7 @@ class Mixture:
         for d, size in enumerate(self.sizes):
             mine = dataset == d
             if mine.any():
-                example[mine] = shuffled(ordinal[mine], size, seed64("epoch", self.names[d], self.seed))
+                example[mine] = shuffled_indices(ordinal[mine], size, seed64("epoch", self.names[d], self.seed))
         return dataset, example
 
     def counts(self, num_samples: int) -> dict[str, int]:
@@ -71,10 +71,10 @@ def make_mixture(
         raise MixtureError("no dataset has a share")
     exact = np.array([shares[name] for name in names], dtype=np.float64)
     quotas = _quotas(exact, names, _ceilings(names, max_samples or {}, num_samples))
-    return mixture_of(dict(zip(names, quotas.tolist(), strict=True)), sizes, seed)
+    return mixture_from_quotas(dict(zip(names, quotas.tolist(), strict=True)), sizes, seed)
 
 
-def mixture_of(quotas: Mapping[str, int], sizes: Mapping[str, int], seed: int) -> Mixture:
+def mixture_from_quotas(quotas: Mapping[str, int], sizes: Mapping[str, int], seed: int) -> Mixture:
     """Returns the mixture with the given quotas. quotas: dataset → number of samples in every PERIOD samples. Raises
     MixtureError unless all are positive and sum to PERIOD."""
     names = tuple(sorted(quotas))
@@ -142,7 +142,7 @@ def _chairman_order(quotas: np.ndarray) -> np.ndarray:
     return order
 
 
-def shuffled(ordinals: np.ndarray, size: int, seed: int) -> np.ndarray:
+def shuffled_indices(ordinals: np.ndarray, size: int, seed: int) -> np.ndarray:
     """Returns the example at each step of an endless shuffled pass over `size` examples: (n,) → (n,) in [0, size).
 
     Each epoch has its own permutation: a Feistel network on the next even power of two, with cycle walking.

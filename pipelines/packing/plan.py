@@ -95,7 +95,7 @@ class Pack:
     window: int  # first sample of the window; later packs contain no samples before it
 
 
-class Plan:
+class PackingPlan:
     """All packs of a stage. If `packing` is None, every sample is its own sequence.
 
     starts: int64 (windows + 1,), index of the first pack of each window. used: fraction of the packs' positions that
@@ -158,18 +158,18 @@ class Plan:
         return [packs[i] for i in order]
 
 
-def kept_plan(
+def cached_plan(
     directory: Path, lengths: Lengths, packing: Packing | None, image_tokens: int, threads: int = 1, keep: bool = True
-) -> Plan:
+) -> PackingPlan:
     """Like make_plan, but loads the plan if an earlier run has saved it in `directory`, so that resuming is fast.
 
     keep: whether to save a new plan. Raises PackingError also if the saved plan is damaged."""
-    plan = Plan(lengths, packing, image_tokens)
+    plan = PackingPlan(lengths, packing, image_tokens)
     path = directory / f"plan-{plan.fingerprint}.npz"
     if packing is not None and path.is_file():
         try:
             with np.load(path, allow_pickle=False) as kept:
-                return Plan(lengths, packing, image_tokens, kept["starts"], float(kept["used"]))
+                return PackingPlan(lengths, packing, image_tokens, kept["starts"], float(kept["used"]))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise PackingError(f"{path} cannot be read: {error}; delete it and it will be rebuilt") from None
     plan = make_plan(lengths, packing, image_tokens, threads)
@@ -181,10 +181,10 @@ def kept_plan(
     return plan
 
 
-def make_plan(lengths: Lengths, packing: Packing | None, image_tokens: int, threads: int = 1) -> Plan:
+def make_plan(lengths: Lengths, packing: Packing | None, image_tokens: int, threads: int = 1) -> PackingPlan:
     """Plans all packs, with `threads` threads. Raises PackingError naming a sample that exceeds a limit."""
     if packing is None:
-        return Plan(lengths, None, image_tokens)
+        return PackingPlan(lengths, None, image_tokens)
     windows_together = max(1, _PLANNED_TOGETHER // packing.window)
     step = windows_together * packing.window
 
@@ -208,7 +208,7 @@ def make_plan(lengths: Lengths, packing: Packing | None, image_tokens: int, thre
     counts = [count for each, _ in counted for count in each]
     starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
     used = sum(positions for _, positions in counted) / max(1, int(starts[-1]) * packing.max_tokens)
-    return Plan(lengths, packing, image_tokens, starts, used)
+    return PackingPlan(lengths, packing, image_tokens, starts, used)
 
 
 def _positions(columns: np.ndarray, image_tokens: int) -> np.ndarray:

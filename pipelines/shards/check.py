@@ -15,16 +15,16 @@ import pyarrow.parquet as pq
 from pipelines.core.errors import ImageRefError
 from pipelines.core.files import file_sha256
 from pipelines.images.decode import decode
-from pipelines.mixture.order import PERIOD, Mixture, MixtureError, mixture_of
+from pipelines.mixture.order import PERIOD, Mixture, MixtureError, mixture_from_quotas
 from pipelines.schema import LENGTHS, SHARD
-from pipelines.shards.remote import Files, RemoteError
+from pipelines.shards.remote import RemoteError, ShardFiles
 from pipelines.shards.writer import add_sums
 
 PARQUET_ERRORS = (pa.ArrowException, OSError)
 
 
 @dataclass
-class Found:
+class ShardReport:
     """The result of checking a shard: its contents and its faults."""
 
     faults: list[str] = field(default_factory=list)
@@ -39,7 +39,7 @@ class ShardCheck:
     """Checks the manifest and single shards. Worker processes get a pickled copy. Raises KeyError, TypeError or
     MixtureError if the manifest is invalid."""
 
-    files: Files
+    files: ShardFiles
     manifest: Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ class ShardCheck:
         if made["period"] != PERIOD:
             raise MixtureError(f"the period is {made['period']} instead of {PERIOD}")
         sizes = {name: facts["examples"] for name, facts in self.manifest["datasets"].items()}
-        self.mixture: Mixture = mixture_of(made["quotas"], sizes, made["seed"])
+        self.mixture: Mixture = mixture_from_quotas(made["quotas"], sizes, made["seed"])
         self.names = list(self.mixture.names)
         self.mode = self.manifest["images"]["mode"]
         self.image_token_id = self.manifest["image_token_id"]
@@ -68,12 +68,12 @@ class ShardCheck:
                 faults.append(f"{name}: not listed in the manifest, but readers of shard-*.parquet would include it")
         return faults
 
-    def shard(self, number: int) -> Found:
+    def shard(self, number: int) -> ShardReport:
         """Checks the shard with this index."""
-        facts, found = self.manifest["shards"][number], Found()
+        facts, found = self.manifest["shards"][number], ShardReport()
         try:
             with self.files.local(facts["file"]) as path:
-                wrong = wrong_bytes(path, facts)
+                wrong = file_fault(path, facts)
                 if wrong:
                     found.faults.append(f"{facts['file']}: {wrong}")
                 self._read(path, facts, found)
@@ -83,7 +83,7 @@ class ShardCheck:
             found.faults.append(f"{facts['file']}: cannot be read: {error}")
         return found
 
-    def _read(self, path: Path, facts: Mapping[str, Any], found: Found) -> None:
+    def _read(self, path: Path, facts: Mapping[str, Any], found: ShardReport) -> None:
         name = facts["file"]
         file = pq.ParquetFile(path, page_checksum_verification=True)
         if not file.schema_arrow.remove_metadata().equals(SHARD):
@@ -155,7 +155,7 @@ class ShardCheck:
             for row in np.flatnonzero(actual != counts[column]).tolist():
                 yield row, f"{actual[row]} {what}, but {column} is {counts[column][row]}"
 
-    def _images(self, table: pa.Table, good: set[str], found: Found) -> Iterator[tuple[int, str]]:
+    def _images(self, table: pa.Table, good: set[str], found: ShardReport) -> Iterator[tuple[int, str]]:
         """Yields (row, fault) for images that are missing, differ from their checksum or do not decode."""
         # One row at a time, because the image bytes of a row group can be large.
         images, checksums = table["images"], table["image_sha256"]
@@ -186,7 +186,7 @@ class ShardCheck:
         return None
 
 
-def wrong_bytes(path: Path, facts: Mapping[str, Any]) -> str | None:
+def file_fault(path: Path, facts: Mapping[str, Any]) -> str | None:
     """Returns a fault if the file's size or checksum differs from the manifest, otherwise None."""
     size = path.stat().st_size
     if size != facts["num_bytes"]:

@@ -8,10 +8,10 @@ from typing import Any, BinaryIO
 
 from pipelines.core.files import atomic_file, explain_full_disk, lock
 from pipelines.shards.manifest import check_format
-from pipelines.shards.remote import Files, RemoteError
+from pipelines.shards.remote import RemoteError, ShardFiles
 
 
-class LocalCopy:
+class ShardCache:
     """A cache in a local directory for the shards at a URL, which are downloaded on demand.
 
         copy = LocalCopy("s3://bucket/shards/0123456789abcdef", Path("/local/cache"), limit_bytes=100 << 30)
@@ -30,7 +30,7 @@ class LocalCopy:
         """Raises ShardError if the URL has no shards of this format, RemoteError if the URL cannot be read or the
         directory cannot be written."""
         self.url, self.directory, self.limit_bytes, self.hold = url.rstrip("/"), directory, limit_bytes, hold
-        self._files = Files(self.url)
+        self._files = ShardFiles(self.url)
         self.manifest: dict[str, Any] = self._files.manifest()
         check_format(self.manifest, url)
         named = [*self.manifest["shards"], self.manifest["lengths"]]

@@ -52,7 +52,7 @@ def shards_url(remote: str, directory: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Files:
+class ShardFiles:
     """The files in a directory or at a URL. Can be pickled."""
 
     where: str
@@ -172,7 +172,7 @@ def push(directory: Path, url: str, log: Callable[[str], None] = print) -> None:
     check_url(url)
     manifest = read_shards_manifest(directory)
     check_sizes(directory, manifest)
-    files, remote_sizes = Files(url), Files(url).sizes()
+    files, remote_sizes = ShardFiles(url), ShardFiles(url).sizes()
     named = [*manifest["shards"], manifest["lengths"]]
     wanted = {facts["file"]: (facts["num_bytes"], facts["sha256"]) for facts in named}
     if (directory / CARD).is_file():

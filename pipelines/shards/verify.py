@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 from pipelines.core.errors import ShardError
 from pipelines.mixture.order import PERIOD, MixtureError
 from pipelines.schema import LENGTHS
-from pipelines.shards.check import PARQUET_ERRORS, Found, ShardCheck, wrong_bytes
+from pipelines.shards.check import PARQUET_ERRORS, ShardCheck, ShardReport, file_fault
 from pipelines.shards.manifest import check_format
-from pipelines.shards.remote import Files, RemoteError
+from pipelines.shards.remote import RemoteError, ShardFiles
 
 _SUMS = ("num_turns", "num_images", "num_tokens", "num_supervised")
 
@@ -25,7 +25,7 @@ def verify(where: str, log: Callable[[str], None] = print, processes: int = 1) -
     """Checks the shards in a directory or at a URL. Logs the progress shard by shard, and returns and logs all faults,
     each with file, row, found and expected value. Raises ShardError if there is no valid manifest of this format,
     RemoteError if a URL cannot be read."""
-    files = Files(where)
+    files = ShardFiles(where)
     manifest = files.manifest()
     check_format(manifest, where)
     try:
@@ -53,7 +53,7 @@ def verify(where: str, log: Callable[[str], None] = print, processes: int = 1) -
     return faults + last
 
 
-def _each(checker: ShardCheck, numbers: range, processes: int) -> Iterator[tuple[int, Found]]:
+def _each(checker: ShardCheck, numbers: range, processes: int) -> Iterator[tuple[int, ShardReport]]:
     if processes == 1 or len(numbers) == 1:
         yield from ((number, checker.shard(number)) for number in numbers)
         return
@@ -75,7 +75,7 @@ class _Totals:
         self._all_read = True
         self.lengths: list[pa.Table | None] = []
 
-    def add(self, facts: Mapping[str, Any], found: Found) -> list[str]:
+    def add(self, facts: Mapping[str, Any], found: ShardReport) -> list[str]:
         """Adds the next shard and returns its faults."""
         self.lengths.append(found.lengths)
         if found.datasets is None or found.lengths is None:
@@ -120,12 +120,12 @@ class _Totals:
         return faults
 
 
-def _length_faults(files: Files, manifest: Mapping[str, Any], seen: list[pa.Table | None]) -> list[str]:
+def _length_faults(files: ShardFiles, manifest: Mapping[str, Any], seen: list[pa.Table | None]) -> list[str]:
     """Returns faults of the lengths file. seen: the lengths of each shard, None if it could not be read."""
     facts = manifest["lengths"]
     try:
         with files.local(facts["file"]) as path:
-            wrong = wrong_bytes(path, facts)
+            wrong = file_fault(path, facts)
             table = pq.read_table(path)
     except FileNotFoundError:
         return [f"{facts['file']}: missing"]

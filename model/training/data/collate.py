@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.training.data.shard_reader import UNREADABLE, DataError, Example
 
-IGNORED = -100
+IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Collator:
         length = max(sum(len(made[i][0]) for i in row) for row in rows)
         shape = (len(rows), length)
         input_ids = np.full(shape, self.pad_token_id, dtype=np.int64)
-        labels = np.full(shape, IGNORED, dtype=np.int64)
+        labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
         position_ids, example_ids = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
         for row, members in enumerate(rows):
             at = 0
@@ -97,7 +97,7 @@ class Collator:
             pixel_values=pixel_values,
             names=tuple(example.name for example in examples),
             datasets=tuple(-1 if e.dataset == UNREADABLE else self.datasets.index(e.dataset) for e in examples),
-            supervised=tuple(int((own != IGNORED).sum()) for _, own in made),
+            supervised=tuple(int((own != IGNORE_INDEX).sum()) for _, own in made),
             lengths=tuple(len(ids) for ids, _ in made),
             num_bad=sum(bad),
         )
@@ -119,4 +119,4 @@ class Collator:
             )
         counts = np.repeat(example.loss_mask & ~is_image, repeats) & (not without_loss)
         counts[:1] = False  # nothing precedes the first token, so it cannot be predicted
-        return ids, np.where(counts, ids, IGNORED)
+        return ids, np.where(counts, ids, IGNORE_INDEX)

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from model.training.data.collate import Batch, Collator
-from model.training.data.rank_assignment import Deal
+from model.training.data.rank_assignment import PackAssignment
 from model.training.data.shard_reader import DataError, EmbeddedImage, ImageFile, Shards
 from model.training.settings import Loading
-from pipelines.packing.plan import Pack, Plan
+from pipelines.packing.plan import Pack, PackingPlan
 
 log = logging.getLogger("honeybee.training")
 
-DECODED_TOGETHER = 8  # images per decoding task
+IMAGES_PER_TASK = 8  # images per decoding task
 
 # Encoded images → pixels (n, 3, S, S), and for each its problem or None; an image with a problem is black.
 Decode = Callable[[list[bytes]], tuple[Tensor, list[str | None]]]
@@ -38,8 +38,8 @@ class Loader:
     def __init__(
         self,
         shards: Shards,
-        plan: Plan,
-        deal: Deal,
+        plan: PackingPlan,
+        deal: PackAssignment,
         collate: Collator,
         decode: Decode,
         loading: Loading,
@@ -121,8 +121,8 @@ class _Pass:
         self.packs = [[found[i] for i in pack.samples.tolist()] for pack in packs]
         images = [image for pack in self.packs for example in pack for image in example.images]
         self.decoded: list[Future] = [
-            pool.submit(self._decode, images[at : at + DECODED_TOGETHER])
-            for at in range(0, max(len(images), 1), DECODED_TOGETHER)
+            pool.submit(self._decode, images[at : at + IMAGES_PER_TASK])
+            for at in range(0, max(len(images), 1), IMAGES_PER_TASK)
         ]
 
     def batch(self) -> Batch:

@@ -7,7 +7,7 @@ from pipelines.packing.plan import Pack
 
 
 @dataclass(frozen=True)
-class Deal:
+class PackAssignment:
     """Assigns the `global_batch` packs of a step to ranks by length, in serpentine order, so that all ranks have about
     the same number of tokens. The packs of a step do not depend on the ranks. micro_batch: packs per forward pass."""
 

@@ -19,7 +19,7 @@ from pipelines.core.errors import ShardError
 from pipelines.core.files import file_sha256
 from pipelines.images.references import ImageRoot
 from pipelines.packing.plan import Lengths, PackingError
-from pipelines.shards.local_copy import LocalCopy
+from pipelines.shards.local_copy import ShardCache
 from pipelines.shards.manifest import check_sizes, read_shards_manifest
 from pipelines.shards.remote import RemoteError, is_url
 
@@ -110,8 +110,8 @@ class Shards:
             if is_url(self.where):
                 if cache is None:
                     raise DataError(f"{where} is a URL, which needs a local cache directory: set loading.cache")
-                self._copy = LocalCopy(self.where, cache, cache_bytes)
-                self._ahead = _Ahead(LocalCopy(self.where, cache, cache_bytes, hold=1))
+                self._copy = ShardCache(self.where, cache, cache_bytes)
+                self._ahead = _Ahead(ShardCache(self.where, cache, cache_bytes, hold=1))
                 manifest = self._copy.manifest
             else:
                 manifest = read_shards_manifest(Path(where))
@@ -178,7 +178,7 @@ class Shards:
 class _Ahead:
     """Downloads the next file in the background while the current one is read."""
 
-    def __init__(self, copy: LocalCopy):
+    def __init__(self, copy: ShardCache):
         self._copy = copy
         self._thread: threading.Thread | None = None
 

@@ -11,7 +11,7 @@ from model.modeling import HoneybeeForConditionalGeneration
 from model.processing import HoneybeeProcessor
 from model.training.engine.deepspeed_engine import Engine
 from model.training.engine.lora import ADAPTER, merge_adapters, save_adapter
-from model.training.model_card import CARD, LOCAL, model_card
+from model.training.model_card import CARD, LOCAL_WEIGHTS, model_card
 from pipelines.core.files import write_atomic
 from pipelines.core.store import MANIFEST
 
@@ -67,4 +67,4 @@ def language_model(facts: dict[str, Any]) -> str | None:
     """Returns the hub name of the language model that the last stage started from; None if it did not come from a hub
     or an earlier stage has trained it."""
     name = facts["parts"]["llm"]
-    return None if name == LOCAL or any("llm" in stage["trains"] for stage in facts["stages"][:-1]) else name
+    return None if name == LOCAL_WEIGHTS or any("llm" in stage["trains"] for stage in facts["stages"][:-1]) else name

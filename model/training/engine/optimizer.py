@@ -67,7 +67,7 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
-class HeldAdamW(torch.optim.AdamW):
+class SkippableAdamW(torch.optim.AdamW):
     """AdamW that skips its step while `held()` is true: weights, moments and step count stay unchanged."""
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -78,10 +78,10 @@ class HeldAdamW(torch.optim.AdamW):
         return None if self.held() else super().step(closure)
 
 
-def adamw(model: nn.Module, train: Train) -> HeldAdamW:
+def adamw(model: nn.Module, train: Train) -> SkippableAdamW:
     """Returns torch's fused AdamW, which runs on CPU and CUDA without a compiler."""
     groups = parameter_groups(model, train.weight_decay, {part: train.rate_scale(part) for part in PARTS})
-    return HeldAdamW(groups, lr=train.learning_rate, betas=train.betas, eps=train.epsilon, fused=True)
+    return SkippableAdamW(groups, lr=train.learning_rate, betas=train.betas, eps=train.epsilon, fused=True)
 
 
 def learning_rate(step: int, *, steps: int, peak: float, floor: float, warmup_steps: int) -> float:

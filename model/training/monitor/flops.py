@@ -56,7 +56,7 @@ PEAK_TFLOPS = {
 }
 
 
-class UncountedError(ValueError):
+class UnsupportedModelError(ValueError):
     """Raised for a model whose operations these formulas do not cover; the message says why."""
 
 
@@ -133,7 +133,7 @@ def count_flops(config: Any, trains: Iterable[str], adapters: bool = False) -> F
     """Returns Flops.count, or logs the reason and returns None if the model is not covered."""
     try:
         return Flops.count(config, trains, adapters)
-    except UncountedError as error:
+    except UnsupportedModelError as error:
         log.warning("FLOPs and MFU are not reported: %s", error)
         return None
 
@@ -153,7 +153,7 @@ def _linear_weights(llm: nn.Module) -> int:
     embeddings = {id(module.weight) for module in llm.modules() if isinstance(module, nn.Embedding)}
     for name, parameter in llm.named_parameters():
         if parameter.ndim > 1 and id(parameter) not in known and id(parameter) not in embeddings:
-            raise UncountedError(f"llm.{name} is not the weight of a linear layer")
+            raise UnsupportedModelError(f"llm.{name} is not the weight of a linear layer")
     return sum(known.values())
 
 
@@ -162,12 +162,14 @@ def _attention(config: object) -> tuple[tuple[int | None, int], ...]:
     heads, layers = getattr(config, "num_attention_heads", None), getattr(config, "num_hidden_layers", None)
     width = getattr(config, "hidden_size", None)
     if not heads or not layers or not width:
-        raise UncountedError(f"{type(config).__name__} does not define its numbers of heads and layers and its width")
+        raise UnsupportedModelError(
+            f"{type(config).__name__} does not define its numbers of heads and layers and its width"
+        )
     each = 3 * 2 * 2 * heads * (getattr(config, "head_dim", None) or width // heads)
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * layers
     other = sorted(set(kinds) - {"full_attention", "sliding_attention"})
     if other:
-        raise UncountedError(f"the language model has layers of unsupported types: {', '.join(other)}")
+        raise UnsupportedModelError(f"the language model has layers of unsupported types: {', '.join(other)}")
     windows = [window if kind == "sliding_attention" else None for kind in kinds]
     return tuple((kind, each * windows.count(kind)) for kind in dict.fromkeys(windows))

@@ -27,9 +27,9 @@ from pipelines.core.files import complete_lines, write_atomic
 log = logging.getLogger("honeybee.training")
 
 WINDOW = 50  # steps whose losses define what is usual
-LEAST = 20  # steps with a finite loss before detection starts
-LEAST_CHANGE = 0.02  # as a fraction of the median loss
-IN_A_ROW = 10  # maximum number of consecutive skipped steps without a finite loss or gradient
+MIN_LOSSES = 20  # steps with a finite loss before detection starts
+MIN_CHANGE = 0.02  # as a fraction of the median loss
+MAX_CONSECUTIVE_SKIPS = 10  # maximum number of consecutive skipped steps without a finite loss or gradient
 SHOWN = 5  # samples listed in a message
 
 Reason = Literal["spike", "loss not finite", "gradient not finite"]
@@ -101,7 +101,7 @@ class LossSpikes(Callback):
         if reason is None:
             return
         samples = self._samples(report)
-        ends = reason != "spike" and (self.train.on_nonfinite == "stop" or self._not_finite > IN_A_ROW)
+        ends = reason != "spike" and (self.train.on_nonfinite == "stop" or self._not_finite > MAX_CONSECUTIVE_SKIPS)
         skipped = not report.taken and not ends
         self._skipped_steps += skipped
         if self.ranks.first:
@@ -128,11 +128,11 @@ class LossSpikes(Callback):
             )
 
     def _usual(self) -> Usual:
-        if len(self._losses) < LEAST:
+        if len(self._losses) < MIN_LOSSES:
             return Usual(None)
         median = statistics.median(self._losses)
         change = statistics.median(abs(after - before) for before, after in pairwise(self._losses))
-        return Usual(median, median + self.train.spike_threshold * max(change, LEAST_CHANGE * median))
+        return Usual(median, median + self.train.spike_threshold * max(change, MIN_CHANGE * median))
 
     def _samples(self, report: StepReport) -> list[dict[str, Any]]:
         """Returns the samples of all ranks: those without a finite loss first, then by descending loss."""
@@ -152,7 +152,7 @@ class LossSpikes(Callback):
             what = f"the gradient norm is not finite although all losses are; the step had {_named(samples)}"
         if self.train.on_nonfinite == "skip":
             what += (
-                f" (the {IN_A_ROW} steps before were skipped for the same reason; "
+                f" (the {MAX_CONSECUTIVE_SKIPS} steps before were skipped for the same reason; "
                 "on_nonfinite: skip allows no more in a row)"
             )
         return f"step {step}: {what}. {remedy}; {self.path} lists all samples. The last checkpoint precedes this step"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flows.preflight.check import check_inputs, check_machines, check_settings
+from flows.preflight.check import check_hosts, check_inputs, check_settings
 from flows.recipe.recipe import RecipeError, load_recipe
 from flows.runs.workspace import locate_workspace, open_workspace
 from model.training.sample_backbones import train_backbones
@@ -210,7 +210,7 @@ def test_a_benchmark_without_questions_is_reported(write_recipe, tmp_path):
 def test_missing_gpus_are_reported(write_recipe):
     recipe = load_recipe(write_recipe({"launch": {"ranks": 1 + torch.cuda.device_count(), "device": "cuda"}}))
     with pytest.raises(RecipeError, match=r"ranks on cuda need \d+ GPUs, but this host has"):
-        check_machines(recipe)
+        check_hosts(recipe)
 
 
 def test_unwritable_directories_are_reported(write_recipe, tmp_path):

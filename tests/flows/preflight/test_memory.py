@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from flows.preflight.memory import Content, Sizes, moments, pass_peak, pass_shape, rank_bytes, sizes_of
+from flows.preflight.memory import Content, Sizes, pass_peak, pass_shape, phases, rank_bytes, sizes_of
 from flows.recipe.data import Data
 from model import HoneybeeConfig
 from model.training.activation_memory import Peak
@@ -37,7 +37,7 @@ def train_of(**changes: Any) -> Train:
 
 def test_zero_divides_the_states_of_the_trained_parameters(model: Sizes) -> None:
     def held(ranks: int, device: str = "cuda", **changes: Any) -> dict[str, float]:
-        return moments(model, train_of(**changes), ranks, Peak(0, 0), device)["in the optimiser step"]
+        return phases(model, train_of(**changes), ranks, Peak(0, 0), device)["in the optimiser step"]
 
     total, trained = sum(model.parameters.values()), model.parameters["projector"] + model.parameters["llm"]
     assert held(2) == {"weights": 2 * total, "optimiser": 12 * trained / 2, "gradients": 4 * trained / 2}
@@ -79,5 +79,5 @@ def test_on_a_cpu_libraries_and_prefetched_images_count_too(model: Sizes) -> Non
     moment, need = rank_bytes(model, train, 1, shape, passes, "cpu")
     assert need["libraries"] > 0.5 * 2**30
     assert need["images"] == 5 * 8 * 3 * 64 * 64 * 4  # five steps of eight images
-    assert moment in moments(model, train, 1, passes, "cpu")
+    assert moment in phases(model, train, 1, passes, "cpu")
     assert "libraries" not in rank_bytes(model, train, 1, shape, passes, "cuda")[1]

@@ -52,7 +52,7 @@ def test_stop_ends_a_process_with_its_children(sleeper):
 
 def test_stop_ignores_a_process_that_reuses_the_pid(sleeper):
     remember("worker", sleeper.pid, sleeper.create_time() - 100)
-    assert services.running("worker") is None
+    assert services.running_record("worker") is None
     services.stop(lambda _: None)
     assert sleeper.is_running()
     assert sleeper.status() != psutil.STATUS_ZOMBIE
@@ -71,7 +71,7 @@ def test_a_port_used_by_another_program_is_reported(directory):
     finally:
         server.shutdown()
         server.server_close()
-    assert services.running("server") is None
+    assert services.running_record("server") is None
 
 
 def test_start_outside_a_checkout_is_reported(directory):

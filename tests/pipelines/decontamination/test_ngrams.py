@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from pipelines.decontamination.ngrams import PATTERN, Ngrams
+from pipelines.decontamination.ngrams import MAX_OCCURRENCES, Ngrams
 
 LONG = "Which of these animals would you rather not meet at night?"
 
@@ -46,7 +46,7 @@ def test_empty_inputs_share_nothing():
 
 
 def test_boilerplate_of_many_questions_is_ignored():
-    boilerplate = [f"How many things of this kind are there, {k}?" for k in range(PATTERN + 1)]
-    assert shared(["Say how many things of this kind are there"], boilerplate[:PATTERN])
+    boilerplate = [f"How many things of this kind are there, {k}?" for k in range(MAX_OCCURRENCES + 1)]
+    assert shared(["Say how many things of this kind are there"], boilerplate[:MAX_OCCURRENCES])
     assert shared(["Say how many things of this kind are there"], boilerplate) == []
     assert shared([boilerplate[3]], boilerplate, 9) == [(0, 3, "how many things of this kind are there 3")]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.dedup.question_rules import contradict, new_words, read_answer, read_question, restate
+from pipelines.dedup.question_rules import are_contradictory, are_opposite_claims, new_words, read_answer, read_question
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_new_words_of_an_answer():
 )
 def test_contradictions(a, b, expected):
     questions, answers = [read_question(q) for q, _ in (a, b)], [read_answer(answer) for _, answer in (a, b)]
-    assert contradict(questions[0], answers[0], questions[1], answers[1]) is expected
-    assert contradict(questions[1], answers[1], questions[0], answers[0]) is expected
+    assert are_contradictory(questions[0], answers[0], questions[1], answers[1]) is expected
+    assert are_contradictory(questions[1], answers[1], questions[0], answers[0]) is expected
 
 
 @pytest.mark.parametrize(
@@ -125,5 +125,5 @@ def test_contradictions(a, b, expected):
 )
 def test_restatements(a, b, expected):
     questions, answers = [read_question(q) for q, _ in (a, b)], [read_answer(answer) for _, answer in (a, b)]
-    assert restate(questions[0], answers[0], questions[1], answers[1]) is expected
-    assert restate(questions[1], answers[1], questions[0], answers[0]) is expected
+    assert are_opposite_claims(questions[0], answers[0], questions[1], answers[1]) is expected
+    assert are_opposite_claims(questions[1], answers[1], questions[0], answers[0]) is expected

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.mixture.order import make_mixture
-from pipelines.packing.plan import Lengths, Packing, PackingError, Plan, kept_plan, make_plan
+from pipelines.packing.plan import Lengths, Packing, PackingError, PackingPlan, cached_plan, make_plan
 from pipelines.schema import LENGTHS
 
 M = 9
@@ -76,7 +76,7 @@ def test_any_range_of_packs_equals_that_range_of_the_complete_plan(write: Callab
     random = np.random.default_rng(3)
     for _ in range(40):
         first, stop = sorted(random.integers(0, plan.num_packs + 1, 2).tolist())
-        fresh = Plan(Lengths(lengths.path), plan.packing, M, plan.starts)
+        fresh = PackingPlan(Lengths(lengths.path), plan.packing, M, plan.starts)
         assert [pack.samples.tolist() for pack in fresh.packs(first, stop)] == complete[first:stop]
     with pytest.raises(IndexError, match=f"the plan has {plan.num_packs}"):
         plan.packs(0, plan.num_packs + 1)
@@ -138,12 +138,12 @@ def test_different_plans_have_different_fingerprints(write: Callable) -> None:
     lengths, other = write(*mixed(100)), write(*mixed(100, seed=1))
     packing = Packing(max_tokens=512)
     plans = [
-        Plan(lengths, packing, M),
-        Plan(lengths, packing, M + 1),
-        Plan(lengths, Packing(max_tokens=512, window=64), M),
-        Plan(lengths, Packing(max_tokens=600), M),
-        Plan(lengths, None, M),
-        Plan(other, packing, M),
+        PackingPlan(lengths, packing, M),
+        PackingPlan(lengths, packing, M + 1),
+        PackingPlan(lengths, Packing(max_tokens=512, window=64), M),
+        PackingPlan(lengths, Packing(max_tokens=600), M),
+        PackingPlan(lengths, None, M),
+        PackingPlan(other, packing, M),
     ]
     assert len({plan.fingerprint for plan in plans}) == len(plans)
 
@@ -189,26 +189,26 @@ def test_unused_capacity_takes_no_memory(write: Callable) -> None:
 
 def test_a_damaged_saved_plan_is_named(write: Callable, tmp_path: Path) -> None:
     lengths, packing = write(*mixed(500)), Packing(max_tokens=512, window=100)
-    kept_plan(tmp_path, lengths, packing, M)
+    cached_plan(tmp_path, lengths, packing, M)
     (path,) = tmp_path.iterdir()
     content = path.read_bytes()
     for damaged in (content[:-9], content[:200].replace(b"NUMPY", b"NUMPI") + content[200:], b""):
         path.write_bytes(damaged)
         with pytest.raises(PackingError, match=rf"{path.name} cannot be read: .*; delete it and it will be rebuilt"):
-            kept_plan(tmp_path, lengths, packing, M)
+            cached_plan(tmp_path, lengths, packing, M)
 
 
 def test_a_saved_plan_is_reused_and_a_changed_one_is_rebuilt(write: Callable, tmp_path: Path) -> None:
     lengths = write(*mixed(500))
     packing = Packing(max_tokens=512, window=100)
-    made = kept_plan(tmp_path, lengths, packing, M)
+    made = cached_plan(tmp_path, lengths, packing, M)
     (path,) = tmp_path.iterdir()
     written = path.stat().st_mtime_ns
-    kept = kept_plan(tmp_path, lengths, packing, M)
+    kept = cached_plan(tmp_path, lengths, packing, M)
     assert path.stat().st_mtime_ns == written
     assert (kept.fingerprint, kept.used, kept.num_packs) == (made.fingerprint, made.used, made.num_packs)
     assert [p.samples.tolist() for p in kept.packs(0, 9)] == [p.samples.tolist() for p in made.packs(0, 9)]
-    kept_plan(tmp_path, lengths, packing, M + 1)
+    cached_plan(tmp_path, lengths, packing, M + 1)
     assert len(list(tmp_path.iterdir())) == 2
-    kept_plan(tmp_path, lengths, packing, M + 2, keep=False)
+    cached_plan(tmp_path, lengths, packing, M + 2, keep=False)
     assert len(list(tmp_path.iterdir())) == 2

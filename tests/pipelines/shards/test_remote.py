@@ -16,8 +16,8 @@ from pipelines.core.errors import ShardError
 from pipelines.core.files import file_sha256
 from pipelines.core.store import Store, read_manifest
 from pipelines.jobs.shards import build_shards
-from pipelines.shards.local_copy import LocalCopy
-from pipelines.shards.remote import Files, RemoteError, check_url, push, shards_url
+from pipelines.shards.local_copy import ShardCache
+from pipelines.shards.remote import RemoteError, ShardFiles, check_url, push, shards_url
 from pipelines.shards.verify import verify
 
 
@@ -62,9 +62,9 @@ def url(request, tmp_path) -> str:
 
 def test_pushed_shards_are_complete_and_readable_through_a_local_copy(shards, url, tmp_path):
     push(shards, url, quiet)
-    assert sorted(Files(url).names()) == sorted(path.name for path in shards.iterdir())
+    assert sorted(ShardFiles(url).names()) == sorted(path.name for path in shards.iterdir())
     assert verify(url, quiet) == []
-    copy = LocalCopy(url, tmp_path / "cache")
+    copy = ShardCache(url, tmp_path / "cache")
     assert copy.manifest == read_manifest(shards)
     for facts in [*copy.manifest["shards"], copy.manifest["lengths"]]:
         path = copy.fetch(facts["file"])
@@ -76,7 +76,7 @@ def test_pushed_shards_are_complete_and_readable_through_a_local_copy(shards, ur
 
 def test_an_interrupted_push_resumes(shards, url):
     push(shards, url, quiet)
-    files, manifest = Files(url), read_manifest(shards)
+    files, manifest = ShardFiles(url), read_manifest(shards)
     first, second, third = (facts["file"] for facts in manifest["shards"][:3])
     file_system, root = fsspec.core.url_to_fs(url)
     # The state that an interrupted push leaves, plus a file of the right size with wrong bytes.
@@ -122,7 +122,7 @@ def test_damaged_shards_are_not_uploaded(shards):
     path.write_bytes(content)
     with pytest.raises(RemoteError, match="has changed since it was built: run `honeybee verify"):
         push(shards, url, quiet)
-    assert "manifest.json" not in Files(url).sizes()
+    assert "manifest.json" not in ShardFiles(url).sizes()
     (shards / "manifest.json").unlink()
     with pytest.raises(ShardError, match="never finished"):
         push(shards, url, quiet)
@@ -141,7 +141,7 @@ def test_a_local_copy_refuses_a_file_that_does_not_match_the_manifest(shards, da
         edited = content[:100] + bytes([content[100] ^ 1]) + content[101:]
         new = {"edited": edited, "truncated": content[:-1], "swapped": file_system.cat_file(second)}[damage]
         file_system.pipe_file(first, new)
-    copy = LocalCopy(url, tmp_path / "cache")
+    copy = ShardCache(url, tmp_path / "cache")
     mismatch = "does not match its manifest: run `honeybee verify"
     expected = "is missing: push the shards again" if damage == "missing" else mismatch
     with pytest.raises(RemoteError, match=expected):
@@ -166,18 +166,18 @@ def test_an_unusable_cache_directory_is_named(shards, tmp_path, path):
     (tmp_path / "file").write_text("a file")
     message = rf"{tmp_path / path} cannot be used as the local cache of {url}: .*: use another directory"
     with pytest.raises(RemoteError, match=message):
-        LocalCopy(url, tmp_path / path)
+        ShardCache(url, tmp_path / path)
 
 
 def test_a_local_copy_needs_shards_of_the_right_format(shards, tmp_path):
     url = f"memory://{uuid.uuid4().hex}"
     with pytest.raises(ShardError, match="holds no finished shards"):
-        LocalCopy(url, tmp_path)
+        ShardCache(url, tmp_path)
     push(shards, url, quiet)
     file_system, root = fsspec.core.url_to_fs(url)
     file_system.pipe_file(f"{root}/manifest.json", json.dumps({**read_manifest(shards), "format": 9}).encode())
     with pytest.raises(ShardError, match="of format 9"):
-        LocalCopy(url, tmp_path)
+        ShardCache(url, tmp_path)
 
 
 def test_the_least_recently_used_files_are_removed_to_make_room(shards, tmp_path):
@@ -187,18 +187,18 @@ def test_the_least_recently_used_files_are_removed_to_make_room(shards, tmp_path
     assert len(made) >= 4
     names = [facts["file"] for facts in made[:4]]
     limit = sum(facts["num_bytes"] for facts in made[:3])
-    copy = LocalCopy(url, tmp_path / "cache", limit_bytes=limit, hold=1)
+    copy = ShardCache(url, tmp_path / "cache", limit_bytes=limit, hold=1)
     one, two, _ = [copy.fetch(name) for name in names[:3]]
     os.utime(two, (1, 1))  # last used long ago
     copy.fetch(names[0])
     copy.fetch(names[3])
     assert one.is_file() and not two.exists()
     # Files in use are kept regardless of the limit.
-    copy = LocalCopy(url, tmp_path / "small", limit_bytes=1, hold=2)
+    copy = ShardCache(url, tmp_path / "small", limit_bytes=1, hold=2)
     held = [copy.fetch(name) for name in names]
     assert [path.is_file() for path in held] == [False, False, True, True]
     copy.close()
-    LocalCopy(url, tmp_path / "small", limit_bytes=1).fetch(names[0])
+    ShardCache(url, tmp_path / "small", limit_bytes=1).fetch(names[0])
     assert [path.is_file() for path in held] == [True, False, False, False]
 
 
@@ -206,13 +206,13 @@ def test_a_truncated_file_in_the_cache_is_downloaded_again(shards, tmp_path):
     url = f"file://{tmp_path}/remote"
     push(shards, url, quiet)
     facts = read_manifest(shards)["shards"][0]
-    path = LocalCopy(url, tmp_path / "cache").fetch(facts["file"])
+    path = ShardCache(url, tmp_path / "cache").fetch(facts["file"])
     path.write_bytes(b"cut off")
-    assert file_sha256(LocalCopy(url, tmp_path / "cache").fetch(facts["file"])) == facts["sha256"]
+    assert file_sha256(ShardCache(url, tmp_path / "cache").fetch(facts["file"])) == facts["sha256"]
 
 
 def _reader(url: str, cache: str, number: int, out: str) -> None:
-    copy = LocalCopy(url, Path(cache), limit_bytes=1, hold=1)
+    copy = ShardCache(url, Path(cache), limit_bytes=1, hold=1)
     names = [facts["file"] for facts in copy.manifest["shards"]]
     good = True
     for turn in range(30):

@@ -19,10 +19,10 @@ from PIL import Image
 from support.training_data import encoded_image, rows, write_shards
 
 from model.processing import HoneybeeProcessor
-from model.training.data.collate import IGNORED, Batch, Collator
+from model.training.data.collate import IGNORE_INDEX, Batch, Collator
 from model.training.data.decode import Decoder
 from model.training.data.loader import Loader
-from model.training.data.rank_assignment import Deal
+from model.training.data.rank_assignment import PackAssignment
 from model.training.data.shard_reader import DataError, Example, Shards
 from model.training.engine.packed_attention import Examples
 from model.training.settings import Loading
@@ -56,7 +56,7 @@ def collator(processor: HoneybeeProcessor, shards: Shards, max_length: int = 512
 
 
 def loader(
-    processor: HoneybeeProcessor, shards: Shards, deal: Deal, packing: Packing | None = None, **settings: int
+    processor: HoneybeeProcessor, shards: Shards, deal: PackAssignment, packing: Packing | None = None, **settings: int
 ) -> Loader:
     plan = make_plan(shards.lengths, packing, M)
     decode = Decoder.like(processor.image_processor)
@@ -124,7 +124,7 @@ def test_samples_of_a_step_do_not_depend_on_ranks(
     """Resumes after the first step with different ranks: each step has each sample of the plan exactly once."""
     shards = write(samples)
     plan = make_plan(shards.lengths, packing, M)
-    first = loader(processor, shards, Deal(12, 12), packing)
+    first = loader(processor, shards, PackAssignment(12, 12), packing)
     steps = iter(first)
     next(steps)
     steps.close()
@@ -133,7 +133,9 @@ def test_samples_of_a_step_do_not_depend_on_ranks(
     assert count > 0
     found: list[list[str]] = [[] for _ in range(count)]
     for rank in range(ranks):
-        own = loader(processor, shards, Deal(12, micro_batch, rank, ranks), packing, prefetch_steps=1, decode_threads=3)
+        own = loader(
+            processor, shards, PackAssignment(12, micro_batch, rank, ranks), packing, prefetch_steps=1, decode_threads=3
+        )
         own.load_state_dict(state)
         for step, batches in zip(found, own, strict=True):
             assert [len(batch.input_ids) for batch in batches] == [micro_batch] * (12 // ranks // micro_batch)
@@ -163,7 +165,7 @@ def test_steps_are_the_same_wherever_the_run_is_stopped_and_resumed(
         threads, ahead = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 4))
         taken: list[set[str]] = []
         for rank in range(ranks):
-            deal = Deal(size, micro, rank, ranks)
+            deal = PackAssignment(size, micro, rank, ranks)
             own = loader(processor, shards, deal, packing, decode_threads=threads, prefetch_steps=ahead)
             if state:
                 own.load_state_dict(state)
@@ -190,9 +192,9 @@ def test_state_of_a_different_plan_is_refused(
     write: Callable, processor: HoneybeeProcessor, samples: list[dict]
 ) -> None:
     shards = write(samples)
-    state = loader(processor, shards, Deal(4, 4), Packing(max_tokens=100)).state_dict()
+    state = loader(processor, shards, PackAssignment(4, 4), Packing(max_tokens=100)).state_dict()
     with pytest.raises(DataError, match=r"pack 0 of plan [0-9a-f]{16}, but these shards, packing and M give plan"):
-        loader(processor, shards, Deal(4, 4), Packing(max_tokens=101)).load_state_dict(state)
+        loader(processor, shards, PackAssignment(4, 4), Packing(max_tokens=101)).load_state_dict(state)
 
 
 @pytest.mark.parametrize("packing", [None, Packing(max_tokens=120, window=24)])
@@ -213,7 +215,7 @@ def test_each_row_group_is_read_once(
         return original(file, group, columns=columns)
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
-    for _ in loader(processor, shards, Deal(4, 1), packing):
+    for _ in loader(processor, shards, PackAssignment(4, 1), packing):
         pass
     files = Path(shards.where).glob("shard-*")
     assert sorted(read) == sorted(group for path in files for group in range(pq.ParquetFile(path).num_row_groups))
@@ -222,7 +224,7 @@ def test_each_row_group_is_read_once(
 def test_ranks_have_similar_token_counts(write: Callable, processor: HoneybeeProcessor, samples: list[dict]) -> None:
     plan = make_plan(write(samples).lengths, None, M)
     packs = plan.packs(0, COUNT)
-    loads = [sum(p.tokens for passes in Deal(COUNT, 8, r, 4).own(packs) for p in passes) for r in range(4)]
+    loads = [sum(p.tokens for passes in PackAssignment(COUNT, 8, r, 4).own(packs) for p in passes) for r in range(4)]
     assert max(loads) - min(loads) <= max(pack.tokens for pack in packs)
     assert max(loads) / (sum(loads) / 4) < 1.01
 
@@ -233,7 +235,7 @@ def test_packed_examples_have_the_gradients_of_separate_ones(
 ) -> None:
     """Attention and positions do not cross example boundaries: loss and gradients equal those of separate examples."""
     shards = write(samples)
-    packed = first_batch(loader(processor, shards, Deal(6, 6), Packing(max_tokens=150, window=48)))
+    packed = first_batch(loader(processor, shards, PackAssignment(6, 6), Packing(max_tokens=150, window=48)))
     assert len(packed.names) > 3 * len(packed.input_ids)
     separate = [
         collator(processor, shards)([[example]], decoded, [False])
@@ -272,14 +274,14 @@ def test_a_batch_expands_images_pads_and_masks(processor: HoneybeeProcessor) -> 
     batch = collate([[first], [second]], torch.zeros(1, 3, 32, 32), [False, False])
     assert batch.input_ids.tolist() == [[1, image, image, image, image, 7, 8, 2], [1, 9, 2, 0, 0, 0, 0, 0]]
     assert batch.position_ids.tolist() == [list(range(8))] * 2  # padding comes last, so no token attends to it
-    no = IGNORED
+    no = IGNORE_INDEX
     assert batch.labels.tolist() == [[no, no, no, no, no, no, 8, 2], [no, no, 2, no, no, no, no, no]]
     assert batch.supervised == (2, 1)  # nothing predicts the first token
     assert (batch.num_tokens, batch.datasets, batch.num_bad) == (11, (0, 1), 0)
 
 
 def test_a_pack_is_one_row(processor: HoneybeeProcessor) -> None:
-    image, no = processor.image_token_id, IGNORED
+    image, no = processor.image_token_id, IGNORE_INDEX
     first = Example(0, "a", 0, np.array([1, image, 7]), np.array([0, 0, 1], bool), (b"",))
     second = Example(1, "b", 0, np.array([8, 9]), np.array([1, 1], bool), ())
     third = Example(2, "b", 1, np.array([4, 5]), np.array([0, 1], bool), ())
@@ -305,7 +307,7 @@ def test_example_that_is_too_long_or_lacks_an_image_is_refused(processor: Honeyb
 def test_pixels_match_the_processor_and_keep_their_order(
     write: Callable, processor: HoneybeeProcessor, samples: list[dict]
 ) -> None:
-    batch = first_batch(loader(processor, write(samples), Deal(COUNT, COUNT)))
+    batch = first_batch(loader(processor, write(samples), PackAssignment(COUNT, COUNT)))
     order = [int(name.split()[1]) for name in batch.names]
     images = [Image.open(_stream(image["bytes"])) for i in order for image in samples[i]["images"]]
     expected = processor(images=images, return_tensors="pt")["pixel_values"]
@@ -314,7 +316,7 @@ def test_pixels_match_the_processor_and_keep_their_order(
 
 def test_text_only_batch_has_no_images(write: Callable, processor: HoneybeeProcessor) -> None:
     texts = rows(processor.tokenizer, 8, text_only_every=1)
-    batch = first_batch(loader(processor, write(texts), Deal(8, 8)))
+    batch = first_batch(loader(processor, write(texts), PackAssignment(8, 8)))
     assert batch.pixel_values.shape == (0, 3, 32, 32)
     assert not (batch.input_ids == processor.image_token_id).any()
 
@@ -330,13 +332,13 @@ def test_sample_with_damaged_image_keeps_its_slot_without_loss(
     damaged = [dict(sample) for sample in samples[:8]]
     bad = damage(encoded_image("red", 2))
     damaged[2] |= {"images": [{"bytes": bad, "path": "2.png"}], "image_sha256": [hashlib.sha256(bad).hexdigest()]}
-    intact = first_batch(loader(processor, write(samples[:8], "intact"), Deal(8, 8)))
+    intact = first_batch(loader(processor, write(samples[:8], "intact"), PackAssignment(8, 8)))
     with caplog.at_level(logging.WARNING, "honeybee.training"):
-        batch = first_batch(loader(processor, write(damaged, "damaged"), Deal(8, 8)))
+        batch = first_batch(loader(processor, write(damaged, "damaged"), PackAssignment(8, 8)))
     assert torch.equal(batch.input_ids, intact.input_ids)
     row = [name.split()[1] for name in batch.names].index("2")
     others = [i for i in range(8) if i != row]
-    assert (batch.labels[row] == IGNORED).all()
+    assert (batch.labels[row] == IGNORE_INDEX).all()
     assert torch.equal(batch.labels[others], intact.labels[others])
     assert (batch.num_bad, batch.supervised[row]) == (1, 0)
     changed = (batch.pixel_values != intact.pixel_values).flatten(1).any(1)
@@ -357,7 +359,7 @@ def test_flipped_bit_in_an_image_loses_only_that_sample(
     first = min(directory.glob("shard-*.parquet"))
     _flip(first, first.read_bytes().index(samples[2]["images"][0]["bytes"]) + 40)
     with caplog.at_level(logging.WARNING, "honeybee.training"):
-        batch = first_batch(loader(processor, Shards(directory), Deal(COUNT, COUNT)))
+        batch = first_batch(loader(processor, Shards(directory), PackAssignment(COUNT, COUNT)))
     lost = [name for name, count in zip(batch.names, batch.supervised, strict=True) if not count]
     assert lost == ["sample 2 (captions example 1)"] and batch.num_bad == 1
     assert (
@@ -377,7 +379,7 @@ def test_flipped_bit_in_the_tokens_loses_their_row_group(
     read = shards.read(range(COUNT))
     assert [example.index for example in read if example.problem] == list(range(16))  # the group
     assert [len(example.input_ids) for example in read] == [sample["num_tokens"] for sample in samples]
-    batch = first_batch(loader(processor, shards, Deal(24, 24)))
+    batch = first_batch(loader(processor, shards, PackAssignment(24, 24)))
     assert sorted(int(name.split()[1]) for name in batch.names) == list(range(24))
     assert batch.num_bad == 16
     lost = [i for i, name in enumerate(batch.names) if "unreadable" in name]
@@ -426,7 +428,7 @@ def test_samples_longer_than_in_lengths_parquet_are_refused(
     with pytest.raises(
         DataError, match=rf"row group 1: sample 20 has \d+ {wrong}, but .*lengths.parquet lists .*: the"
     ):
-        list(loader(processor, shards, Deal(2, 2), Packing(max_tokens=120, window=24)))
+        list(loader(processor, shards, PackAssignment(2, 2), Packing(max_tokens=120, window=24)))
 
 
 def _leaf(file: pq.ParquetFile, column: str) -> Any:
@@ -446,12 +448,12 @@ def test_referenced_images_are_read_from_their_roots_and_verified(
         referring.append({**sample, "images": [{"bytes": None, "path": image["path"]} for image in sample["images"]]})
     directory = write(referring, "referring").where
     roots = {"captions": root, "questions": root}
-    embedded = first_batch(loader(processor, write(samples[:8], "embedded"), Deal(8, 8)))
-    batch = first_batch(loader(processor, Shards(directory, roots), Deal(8, 8)))
+    embedded = first_batch(loader(processor, write(samples[:8], "embedded"), PackAssignment(8, 8)))
+    batch = first_batch(loader(processor, Shards(directory, roots), PackAssignment(8, 8)))
     assert torch.equal(batch.pixel_values, embedded.pixel_values)
     (root / "0.png").write_bytes(encoded_image("red", 77))
     (root / "1.png").unlink()
-    batch = first_batch(loader(processor, Shards(directory, roots), Deal(8, 8)))
+    batch = first_batch(loader(processor, Shards(directory, roots), PackAssignment(8, 8)))
     bad = [name for name, count in zip(batch.names, batch.supervised, strict=True) if not count]
     assert sorted(bad) == ["sample 0 (captions example 0)", "sample 1 (questions example 0)"]
     with pytest.raises(DataError, match="no image root is given for captions"):
@@ -546,11 +548,11 @@ def test_background_error_reaches_the_loop_and_ends_the_threads(
     write: Callable, processor: HoneybeeProcessor, samples: list[dict]
 ) -> None:
     shards = write(samples)
-    broken = loader(processor, shards, Deal(8, 8))
+    broken = loader(processor, shards, PackAssignment(8, 8))
     broken.collate = collator(processor, shards, 10)
     with pytest.raises(DataError, match="the model accepts only 10"):
         list(broken)
-    steps = iter(loader(processor, shards, Deal(8, 8)))
+    steps = iter(loader(processor, shards, PackAssignment(8, 8)))
     next(steps)
     steps.close()
     alive = [thread.name for thread in threading.enumerate() if thread.name.startswith(("loader", "decode"))]
@@ -603,14 +605,14 @@ def test_multiple_images_keep_their_order_and_text_only_samples_have_none(
                 "num_supervised": tail,
             }
         )
-    batch = first_batch(loader(processor, write(samples), Deal(3, 3)))
+    batch = first_batch(loader(processor, write(samples), PackAssignment(3, 3)))
     order = [int(name.split()[1]) for name in batch.names]
     assert order[0] == 0  # the longest
     expected = [expected[i] for i in order]
     assert torch.equal(batch.pixel_values, processor.preprocess([i for *_, images in expected for i in images]))
     for row, (ids, mask, _) in enumerate(expected):
         assert batch.input_ids[row, : len(ids)].tolist() == ids.tolist()
-        assert batch.labels[row, : len(ids)].tolist() == torch.where(mask, ids, IGNORED).tolist()
+        assert batch.labels[row, : len(ids)].tolist() == torch.where(mask, ids, IGNORE_INDEX).tolist()
     batch_loss = tiny_model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
@@ -619,7 +621,7 @@ def test_multiple_images_keep_their_order_and_text_only_samples_have_none(
     ).loss
     total, supervised = 0.0, 0
     for ids, mask, images in expected:
-        labels = torch.where(mask, ids, IGNORED)[None]
+        labels = torch.where(mask, ids, IGNORE_INDEX)[None]
         loss = tiny_model(input_ids=ids[None], pixel_values=processor.preprocess(images), labels=labels).loss
         count = int(mask.sum())
         total, supervised = total + loss.item() * count, supervised + count

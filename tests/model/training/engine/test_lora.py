@@ -20,7 +20,7 @@ from model.training.engine.export import language_model
 from model.training.engine.lora import add_adapters, check_targets, save_adapter, target_sizes
 from model.training.engine.optimizer import freeze
 from model.training.job import Job, load_job
-from model.training.model_card import LOCAL
+from model.training.model_card import LOCAL_WEIGHTS
 from model.training.settings import JobError, Lora
 
 LORA = {"rank": 4, "alpha": 16, "dropout": 0.0}  # dropout masks differ by rank, so layouts agree only without dropout
@@ -295,11 +295,11 @@ def test_identity_contains_lora_only_if_used(tmp_path: Path) -> None:
     [
         ("lmsys/vicuna-7b-v1.5", [["projector"], ["projector", "llm"]], "lmsys/vicuna-7b-v1.5"),
         ("lmsys/vicuna-7b-v1.5", [["llm"], ["llm"]], None),  # the last stage started from a model that is on no hub
-        (LOCAL, [["llm"]], None),
+        (LOCAL_WEIGHTS, [["llm"]], None),
     ],
 )
 def test_adapter_names_its_base_model(tmp_path: Path, llm: str, stages: list[list[str]], base: str | None) -> None:
-    facts = {"parts": {"vision": LOCAL, "llm": llm}, "stages": [{"trains": trains} for trains in stages]}
+    facts = {"parts": {"vision": LOCAL_WEIGHTS, "llm": llm}, "stages": [{"trains": trains} for trains in stages]}
     found = language_model(facts)
     assert found == base
     save_adapter(tmp_path / "adapter", Lora(), {"base_model.model.x.lora_A.weight": torch.zeros(8, 2)}, found)

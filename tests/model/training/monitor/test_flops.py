@@ -10,7 +10,7 @@ from transformers import LlamaConfig, MixtralConfig, Qwen2Config
 
 from model import HoneybeeForConditionalGeneration
 from model.training.engine.optimizer import freeze
-from model.training.monitor.flops import Flops, UncountedError, attended_pairs, peak_tflops
+from model.training.monitor.flops import Flops, UnsupportedModelError, attended_pairs, peak_tflops
 
 LENGTH, ROWS = 20, 3
 HEADS, HEAD_WIDTH, LAYERS = 4, 8, 2  # of the tiny language model
@@ -128,7 +128,7 @@ def test_tied_embeddings_have_a_head(model: HoneybeeForConditionalGeneration) ->
 
 def test_mixture_of_experts_is_refused(model: HoneybeeForConditionalGeneration) -> None:
     model.config.text_config = MixtralConfig(**SMALL, num_local_experts=2)
-    with pytest.raises(UncountedError, match="is not the weight of a linear layer"):
+    with pytest.raises(UnsupportedModelError, match="is not the weight of a linear layer"):
         Flops.count(model.config, ("llm",))
 
 

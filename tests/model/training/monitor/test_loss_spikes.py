@@ -148,7 +148,7 @@ def check_skipped_step(zero_stage: int, precision: str, offload: bool, nan: bool
 
     settings: dict[str, Any] = {"zero_stage": zero_stage, "precision": precision, "offload": offload}
     settings |= {"global_batch": 4, "micro_batch": 2, "steps": 900}
-    ranks = distributed.join("cpu")
+    ranks = distributed.init_ranks("cpu")
 
     def trained(steps: list[str]) -> list[torch.Tensor]:
         torch.manual_seed(0)
