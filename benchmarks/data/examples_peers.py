@@ -20,6 +20,7 @@ from pipelines.schema import EXAMPLES
 from pipelines.tokenizer import load_tokenizer
 
 MAX_TURNS, SEED = 10, 0
+OF_IMAGES = [name for name in EXAMPLES.names if name.startswith("image_")]  # null where images are skipped
 SYSTEM = "A person talks with an assistant that looks at pictures and answers truthfully."
 
 
@@ -144,7 +145,8 @@ def conversations(turns, spans, prepared):
             tokens = range(encoding.char_to_token(first), encoding.char_to_token(last - 1) + 1)
             mask[tokens.start : tokens.stop] = [True] * len(tokens)
         columns["images"].append([turns["image"][begin]])
-        columns["image_sha256"].append([None])
+        for name in OF_IMAGES:
+            columns[name].append([None])
         columns["turns"].append(
             [
                 {

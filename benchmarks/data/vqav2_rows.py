@@ -20,8 +20,9 @@ ROWS_PER_BATCH, BATCHES_PER_FILE = 32768, 8
 
 
 def good_rows(directory: Path) -> pa.Table:
-    """The annotation rows of VQAv2's official files."""
-    return pa.Table.from_batches(sources.get("vqav2").read(directory))
+    """The annotation rows of VQAv2's official files, without rejects."""
+    table = pa.Table.from_batches(sources.get("vqav2").read(directory))
+    return table.filter(table["reject"].is_null())
 
 
 def write_annotations(real: pa.Table, rows: int, out: Path) -> None:

@@ -154,7 +154,7 @@ def profile(encoded: list[bytes], size: int, rounds: int) -> list[dict[str, str]
             lap("exact: header")
             pixels = simplejpeg.decode_jpeg(data, colorspace="RGBX", buffer=decoder._buffer(1 << 24))
             lap("exact: JPEG")
-            resized = decoder._resize(pixels)
+            resized = decoder._fitted(pixels)
             lap("exact: resize")
             values = torch.empty(3, size, size)
             values.copy_(resized).sub_(decoder._mean).div_(decoder._std)

@@ -84,7 +84,12 @@ def _images(realdata: Path, out: Path) -> list[str]:
 
     names = []
     for data in dict.fromkeys(encoded()):
-        if Image.open(io.BytesIO(data)).format == "JPEG":
+        try:
+            image = Image.open(io.BytesIO(data))
+            image.load()
+        except OSError:  # the sample corpus has damaged images
+            continue
+        if image.format == "JPEG":
             names.append(f"{len(names):04d}.jpg")
             (out / names[-1]).write_bytes(data)
     return names
