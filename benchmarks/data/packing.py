@@ -84,7 +84,7 @@ def main() -> None:
     size, samples = (TOY_STEP, TOY_SAMPLES) if options.toy else (STEP, None)
     with working(options) as workdir:
         if options.toy:
-            options.realdata, options.max_tokens, options.image_tokens = toy.realdata(workdir), [512], 16
+            options.realdata, options.max_tokens, options.image_tokens = toy.realdata(workdir), [2048], 16
         if options.realdata is None:
             options_of.error("REALDATA is required")
         if not options.toy:

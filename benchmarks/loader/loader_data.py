@@ -17,6 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 from PIL import Image
 
+from benchmarks.data.vqav2_rows import good_rows, train_tokenizer
 from pipelines.arrow_files import write_batches
 from pipelines.balance import Balance
 from pipelines.mix import build_shards
@@ -99,10 +100,8 @@ Turns = list[tuple[str, str]]
 
 
 def _texts(realdata: Path) -> dict[str, list[Turns]]:
-    questions = json.loads((realdata / "text/VQAv2/v2_OpenEnded_mscoco_train2014_questions.json").read_bytes())
-    answers = json.loads((realdata / "text/VQAv2/v2_mscoco_train2014_annotations.json").read_bytes())
-    answer_of = {each["question_id"]: each["multiple_choice_answer"] for each in answers["annotations"]}
-    turns = [(each["question"], answer_of[each["question_id"]]) for each in questions["questions"]]
+    rows = good_rows(realdata / "text/VQAv2")
+    turns = list(zip(rows["question"].to_pylist(), rows["answer"].to_pylist(), strict=True))
     captions = []
     for path in sorted((realdata / "corpus").rglob("*.tar")):
         with tarfile.open(path) as tar:
@@ -131,8 +130,6 @@ def _repeated(texts: list[Turns], size: int) -> Iterator[Turns]:
 
 
 def _tokenizer(out: Path, conversations: dict[str, list[Turns]]) -> Path:
-    from benchmarks.data.vqav2_rows import train_tokenizer
-
     turns = list(itertools.chain.from_iterable(itertools.chain.from_iterable(conversations.values())))
     table = pa.table({"question": [question for question, _ in turns], "answer": [answer for _, answer in turns]})
     return train_tokenizer(table, out)

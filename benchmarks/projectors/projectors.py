@@ -39,6 +39,7 @@ class Setup:
     shapes: list[tuple[int, int]]  # N, M
     width: int
     output_width: int
+    projectors: list[str]  # that have a peer
 
 
 Rows = list[dict[str, str]]
@@ -53,10 +54,13 @@ def main() -> None:
     options_of.add_argument("--features", type=int, nargs="+", default=FEATURES, metavar="N")
     options_of.add_argument("--tokens", type=int, nargs="+", default=TOKENS, metavar="M")
     options_of.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
+    options_of.add_argument(
+        "--projectors", nargs="+", choices=list(PEERS), default=list(PEERS), help="of peers, profile"
+    )
     options = options_of.parse_args()
     width, output_width = WIDTH, OUTPUT_WIDTH
     if options.toy:
-        options.device, options.batch, options.rounds, width, output_width = "cpu", 1, 1, 64, 128
+        options.device, options.batch, options.rounds, width, output_width = "cpu", 2, 1, 64, 128
         options.features, options.tokens = [16], [4]
     if RegStage is None:
         print("skipped: timm (not installed, or without a matching torchvision); transformers' RegNet takes its place")
@@ -64,7 +68,8 @@ def main() -> None:
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     shapes = [(n, m) for n in options.features for m in options.tokens]
     for dtype in options.dtype:
-        setup = Setup(device, DTYPES[dtype], options.batch, options.rounds, shapes, width, output_width)
+        sizes = options.batch, options.rounds, shapes, width, output_width
+        setup = Setup(device, DTYPES[dtype], *sizes, options.projectors)
         for part in options.only:
             if part == "profile" and device.type != "cpu":
                 continue  # it counts the time of CPU threads
@@ -106,7 +111,7 @@ def operator_rows(setup: Setup) -> Rows:
 def peer_rows(setup: Setup) -> Rows:
     """C- and D-Abstractor ÷ the same from the authors' parts."""
     rows = []
-    for type in PEERS:
+    for type in setup.projectors:
         for features, count in setup.shapes:
             ours = projector(type, features, count, setup)
             peer = PEERS[type](ours).to(setup.device, setup.dtype).train()
@@ -137,7 +142,7 @@ def profile_rows(setup: Setup) -> Rows:
     """CPU time of forward and backward: the share of matrix products and convolutions, and the largest operators."""
     rows = []
     few = setup.shapes if len(setup.shapes) < 2 else [(256, 144), (576, 576)]
-    for type, features, count in ((type, *shape) for type in PEERS for shape in few):
+    for type, features, count in ((type, *shape) for type in setup.projectors for shape in few):
         ours = projector(type, features, count, setup)
         x = noise(features, setup)
         for name, module in (("ours", ours), ("peer", PEERS[type](ours).to(setup.device, setup.dtype).train())):

@@ -72,7 +72,7 @@ def main() -> None:
         for name, passes in layouts.items():
             attention = PACKED if name == "packed" else "sdpa"
             run = partial(step, model, optimizer, passes, attention)
-            took = timed(run, torch.device(options.device))
+            took, _ = timed(run, torch.device(options.device))
             if round:  # the first warms up
                 seconds[name].append(took)
     rows = [row(name, passes, seconds) for name, passes in layouts.items()]
