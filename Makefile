@@ -11,7 +11,7 @@ RUN_ID := $(shell date -u +%Y%m%d-%H%M%S)
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train up down test check
+.PHONY: help install train up down test check bench
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,3 +38,6 @@ check: install ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: install ## rerun the benchmarks that the documentation reports; ONLY=dedup for a subject
+	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
