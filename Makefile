@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
 .DEFAULT_GOAL := help
-.PHONY: help install train up down test check docs
+.PHONY: help install train up down test check docs bench
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,3 +45,6 @@ check: install ## run ruff, mypy and import-linter, and build the documentation
 
 docs: install ## build the documentation into site/
 	$(MKDOCS) build --strict
+
+bench: install ## rerun the benchmarks that the documentation reports; ONLY=dedup for a subject
+	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))

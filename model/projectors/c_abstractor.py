@@ -1,8 +1,8 @@
 """C-Abstractor: convolution blocks, adaptive average pooling, convolution blocks, MLP (paper section 3.2, figure 4).
 
 The block is RegNet's bottleneck with squeeze-and-excitation ("Designing Network Design Spaces", Y block), stride 1,
-one channel per group, SiLU, and LayerNorm over the channels. Features keep the layout (B, H, W, C), so that a 1×1
-convolution is a linear layer and the norm reads contiguous memory; only the 3×3 convolution uses (B, C, H, W).
+one channel per group, SiLU, and LayerNorm over the channels. Features stay in (B, H, W, C) throughout, so that norm and
+SiLU read contiguous memory without copies; convolutions see them as (B, C, H, W) in channels-last order.
 """
 
 from itertools import pairwise
@@ -21,23 +21,39 @@ class CAbstractorSettings(Settings):
     position_embedding: bool = True
 
 
+class Pointwise(nn.Linear):
+    """A linear layer of (B, H, W, input_width) → (B, H, W, width) without bias; on the CPU a 1×1 convolution.
+
+    The product of a linear layer depends on the BLAS: MKL's ran at 210 GFLOP/s on an AMD Zen 5, where oneDNN's
+    convolution ran at 477; on a Zen 3 both ran at about 70. Other devices and types take the product.
+    """
+
+    def __init__(self, input_width: int, width: int):
+        super().__init__(input_width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_cpu or x.dtype != torch.float32:
+            return super().forward(x)
+        return F.conv2d(x.permute(0, 3, 1, 2), self.weight[:, :, None, None]).permute(0, 2, 3, 1)
+
+
 class BottleneckBlock(nn.Module):
     """(B, H, W, input_width) → (B, H, W, width)."""
 
     def __init__(self, input_width: int, width: int):
         super().__init__()
         squeezed = round(input_width / 4)
-        self.reduce = nn.Linear(input_width, width, bias=False)
+        self.reduce = Pointwise(input_width, width)
         self.reduce_norm = nn.LayerNorm(width)
         self.spatial = nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width, bias=False)
         self.spatial_norm = nn.LayerNorm(width)
         self.squeeze = nn.Linear(width, squeezed)
         self.excite = nn.Linear(squeezed, width)
-        self.expand = nn.Linear(width, width, bias=False)
+        self.expand = Pointwise(width, width)
         self.expand_norm = nn.LayerNorm(width)
         self.shortcut: nn.Module = nn.Identity()
         if input_width != width:
-            self.shortcut = nn.Sequential(nn.Linear(input_width, width, bias=False), nn.LayerNorm(width))
+            self.shortcut = nn.Sequential(Pointwise(input_width, width), nn.LayerNorm(width))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.silu(self.reduce_norm(self.reduce(x)))

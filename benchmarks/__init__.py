@@ -1,0 +1,1 @@
+"""Measurements of Honeybee against peers and plain implementations; run by hand."""

@@ -1,0 +1,1 @@
+"""Benchmarks of the data build: examples, packing, shards, decontamination."""

@@ -1,0 +1,1 @@
+"""Benchmarks of de-duplication: quality of its decisions, and cost."""

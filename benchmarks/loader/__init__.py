@@ -1,0 +1,1 @@
+"""Benchmarks of image decoding and of the training loader."""

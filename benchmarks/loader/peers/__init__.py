@@ -1,0 +1,1 @@
+"""Other projects' loaders behind one interface; each runs in its own environment."""

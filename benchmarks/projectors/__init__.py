@@ -1,0 +1,1 @@
+"""Benchmark of the projectors against the authors' parts."""

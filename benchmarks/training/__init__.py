@@ -1,0 +1,1 @@
+"""Benchmarks of training: step time, logits, packing, memory."""
