@@ -15,8 +15,7 @@ from flows.data.stage_data import dataset_examples, stage_data
 from flows.preflight.check import check_inputs, check_settings
 from flows.recipe.recipe import RecipeError, load_recipe
 from flows.report import overlaps
-from flows.runs.find import examples_of
-from flows.runs.find import RunError
+from flows.runs.find import RunError, examples_of
 from flows.runs.workspace import Workspace, locate_workspace, open_workspace
 from model.training.sample_backbones import train_backbones
 from pipelines.core.store import read_manifest
