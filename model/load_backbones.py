@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-IMAGE_TOKEN = "<image>"
+from pipelines.schema import IMAGE_TOKEN
 
 
 def image_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -22,12 +22,12 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from model.configuration import HoneybeeConfig
 from model.image_fit import FITS, Fit, fit_image, padding_colour
-from model.load_backbones import IMAGE_TOKEN, image_token_id, token_rows
+from model.load_backbones import image_token_id, token_rows
 from pipelines.core.errors import ImageRefError
 from pipelines.images.decode import decode, to_rgb
 from pipelines.images.references import MAX_BYTES
-
-CHAT_TEMPLATES = Path(__file__).parent.parent / "templates" / "chat"
+from pipelines.schema import IMAGE_TOKEN
+from pipelines.tokens.chat_style import load_chat_template
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -194,7 +194,7 @@ class HoneybeeProcessor(ProcessorMixin):
             image_std=own.image_std,
         )
         if chat_template is None:
-            chat_template = (CHAT_TEMPLATES / "honeybee.jinja").read_text()
+            chat_template = load_chat_template("honeybee").text
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
         tokenizer.chat_template = chat_template

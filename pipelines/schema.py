@@ -4,7 +4,14 @@ Annotation batches hold one row per row of the official file, in the same order.
 a reason in `reject` and null fields, so that every row is accounted for from the first step.
 """
 
+import string
+
 import pyarrow as pa
+
+IMAGE_TOKEN = "<image>"  # marks the position of an image in a text
+LETTERS = string.ascii_uppercase  # name the options of a multiple-choice question
+# The field of an annotation that asks, by task. A caption and a conversation have none.
+ASKING_FIELD = {"open_question": "question", "multiple_choice": "question", "referring": "phrase"}
 
 # Every annotation row: its index in the official file, its image reference (see pipelines/images/table.py; null: text
 # only), and, if the reader could not use it, the reason (`reject`: a short stable name; `detail`: a human-readable

@@ -306,14 +306,15 @@ def _check(recipe: str) -> "Recipe":
 
 def _show(recipe: "Recipe", run_id: str) -> None:
     """Prints the scores and the results directory of a finished run."""
-    from flows.report import score_tables, tables
+    from flows.report import score_tables
     from flows.runs.results import results_directory
+    from pipelines.core import text_tables
 
     directory = results_directory(recipe, run_id)
     summary = json.loads((directory / "scores.json").read_text())
     if scores := score_tables.scores(summary):
         typer.echo("")
-        for line in tables.plain(scores):
+        for line in text_tables.plain(scores):
             typer.echo(line)
     typer.echo(f"\nResults: {os.path.relpath(directory)}  (see report.md; the model is in model/)")
 

@@ -37,13 +37,14 @@ def score(
     """Scores existing answers without running a model. The judge's API key is read from HONEYBEE_JUDGE_KEY."""
     from pydantic import ValidationError
 
-    from flows.report import score_tables, tables
+    from flows.report import score_tables
     from model.evaluation import benchmarks
     from model.evaluation.asking.marks import write_marks
     from model.evaluation.asking.predictions import load
     from model.evaluation.interface import EvaluationError
     from model.evaluation.judging.endpoint_judge import EndpointJudge, JudgeSettings
     from model.evaluation.judging.verdicts import add_verdicts
+    from pipelines.core import text_tables
 
     if (judge is None) != (judge_model is None):
         raise typer.BadParameter("--judge and --judge-model must be given together")
@@ -67,7 +68,7 @@ def score(
     if as_json:
         typer.echo(json.dumps({benchmark: scores, "settings": dict(found.settings)}, indent=1, ensure_ascii=False))
         return
-    for line in tables.plain(score_tables.scores({benchmark: scores}, every=True, decimals=2)):
+    for line in text_tables.plain(score_tables.scores({benchmark: scores}, every=True, decimals=2)):
         typer.echo(line)
     for line in remarks(scores):
         typer.echo(printable(line))
@@ -82,15 +83,16 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compares the scores of runs with each other and with those of the paper's models."""
-    from flows.report import score_comparison, tables
+    from flows.report import score_comparison
     from model.evaluation.paper_columns import summary
+    from pipelines.core import text_tables
 
     found = score_comparison.read_runs(runs)
     if as_json:
         complete = {name: {"summary": summary(scores), "scores": scores} for name, scores in found}
         typer.echo(json.dumps(complete, indent=1, ensure_ascii=False))
         return
-    for line in tables.plain(score_comparison.details(found) if every else score_comparison.columns(found, paper)):
+    for line in text_tables.plain(score_comparison.details(found) if every else score_comparison.columns(found, paper)):
         typer.echo(line)
 
 

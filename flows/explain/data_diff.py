@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from flows.report import tables
 from flows.runs.find import RunError, find_run, stage_shards
 from flows.runs.workspace import STAGES
+from pipelines.core import text_tables
 from pipelines.core.store import MANIFEST, read_manifest
 
 FILES, LEDGER = "annotations.files.", "ledger."
@@ -188,7 +188,7 @@ def _describe_stage(change: Mapping[str, Any]) -> Iterator[str]:
         if any(key in numbers for key in _MIXTURE):
             cells = {_named(key): _arrow(key, numbers[key]) if key in numbers else "" for key in _MIXTURE}
             mixture.append({"": name, **cells})
-    yield from tables.plain(mixture) if mixture else ()
+    yield from text_tables.plain(mixture) if mixture else ()
     shards, samples = change["shards"], change["samples"]
     count = f"{shards['b']:,}" + ("" if shards["a"] == shards["b"] else f" (A: {shards['a']:,})")
     yield f"  shards: {shards['new']:,} of {count} are not in A" if shards["new"] else "  shards: identical"
@@ -200,7 +200,7 @@ def _describe_stage(change: Mapping[str, Any]) -> Iterator[str]:
 
 def _lines(changes: Mapping[str, Change], indent: str) -> Iterator[str]:
     rows = [{"what": _named(name), "change": _arrow(name, pair)} for name, pair in changes.items()]
-    yield from (indent + line.removeprefix("  ") for line in tables.plain(rows)[1:])
+    yield from (indent + line.removeprefix("  ") for line in text_tables.plain(rows)[1:])
 
 
 def _arrow(name: str, pair: Change) -> str:

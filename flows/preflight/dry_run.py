@@ -10,10 +10,12 @@ from flows.preflight.check import check_inputs, check_settings
 from flows.preflight.forecast import Forecaster, Known, StageForecast, stage_forecast
 from flows.recipe.data import Stage
 from flows.recipe.recipe import Recipe, RecipeError
-from flows.report import data_tables, tables
+from flows.report import data_tables
 from flows.runs.workspace import STAGES, Workspace, locate_workspace
 from model.training.settings import describe_trained
+from pipelines.core import text_tables
 from pipelines.core.store import MANIFEST
+from pipelines.core.text_tables import Row
 
 if TYPE_CHECKING:
     from flows.preflight.memory import Content
@@ -74,7 +76,7 @@ def _stage(workspace: Workspace, name: str, known: Mapping[str, Known], forecast
         f"micro-batch {train.micro_batch} × accumulation {train.global_batch // (ranks * train.micro_batch)}"
     )
     yield data_tables.balance(balance.model_dump())
-    yield from tables.plain([_row(workspace, dataset, known[dataset], forecast) for dataset in sorted(known)])
+    yield from text_tables.plain([_row(workspace, dataset, known[dataset], forecast) for dataset in sorted(known)])
     if not forecast.problem and (forecast.samples is None or any(e.supervised is None for e in known.values())):
         yield f"  {OPEN}: not known before the data is built."
     if not forecast.problem:
@@ -93,7 +95,7 @@ def _amount(stage: Stage) -> str:
     return f"{train.steps:,} steps × {train.global_batch} examples = {train.steps * train.global_batch:,} samples"
 
 
-def _row(workspace: Workspace, dataset: str, known: Known, forecast: StageForecast) -> tables.Row:
+def _row(workspace: Workspace, dataset: str, known: Known, forecast: StageForecast) -> Row:
     seen = forecast.samples[dataset] if forecast.samples else None
     limit = data_tables.AT_LIMIT if dataset in forecast.capped else ""
 

@@ -9,7 +9,8 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 
 from flows.data.stage_data import StageData
 from flows.recipe.recipe import Recipe
-from flows.report import data_tables, duplicates, gallery, overlaps, tables
+from flows.report import data_tables, duplicates, gallery, overlaps
+from pipelines.core.text_tables import Row
 
 PER_DATASET = 2  # gallery cards per dataset; few, because the images are embedded in the artifact
 DUPLICATES = 5  # rows per dataset in the table of duplicates
@@ -33,9 +34,7 @@ def publish_data(recipe: Recipe, data: StageData) -> None:
     _markdown(name, f"{stage} gallery", f"### First samples of each dataset in {stage}\n\n{text}")
 
 
-def publish_scores(
-    recipe: str, scores: Sequence[tables.Row], history: Sequence[tables.Row], bars: bytes | None
-) -> None:
+def publish_scores(recipe: str, scores: Sequence[Row], history: Sequence[Row], bars: bytes | None) -> None:
     """Publishes all scores of a run, the main scores of the recipe's runs over time, and a bar chart (PNG)."""
     _table(recipe, "scores", scores, "Scores on the held-out benchmarks")
     _table(recipe, "scores history", history, "Main scores of this recipe's runs, newest first")
@@ -51,7 +50,7 @@ def publish_results(recipe: str, curve: bytes, directory: Path) -> None:
     )
 
 
-def _table(recipe: str, name: str, rows: Sequence[tables.Row], description: str) -> None:
+def _table(recipe: str, name: str, rows: Sequence[Row], description: str) -> None:
     shown: Any = list(rows) or [{"": "none"}]
     create_table_artifact(key=artifact_key(recipe, name), table=shown, description=description)
 

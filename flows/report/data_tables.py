@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from flows.report.tables import Row
 from pipelines.core.store import read_manifest
+from pipelines.core.text_tables import Row
 
 AT_LIMIT = " (limit)"  # marks the epochs of a dataset that max_epochs limits
 

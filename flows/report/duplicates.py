@@ -7,9 +7,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from flows.report.tables import Row
 from flows.runs.find import RunError, examples_of, find_run, stage_shards
 from pipelines.core.store import read_manifest
+from pipelines.core.text_tables import Row
 from pipelines.dedup.english import tokens
 
 COLUMNS = ("dropped", "kept", "similarity", "rule", "row", "kept row")

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from flows.report import tables
-from flows.report.tables import Row
 from flows.runs.find import RunError, examples_of, find_run, stage_shards
+from pipelines.core import text_tables
 from pipelines.core.store import read_manifest
+from pipelines.core.text_tables import Row
 from pipelines.decontamination.match import KINDS
 from pipelines.schema import OVERLAPS
 
@@ -75,9 +75,9 @@ def report(run: str, limit: int = EXAMPLES) -> Iterator[str]:
         if not rows:
             yield "  No row overlaps with a benchmark."
             continue
-        yield from tables.plain(rows)
+        yield from text_tables.plain(rows)
         yield ""
-        yield from tables.plain(listing(examples, limit))
+        yield from text_tables.plain(listing(examples, limit))
         yield "All overlaps are listed in:"
         for name in sorted({row["dataset"] for row in rows}):
             yield f"  {name}: {examples[name]}/overlaps-*.parquet"

@@ -8,11 +8,12 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.data.stage_data import StageData
 from flows.recipe.recipe import Recipe
-from flows.report import charts, data_tables, duplicates, gallery, overlaps, tables
+from flows.report import charts, data_tables, duplicates, gallery, overlaps
 from flows.report.artifacts import publish_results
 from flows.report.score_report import write_scores
 from flows.runs.results import Results
 from flows.runs.workspace import Workspace
+from pipelines.core import text_tables
 
 CARDS = 4  # gallery cards per dataset
 DUPLICATES = 10  # duplicates per dataset
@@ -42,7 +43,7 @@ def write_report(
         *_data_sections(recipe, results, data),
     ]
     locations = [{"stage": stage, "directory": path} for stage, path in stages.items()]
-    parts.append(f"## Weights, checkpoints and metrics\n\n{tables.markdown(locations)}")
+    parts.append(f"## Weights, checkpoints and metrics\n\n{text_tables.markdown(locations)}")
     results.write("report.md", "\n".join(parts))
     publish_results(recipe.name, curve, results.directory)
     results.announce()
@@ -66,15 +67,16 @@ def _data_sections(recipe: Recipe, results: Results, data: dict[str, StageData])
         parts += [
             f"## Data of {stage}\n\n[data/{stage}](data/{stage}) · [gallery](gallery-{stage}.md)\n",
             f"{data_tables.balance(recipe.stage(stage).data.balance.model_dump())}\n",
-            tables.markdown(data_tables.mixture(built.shards, recipe.model.projector.num_tokens)),
-            f"### Rows without an example\n\n{tables.markdown(data_tables.losses(built.examples))}",
+            text_tables.markdown(data_tables.mixture(built.shards, recipe.model.projector.num_tokens)),
+            f"### Rows without an example\n\n{text_tables.markdown(data_tables.losses(built.examples))}",
             "### Most surprising duplicates\n\n"
-            f"{tables.markdown(duplicates.most_surprising(built.examples, DUPLICATES))}",
+            f"{text_tables.markdown(duplicates.most_surprising(built.examples, DUPLICATES))}",
         ]
         if overlaps.looked_for(built.examples):
-            summary = tables.markdown(overlaps.summary(built.examples))
+            summary = text_tables.markdown(overlaps.summary(built.examples))
             first = overlaps.listing(built.examples, overlaps.EXAMPLES)
-            parts.append(f"### Overlap with benchmarks\n\n{summary}" + (f"\n{tables.markdown(first)}" if first else ""))
+            more = f"\n{text_tables.markdown(first)}" if first else ""
+            parts.append(f"### Overlap with benchmarks\n\n{summary}{more}")
     return parts
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from flows.report.score_tables import measures
-from flows.report.tables import Row
 from flows.runs.find import RunError, find_run
 from model.evaluation.paper_columns import COLUMNS, summary
+from pipelines.core.text_tables import Row
 
 PAPER: Mapping[str, Mapping[str, float]] = yaml.safe_load(Path(__file__).with_name("paper_scores.yaml").read_text())
 

@@ -6,12 +6,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flows.report import charts, mistakes, score_comparison, score_tables, tables
+from flows.report import charts, mistakes, score_comparison, score_tables
 from flows.report.artifacts import publish_scores
 from flows.runs.find import RunError
 from flows.runs.results import LATEST, Results
 from flows.runs.workspace import Workspace
 from model.evaluation.paper_columns import summary
+from pipelines.core import text_tables
+from pipelines.core.text_tables import Row
 
 HISTORY = 20  # number of runs
 log = logging.getLogger(__name__)
@@ -30,7 +32,7 @@ def write_scores(workspace: Workspace, results: Results, scores: Path) -> tuple[
     of_model, of_control = summary(found), summary(found.get("shuffled", {}))
     pages = mistakes.write_pages(workspace, scores, results)
     own = [(f"{recipe.name}/{results.run_id}", found)]
-    parts = [f"## Scores\n\n{tables.markdown(score_comparison.columns(own, paper=False))}"]
+    parts = [f"## Scores\n\n{text_tables.markdown(score_comparison.columns(own, paper=False))}"]
     bars = None
     if of_model["columns"]:
         bars = charts.score_bars(of_model["columns"], of_control["columns"])
@@ -39,12 +41,12 @@ def write_scores(workspace: Workspace, results: Results, scores: Path) -> tuple[
     if pages:
         links = " · ".join(f"[{name}]({page})" for name, page in pages.items())
         parts.append(f"Mistakes, with their images: {links}\n")
-    parts.append(tables.markdown(score_tables.scores(found)))
+    parts.append(text_tables.markdown(score_tables.scores(found)))
     publish_scores(recipe.name, score_tables.scores(found), history(results.directory.parent), bars)
     return found, "\n".join(parts)
 
 
-def history(runs: Path) -> list[tables.Row]:
+def history(runs: Path) -> list[Row]:
     """Returns the main scores of a recipe's runs, newest first; runs without scores are omitted."""
     found = []
     for path in runs.glob("*/scores.json"):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flows.report.tables import Row
+from pipelines.core.text_tables import Row
 
 NO_BENCHMARKS = ("shuffled", "settings")  # keys of scores.json that are not benchmarks
 MAIN = ("score", "accuracy")  # the main measure of a part of a benchmark, in order of preference

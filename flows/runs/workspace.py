@@ -7,6 +7,7 @@ from typing import Any
 
 from flows.recipe.data import Stage
 from flows.recipe.recipe import Recipe, SampleCorpus
+from model.evaluation.interface import BenchmarkFiles
 from pipelines.core.store import MANIFEST, Store
 from pipelines.jobs.dataset import DatasetSpec
 from pipelines.sample_corpus import VERSION as SAMPLE_VERSION
@@ -51,9 +52,9 @@ class Workspace:
         return self.official(part.path, part.images)
 
     def official(self, path: Path, images: Path | None) -> tuple[Path, Path]:
-        """Returns the same for any benchmark; without `images`, the images are in the directory of the files."""
-        path = self.data / path
-        return path, self.data / images if images else path if path.is_dir() else path.parent
+        """Returns the same for any benchmark."""
+        files = BenchmarkFiles(path=self.data / path, images=self.data / images if images else None)
+        return files.path, files.root
 
     def specs(self, stage: str) -> list[DatasetSpec]:
         """Returns the specifications of the datasets of a stage, sorted by name."""

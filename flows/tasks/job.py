@@ -10,7 +10,7 @@ from typing import Any
 from flows.launch.hosts import count_ranks, find_cluster
 from flows.launch.launch import launch
 from flows.runs.workspace import Log, Workspace
-from pipelines.core.files import write_atomic
+from pipelines.core.files import named_digests, write_atomic
 from pipelines.core.store import FileDigests, Store
 
 
@@ -63,5 +63,4 @@ def identity(store: Store, value: Any) -> Any:
         return value
     if path.resolve().is_relative_to(store.root):
         return path.resolve().relative_to(store.root).as_posix()
-    files = [file for file in sorted(path.iterdir()) if file.is_file()]
-    return dict(zip([file.name for file in files], FileDigests(store).digests(files), strict=True))
+    return named_digests(path, filter(Path.is_file, path.iterdir()), FileDigests(store).digest)

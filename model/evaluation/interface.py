@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+from pipelines.schema import LETTERS
 
 
 class EvaluationError(ValueError):

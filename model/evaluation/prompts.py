@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from model.evaluation.interface import LETTERS, Question
+from model.evaluation.interface import Question
+from pipelines.schema import LETTERS
 from pipelines.templates.sets import ROOT, TemplateError
 
 

@@ -23,8 +23,9 @@ from model.modeling import HoneybeeForConditionalGeneration
 from model.official.config import check_same_config, from_official, normalisation, projector_part, to_official
 from model.official.projectors import official_state, projector_from_official
 from model.official.weight_files import SHARD_BYTES, WeightFileError, Weights, read_json_object, write_weights
-from model.processing import CHAT_TEMPLATES, HoneybeeImageProcessor, HoneybeeProcessor
+from model.processing import HoneybeeImageProcessor, HoneybeeProcessor
 from pipelines.core.files import temporary_path, write_atomic
+from pipelines.tokens.chat_style import load_chat_template
 from pipelines.tokens.tokenizer import TokenizerError, add_image_token
 
 OFFICIAL_DIR = "official"  # subdirectory of a model with the checkpoint's other files, which an export restores
@@ -92,7 +93,7 @@ def import_official(
     config.dtype = specs[EMBEDDING_KEYS[0]][1]
     size = config.vision_config.image_size
     images = HoneybeeImageProcessor(size={"height": size, "width": size}, image_mean=mean, image_std=std)
-    template = (CHAT_TEMPLATES / "honeybee.jinja").read_text()
+    template = load_chat_template("honeybee").text
     with_image.chat_template = template
     processor = HoneybeeProcessor(images, with_image, config.num_image_tokens, template)
     with _whole_directory(output) as partial:

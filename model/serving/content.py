@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from model.load_backbones import IMAGE_TOKEN
 from model.serving.errors import RequestError
 from model.serving.protocol import Message
+from pipelines.schema import IMAGE_TOKEN
 
 
 @dataclass(frozen=True)

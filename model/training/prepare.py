@@ -1,6 +1,5 @@
 """Prepares a stage: loads its model, plans its steps, and checks that both fit the shards."""
 
-import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from model.training.data.shard_reader import DataError, Shards
 from model.training.job import Init, Job
 from model.training.model_card import LOCAL_WEIGHTS, backbone_name
 from model.training.settings import JobError
+from pipelines.core.files import file_sha256
 from pipelines.core.store import MANIFEST, read_manifest
 from pipelines.packing.plan import PackingError, PackingPlan, cached_plan
 
@@ -92,7 +92,7 @@ def check_compatibility(
         raise JobError(
             f"the language model has {rows} token embeddings, but the tokenizer in {tokenizer} has {known} tokens"
         )
-    digest = hashlib.sha256((tokenizer / "tokenizer.json").read_bytes()).hexdigest()[:16]
+    digest = file_sha256(tokenizer / "tokenizer.json")[:16]
     if shards.tokenizer != digest:
         raise DataError(
             f"{shards.where} was built with tokenizer {shards.tokenizer}, but {tokenizer} is {digest}: "

@@ -23,6 +23,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, LlamaConfig, LlamaForCausalLM
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
+from pipelines.schema import IMAGE_TOKEN
+
 VOCABULARY = 768
 CAPTION_TOKENS = 64  # maximum per caption
 DOCUMENT_TOKENS = 160  # maximum per text for the language model
@@ -123,7 +125,7 @@ def read_documents(corpus: Path) -> list[str]:
     documents = [caption for folder in ("BLIP", "COYO") for _, caption in read_captions(corpus / folder)]
     for path in sorted((corpus / "llava_instruct").glob("*.json")):
         for row in json.loads(path.read_text()):
-            texts = [message["value"].replace("<image>", "").strip() for message in row["conversations"]]
+            texts = [message["value"].replace(IMAGE_TOKEN, "").strip() for message in row["conversations"]]
             if all(texts):
                 speakers = ["Human" if message["from"] == "human" else "AI" for message in row["conversations"]]
                 documents.append("".join(f"\n{who}: {text}" for who, text in zip(speakers, texts, strict=True)))
@@ -145,7 +147,7 @@ def train_tokenizer(texts: list[str]) -> FastTokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=["<pad>", "<s>", "</s>", "<image>"],
+        special_tokens=["<pad>", "<s>", "</s>", IMAGE_TOKEN],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -156,7 +158,7 @@ def train_tokenizer(texts: list[str]) -> FastTokenizer:
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
-        additional_special_tokens=["<image>"],
+        additional_special_tokens=[IMAGE_TOKEN],
         clean_up_tokenization_spaces=False,
     )
 

@@ -5,7 +5,8 @@ import errno
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,23 +16,39 @@ FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is exceeded",
 
 
 @contextmanager
-def explain_full_disk(path: Path) -> Iterator[None]:
-    """Turns a full-disk error (a key of FULL) into a ShardError that says what to do."""
+def explain_full_disk(
+    path: Path,
+    error: type[Exception] = ShardError,
+    remedy: str = "Free space or raise the limit, then run it again: finished files are reused, and partial files are "
+    "ignored",
+) -> Iterator[None]:
+    """Turns a full-disk error (a key of FULL) into an `error` that names the file and says what to do.
+
+    path: what is being written; for a directory, the message names the file if the error does. remedy: what to do.
+    Errors of libraries written in Rust, such as safetensors, have the errno only in their text.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno not in FULL:
+    except Exception as cause:
+        found = re.search(r"\(os error (\d+)\)", str(cause))
+        number = cause.errno if isinstance(cause, OSError) else int(found[1]) if found else None
+        if number not in FULL:
             raise
-        raise ShardError(
-            f"{path} cannot be written: {FULL[error.errno]}. Free space or raise the limit, then run it again: "
-            "finished files are reused, and partial files are ignored"
-        ) from error
+        where = (path.is_dir() and getattr(cause, "filename", None)) or path
+        raise error(f"{where} cannot be written: {FULL[number]}. {remedy}") from cause
 
 
 def file_sha256(path: Path) -> str:
     """Returns the SHA-256 of a file's bytes as hex digits. Raises OSError if the file cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def named_digests(
+    directory: Path, files: Iterable[Path], digest: Callable[[Path], str] = file_sha256
+) -> dict[str, str]:
+    """Returns path below the directory → SHA-256 of each file, sorted by path."""
+    return {path.relative_to(directory).as_posix(): digest(path) for path in sorted(files)}
 
 
 @contextlib.contextmanager

@@ -17,14 +17,11 @@ import pyarrow.compute as pc
 from pipelines.core.arrow_files import read_table
 from pipelines.decontamination.ngrams import Ngrams
 from pipelines.images.perceptual_hash import near_pairs
-from pipelines.schema import OVERLAPS, WHOLE_ROW
+from pipelines.schema import ASKING_FIELD, OVERLAPS, WHOLE_ROW
 
 VERSION = 1  # part of the examples' key: raise it when a change here, in ngrams.py or perceptual.py alters a decision
 REASON = "benchmark"  # the reject reason
 KINDS = ("bytes", "perceptual", "question")
-
-# The column of a row's question, by task. A caption has none.
-_QUESTION_COLUMN = {"open_question": "question", "multiple_choice": "question", "referring": "phrase"}
 
 
 @dataclass(frozen=True)
@@ -203,6 +200,6 @@ def _questions_of_rows(batch: pa.RecordBatch, task: str) -> tuple[np.ndarray, np
         parent = pc.list_parent_indices(turns).to_numpy()
         turn = np.arange(len(parent)) - np.searchsorted(parent, parent)
         return rows[parent], turn, turns.flatten().field("user")
-    if task not in _QUESTION_COLUMN:
+    if task not in ASKING_FIELD:
         return rows[:0], rows[:0], pa.array([], pa.string())
-    return rows, np.zeros(len(rows), np.int64), batch.column(_QUESTION_COLUMN[task])
+    return rows, np.zeros(len(rows), np.int64), batch.column(ASKING_FIELD[task])

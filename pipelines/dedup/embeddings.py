@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.core.files import named_digests
 from pipelines.dedup import embedder
 from pipelines.dedup.embedder import Embedder, EmbedderError
 
@@ -147,12 +148,8 @@ def _fill(vectors: np.ndarray, texts: pa.Array, table: pa.Table) -> np.ndarray:
 
 
 def _directory_digest(path: Path) -> str:
-    total = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.suffix in WEIGHT_FILES):
-        with file.open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
-        total.update(f"{file.relative_to(path).as_posix()} {digest}\n".encode())
-    return total.hexdigest()
+    digests = named_digests(path, (file for file in path.rglob("*") if file.suffix in WEIGHT_FILES))
+    return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in digests.items()).encode()).hexdigest()
 
 
 def _dim(table: pa.Table) -> int:

@@ -17,8 +17,7 @@ from pipelines.core.arrow_files import open_batches
 from pipelines.core.ragged import flat_indices, offsets_of, segment_sums
 from pipelines.examples.grouping import Grouping
 from pipelines.examples.instructify import Turns
-from pipelines.schema import IMAGES
-from pipelines.tokens.tokenizer import IMAGE_TOKEN
+from pipelines.schema import IMAGE_TOKEN, IMAGES
 
 MAX_IMAGES = 8  # per example, unless a recipe sets another limit
 

@@ -8,9 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.core.hashing import mix64, seed64
+from pipelines.schema import LETTERS
 from pipelines.templates.sets import Template
-
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ from pipelines.examples.image_slots import (
 from pipelines.examples.instructify import LETTERS, Turns, instructify
 from pipelines.examples.ledger import Ledger
 from pipelines.examples.settings import ExampleSettings
-from pipelines.schema import EXAMPLES, TURN, WHOLE_ROW
+from pipelines.schema import EXAMPLES, IMAGE_TOKEN, TURN, WHOLE_ROW
 from pipelines.tokens.encode import EncodedTurns, Encoder
-from pipelines.tokens.tokenizer import IMAGE_TOKEN, load_tokenizer
+from pipelines.tokens.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)

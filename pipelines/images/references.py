@@ -150,8 +150,3 @@ def reading_order(image: str) -> tuple[str, int]:
 def _identity(path: str, status: os.stat_result) -> str:
     printable = path.encode("utf-8", "backslashreplace").decode()  # Arrow strings must be valid UTF-8
     return f"{printable}|{status.st_size}|{status.st_mtime_ns}"
-
-
-def read_image_bytes(root: Path, image: str) -> bytes:
-    """Returns the encoded bytes of one image. For many images, reuse an ImageRoot. Raises what ImageRoot raises."""
-    return ImageRoot(root).read(image)

@@ -5,8 +5,10 @@ Raise VERSION when a change here changes the files that are written.
 
 from pathlib import Path
 
+from pipelines.core.files import named_digests
 from pipelines.core.store import FileDigests, Store
-from pipelines.tokens.tokenizer import IMAGE_TOKEN, _load
+from pipelines.schema import IMAGE_TOKEN
+from pipelines.tokens.tokenizer import _load
 
 VERSION = 2
 
@@ -19,11 +21,8 @@ def prepare_tokenizer(store: Store, llm: str, local_files_only: bool = False) ->
     """
     local = Path(llm)
     digests = FileDigests(store)
-    files = sorted(p for p in local.glob("*token*") if p.is_file()) if local.is_dir() else []
-    key = {
-        "version": VERSION,
-        "llm": [[p.name, digests.digest(p)] for p in files] if files else llm,
-    }
+    files = named_digests(local, filter(Path.is_file, local.glob("*token*")), digests.digest) if local.is_dir() else {}
+    key = {"version": VERSION, "llm": [list(named) for named in files.items()] or llm}
 
     def make(out: Path) -> dict:
         tokenizer = _load(llm, local_files_only)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines import sources
+from pipelines.core.text_tables import markdown
 
 CARD = "README.md"
 _UNKNOWN = "see the dataset's own page"
@@ -38,13 +39,13 @@ def card(manifest: Mapping[str, Any], examples: Mapping[str, Mapping[str, Any]])
         f"{tokens:,} tokens (an image counts as one token), of which {supervised:,} are supervised. It consists of "
         f"{_files(manifest)} ({_mib(size)}) and was built by Honeybee. {_IMAGES[manifest['images']['mode']]}"
         f"{_shrunk(manifest['images'])}\n",
-        f"## Mixture\n\n{_mixture(manifest)}\n\nIn every prefix of the order, the number of samples of each dataset is "
+        f"## Mixture\n\n{_mixture(manifest)}\nIn every prefix of the order, the number of samples of each dataset is "
         "within one sample of its share. Epochs are the average number of times that an example is used.\n",
-        f"## Row counts\n\n{_ledger(manifest)}\n\nRows read = rows in examples + duplicates + rejects.\n",
-        f"## Templates\n\n{_templates(examples)}\n",
+        f"## Row counts\n\n{_ledger(manifest)}\nRows read = rows in examples + duplicates + rejects.\n",
+        f"## Templates\n\n{_templates(examples)}",
         f"## Usage\n\n{_reading(manifest)}\n",
         f"## Licences\n\nEach dataset keeps its own licence; data that is built from several datasets is subject to "
-        f"all of their licences.\n\n{_licences(examples)}\n",
+        f"all of their licences.\n\n{_licences(examples)}",
     ]
     return "\n".join(parts)
 
@@ -71,22 +72,23 @@ def _shrunk(images: Mapping[str, Any]) -> str:
     return f" Images with a side of more than {side} pixels were downscaled to it and saved as JPEG, quality {quality}."
 
 
-def _table(head: list[str], rows: list[list[Any]]) -> str:
-    def line(cells: list[Any]) -> str:
-        return "| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in cells) + " |"
-
-    return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
-
-
 def _mixture(manifest: Mapping[str, Any]) -> str:
-    head = ["dataset", "share of samples", "samples", "examples", "epochs", "images", "tokens", "supervised tokens"]
     period = manifest["mixture"]["period"]
     rows = []
     for name, facts in manifest["datasets"].items():
-        share = f"{manifest['mixture']['quotas'][name] / period:.2%}"
-        numbers = [facts[key] for key in ("num_images", "num_tokens", "num_supervised")]
-        rows.append([name, share, facts["samples"], facts["examples"], f"{facts['epochs']:.2f}", *numbers])
-    return _table(head, rows)
+        rows.append(
+            {
+                "dataset": name,
+                "share of samples": f"{manifest['mixture']['quotas'][name] / period:.2%}",
+                "samples": facts["samples"],
+                "examples": facts["examples"],
+                "epochs": f"{facts['epochs']:.2f}",
+                "images": facts["num_images"],
+                "tokens": facts["num_tokens"],
+                "supervised tokens": facts["num_supervised"],
+            }
+        )
+    return markdown(rows)
 
 
 def _ledger(manifest: Mapping[str, Any]) -> str:
@@ -94,21 +96,25 @@ def _ledger(manifest: Mapping[str, Any]) -> str:
     for name, facts in manifest["datasets"].items():
         ledger = facts["ledger"]["rows"]
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in ledger["rejects"].items())
-        rows.append([name, ledger["read"], ledger["examples"], ledger["duplicates"], reasons or "none"])
-    return _table(["dataset", "rows read", "rows in examples", "duplicates", "rejects"], rows)
+        rows.append(
+            {
+                "dataset": name,
+                "rows read": ledger["read"],
+                "rows in examples": ledger["examples"],
+                "duplicates": ledger["duplicates"],
+                "rejects": reasons or "none",
+            }
+        )
+    return markdown(rows)
 
 
 def _templates(examples: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for name in sorted(examples):
         for template in examples[name].get("templates", ()):
-            rows.append([name, f"`{template['id']}`", *(_cell(template[side]) for side in ("user", "assistant"))])
-    return _table(["dataset", "id", "user", "assistant"], rows)
-
-
-def _cell(text: str) -> str:
-    """Formats text as code in a table cell."""
-    return f"`{text}`".replace("|", "\\|").replace("\n", " ⏎ ") if text.strip() else ""
+            texts = {side: template[side].replace("\n", " ⏎ ") for side in ("user", "assistant")}
+            rows.append({"dataset": name, "id": template["id"], **texts})
+    return markdown(rows)
 
 
 def _reading(manifest: Mapping[str, Any]) -> str:
@@ -133,5 +139,5 @@ def _licences(examples: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for name in sorted(examples):
         source = sources.SOURCES.get(examples[name].get("source", name))
-        rows.append([name, source.licence if source else _UNKNOWN])
-    return _table(["dataset", "licence"], rows)
+        rows.append({"dataset": name, "licence": source.licence if source else _UNKNOWN})
+    return markdown(rows)

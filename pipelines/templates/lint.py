@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from pipelines.schema import ASKING_FIELD, IMAGE_TOKEN
 from pipelines.sources import SOURCES
 from pipelines.templates.sets import (
     FIELDS,
@@ -18,9 +19,6 @@ from pipelines.templates.sets import (
     set_names,
     template_file,
 )
-
-# The field that asks, by task. A template with this field only on the assistant's side is inverted.
-_ASKS = {"open_question": "question", "multiple_choice": "question", "referring": "phrase"}
 
 # Patterns that are searched in both texts of a template, in which fields appear as {field}.
 _WORDING = [
@@ -39,7 +37,10 @@ _WORDING = [
         ),
         (r"\{box\}[,\d]", "has a comma or digit right after {box}, which looks like a part of the box"),
         (r"\{context\}\s", "has whitespace after {context}, which ends with a line break already"),
-        (r"<image>|^(Human|AI|User|Assistant|System):", "contains the image token or a role name of the chat styles"),
+        (
+            rf"{IMAGE_TOKEN}|^(Human|AI|User|Assistant|System):",
+            "contains the image token or a role name of the chat styles",
+        ),
     )
 ]
 _PAIRS = (("(", ")"), ("[", "]"), ("“", "”"))
@@ -69,7 +70,7 @@ def lint(names: Sequence[str], datasets: Mapping[str, str]) -> list[str]:
 
 def inverted(template: Template, task: str) -> bool:
     """Returns whether a template gives the answer (or box) and asks for the question (or phrase)."""
-    asks = _ASKS.get(task)
+    asks = ASKING_FIELD.get(task)
     return asks in _fields(template, "assistant") and asks not in _fields(template, "user")
 
 
@@ -111,11 +112,11 @@ def _count(path: Path, task: str, templates: Sequence[Template], this: TemplateS
     number = {"conversation": 1, "referring": max(this.per_dataset, 2)}.get(task, this.per_dataset)
     if len(templates) != number:
         yield f"{path}:1: has {len(templates)} templates; set.yaml requires {number} for {task}"
-    if task in _ASKS:
+    if task in ASKING_FIELD:
         number = this.inverted + (number // 2 if task == "referring" else 0)
         found = sum(inverted(template, task) for template in templates)
         if found != number:
-            yield f"{path}:1: has {found} templates that ask for the {_ASKS[task]}; set.yaml requires {number}"
+            yield f"{path}:1: has {found} templates that ask for the {ASKING_FIELD[task]}; set.yaml requires {number}"
 
 
 def _lint_file(path: Path, task: str, templates: Sequence[Template]) -> Iterator[str]:

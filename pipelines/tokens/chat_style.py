@@ -14,8 +14,8 @@ import jinja2
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from pipelines.schema import IMAGE_TOKEN
 from pipelines.templates.sets import ROOT
-from pipelines.tokens.tokenizer import IMAGE_TOKEN
 
 # Private-use characters that mark the start and end of a supervised span, and the brackets of a placeholder.
 BEGIN, END, _OPEN, _CLOSE = "\ue000", "\ue001", "\ue002", "\ue003"

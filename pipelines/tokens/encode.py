@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.core.ragged import flat_indices, offsets_of, segment_sums
+from pipelines.schema import IMAGE_TOKEN
 from pipelines.tokens import word_cache
 from pipelines.tokens.chat_style import BEGIN, END, ChatStyle, ChatTemplate
-from pipelines.tokens.tokenizer import IMAGE_TOKEN, PreparedTokenizer
+from pipelines.tokens.tokenizer import PreparedTokenizer
 
 _CHECKED = 8  # turns per batch that are tokenised both by words and as complete texts
 

@@ -7,8 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from pipelines.core.store import read_manifest
-
-IMAGE_TOKEN = "<image>"
+from pipelines.schema import IMAGE_TOKEN
 
 
 class TokenizerError(ValueError):

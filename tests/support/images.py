@@ -4,10 +4,13 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
+
+from pipelines.images.references import ImageRoot
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -19,6 +22,11 @@ def photo(width: int, height: int, seed: int = 0) -> Image.Image:
         layers.append(np.asarray(Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC), float) - 128)
     image = Image.fromarray(sum(layers[1:], layers[0]).clip(0, 255).astype(np.uint8))
     return image.filter(ImageFilter.GaussianBlur(0.7))
+
+
+def read_image_bytes(root: Path, image: str) -> bytes:
+    """Returns the encoded bytes of one image. Raises what ImageRoot raises."""
+    return ImageRoot(root).read(image)
 
 
 def encode(image: Image.Image, format: str = "JPEG", **options: Any) -> bytes:

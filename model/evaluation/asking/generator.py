@@ -15,6 +15,7 @@ from model.evaluation.interface import EvaluationError
 from model.generation.generate import pad_left
 from model.modeling import HoneybeeForConditionalGeneration
 from model.processing import HoneybeeProcessor
+from pipelines.core.files import named_digests
 from pipelines.core.store import MANIFEST
 
 Choices = list[list[int]]  # the token ids of one question's conversation, once with each choice as the answer
@@ -153,9 +154,6 @@ def _shared(rows: Choices) -> int:
 
 def _fingerprint(directory: Path) -> str:
     """Returns 16 hex digits of a hash over the names and bytes of the files in a model directory."""
-    total = hashlib.sha256()
-    for path in sorted(directory.iterdir()):
-        if path.is_file() and path.name != MANIFEST:
-            with path.open("rb") as file:
-                total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()[:16]
+    files = (path for path in directory.iterdir() if path.is_file() and path.name != MANIFEST)
+    lines = [f"{name}\0{digest}\n" for name, digest in named_digests(directory, files).items()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]

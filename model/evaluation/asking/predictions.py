@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from model.evaluation.files.jsonl import Fields, check_fields, parse_row, read_rows
-from model.evaluation.interface import LETTERS, Answer, Benchmark, EvaluationError, Predictions, Question
+from model.evaluation.interface import Answer, Benchmark, EvaluationError, Predictions, Question
 from pipelines.core.files import write_atomic
+from pipelines.schema import LETTERS
 
 FORMAT = "honeybee predictions 1"
 log = logging.getLogger(__name__)

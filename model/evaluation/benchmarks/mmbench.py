@@ -17,7 +17,6 @@ from typing import Any
 
 from model.evaluation.files.xlsx import read_xlsx
 from model.evaluation.interface import (
-    LETTERS,
     Answer,
     Benchmark,
     EvaluationError,
@@ -33,6 +32,7 @@ from model.evaluation.prompts import lettered
 from model.evaluation.scoring.common import check_unique, count_and_ids, percent, split_scorable
 from model.evaluation.scoring.match_option import match_option
 from pipelines.core.errors import ImageRefError
+from pipelines.schema import LETTERS
 
 ROTATION = 1_000_000
 _GROUPS = {"category": "category", "l2_category": "l2-category", "split": "split"}  # group: column of the TSV

@@ -25,6 +25,7 @@ from model.evaluation.interface import (
     QuestionImage,
 )
 from model.evaluation.scoring.common import check_unique, count_and_ids, percent, split_scorable
+from pipelines.schema import IMAGE_TOKEN
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
@@ -191,7 +192,7 @@ def _from_lines(path: Path, official: Iterable[Question]) -> Iterator[AnsweredRo
     for where, row in read_rows(path, {"question_id": str, "prompt": str, "text": str}):
         task, *rest = row["question_id"].split("/")  # artwork/images/1.jpg or color/1.jpg
         image = f"{task}/{Path(rest[-1]).stem}" if rest else task
-        prompt = _spaced(row["prompt"].replace("<image>", ""))
+        prompt = _spaced(row["prompt"].replace(IMAGE_TOKEN, ""))
         # A prompt is the question with added text; one question of an image may be a prefix of the other.
         matching = [each for each in by_image.get(image, []) if prompt.startswith(each.fields["question"])]
         if not matching:

@@ -21,7 +21,6 @@ from model.evaluation.benchmarks.mmmu_parse import choose, matches
 from model.evaluation.files.json_files import image_root, read_json, read_object
 from model.evaluation.files.jsonl import check_fields
 from model.evaluation.interface import (
-    LETTERS,
     Answer,
     Benchmark,
     EvaluationError,
@@ -31,6 +30,7 @@ from model.evaluation.interface import (
     QuestionImage,
 )
 from model.evaluation.scoring.common import accuracy, accuracy_by, check_unique, count_and_ids, split_scorable
+from pipelines.schema import LETTERS
 
 DISCIPLINES = {
     "Art and Design": "Art Art_Theory Design Music",

@@ -13,9 +13,10 @@ from typing import Any
 
 from model.evaluation.files.json_files import image_root, question_images, read_object, starts_with_key
 from model.evaluation.files.jsonl import Fields, check_fields, read_rows
-from model.evaluation.interface import LETTERS, Answer, Benchmark, EvaluationError, Mark, Predictions, Question
+from model.evaluation.interface import Answer, Benchmark, EvaluationError, Mark, Predictions, Question
 from model.evaluation.scoring.common import accuracy, check_unique, count_and_ids, split_scorable
 from pipelines.images.references import ImageRoot
+from pipelines.schema import LETTERS
 
 SPLIT = "test"
 Groups = Mapping[str, str]

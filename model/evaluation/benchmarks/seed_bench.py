@@ -16,10 +16,11 @@ from typing import Any
 
 from model.evaluation.files.json_files import image_root, question_images, read_object, starts_with_key
 from model.evaluation.files.jsonl import Fields, check_fields, read_rows
-from model.evaluation.interface import LETTERS, Answer, Benchmark, EvaluationError, Mark, Predictions, Question
+from model.evaluation.interface import Answer, Benchmark, EvaluationError, Mark, Predictions, Question
 from model.evaluation.scoring.common import accuracy, accuracy_by, check_unique, count_and_ids, split_scorable
 from model.evaluation.scoring.match_option import match_option
 from pipelines.images.references import ImageRoot
+from pipelines.schema import LETTERS
 
 CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 OFFICIAL = r'"(questions|question_type)"'  # the first key of the official file

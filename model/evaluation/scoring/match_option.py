@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from model.evaluation.interface import LETTERS
+from pipelines.schema import LETTERS
 
 _LONE_LETTER = re.compile(r"\W*([A-Za-z])\W*")
 # A capital letter that is a word by itself, except an "A" that is an article ("A dog").

@@ -7,10 +7,10 @@ A message is `{from: human, value: …}` or `{role: user, content: …}`, where 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pipelines.schema import IMAGE_TOKEN
 from pipelines.sources.fields import Reject, clean, field, show, text
 
 ROLES = (("human", "user"), ("gpt", "assistant"))
-IMAGE = "<image>"
 
 Turns = list[tuple[str, str]]
 
@@ -59,7 +59,7 @@ def _text(message: dict[str, Any], key: str, empty: str, where: str) -> str:
         kind = field(part, "type", str, inside)
         if kind not in ("text", "image"):
             raise Reject("wrong_type", f"{inside}type is {show(kind)}, neither 'text' nor 'image'")
-        pieces.append(IMAGE if kind == "image" else field(part, "text", str, inside))
+        pieces.append(IMAGE_TOKEN if kind == "image" else field(part, "text", str, inside))
     return clean(f"{where}{key}", "".join(pieces), empty)
 
 
@@ -70,11 +70,13 @@ def place_images(images: Sequence[str], talk: Turns) -> tuple[str | None, Turns,
     marks its position. A single placeholder at the beginning or end of the first question counts as the default
     position and is removed. Rejects: missing_field, image_count_mismatch, empty_question.
     """
-    placeholders = sum(question.count(IMAGE) for question, _ in talk)
+    placeholders = sum(question.count(IMAGE_TOKEN) for question, _ in talk)
     if placeholders and not images:
-        raise Reject("missing_field", f"image is missing, but the questions contain {placeholders} {IMAGE}")
+        raise Reject("missing_field", f"image is missing, but the questions contain {placeholders} {IMAGE_TOKEN}")
     if placeholders not in (0, len(images)):
-        raise Reject("image_count_mismatch", f"the questions contain {placeholders} {IMAGE} for {len(images)} images")
+        raise Reject(
+            "image_count_mismatch", f"the questions contain {placeholders} {IMAGE_TOKEN} for {len(images)} images"
+        )
     if placeholders == 1:
         (question, answer), *rest = talk
         talk = [(without_placeholder(question)[0], answer), *rest]
@@ -84,9 +86,9 @@ def place_images(images: Sequence[str], talk: Turns) -> tuple[str | None, Turns,
 def without_placeholder(question: str) -> tuple[str, bool]:
     """Returns a first question without the `<image>` at its beginning or end, and whether there was one.
     Rejects: empty_question."""
-    rest = question.removeprefix(IMAGE)
+    rest = question.removeprefix(IMAGE_TOKEN)
     if rest == question:
-        rest = question.removesuffix(IMAGE)
+        rest = question.removesuffix(IMAGE_TOKEN)
     if rest == question:
         return question, False
-    return clean(f"the first question without {IMAGE}", rest, "empty_question"), True
+    return clean(f"the first question without {IMAGE_TOKEN}", rest, "empty_question"), True

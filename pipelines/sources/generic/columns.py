@@ -1,9 +1,9 @@
 """Converts a record of column values into a row of each task, for the source `datasets`."""
 
-import string
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from pipelines.schema import LETTERS
 from pipelines.sources.fields import Reject, clean, finite, normalised_box, options, show
 from pipelines.sources.formats.conversations import place_images, turns
 from pipelines.sources.options import (
@@ -98,8 +98,8 @@ def _correct_choice(column: str, answer: Any, choices: list[str], names: list[st
         return answer
     text = clean(column, answer, "empty_answer")
     found = {i for i, choice in enumerate(choices) if choice == text}
-    if len(text) == 1 and text in string.ascii_uppercase[: len(choices)]:
-        found.add(string.ascii_uppercase.index(text))
+    if len(text) == 1 and text in LETTERS[: len(choices)]:
+        found.add(LETTERS.index(text))
     if not found:
         raise Reject("answer_not_among_choices", f"{column} is {show(text)}: neither a choice nor a choice's letter")
     if len(found) > 1:

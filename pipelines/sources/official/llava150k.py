@@ -10,10 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.schema import IMAGE_TOKEN
 from pipelines.sources.base import COCO_IMAGES, Source, SourceError, file_batches, matching_files
 from pipelines.sources.fields import Reject, optional_text
 from pipelines.sources.formats import json_stream
-from pipelines.sources.formats.conversations import IMAGE, turns, without_placeholder
+from pipelines.sources.formats.conversations import turns, without_placeholder
 
 _MERGED = "llava_instruct_150k.json"
 _PARTS = {"complex_reasoning_77k.json", "conversation_58k.json", "detail_23k.json"}
@@ -33,10 +34,10 @@ def _row(record: Any) -> tuple[Any, ...]:
     (question, answer), *rest = turns(record)
     question, has_placeholder = without_placeholder(question)
     if has_placeholder and image is None:
-        raise Reject("missing_field", f"image is missing, but conversations[0].value contains {IMAGE}")
+        raise Reject("missing_field", f"image is missing, but conversations[0].value contains {IMAGE_TOKEN}")
     talk = [(question, answer), *rest]
-    if any(IMAGE in question for question, _ in talk):  # these files have one placeholder, at the first question
-        raise Reject("special_token_in_text", f"the text contains {IMAGE!r}")
+    if any(IMAGE_TOKEN in question for question, _ in talk):  # these files have one placeholder, at the first question
+        raise Reject("special_token_in_text", f"the text contains {IMAGE_TOKEN!r}")
     return image, talk, None
 
 

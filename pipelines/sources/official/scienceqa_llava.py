@@ -7,17 +7,17 @@ In a recipe, `scienceqa: {source: scienceqa_llava, …}` keeps the dataset's nam
 """
 
 import re
-import string
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from pipelines.schema import IMAGE_TOKEN, LETTERS
 from pipelines.sources.base import Source, batches, named_files
 from pipelines.sources.fields import Reject, Unique, clean, field, optional_text, show
 from pipelines.sources.formats import json_stream
-from pipelines.sources.formats.conversations import IMAGE, turns, without_placeholder
+from pipelines.sources.formats.conversations import turns, without_placeholder
 
 _files = named_files("llava_train_QCM-LEPA.json")
 _ANSWER = re.compile(r"(?:^|\n)###\nANSWER: ([A-Z])\.$")
@@ -42,7 +42,7 @@ def _options(text: str) -> list[str]:
         raise Reject("bad_prompt", f"the options do not begin with (A): {show(text)}")
     found: list[str] = []
     rest = text.removeprefix("(A)")
-    for letter in string.ascii_uppercase[1:]:
+    for letter in LETTERS[1:]:
         choice, mark, after = rest.partition(f" ({letter})")
         if not mark:
             break
@@ -58,7 +58,7 @@ def _options(text: str) -> list[str]:
 def parse_answer(answer: str) -> int:
     """Returns the index, from 0, of the letter that an answer ends with. Rejects: no_answer."""
     if found := _ANSWER.search(answer):
-        return string.ascii_uppercase.index(found[1])
+        return LETTERS.index(found[1])
     raise Reject("no_answer", f"expected '###' and 'ANSWER: <letter>.' at the end of {show(answer[-60:])}")
 
 
@@ -74,11 +74,11 @@ def read(root: Path) -> Iterator[pa.RecordBatch]:
             raise Reject("several_turns", f"conversations has {len(texts)} turns, not one")
         prompt, has_placeholder = without_placeholder(texts[0][0])
         if has_placeholder and image is None:
-            raise Reject("missing_field", f"image is missing, but conversations[0].value contains {IMAGE}")
+            raise Reject("missing_field", f"image is missing, but conversations[0].value contains {IMAGE_TOKEN}")
         question, context, options = parse_prompt(prompt)
         right = parse_answer(texts[0][1])
         if right >= len(options):
-            letter = string.ascii_uppercase[right]
+            letter = LETTERS[right]
             raise Reject("answer_index_out_of_range", f"the answer is {letter}, but there are {len(options)} options")
         return image, question, options, right, context
 

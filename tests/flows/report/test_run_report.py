@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from flows.report import charts, gallery, score_tables, tables
+from flows.report import charts, gallery, score_tables
 from pipelines.schema import SHARD
 
 BOX = "0.250,0.500,0.750,1.000"
@@ -96,11 +96,6 @@ def test_scores_are_shown_next_to_the_shuffled_image_control():
         {"benchmark": "pope", "part": "random", "measure": "accuracy", "score": "95.0", "shuffled images": "52.0"},
     ]
     assert "shuffled images" not in score_tables.scores({"pope": {"accuracy": 90.0}})[0]
-
-
-def test_table_cells_are_escaped():
-    text = tables.markdown([{"a": "x | y\nz", "b": 12345}])
-    assert text.splitlines() == ["| a | b |", "| --- | --- |", "| x \\| y z | 12,345 |"]
 
 
 def test_a_step_logged_twice_counts_once(tmp_path):

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support.images import read_image_bytes
 
 from pipelines.core import table_files
 from pipelines.core.errors import ImageRefError
 from pipelines.images import cells
-from pipelines.images.references import ImageRoot, read_image_bytes
+from pipelines.images.references import ImageRoot
 from pipelines.images.table import identities, images_table
 
 ROWS = 50

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
-from support.images import png_header
+from support.images import png_header, read_image_bytes
 
 from pipelines.core.errors import ImageRefError
 from pipelines.images.decode import MAX_PIXELS, decode, measure
-from pipelines.images.references import ImageRoot, read_image_bytes
+from pipelines.images.references import ImageRoot
 from pipelines.images.table import identities, images_table
 from pipelines.schema import IMAGES
 

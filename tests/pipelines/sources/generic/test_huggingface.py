@@ -10,8 +10,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
+from support.images import read_image_bytes
 
-from pipelines.images.references import read_image_bytes
 from pipelines.images.table import images_table
 from pipelines.schema import ANNOTATIONS
 from pipelines.sources import SourceError, SourceOptions, get

@@ -8,8 +8,8 @@ import tarfile
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.images import read_image_bytes
 
-from pipelines.images.references import read_image_bytes
 from pipelines.sources import SourceError, get
 from pipelines.sources.formats.tar import Tar
 
