@@ -65,7 +65,7 @@ def evaluate(workspace: Workspace, model: Path) -> Path:
         **asked,
     }
     log = get_run_logger().info
-    directory = run_job(workspace, "scores", key, "model.evaluation.benchmarks", job, log, everywhere=True, env=env)
+    directory = run_job(workspace, "scores", key, "model.evaluation", job, log, everywhere=True, env=env)
     return directory / "output"
 
 

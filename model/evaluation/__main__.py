@@ -1,4 +1,4 @@
-"""The evaluation job: `python -m model.evaluation.benchmarks JOB.json`.
+"""The evaluation job: `python -m model.evaluation JOB.json`.
 
 JOB = {"model": directory, "benchmarks": {name: {"path", "images"}}, "batch_size", "shuffled_control", "seed",
 "output": directory}; "device", "precision", "choose_by", "judge" (see judge.py; its API key stays in the environment)
@@ -22,7 +22,7 @@ from pipelines.templates.sets import TemplateError
 
 def main(arguments: list[str]) -> None:
     if len(arguments) != 1:
-        raise SystemExit("usage: python -m model.evaluation.benchmarks JOB.json")
+        raise SystemExit("usage: python -m model.evaluation JOB.json")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request; the judge logs its own progress
     transformers.utils.logging.disable_progress_bar()

@@ -25,7 +25,7 @@ def test_two_hosts_write_the_same_files_as_one(tiny_backbones: Path, two_namespa
     for name, cluster in (("one", None), ("two", two_namespaces.cluster)):
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps({**job, "output": str(tmp_path / name)}))
-        launch("model.evaluation.benchmarks", path, threads=1, log=lambda line: None, cluster=cluster)
+        launch("model.evaluation", path, threads=1, log=lambda line: None, cluster=cluster)
     assert two_namespaces.pids() == []
     for file in ("pope.predictions.jsonl", "scores.json"):
         assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
