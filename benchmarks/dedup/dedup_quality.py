@@ -3,9 +3,9 @@
     python -m benchmarks.dedup.dedup_quality PAIRS.jsonl [PAIRS.jsonl …]
 
 A line of PAIRS: {"source", "image", "a": {"question", "answer"}, "b": {…}, "label": "dup" | "distinct"}.
-Fits the weights of pipelines/dedup/similarity.py and prints them; prints what each part gains and how the shipped weights
-and threshold perform; draws benchmarks/plots/dedup_quality.png. Every fitted figure is cross-validated: ten folds that
-keep the pairs of an image together, mean of ten assignments of images to folds.
+Fits the weights of pipelines/dedup/similarity.py and prints them; prints what each part gains and how the shipped
+weights and threshold perform; draws benchmarks/plots/dedup_quality.png. Every fitted figure is cross-validated: ten
+folds that keep the pairs of an image together, mean of ten assignments of images to folds.
 """
 
 import json

@@ -37,6 +37,7 @@ def launch(
 
     threads: CPU threads per rank; default: cores / ranks. log: receives every line of output. env: added to the ranks'
     environment. port: rendezvous port; default: a free one. cluster: the hosts, instead of `ranks` and `port`.
+    There is a parameter for each thing that a launcher of processes lets one choose.
 
     If an exception is raised here (e.g. a Prefect run is cancelled), a rank fails or a host is lost, the ranks receive
     SIGTERM, have `grace` seconds to save a checkpoint, and are then killed with all their children. If this process

@@ -145,7 +145,8 @@ class Agent:
         env: dict[str, str],
         grace: float,
     ) -> None:
-        """Starts ranks `first` … `first + count - 1` of `world`."""
+        """Starts ranks `first` … `first + count - 1` of `world`. The parameters are the fields of the launcher's
+        order."""
         if self._listener is not None:
             self._listener.shutdown(socket.SHUT_RDWR)
             self._listener.close()

@@ -93,7 +93,8 @@ class Processes:
 def rank_environment(
     rank: int, local_rank: int, world: int, local_world: int, address: str, port: int, threads: int | None
 ) -> dict[str, str]:
-    """Returns torchrun's variables for a rank. threads: CPU threads; default: cores of this host / its ranks."""
+    """Returns torchrun's variables for a rank. threads: CPU threads; default: cores of this host / its ranks.
+    There is a parameter for each variable."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "RANK": str(rank),

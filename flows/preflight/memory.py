@@ -156,7 +156,8 @@ def rank_bytes(
     model: Sizes, train: Train, ranks: int, shape: Shape, passes: Peak, device: str, loading: Loading | None = None
 ) -> tuple[str, dict[str, float]]:
     """Returns the phase in which a rank needs the most memory, and the bytes of each kind in that phase, by the
-    formulas above. device: cpu or cuda, whose memory is estimated. loading: prefetch settings; default: Loading()."""
+    formulas above. device: cpu or cuda, whose memory is estimated. loading: prefetch settings; default:
+    Loading(). Each parameter is one factor of the formulas."""
     found = phases(model, train, ranks, passes, device)
     if device == "cpu":
         steps = (loading or Loading()).prefetch_steps + 3  # prefetched; one being collated and the next; one in use

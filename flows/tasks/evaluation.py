@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.recipe.recipe import RecipeError
 from flows.runs.workspace import Workspace
-from flows.tasks.job import identity, run_job
+from flows.tasks.job import Job, identity, run_job
 from pipelines.core.store import FileDigests, fingerprint
 from pipelines.templates.sets import ROOT as TEMPLATES
 
@@ -65,7 +65,7 @@ def evaluate(workspace: Workspace, model: Path) -> Path:
         **asked,
     }
     log = get_run_logger().info
-    directory = run_job(workspace, "scores", key, "model.evaluation", job, log, everywhere=True, env=env)
+    directory = run_job(workspace, "scores", key, Job("model.evaluation", job, distributed=True, env=env), log)
     return directory / "output"
 
 

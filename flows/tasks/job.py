@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +15,26 @@ from pipelines.core.files import named_digests, write_atomic
 from pipelines.core.store import FileDigests, Store
 
 
-def run_job(
-    workspace: Workspace,
-    kind: str,
-    key: Mapping[str, Any],
-    module: str,
-    job: Mapping[str, Any],
-    log: Log,
-    everywhere: bool = False,
-    env: Mapping[str, str] | None = None,
-    places_of_job: Sequence[str] = ("output",),
-    watched: Callable[[Path], AbstractContextManager[object]] = contextlib.nullcontext,
-) -> Path:
-    """Returns the store entry of (kind, key), after running `python -m module job.json` if the entry is not complete.
+@dataclass(frozen=True)
+class Job:
+    """`python -m module job.json`. settings: the content of job.json; to it are added `directories`, its keys that name
+    subdirectories of the store entry."""
 
-    everywhere: run on all of the recipe's ranks and hosts instead of in one process here. env: added to the recipe's
-    environment variables; not written to any file. places_of_job: keys of the job that are set to subdirectories of the
-    entry. watched: returns a context manager for the entry's directory, entered while the processes run. Raises
-    LaunchError if a process fails.
-    """
+    module: str
+    settings: Mapping[str, Any]
+    directories: Sequence[str] = ("output",)
+    distributed: bool = False  # on all of the recipe's ranks and hosts instead of in one process here
+    env: Mapping[str, str] = field(default_factory=dict)  # added to the recipe's, but not written to any file
+    # Returns a context manager for the entry's directory, entered while the processes run.
+    while_running: Callable[[Path], AbstractContextManager[object]] = contextlib.nullcontext
+
+
+def run_job(workspace: Workspace, kind: str, key: Mapping[str, Any], job: Job, log: Log) -> Path:
+    """Returns the store entry of (kind, key), after running the job if the entry is not complete. Raises LaunchError if
+    a process fails."""
     options = workspace.recipe.launch
     ranks: dict[str, Any] = {}
-    if everywhere:
+    if job.distributed:
         ranks = {
             "ranks": count_ranks(options),
             "port": options.rendezvous.port,
@@ -44,14 +43,14 @@ def run_job(
 
     def make(directory: Path) -> dict[str, Any]:
         job_path = directory / "job.json"
-        directories = {name: str(directory / name) for name in places_of_job}
-        write_atomic(job_path, json.dumps({**job, **directories}, indent=1) + "\n")
-        with watched(directory):
-            launch(module, job_path, threads=options.threads, log=log, env={**options.env, **(env or {})}, **ranks)
-        return {"job": {**job, **directories}}
+        content = {**job.settings, **{name: str(directory / name) for name in job.directories}}
+        write_atomic(job_path, json.dumps(content, indent=1) + "\n")
+        with job.while_running(directory):
+            launch(job.module, job_path, threads=options.threads, log=log, env={**options.env, **job.env}, **ranks)
+        return {"job": content}
 
     directory = workspace.store.produce(kind, key, make)
-    log(f"{module}: {directory}")
+    log(f"{job.module}: {directory}")
     return directory
 
 

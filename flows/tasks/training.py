@@ -15,8 +15,8 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.runs.workspace import Workspace
 from flows.tasks import progress
-from flows.tasks.job import identity, run_job
-from model.training.job import Job
+from flows.tasks.job import Job, identity, run_job
+from model.training.job import Job as TrainingJob
 from pipelines.shards.remote import shards_url
 
 VERSION = 1  # raise it when a code change affects the trained weights
@@ -32,7 +32,9 @@ def train_backbones(workspace: Workspace) -> tuple[str, str]:
         return backbones.vision, backbones.llm
     job = {"corpus": str(workspace.data), **backbones.train.model_dump()}
     log = get_run_logger().info
-    directory = run_job(workspace, "backbones", workspace.backbones_key(), "model.training.sample_backbones", job, log)
+    directory = run_job(
+        workspace, "backbones", workspace.backbones_key(), Job("model.training.sample_backbones", job), log
+    )
     return str(directory / "output" / "vision"), str(directory / "output" / "llm")
 
 
@@ -59,7 +61,7 @@ def train_stage(workspace: Workspace, stage: str, shards: Path, init: Mapping[st
         "peak_tflops": recipe.launch.peak_tflops,
     }
     # The job reports what the weights depend on; its inputs enter the key by content instead of by path.
-    depends = Job.model_validate({**job, "output": "output", "work": "work"}).identity()
+    depends = TrainingJob.model_validate({**job, "output": "output", "work": "work"}).identity()
     key = {
         **depends,
         "version": VERSION,
@@ -68,11 +70,16 @@ def train_stage(workspace: Workspace, stage: str, shards: Path, init: Mapping[st
     }
     log = get_run_logger().info
 
-    def watched(directory: Path) -> AbstractContextManager[None]:
+    def while_running(directory: Path) -> AbstractContextManager[None]:
         return progress.shown(recipe.name, stage, directory / "work" / "metrics.jsonl", log)
 
-    more: Any = {"everywhere": True, "places_of_job": ("output", "work"), "watched": watched}
-    return run_job(workspace, "models", key, "model.training", job, log, **more)
+    return run_job(
+        workspace,
+        "models",
+        key,
+        Job("model.training", job, ("output", "work"), distributed=True, while_running=while_running),
+        log,
+    )
 
 
 def _benchmarks(workspace: Workspace, stage: str) -> dict[str, dict[str, str]]:

@@ -47,7 +47,7 @@ def group_turns(
 
     Dialogue rows keep the turns and order of the dataset. For other tasks, the turns of one image are shuffled in an
     order that depends only on (seed, dataset, row), and a new conversation starts after every `max_turns` turns. A turn
-    without an image forms its own conversation.
+    without an image forms its own conversation. The parameters stay apart, because this is a pure function of arrays.
     """
     rows_in_turns = np.column_stack([row, turn])
     if is_dialogue:

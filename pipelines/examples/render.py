@@ -208,7 +208,8 @@ class Renderer:
             good = np.flatnonzero(~unproved & ~too_long)
             members = waiting.members(good)
             done.append((waiting.take(good), encoded.take(members)))
-            self._reject(turns, waiting, text_tokens, unproved, too_long, encoded, ledger)
+            _reject_unproved(turns, waiting, unproved, encoded, ledger)
+            self._reject_too_long(turns, waiting, np.where(too_long, text_tokens, 0), ledger)
             long = np.flatnonzero(too_long & (waiting.sizes > 1))
             members = waiting.members(long)
             waiting = waiting.take(long)
@@ -223,25 +224,23 @@ class Renderer:
         distinct, index = np.unique(num_images, return_inverse=True)
         return np.array([self.encoder.head_tokens(n) for n in distinct.tolist()], np.int64)[index]
 
-    def _reject(
-        self,
-        turns: Turns,
-        grouping: Grouping,
-        text_tokens: np.ndarray,
-        unproved: np.ndarray,
-        too_long: np.ndarray,
-        encoded: EncodedTurns,
-        ledger: Ledger,
-    ) -> None:
-        for c in np.flatnonzero(unproved).tolist():
-            members = range(grouping.offsets[c], grouping.offsets[c + 1])
-            error = next(encoded.errors[k] for k in members if k in encoded.errors)
-            for turn in grouping.order[members.start : members.stop]:
-                ledger.reject(int(turns.row[turn]), int(turns.turn[turn]), "loss_mask_unproved", error)
-        for c in np.flatnonzero(too_long & (grouping.sizes == 1)).tolist():
+    def _reject_too_long(self, turns: Turns, grouping: Grouping, lengths: np.ndarray, ledger: Ledger) -> None:
+        """Rejects conversations of one turn that are too long. lengths: (C,) text tokens, 0 for those that fit."""
+        for c in np.flatnonzero((lengths > 0) & (grouping.sizes == 1)).tolist():
             turn = grouping.first[c]
-            detail = f"{text_tokens[c]} text tokens, but the limit is {self.settings.max_text_tokens}"
+            detail = f"{lengths[c]} text tokens, but the limit is {self.settings.max_text_tokens}"
             ledger.reject(int(turns.row[turn]), int(turns.turn[turn]), "too_long", detail)
+
+
+def _reject_unproved(
+    turns: Turns, grouping: Grouping, unproved: np.ndarray, encoded: EncodedTurns, ledger: Ledger
+) -> None:
+    """Rejects the turns of conversations whose loss mask is not proved. unproved: (C,) bool."""
+    for c in np.flatnonzero(unproved).tolist():
+        members = range(grouping.offsets[c], grouping.offsets[c + 1])
+        error = next(encoded.errors[k] for k in members if k in encoded.errors)
+        for turn in grouping.order[members.start : members.stop]:
+            ledger.reject(int(turns.row[turn]), int(turns.turn[turn]), "loss_mask_unproved", error)
 
 
 def _outside_benchmarks(batch: pa.RecordBatch, overlaps: Overlaps, ledger: Ledger) -> pa.RecordBatch:

@@ -149,7 +149,8 @@ def _fill_with_few_images(
     images: np.ndarray,
     chosen: np.ndarray,
 ) -> int:
-    """Packs greedily if the limit on images binds: repeatedly takes the longest sample that fits both limits."""
+    """Packs greedily if the limit on images binds: repeatedly takes the longest sample that fits both limits.
+    Compiled by numba, which takes arrays instead of objects."""
     size, length = 0, len(counts) - 1
     while length > 0:
         taken = 0

@@ -142,7 +142,8 @@ def test_a_lost_connection_ends_all_ranks(
 def test_no_rank_outlives_a_stopped_or_killed_launcher(job: Path, env: dict[str, str], cluster: Cluster) -> None:
     job.write_text("held")
     code = (
-        "import sys; from pathlib import Path; from flows.launch.launch import launch; from flows.launch.hosts import *\n"
+        "import sys; from pathlib import Path\n"
+        "from flows.launch.launch import launch; from flows.launch.hosts import *\n"
         f"launch('launched_rank', Path(sys.argv[1]), env={env!r}, cluster={replace(cluster, silence=2.0)!r})"
     )
     for number in (signal.SIGKILL, signal.SIGSTOP):
