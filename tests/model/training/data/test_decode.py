@@ -16,7 +16,6 @@ from model.image_fit import FITS, Fit
 from model.processing import HoneybeeImageProcessor
 from model.training.data import decode
 from model.training.data.decode import Decoder
-from pipelines.images import references
 
 S = 224
 PROCESSORS = {fit: HoneybeeImageProcessor(fit, size={"height": S, "width": S}) for fit in FITS}
@@ -111,11 +110,11 @@ def test_bad_images_are_black_and_do_not_affect_others(fit: Fit, mode: decode.Mo
 
 def test_image_with_too_many_bytes_or_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode(photo(640, 480))
-    monkeypatch.setattr(references, "MAX_BYTES", len(data) - 1)
+    monkeypatch.setattr(decode, "MAX_BYTES", len(data) - 1)
     _, (problem,) = Decoder.like(PROCESSOR)([data])
     assert "image_too_large" in str(problem)
     monkeypatch.undo()
-    for module in ("model.training.data.decode", "pipelines.images.table"):
+    for module in ("model.training.data.decode", "pipelines.images.decode"):
         monkeypatch.setattr(f"{module}.MAX_PIXELS", 640 * 480 - 1)
     _, (problem,) = Decoder.like(PROCESSOR)([data])
     assert "image_too_large: 640 by 480 pixels" in str(problem)
