@@ -10,10 +10,10 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 from pipelines.sources.base import SourceError
+from pipelines.sources.formats.open_file import OpenFile
 
 WINDOW = 1 << 20  # bytes read at a time
 MAX_ELEMENT = 16 << 20  # characters of one array element or member value
@@ -54,27 +54,17 @@ def records(path: Path) -> Iterator[Any]:
             yield from stream.values()
 
 
-class JsonStream:
+class JsonStream(OpenFile):
     """A cursor over one JSON file. Raises SourceError with line, column and character for any error in its content."""
 
     def __init__(self, path: Path):
-        self._path = path
-        try:
-            self._file = path.open("rb", buffering=0)
-        except OSError as error:
-            raise SourceError(f"{path} cannot be read: {error.strerror}") from None
+        super().__init__(path)
         self._utf8 = codecs.getincrementaldecoder("utf-8-sig")(errors="surrogateescape")
         self._scan = json.JSONDecoder().raw_decode
         self._text, self._pos = "", 0  # the window, and the cursor in it
         self._ended = False
         # Counts of the dropped text before the window: characters, lines, and characters of the window's first line.
         self._chars, self._lines, self._column = 0, 0, 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._file.close()
 
     def peek(self) -> str:
         """Returns the next character that is not white space, or "" at the end of the file."""

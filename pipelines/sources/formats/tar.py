@@ -7,10 +7,10 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, NoReturn, Self
+from typing import NamedTuple, NoReturn
 
 from pipelines.sources.base import SourceError
+from pipelines.sources.formats.open_file import OpenFile
 
 BLOCK = 512
 WINDOW = 16 * 1024  # bytes read at once: a header and the small members and headers that follow it
@@ -26,23 +26,13 @@ class Member(NamedTuple):
     is_file: bool  # a regular file, not a link, device or sparse file
 
 
-class Tar:
+class Tar(OpenFile):
     """An open tar. Raises SourceError, with file and byte offset, if it is damaged or incomplete."""
 
     def __init__(self, path: Path):
-        self._path = path
-        try:
-            self._file = path.open("rb", buffering=0)
-        except OSError as error:
-            raise SourceError(f"{path} cannot be read: {error.strerror}") from None
+        super().__init__(path)
         self._size = os.fstat(self._file.fileno()).st_size
         self._start, self._window = 0, b""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._file.close()
 
     def read(self, offset: int, size: int) -> bytes:
         """Returns `size` bytes at `offset`. Raises SourceError if the file ends before them."""
