@@ -34,12 +34,12 @@ down: ## stop the server and the worker that `up` started
 	@if test -x $(BIN)/honeybee; then $(BIN)/honeybee down; fi
 
 test: install ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: install ## run ruff, mypy and import-linter, and build the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 	$(BIN)/lint-imports
 	$(MKDOCS) build --strict --quiet
 

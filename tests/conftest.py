@@ -7,12 +7,17 @@ from pathlib import Path
 import pytest
 from support.namespaces import NotPermitted, TwoHosts, two_hosts
 
+pytest_plugins = ("support.skips", "support.slow_first")
+
 os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",
     TOKENIZERS_PARALLELISM="false",
     DO_NOT_TRACK="1",
     PREFECT_SERVER_ANALYTICS_ENABLED="false",
+    OMP_NUM_THREADS="1",  # also of PyTorch and Arrow: the workers and their processes share the cores
+    OPENBLAS_NUM_THREADS="1",
+    TORCHINDUCTOR_COMPILE_THREADS="1",
 )
 
 

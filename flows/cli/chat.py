@@ -125,7 +125,7 @@ def serve(
 
     check_model(model)  # before torch is imported
     from model.serving.server import serve as run
-    from model.serving.service import Settings
+    from model.serving.settings import Settings
 
     settings = Settings(name or model.absolute().name, max_batch, max_images, int(max_upload_mib * 2**20), allow_urls)
     run(model, host, port, settings, typer.echo)

@@ -9,8 +9,7 @@ from pathlib import Path
 import uvicorn
 
 from model.check_directory import check_model
-from model.serving.app import create_app
-from model.serving.service import Service, Settings
+from model.serving.settings import Settings
 
 SHUTDOWN_SECONDS = 10  # seconds that running answers have to finish on shutdown
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost")  # only these names are accepted, to prevent DNS rebinding by web pages
@@ -25,7 +24,10 @@ def serve(directory: Path, host: str, port: int, settings: Settings, say: Callab
     with the address. Raises ModelError, and ServeError before the model is loaded."""
     check_model(directory)
     with bind(host, port) as listener:
+        # They import torch, which takes seconds: an address in use is reported before.
         from model.generation.generate import load
+        from model.serving.app import create_app
+        from model.serving.service import Service
 
         service = Service(*load(directory), settings)
         address = f"[{host}]" if ":" in host else host

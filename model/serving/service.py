@@ -20,21 +20,10 @@ from model.serving.content import ImageReference, conversation
 from model.serving.errors import RequestError
 from model.serving.images import check_total_pixels, decode_image, image_bytes
 from model.serving.protocol import ChatRequest
+from model.serving.settings import Settings
 
 DEFAULT_MAX_TOKENS = 512  # used if a request sets no limit
 MAX_PARTS = 10_000  # bounds the messages and parts if the model has no context limit
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Server settings. name: model name in requests. max_upload: limit in bytes for a request body and for a fetched
-    image."""
-
-    name: str = "model"
-    max_batch: int = 8
-    max_images: int = 8
-    max_upload: int = 20 << 20
-    allow_urls: bool = False
 
 
 @dataclass

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from support.shared import make_once
 from support.tiny import WriteRecipe, write_tiny
 
 from flows.data.stage_data import StageData, dataset_examples, stage_data
@@ -26,11 +27,13 @@ def write_recipe(tmp_path: Path) -> WriteRecipe:
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the sample corpus (`data`), small backbones with a tokenizer (`backbones`), and what the tests
-    build from it (`store`)."""
-    root = tmp_path_factory.mktemp("corpus")
-    write_sample(root / "data", scenes=60, held_out=12, seed=0)
-    train_backbones(root / "data", root / "backbones", vision_steps=1, llm_steps=1)
-    return root
+    build from it (`store`). All workers share it; only the store may be written to."""
+
+    def make(root: Path) -> None:
+        write_sample(root / "data", scenes=60, held_out=12, seed=0)
+        train_backbones(root / "data", root / "backbones", vision_steps=1, llm_steps=1)
+
+    return make_once(tmp_path_factory, "corpus", make)
 
 
 @pytest.fixture

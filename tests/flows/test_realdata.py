@@ -46,6 +46,9 @@ def root(tmp_path_factory, prefect, realdata) -> Path:
         "finetune/train/packing": {"max_tokens": 1400, "window": 32},
         "finetune/train/global_batch": 2,
         "finetune/train/micro_batch": 1,
+        # The default, ZeRO stage 2.
+        "pretrain/train/zero_stage": None,
+        "finetune/train/zero_stage": None,
         # There are no held-out questions about these images, so those of the sample corpus are used.
         "evaluation/benchmarks/pope": {"path": f"{root}/corpus/POPE", "images": f"{root}/corpus/POPE/images"},
         "evaluation/benchmarks/mmbench": None,

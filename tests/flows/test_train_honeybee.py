@@ -110,7 +110,7 @@ def test_logging_more_often_does_not_retrain(root):
     from flows.train_honeybee import train_honeybee
 
     before = entries(root)
-    train_honeybee(str(write_tiny(root, {"name": "chatty", "pretrain/train/log_every": 2, "launch/threads": 1})), "one")
+    train_honeybee(str(write_tiny(root, {"name": "chatty", "pretrain/train/log_every": 2, "launch/threads": 2})), "one")
     assert entries(root) == before
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from model.serving.app import create_app
 from model.serving.server import LOOPBACK_HOSTS, bind
-from model.serving.service import Service, Settings
+from model.serving.service import Service
+from model.serving.settings import Settings
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ _TRAIN: dict[str, Any] = {
     "micro_batch": 8,
     "warmup_steps": 1,
     "precision": "fp32",
+    "zero_stage": 0,  # with ZeRO, each rank takes seconds longer to start
     "gradient_checkpointing": False,
     "log_every": 1,
 }
@@ -41,7 +42,7 @@ TINY: dict[str, Any] = {
         "data": {"weights": {"vqav2": 0.75, "refcoco": 0.25}, "max_text_tokens": 256, "shard_mib": 0.01},
         "train": _TRAIN,
     },
-    "launch": {"ranks": 1, "device": "cpu"},
+    "launch": {"ranks": 1, "device": "cpu", "threads": 1},
     "evaluation": {
         "benchmarks": {
             "pope": {"path": "POPE", "images": "POPE/images"},

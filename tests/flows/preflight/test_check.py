@@ -14,7 +14,6 @@ import torch
 from flows.preflight.check import check_hosts, check_inputs, check_settings
 from flows.recipe.recipe import RecipeError, load_recipe
 from flows.runs.workspace import locate_workspace, open_workspace
-from model.training.sample_backbones import train_backbones
 from pipelines.sample_corpus import write_sample
 from pipelines.templates.sets import set_names
 
@@ -149,26 +148,20 @@ def test_benchmarks_are_read_before_anything_is_trained(write_recipe, tmp_path):
         ({"model/image_size": 7}, "model: "),
     ],
 )
-def test_parts_that_do_not_fit_are_reported_before_weights_are_loaded(write_recipe, tmp_path, changes, message):
-    write_sample(tmp_path / "data", scenes=4, held_out=8, seed=0)
-    train_backbones(tmp_path / "data", tmp_path / "models", vision_steps=1, llm_steps=1)
-    backbones = {"vision": str(tmp_path / "models/vision"), "llm": str(tmp_path / "models/llm")}
-    path = write_recipe({"sample": None, "backbones": backbones})
-    check_inputs(locate_workspace(load_recipe(path)))
-    path = write_recipe({"sample": None, "backbones": backbones, **changes})
+def test_parts_that_do_not_fit_are_reported_before_weights_are_loaded(recipe_of, changes, message):
+    check_inputs(locate_workspace(recipe_of()))
     with pytest.raises(RecipeError, match=message):
-        check_inputs(locate_workspace(load_recipe(path)))
+        check_inputs(locate_workspace(recipe_of(changes)))
 
 
-def test_lora_targets_are_checked_against_the_configuration(write_recipe, tmp_path):
-    write_sample(tmp_path / "data", scenes=4, held_out=8, seed=0)
-    train_backbones(tmp_path / "data", tmp_path / "models", vision_steps=1, llm_steps=1)
-    (tmp_path / "models/llm/model.safetensors").unlink()  # the check needs no weights
-    backbones = {"vision": str(tmp_path / "models/vision"), "llm": str(tmp_path / "models/llm")}
-    changes = {"sample": None, "backbones": backbones}
-    check_settings(load_recipe(write_recipe({**changes, "finetune/train/lora": {"targets": ["gate_proj"]}})))
+def test_lora_targets_are_checked_against_the_configuration(recipe_of, write_recipe, corpus, tmp_path):
+    llm = tmp_path / "llm"
+    shutil.copytree(corpus / "backbones/llm", llm)
+    (llm / "model.safetensors").unlink()  # the check needs no weights
+    backbones = {"vision": str(corpus / "backbones/vision"), "llm": str(llm)}
+    check_settings(recipe_of({"backbones": backbones, "finetune/train/lora": {"targets": ["gate_proj"]}}))
     with pytest.raises(RecipeError, match=r"finetune\.train: lora\.targets: .* named Wqkv; it has down_proj"):
-        check_settings(load_recipe(write_recipe({**changes, "finetune/train/lora": {"targets": ["Wqkv"]}})))
+        check_settings(recipe_of({"backbones": backbones, "finetune/train/lora": {"targets": ["Wqkv"]}}))
     with pytest.raises(RecipeError, match=r"pretrain\.train: lora adapts the language model: add llm to `trains`"):
         load_recipe(write_recipe({"pretrain/train/lora": {}}))
 

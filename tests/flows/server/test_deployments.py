@@ -46,6 +46,7 @@ def project(tmp_path_factory, port):
 
 def honeybee(root: Path, *arguments: object) -> subprocess.CompletedProcess:
     env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
+    env["PREFECT_WORKER_QUERY_SECONDS"] = "1"  # instead of 10 between two looks for new runs
     command = [Path(sys.executable).with_name("honeybee"), *map(str, arguments)]
     return subprocess.run(command, cwd=root, env=env, text=True, capture_output=True)
 
