@@ -21,11 +21,11 @@ from torch.nn import functional as F
 from benchmarks.measure import parser, show, working
 from benchmarks.training.memory import TOY, settled, write_job
 from model import distributed
-from model.training import loop as stage
 from model.training import signals, stage
 from model.training.data.collate import IGNORE_INDEX, Batch
 from model.training.engine.optimizer import adamw, freeze
 from model.training.job import load_job
+from model.training.loop import Loop
 
 
 def main() -> None:
@@ -53,16 +53,17 @@ def run(path: Path, num_steps: int, rounds: int, place: Path) -> dict[str, list[
     """Seconds of a step in each round, of the loop and of bare PyTorch."""
     job = load_job(path)
     places = {"output": place / "loop-output", "work": place / "loop-work"}
-    train = job.train.model_copy(update={"precision": "fp32", "zero_stage": 0, "log_every": 10})
+    settings = {"precision": "fp32", "zero_stage": 0, "log_every": 10, "evaluate": None, "evaluate_every": None}
+    train = job.train.model_copy(update=settings)
     job = job.model_copy(update={**places, "train": train, "device": "cpu"})
     found: dict[str, list[float]] = {"loop": [], "bare": []}
     job.work.mkdir()
 
-    def measure(loop: stage.Loop) -> bool:
+    def measure(loop: Loop) -> bool:
         model = copy.deepcopy(loop.engine.model)
         freeze(model, train.trains)
         optimizer = adamw(model, train)
-        loop.metrics.begin(0, None)
+        loop.start()
         with contextlib.closing(iter(loop.loader)) as steps:  # closed: it reads nothing ahead any more
             batches = [next(steps) for _ in range(num_steps)]
         done = 0
@@ -71,10 +72,8 @@ def run(path: Path, num_steps: int, rounds: int, place: Path) -> dict[str, list[
             start = time.perf_counter()
             with signals.StopRequest() as stop:
                 for own in batches:
-                    loop._step(done, own, stop)
+                    loop.step(done, own, stop)
                     done += 1
-                    if done % train.log_every == 0:
-                        loop.metrics.write(done, 0.0, 0.0, 0.0)
             seconds["loop"] = time.perf_counter() - start
             start = time.perf_counter()
             for own in batches:
@@ -85,7 +84,7 @@ def run(path: Path, num_steps: int, rounds: int, place: Path) -> dict[str, list[
                     found[name].append(took / num_steps)
         return False
 
-    stage.Loop.train = measure  # type: ignore[assignment, method-assign]
+    Loop.train = measure  # type: ignore[assignment, method-assign]
     stage.run(job)
     distributed.shutdown()
     return found
