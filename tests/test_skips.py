@@ -32,7 +32,9 @@ def test_an_unexpected_skip_fails_only_in_ci(tmp_path: Path, ci: str, code: int,
     (tmp_path / "test_module.py").write_text("import pytest\npytest.skip('not here', allow_module_level=True)\n")
     command = [sys.executable, "-m", "pytest", "-p", "support.skips", "-p", "no:cacheprovider", "-rs", str(tmp_path)]
     env = os.environ | {"CI": ci, "PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run([*command, "--ignore", str(tmp_path / "test_module.py")], env=env, text=True, capture_output=True)
+    done = subprocess.run(
+        [*command, "--ignore", str(tmp_path / "test_module.py")], env=env, text=True, capture_output=True
+    )
     assert (done.returncode, outcome in done.stdout) == (code, True), done.stdout
     assert ("must not be skipped if CI is set" in done.stdout) == bool(ci)
     module = subprocess.run([*command[:-1], str(tmp_path / "test_module.py")], env=env, text=True, capture_output=True)

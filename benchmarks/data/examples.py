@@ -41,27 +41,26 @@ def honeybee(annotations: Path, tokenizer: Path, out: Path) -> float:
     import apache_beam  # noqa: F401 (its import is not measured, as with the peers)
 
     from pipelines.core.beam import BEAM_OPTIONS
+    from pipelines.dedup.settings import Dedup
     from pipelines.examples.beam_job import ExamplesJob, run_examples_job
-    from pipelines.examples.render import RenderSettings
+    from pipelines.examples.settings import ExampleSettings
     from pipelines.jobs.examples import ROWS_PER_PARTITION
-    from pipelines.templates.sets import template_file
+    from pipelines.templates.sets import load_templates
+    from pipelines.tokens.chat_style import load_chat_template
 
     rows = json.loads((annotations / "manifest.json").read_text())["num_rows"]
-    settings = RenderSettings(
+    settings = ExampleSettings(
         dataset="vqav2",
         task="open_question",
-        template_file=str(template_file("fine", "vqav2", "open_question")),
-        chat="honeybee",
-        tokenizer=str(tokenizer),
-        embeddings=None,
-        max_turns=MAX_TURNS,
+        templates=load_templates("fine", "vqav2", "open_question"),
+        chat=load_chat_template("honeybee"),
+        tokenizer=tokenizer,
         max_text_tokens=1023,
-        dedup_rule="off",
-        dedup_compare="pair",
-        dedup_threshold=None,
+        max_turns=MAX_TURNS,
         seed=SEED,
+        dedup=Dedup(rule="off"),
     )
-    job = ExamplesJob(str(annotations), None, settings, -(-rows // ROWS_PER_PARTITION), str(out))
+    job = ExamplesJob(annotations, None, None, settings, -(-rows // ROWS_PER_PARTITION), out)
     begin = time.perf_counter()
     run_examples_job(job, list(BEAM_OPTIONS))
     return time.perf_counter() - begin

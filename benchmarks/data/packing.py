@@ -8,6 +8,7 @@ does not fit, as trainers do that pack while they load. A step is 64 sequences, 
 """
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +35,10 @@ def build(realdata: Path, folder: Path, samples: int | None = None) -> Lengths:
     content["finetune"]["data"]["samples"] = samples or content["finetune"]["data"]["samples"]
     workspace = Workspace(Recipe.model_validate(content), Store(folder / "store"), realdata)
 
-    def examples(workspace: Workspace, *arguments: object) -> Path:
-        return dataset_examples(workspace, *arguments, print)  # type: ignore[arg-type]
-
-    return Lengths(stage_data(workspace, "finetune", tokenizer, examples, print).shards / "lengths.parquet")
+    return Lengths(
+        stage_data(workspace, "finetune", tokenizer, partial(dataset_examples, log=print), print).shards
+        / "lengths.parquet"
+    )
 
 
 def in_order(positions: np.ndarray, most: int) -> list[Pack]:

@@ -13,15 +13,14 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-import pipelines.encode
-
-import pipelines.templates
 from benchmarks import toy
 from benchmarks.measure import parser, show, working
 from flows.data.stage_data import dataset_examples, stage_data
 from flows.recipe.recipe import Recipe, load_recipe
 from flows.runs.workspace import STAGES, Workspace, open_workspace
 from pipelines.jobs.tokenizer import prepare_tokenizer
+from pipelines.templates import sets
+from pipelines.tokens import chat_style
 
 CHANGED = "refcoco"
 
@@ -47,8 +46,8 @@ def run(recipe_name: str | Path, llm: str, root: Path) -> list[dict[str, str]]:
     content["paths"]["store"] = root / "store"
     workspace = open_workspace(Recipe.model_validate(content), quiet)
     templates = root / "templates"
-    shutil.copytree(pipelines.templates.ROOT, templates)
-    pipelines.templates.ROOT = pipelines.encode.ROOT = templates
+    shutil.copytree(sets.ROOT, templates)
+    sets.ROOT = chat_style.ROOT = templates
     rows: list[dict[str, str]] = []
     cold = 0.0
     for what in ("cold", "nothing changed", f"template of {CHANGED} changed"):

@@ -19,14 +19,19 @@ from benchmarks import toy
 from benchmarks.data.vqav2_rows import good_rows, train_tokenizer
 from benchmarks.measure import measure, parser, show, working
 from pipelines.core.store import Store, read_manifest
-from pipelines.jobs.dataset import DatasetSpec
+from pipelines.dedup.settings import Dedup
+from pipelines.examples.settings import ExampleSettings
+from pipelines.jobs.dataset import DatasetSpec, Tables
 from pipelines.jobs.examples import build_examples
 from pipelines.jobs.images import build_images
 from pipelines.jobs.shards import build_shards
 from pipelines.mixture.order import make_mixture
 from pipelines.mixture.shares import Balance
 from pipelines.sample_corpus import write_sample
-from pipelines.shards.plan import Pictures, cut_evenly, cut_groups, in_order, sample_sizes
+from pipelines.shards.plan import ImageMode, cut_evenly, cut_groups, in_order, sample_sizes
+from pipelines.shards.settings import ShardSettings
+from pipelines.templates.sets import load_templates
+from pipelines.tokens.chat_style import load_chat_template
 
 TEXT = {
     "vqav2": ("VQAv2", 10),
@@ -61,21 +66,23 @@ def quiet(line: str) -> None:
     """Discards progress lines."""
 
 
+def settings_of(spec: DatasetSpec, tokenizer: Path) -> ExampleSettings:
+    return ExampleSettings(
+        dataset=spec.name,
+        task=spec.task,
+        templates=load_templates("fine", spec.name, spec.task),
+        chat=load_chat_template("honeybee"),
+        tokenizer=tokenizer,
+        max_text_tokens=1023,
+        max_turns=spec.max_turns,
+        dedup=spec.dedup,
+    )
+
+
 def examples_of(store: Store, specs: list[DatasetSpec], tokenizer: Path, with_images: bool) -> dict[str, Path]:
     images = build_images(store, specs, log=quiet) if with_images else {}
     return {
-        spec.name: build_examples(
-            store,
-            spec,
-            templates="fine",
-            chat="honeybee",
-            tokenizer=tokenizer,
-            max_text_tokens=1023,
-            images=images.get(spec.name),
-            embeddings=None,
-            seed=0,
-            log=quiet,
-        )
+        spec.name: build_examples(store, spec, settings_of(spec, tokenizer), Tables(images.get(spec.name)), log=quiet)
         for spec in specs
     }
 
@@ -86,19 +93,15 @@ def spread(
     examples = examples_of(store, specs, tokenizer, mode != "skip")
     rows = []
     for mib in sizes:
-        directory = build_shards(
-            store,
-            examples=examples,
-            image_roots={spec.name: spec.images for spec in specs},
+        settings = ShardSettings(
             balance=Balance(strategy="per-dataset"),
-            weights=None,
             num_samples=num_samples,
             shard_bytes=round(mib * 2**20),
             tokenizer=tokenizer,
-            seed=0,
-            pictures=Pictures(mode),
-            log=quiet,
+            image_mode=ImageMode(mode),
         )
+        image_roots = {spec.name: spec.images for spec in specs}
+        directory = build_shards(store, examples, image_roots, settings, log=quiet)
         manifest = read_manifest(directory)
         made = manifest["shards"]
         num_bytes, tokens, samples = (
@@ -106,7 +109,7 @@ def spread(
         )
         quotas = manifest["mixture"]["quotas"]
         mixture = make_mixture(quotas, {n: f["examples"] for n, f in manifest["datasets"].items()}, 0)
-        each = sample_sizes(mixture, examples, Pictures(mode))(np.arange(num_samples))
+        each = sample_sizes(mixture, examples, ImageMode(mode))(np.arange(num_samples))
         rows.append(
             {
                 "data": name,
@@ -187,7 +190,7 @@ def toy_sets(realdata: Path) -> Sets:
 
 
 def spec(root: Path, name: str, annotations: str, images: str, max_turns: int) -> DatasetSpec:
-    return DatasetSpec(name, name, root / annotations, root / images, max_turns, "off")
+    return DatasetSpec(name, name, root / annotations, root / images, max_turns, Dedup(rule="off"))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ from benchmarks.measure import measure, missing, parser, show, working
 from pipelines import sources
 from pipelines.core.arrow_files import read_table, write_batches
 from pipelines.core.ragged import offsets_of
-from pipelines.dedup.decide import DEFAULT_THRESHOLD, contents_to_embed, deduplicate, texts_to_embed
+from pipelines.dedup.decide import contents_to_embed, deduplicate, texts_to_embed
 from pipelines.dedup.embeddings import PACKAGED_MODEL, Embeddings, embed_texts
+from pipelines.dedup.settings import DEFAULT_THRESHOLD
 
 READERS = {"vqav2": "VQAv2", "gqa": "GQA/annotations"}
 TOY_IMAGES = 4
@@ -36,7 +37,7 @@ def honeybee(turns: Turns) -> Kept:
     sizes = np.diff(offsets)
     chosen = np.flatnonzero(np.repeat(sizes > 1, sizes)).tolist()
     asked, told = [questions[k] for k in chosen], [answers[k] for k in chosen]
-    texts = texts_to_embed(asked, told, "semantic", "pair")
+    texts = texts_to_embed(asked, told)
     words = embed_texts(texts, PACKAGED_MODEL)
     contents = contents_to_embed(offsets_of(sizes[sizes > 1]), asked, told, Embeddings(words))
     print(f"{len(texts):,} words and {len(contents):,} contents of {len(chosen):,} turns that share their image")

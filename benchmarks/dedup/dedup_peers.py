@@ -9,8 +9,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from pipelines.dedup.decide import DEFAULT_THRESHOLD
 from pipelines.dedup.embeddings import PACKAGED_MODEL, embedder_path
+from pipelines.dedup.settings import DEFAULT_THRESHOLD
 from pipelines.dedup.similarity import Similarity, texts_to_embed
 
 Turns = tuple[np.ndarray, list[str], list[str]]

@@ -21,9 +21,10 @@ import numpy as np
 
 from benchmarks import toy
 from benchmarks.measure import parser, show, working
-from pipelines.dedup.decide import DEFAULT_THRESHOLD, normalize
+from pipelines.dedup.decide import normalize
 from pipelines.dedup.embeddings import PACKAGED_MODEL, Embeddings, embed_texts
 from pipelines.dedup.question_rules import are_contradictory, are_opposite_claims
+from pipelines.dedup.settings import DEFAULT_THRESHOLD
 from pipelines.dedup.similarity import BIAS, FEATURES, WEIGHTS, Similarity, texts_to_embed
 
 PLOT = Path(__file__).parents[1] / "plots" / "dedup_quality.png"

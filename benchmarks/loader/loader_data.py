@@ -25,6 +25,7 @@ from pipelines.jobs.shards import build_shards
 from pipelines.mixture.shares import Balance
 from pipelines.schema import EXAMPLES
 from pipelines.shards.manifest import FORMAT
+from pipelines.shards.settings import ShardSettings
 
 SHARES = {"vqa": 0.5, "captions": 0.35, "chat": 0.15}
 DATA = Path(__file__).parents[1] / ".data"
@@ -57,14 +58,16 @@ def make(realdata: Path, out: Path, sizes: dict[str, int] = SIZES, epoch: int = 
     examples = {name: _examples(out / "examples" / name, each) for name, each in samples.items()}
     shards = build_shards(
         Store(out / "store"),
-        examples=examples,
-        image_roots=dict.fromkeys(sizes, out / "plain" / "images"),
-        balance=Balance(strategy="tuned"),
-        weights=SHARES,
-        num_samples=epoch,
-        shard_bytes=SHARD_BYTES,
-        tokenizer=tokenizer,
-        seed=SEED,
+        examples,
+        dict.fromkeys(sizes, out / "plain" / "images"),
+        ShardSettings(
+            balance=Balance(strategy="tuned"),
+            weights=SHARES,
+            num_samples=epoch,
+            shard_bytes=SHARD_BYTES,
+            tokenizer=tokenizer,
+            seed=SEED,
+        ),
     )
     done.write_text(json.dumps({"format": FORMAT, "shards": str(shards.resolve())}))
     return shards
