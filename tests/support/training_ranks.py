@@ -15,19 +15,8 @@ from pathlib import Path
 from typing import Any
 
 _server = multiprocessing.get_context("forkserver")
-# What a rank would otherwise import while it starts: e.g. DeepSpeed's Muon optimizer imports torch._inductor, for
-# seconds, with ZeRO and any other optimizer too.
-_server.set_forkserver_preload(
-    [
-        "model.training.stage",
-        "deepspeed.runtime.zero.stage_1_and_2",
-        "deepspeed.runtime.zero.stage3",
-        "deepspeed.runtime.zero.muon.muon_optimizer",
-        "deepspeed.module_inject.auto_ep_layer",
-        "deepspeed.ops.triton_ops",
-        "setuptools",
-    ]
-)
+# The fork server cannot import `support`: its path is the working directory, normally the root of the project.
+_server.set_forkserver_preload(["model.training.stage", "tests.support.rank_imports"])
 TIMEOUT = 120.0  # seconds
 
 
