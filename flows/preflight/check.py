@@ -14,7 +14,6 @@ from flows.recipe.recipe import Recipe, RecipeError
 from flows.runs.workspace import STAGES, Workspace
 from model.evaluation import benchmarks
 from model.evaluation.prompts import load_prompt
-from model.training.monitor.wandb_run import check_installed
 from model.training.settings import Lora
 from pipelines import sources
 from pipelines.core.beam import check_options
@@ -116,7 +115,7 @@ def _stage_settings(recipe: Recipe, name: str) -> Iterator[str]:
     with contextlib.suppress(HostfileError):  # `_settings` reports it, under `launch`
         yield from _problems(f"{name}.train", stage.train.accumulation, count_ranks(recipe.launch))
     if stage.train.wandb is not None:
-        yield from _problems(f"{name}.train.wandb", check_installed)
+        yield from _problems(f"{name}.train.wandb", stage.train.wandb.check_installed)
 
 
 def _mixture(stage: Stage, tasks: dict[str, str]) -> None:

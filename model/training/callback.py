@@ -6,9 +6,10 @@ calls the hooks of all of them, in the order of the list, and knows nothing else
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from model.training.data.collate import Batch
+if TYPE_CHECKING:  # it imports torch, which takes seconds; some who check a recipe import callbacks
+    from model.training.data.collate import Batch
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class StepLosses:
     """
 
     step: int  # counted from 1
-    batches: Sequence[Batch]
+    batches: "Sequence[Batch]"
     example_losses: Sequence[Sequence[float]]
     loss: float  # mean over all supervised tokens of the step
     losses: Sequence[float]  # by dataset, in the order of the shards: sums over supervised tokens

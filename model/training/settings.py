@@ -1,5 +1,6 @@
 """What a stage of training may choose: the pydantic models that a recipe's `train` and `loading` are made of."""
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -53,6 +54,11 @@ class Wandb(Settings):
     """User or team that owns the project; by default that of the login."""
     name: str | None = None
     """Display name of the run; by default Weights & Biases chooses one."""
+
+    def check_installed(self) -> None:
+        """Raises JobError if the package is missing."""
+        if importlib.util.find_spec("wandb") is None:
+            raise JobError("the package wandb is not installed: `pip install 'honeybee-mllm[wandb]'`, or omit `wandb`")
 
 
 class Evaluate(Settings):

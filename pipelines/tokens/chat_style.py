@@ -78,6 +78,7 @@ class ChatStyle:
     turns after the second one differently, or does not supervise each assistant text and the EOS token after it."""
 
     def __init__(self, template: ChatTemplate, bos_token: str, eos_token: str):
+        self.template = template
         self.path = ROOT / "chat" / f"{template.name}.jinja"  # for messages
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]

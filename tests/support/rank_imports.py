@@ -1,9 +1,10 @@
 """Loads everything that a rank loads while it starts and trains: the fork server does so once for all ranks.
 
-Otherwise it takes several times as long to start a rank of a tiny model as to train it: e.g. DeepSpeed's Muon optimizer,
-which every ZeRO stage imports, imports torch._inductor.
+Otherwise it takes several times as long to start a rank of a tiny model as to train it: e.g. DeepSpeed's Muon
+optimizer, which every ZeRO stage imports, imports torch._inductor.
 """
 
+# ruff: noqa: F401 (importing is the purpose)
 import gc
 
 import deepspeed.comm.mori

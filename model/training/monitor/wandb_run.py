@@ -5,7 +5,6 @@ run id is stored there, so that a resumed stage continues the same run. wandb ig
 stage was stopped and are trained again, since its steps must increase.
 """
 
-import importlib.util
 import logging
 import uuid
 from collections.abc import Mapping
@@ -20,18 +19,12 @@ from pipelines.core.files import write_atomic
 log = logging.getLogger("honeybee.training")
 
 
-def check_installed() -> None:
-    """Raises JobError if the package is missing."""
-    if importlib.util.find_spec("wandb") is None:
-        raise JobError("the package wandb is not installed: `pip install 'honeybee-mllm[wandb]'`, or omit `wandb`")
-
-
 class WandbRun(Callback):
     """One run, on the first rank only; see https://docs.wandb.ai/ref/python/init."""
 
     def __init__(self, settings: Wandb, work: Path, config: Mapping[str, Any]):
         """config: the settings shown on the page of the run. Raises JobError if wandb is missing or fails to start."""
-        check_installed()
+        settings.check_installed()
         import wandb
 
         id_file = work / "wandb-id"

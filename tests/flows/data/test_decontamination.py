@@ -202,7 +202,7 @@ def test_plain_files_are_read(workspace, tmp_path):
     )
     a, b = read_items(listing, "a"), read_items(listing, "b")
     assert [image.item for image in a.images] == ["a.png", "deep/b.JPEG"]
-    assert a.passed_over == ["LICENSE"]
+    assert a.ignored_files == ["LICENSE"]
     assert a.questions == [("q.txt:1", "Why?"), ("q.txt:3", "Who are they?")]
     assert b.questions == [("q.jsonl:1", "Why?"), ("q.jsonl:2", "Who are they?")]
 

@@ -159,7 +159,7 @@ def test_import_and_export_commands(tmp_path: Path, plain_tokenizer: Path) -> No
     write(tmp_path / "given", config_of("resampler"), state)
     done = honeybee("import-official", "given", "ours", "--tokenizer", plain_tokenizer)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "ours: resampler, 7 tokens for an image of 32 pixels, hidden state -1 of the encoder\n"
+    assert done.stdout == "ours: resampler projector, 7 tokens per image of 32 pixels, vision encoder layer -1\n"
     done = honeybee("export-official", "ours", "back")
     assert done.returncode == 0, done.stderr
     assert_same(weights_of(tmp_path / "back"), state)

@@ -138,7 +138,7 @@ def test_every_overlap_is_listed_whether_dropped_or_not(job, tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
-    [({"pictures": "exact"}, {3, 23, 43, 10}), ({"pictures": "skip"}, {10, 23}), ({"words": 0}, None)],
+    [({"images": "exact"}, {3, 23, 43, 10}), ({"images": "skip"}, {10, 23}), ({"words": 0}, None)],
 )
 def test_each_comparison_can_be_switched_off(job, tmp_path, changes, expected):
     job = changed(job, tmp_path, **changes)

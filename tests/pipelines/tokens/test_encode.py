@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from transformers import AutoTokenizer
 
-from pipelines.templates import sets
+from pipelines.tokens import chat_style
 from pipelines.tokens.chat_style import ChatStyleError, load_chat_template
 from pipelines.tokens.encode import Encoder
 from pipelines.tokens.tokenizer import load_tokenizer
@@ -61,7 +61,9 @@ def test_tokens_equal_those_of_the_same_chat_template_in_transformers(prepared, 
         (["Is it <image> ?", "yes"], 0),
     ):
         encoded = encode(encoder, texts, images)
-        text = tokenizer.apply_chat_template(messages(texts, images), chat_template=encoder.style.text, tokenize=False)
+        text = tokenizer.apply_chat_template(
+            messages(texts, images), chat_template=encoder.style.template.text, tokenize=False
+        )
         assert tokenizer(text, add_special_tokens=False)["input_ids"] == encoded.ids.tolist()
         assert encoded.errors == {}
 
@@ -72,7 +74,7 @@ def test_a_message_may_be_a_plain_string(prepared, tokenizer_dir):
         encoded = encode(encoder, DIALOGUE, 0)
         plain = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(DIALOGUE)]
         text = AutoTokenizer.from_pretrained(tokenizer_dir).apply_chat_template(
-            plain, chat_template=encoder.style.text, tokenize=False
+            plain, chat_template=encoder.style.template.text, tokenize=False
         )
         assert prepared.tokenizer.encode(text, add_special_tokens=False).ids == encoded.ids.tolist()
 
@@ -84,7 +86,7 @@ def test_the_prompt_at_inference_is_a_prefix_of_the_training_tokens(prepared, to
     for turns in (1, 2):
         prompt = tokenizer.apply_chat_template(
             messages(DIALOGUE[: 2 * turns - 1]),
-            chat_template=encoder.style.text,
+            chat_template=encoder.style.template.text,
             tokenize=False,
             add_generation_prompt=True,
         )
@@ -119,7 +121,7 @@ def test_role_markers_in_text_are_found(prepared):
 
 
 def test_a_style_that_alters_texts_is_rejected(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(sets, "ROOT", tmp_path)
+    monkeypatch.setattr(chat_style, "ROOT", tmp_path)
     (tmp_path / "chat").mkdir()
     style = (
         "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}"
