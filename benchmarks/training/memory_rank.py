@@ -18,8 +18,7 @@ from typing import Any
 import torch
 
 from model.distributed import choose_device
-from model.training import prepare, stage
-from model.training.engine import export
+from model.training import stage
 from model.training.engine.checkpoint import Checkpoints
 from model.training.engine.deepspeed_engine import Engine
 from model.training.job import load_job
@@ -73,13 +72,13 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     job = load_job(Path(sys.argv[1]))
     peaks = Peaks(choose_device(job.device))
-    peaks.watch(prepare, "load", "load")
+    peaks.watch(stage, "load", "load")
     peaks.watch(Engine, "__init__", "engine")
     peaks.watch(Engine, "forward", "forward")
     peaks.watch(Engine, "backward", "backward")
     peaks.watch(Engine, "step", "step")
     peaks.watch(Checkpoints, "save", "checkpoint")
-    peaks.watch(export, "save_model", "save")
+    peaks.watch(stage, "save_model", "save")
     code = stage.run(job)
     peaks.end("between")
     print(json.dumps(peaks.of))

@@ -3,9 +3,10 @@
     python -m benchmarks.training.training_loop JOB [--steps 20] [--rounds 7]
 
 JOB is the job.json of a trained stage (store/models/…, see runs/RECIPE/latest). The same batches, taken from its loader
-beforehand, go through the stage's own step (DeepSpeed engine, loss by dataset, metrics, checks) and through forward,
-cross-entropy, backward, clipping and AdamW of a copy of the model. Blocks of steps alternate, so that other load on the
-machine affects both alike; the ratio is the median over the rounds. One rank, fp32, ZeRO-0.
+beforehand, go through the stage's own step (DeepSpeed engine, loss by dataset, the job's callbacks except evaluation
+and Weights & Biases) and through forward, cross-entropy, backward, clipping and AdamW of a copy of the model. Blocks of
+steps alternate, so that other load on the machine affects both alike; the ratio is the median over the rounds. One
+rank, fp32, ZeRO-0.
 """
 
 import contextlib
@@ -53,8 +54,8 @@ def run(path: Path, num_steps: int, rounds: int, place: Path) -> dict[str, list[
     """Seconds of a step in each round, of the loop and of bare PyTorch."""
     job = load_job(path)
     places = {"output": place / "loop-output", "work": place / "loop-work"}
-    settings = {"precision": "fp32", "zero_stage": 0, "log_every": 10, "evaluate": None, "evaluate_every": None}
-    train = job.train.model_copy(update=settings)
+    without = {"evaluate": None, "evaluate_every": None, "wandb": None}
+    train = job.train.model_copy(update={"precision": "fp32", "zero_stage": 0, "log_every": 10, **without})
     job = job.model_copy(update={**places, "train": train, "device": "cpu"})
     found: dict[str, list[float]] = {"loop": [], "bare": []}
     job.work.mkdir()
