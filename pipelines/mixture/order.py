@@ -8,6 +8,7 @@ that can be evaluated at any index without being stored.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ def mixture_from_quotas(quotas: Mapping[str, int], sizes: Mapping[str, int], see
         raise MixtureError(
             f"quotas must be positive and sum to {PERIOD}, but sum to {sum(quotas.values())}: {dict(quotas)}"
         )
-    period = _chairman_order(np.array([quotas[name] for name in names], dtype=np.int64))
+    period = _chairman_order(tuple(quotas[name] for name in names))
     ranks = np.empty(PERIOD, dtype=np.int32)
     for d, name in enumerate(names):
         ranks[period == d] = np.arange(quotas[name])
@@ -122,15 +123,19 @@ def _quotas(shares: np.ndarray, names: tuple[str, ...], ceilings: np.ndarray) ->
     return quotas
 
 
-def _chairman_order(quotas: np.ndarray) -> np.ndarray:
+@lru_cache
+def _chairman_order(wanted: tuple[int, ...]) -> np.ndarray:
     """Applies Tijdeman's rule in integers: position n gets the dataset with the earliest deadline among those that are
-    owed enough. For k datasets, no prefix deviates by more than 1 - 1/(2k - 2) examples."""
-    k = len(quotas)
+    owed enough. For k datasets, no prefix deviates by more than 1 - 1/(2k - 2) examples.
+
+    The result is read-only: it takes half a second, and plan, shards and checks of a run ask for the same one."""
+    k, quotas = len(wanted), np.array(wanted, dtype=np.int64)
+    order = np.zeros(PERIOD, dtype=np.int16)
     if k == 1:
-        return np.zeros(PERIOD, dtype=np.int16)
+        order.flags.writeable = False
+        return order
     scale = 2 * k - 2
     given = np.zeros(k, dtype=np.int64)
-    order = np.empty(PERIOD, dtype=np.int16)
     for n in range(1, PERIOD + 1):
         owed = scale * (n * quotas - given * PERIOD)
         # slack = quota × number of positions until the bound is reached if the dataset gets no further samples
@@ -139,6 +144,7 @@ def _chairman_order(quotas: np.ndarray) -> np.ndarray:
         chosen = int(np.argmin(deadline))
         order[n - 1] = chosen
         given[chosen] += 1
+    order.flags.writeable = False
     return order
 
 
