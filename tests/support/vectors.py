@@ -1,6 +1,7 @@
 """Test helper that embeds all texts that the deduplication of some turns needs."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,13 @@ def embed_turns(
     dedup: Dedup = Dedup(),
 ) -> pa.Table:
     """Returns the table of embeddings. offsets: those of the groups; None means one group."""
+    return _embed(tuple(questions), tuple(answers), None if offsets is None else tuple(map(int, offsets)), dedup)
+
+
+@lru_cache
+def _embed(
+    questions: tuple[str, ...], answers: tuple[str, ...], offsets: tuple[int, ...] | None, dedup: Dedup
+) -> pa.Table:
     texts = texts_to_embed(questions, answers, dedup)
     words = embed_texts(texts, PACKAGED_MODEL)
     bounds = np.array([0, len(questions)] if offsets is None else offsets)

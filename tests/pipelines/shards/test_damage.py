@@ -25,9 +25,10 @@ def shards_in(store: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("damage", ["bit", "truncated", "missing", "swapped", "lengths"])
-def test_a_build_does_not_reuse_damaged_shards(world, tmp_path, damage):
+def test_a_build_does_not_reuse_damaged_shards(shards, world, tmp_path, damage):
     store = Store(tmp_path / "store")
     directory = build_shards(store, **world)
+    assert directory == shards
     first, second = (directory / facts["file"] for facts in read_manifest(directory)["shards"][:2])
     path = directory / "lengths.parquet" if damage == "lengths" else first
     content = bytearray(path.read_bytes())
@@ -46,9 +47,10 @@ def test_a_build_does_not_reuse_damaged_shards(world, tmp_path, damage):
         build_shards(store, **world)
 
 
-def test_unchanged_files_are_not_read_again(world, tmp_path, monkeypatch):
+def test_unchanged_files_are_not_read_again(shards, world, tmp_path, monkeypatch):
     store = Store(tmp_path / "store")
     directory = build_shards(store, **world)
+    assert directory == shards
 
     def refuse(path):
         raise AssertionError(f"{path} was read")
@@ -57,9 +59,10 @@ def test_unchanged_files_are_not_read_again(world, tmp_path, monkeypatch):
     assert build_shards(store, **world) == directory
 
 
-def test_shards_of_a_different_format_are_not_reused(world, tmp_path):
+def test_shards_of_a_different_format_are_not_reused(shards, world, tmp_path):
     store = Store(tmp_path / "store")
     directory = build_shards(store, **world)
+    assert directory == shards
     manifest = read_manifest(directory)
     (directory / "manifest.json").write_text(json.dumps({**manifest, "format": 0}))
     with pytest.raises(ShardError, match="shards of format 0, but this version reads format 1: build them again"):
@@ -116,13 +119,13 @@ def test_a_full_disk_is_named_and_finished_shards_are_kept(world, tmp_path):
         subprocess.run(["umount", "-l", str(disk)], check=True)  # lazily, because a failed write may keep a file open
 
 
-def test_two_concurrent_builds_write_one_complete_directory(world, tmp_path):
-    expected = build_shards(Store(tmp_path / "expected"), **world)
+def test_two_concurrent_builds_write_one_complete_directory(shards, world, tmp_path):
+    expected = shards
     outs = [tmp_path / f"out{number}" for number in range(2)]
-    processes = [_process(world, tmp_path / "store", None, out) for out in outs]
+    processes = [_process(world, tmp_path / "other", None, out) for out in outs]
     for process in processes:
         process.start()
-    manifest = tmp_path / "store/shards" / expected.name / "manifest.json"
+    manifest = tmp_path / "other/shards" / expected.name / "manifest.json"
     while any(process.is_alive() for process in processes):
         if manifest.is_file():  # once it exists, everything must be complete
             assert verify(str(manifest.parent), lambda line: None) == []
@@ -133,14 +136,14 @@ def test_two_concurrent_builds_write_one_complete_directory(world, tmp_path):
     assert files_of(manifest.parent) == files_of(expected)
 
 
-def test_a_killed_build_leaves_no_manifest_and_the_next_build_resumes(world, tmp_path):
-    expected = build_shards(Store(tmp_path / "expected"), **world)
-    directory = tmp_path / "store/shards" / expected.name
-    process = _process(world, tmp_path / "store", None, tmp_path / "out")
+def test_a_killed_build_leaves_no_manifest_and_the_next_build_resumes(shards, world, tmp_path):
+    expected = shards
+    directory = tmp_path / "other/shards" / expected.name
+    process = _process(world, tmp_path / "other", None, tmp_path / "out")
     process.start()
     while not list(directory.glob("shard-*.json")):
         assert process.is_alive()
     os.kill(process.pid, 9)
     process.join()
     if not (directory / "manifest.json").is_file():
-        assert files_of(build_shards(Store(tmp_path / "store"), **world)) == files_of(expected)
+        assert files_of(build_shards(Store(tmp_path / "other"), **world)) == files_of(expected)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 from PIL import Image
-from support.shard_world import COUNT, with_settings
+from support.shard_world import COUNT, make_world, with_settings
 
 from pipelines.core.store import Store, read_manifest
 from pipelines.images.decode import decode
@@ -86,11 +86,12 @@ def test_shards_of_shrunk_images_have_the_checksums_of_the_embedded_bytes(world,
     assert seen and verify(str(directory), lambda line: None) == []
 
 
-@pytest.fixture(params=["embed", "reference"])
-def built(request, world, tmp_path):
-    return request.param, build_shards(
-        Store(tmp_path / "store"), **with_settings(world, image_mode=ImageMode(request.param))
-    )
+@pytest.fixture(scope="module", params=["embed", "reference"])
+def built(request, tokenizer_dir, tmp_path_factory):
+    """The mode of the images, and shards that the tests only read."""
+    root = tmp_path_factory.mktemp(request.param)
+    world = with_settings(make_world(root, tokenizer_dir), image_mode=ImageMode(request.param))
+    return request.param, build_shards(Store(root / "store"), **world)
 
 
 def test_references_contain_the_paths_and_checksums_of_the_images(world, tmp_path):

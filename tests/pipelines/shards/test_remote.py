@@ -25,11 +25,6 @@ def quiet(line: str) -> None:
     """Discards progress messages."""
 
 
-@pytest.fixture
-def shards(world, tmp_path) -> Path:
-    return build_shards(Store(tmp_path / "store"), **world)
-
-
 @pytest.fixture(scope="session")
 def s3() -> Iterator[None]:
     from moto.server import ThreadedMotoServer

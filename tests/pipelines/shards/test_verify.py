@@ -25,9 +25,9 @@ from pipelines.shards.verify import verify
 
 
 @pytest.fixture
-def copied(world, tmp_path) -> Path:
+def copied(shards, tmp_path) -> Path:
     """Shards that were copied to a location outside their store."""
-    return Path(shutil.copytree(build_shards(Store(tmp_path / "store"), **world), tmp_path / "elsewhere"))
+    return Path(shutil.copytree(shards, tmp_path / "elsewhere"))
 
 
 def faults_of(directory: Path, processes: int = 1) -> list[str]:

@@ -59,14 +59,13 @@ def test_samples_are_in_the_order_of_the_mixture_with_their_own_images(world, tm
     }
 
 
-def test_the_lengths_file_has_the_lengths_of_all_samples(world, tmp_path):
-    directory = build_shards(Store(tmp_path / "store"), **world)
-    named = read_manifest(directory)["lengths"]
-    path = directory / "lengths.parquet"
+def test_the_lengths_file_has_the_lengths_of_all_samples(shards):
+    named = read_manifest(shards)["lengths"]
+    path = shards / "lengths.parquet"
     assert named == {"file": path.name, "num_bytes": path.stat().st_size, "sha256": file_sha256(path)}
-    lengths = pq.read_table(directory / "lengths.parquet")
+    lengths = pq.read_table(shards / "lengths.parquet")
     assert lengths.schema.equals(LENGTHS)
-    assert lengths.equals(rows_of(directory).select(LENGTHS.names).cast(LENGTHS))
+    assert lengths.equals(rows_of(shards).select(LENGTHS.names).cast(LENGTHS))
     assert len(lengths) == COUNT
 
 
@@ -132,9 +131,8 @@ def test_damaged_examples_are_an_error(world, tmp_path, damage):
     assert not list((tmp_path / "store").rglob("manifest.json"))
 
 
-def test_datasets_and_duckdb_can_read_the_shards(world, tmp_path):
-    directory = build_shards(Store(tmp_path / "store"), **world)
-    pattern = str(directory / "shard-*.parquet")
+def test_datasets_and_duckdb_can_read_the_shards(shards, tmp_path):
+    pattern = str(shards / "shard-*.parquet")
     dataset = load_dataset("parquet", data_files=pattern, split="train", cache_dir=str(tmp_path / "cache"))
     assert dataset[0]["images"][0].size == (4, 3)
     assert dataset[0]["turns"][0]["user"].startswith("question")
@@ -142,9 +140,8 @@ def test_datasets_and_duckdb_can_read_the_shards(world, tmp_path):
     assert counts == [("a", 1125), ("b", 375)]
 
 
-def test_a_flipped_bit_in_an_image_fails_the_page_checksum(world, tmp_path):
-    directory = build_shards(Store(tmp_path / "store"), **world)
-    path = next(directory.glob("shard-*.parquet"))
+def test_a_flipped_bit_in_an_image_fails_the_page_checksum(shards):
+    path = next(shards.glob("shard-*.parquet"))
     content = bytearray(path.read_bytes())
     image = pq.read_table(path)["images"].combine_chunks().values.field("bytes")[0].as_py()
     content[content.index(image) + len(image) // 2] ^= 1
