@@ -30,12 +30,22 @@ def test_known():
 def test_an_unexpected_skip_fails_only_in_ci(tmp_path: Path, ci: str, code: int, outcome: str) -> None:
     (tmp_path / "test_it.py").write_text(TESTS.format(expected=ALLOWED[0]))
     (tmp_path / "test_module.py").write_text("import pytest\npytest.skip('not here', allow_module_level=True)\n")
-    command = [sys.executable, "-m", "pytest", "-p", "support.skips", "-p", "no:cacheprovider", "-rs", str(tmp_path)]
-    env = os.environ | {"CI": ci, "PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run(
-        [*command, "--ignore", str(tmp_path / "test_module.py")], env=env, text=True, capture_output=True
-    )
+
+    def run(name: str) -> subprocess.CompletedProcess:
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "support.skips",
+            "-p",
+            "no:cacheprovider",
+            str(tmp_path / name),
+        ]
+        env = os.environ | {"CI": ci, "PYTHONPATH": str(Path(__file__).parent)}
+        return subprocess.run(command, cwd=tmp_path, env=env, text=True, capture_output=True)
+
+    done, module = run("test_it.py"), run("test_module.py")
     assert (done.returncode, outcome in done.stdout) == (code, True), done.stdout
-    assert ("must not be skipped if CI is set" in done.stdout) == bool(ci)
-    module = subprocess.run([*command[:-1], str(tmp_path / "test_module.py")], env=env, text=True, capture_output=True)
-    assert ("must not be skipped if CI is set" in module.stdout) == bool(ci), module.stdout
+    for output in (done.stdout, module.stdout):
+        assert ("must not be skipped if CI is set" in output) == bool(ci), output

@@ -463,7 +463,7 @@ def test_the_job_supports_several_ranks_and_likelihood(model, corpus, tmp_path):
     for name, ranks in (("one", 1), ("two", 2)):
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps({**job, "output": str(tmp_path / name)}))
-        launch("model.evaluation", path, ranks=ranks, log=lambda line: None)
+        launch("model.evaluation", path, ranks=ranks, threads=1, log=lambda line: None)
     for file in ("pope.predictions.jsonl", "scores.json"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
     scores = json.loads((tmp_path / "two/scores.json").read_text())["pope"]
