@@ -174,12 +174,23 @@ def test_tokenizer_with_the_image_token_leaves_the_tables_unchanged(tmp_path: Pa
     assert config.image_token_id == 3 and config.text_config.vocab_size == VOCABULARY
 
 
-@pytest.mark.parametrize("name", ["c-abstractor", "linear", "resampler", "d-abstractor", "mlp"])
-def test_our_model_can_be_exported_and_imported_again(tmp_path: Path, tiny_backbones: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("c-abstractor", {"hidden_size": 32, "depth": 1}),
+        ("linear", {}),
+        ("resampler", {"hidden_size": 32, "num_layers": 2, "num_heads": 4}),
+        ("d-abstractor", {"hidden_size": 32, "num_layers": 2}),
+        ("mlp", {}),
+    ],
+)
+def test_our_model_can_be_exported_and_imported_again(
+    tmp_path: Path, tiny_backbones: Path, name: str, sizes: dict[str, int]
+) -> None:
     model = HoneybeeForConditionalGeneration.from_backbones(
         tiny_backbones / "vision",
         tiny_backbones / "llm",
-        {"type": name, "num_tokens": 16, "settings": {"num_end_tokens": 1}},
+        {"type": name, "num_tokens": 16, "settings": {**sizes, "num_end_tokens": 1}},
         tiny_backbones / "llm",
     )
     model.save_pretrained(tmp_path / "ours")
