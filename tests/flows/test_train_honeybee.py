@@ -114,23 +114,9 @@ def test_logging_more_often_does_not_retrain(root):
     assert entries(root) == before
 
 
-def test_a_different_image_fit_retrains_and_reevaluates(root, tmp_path, monkeypatch):
-    from flows.train_honeybee import train_honeybee
-
-    (tmp_path / "pad").mkdir()  # a directory named like the setting must not be taken for a model
-    monkeypatch.chdir(tmp_path)
-    before = entries(root)
-    train_honeybee(str(write_tiny(root, {"name": "padded", "model/image_fit": "pad"})), "one")
-    new = sorted(entries(root).keys() - before.keys())
-    assert [name.split("/")[1] for name in new] == ["models", "models", "scores"]
-    fits = [
-        json.loads((root / name / "manifest.json").read_text())["key"].get("init", {}).get("image_fit") for name in new
-    ]
-    assert sorted(fits, key=str) == [None, None, "pad"]
-    assert '"fit": "pad"' in (root / "runs/padded/one/model/processor_config.json").read_text()
-
-
-def test_a_model_is_evaluated_during_training(root):
+@pytest.fixture(scope="module")
+def padded(root, tmp_path_factory) -> tuple[list[str], dict]:
+    """The new store entries and the scores of a run with a different image fit, evaluated while it trains."""
     from flows.train_honeybee import train_honeybee
 
     asked = {
@@ -139,15 +125,34 @@ def test_a_model_is_evaluated_during_training(root):
         "learning_rate": 1e-5,
     }
     changes = {f"finetune/train/{key}": value for key, value in asked.items()}
-    path = write_tiny(root, {"name": "asked", "launch/peak_tflops": 0.1, **changes})
-    scores = train_honeybee(str(path), "one")
-    work = (root / "runs/asked/one/model").resolve().parent / "work"
+    changes |= {"name": "padded", "model/image_fit": "pad", "launch/peak_tflops": 0.1}
+    before = entries(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("elsewhere"))
+        Path("pad").mkdir()  # a directory named like the setting must not be taken for a model
+        scores = train_honeybee(str(write_tiny(root, changes)), "one")
+    return sorted(entries(root).keys() - before.keys()), scores
+
+
+def test_a_different_image_fit_retrains_and_reevaluates(root, padded):
+    new, _ = padded
+    assert [name.split("/")[1] for name in new] == ["models", "models", "scores"]
+    fits = [
+        json.loads((root / name / "manifest.json").read_text())["key"].get("init", {}).get("image_fit") for name in new
+    ]
+    assert sorted(fits, key=str) == [None, None, "pad"]
+    assert '"fit": "pad"' in (root / "runs/padded/one/model/processor_config.json").read_text()
+
+
+def test_a_model_is_evaluated_during_training(root, padded):
+    _, scores = padded
+    work = (root / "runs/padded/one/model").resolve().parent / "work"
     lines = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
     found = [{name for name in line if name.startswith("eval/")} for line in lines]
     assert [bool(names) for names in found] == [False, True, False]
     assert {"eval/pope/accuracy", "eval/mmbench/accuracy"} <= found[1]
     assert all(line["mfu"] > 0 for line in lines)
-    assert (root / "runs/asked/one/report/loss.png").stat().st_size > 0
+    assert (root / "runs/padded/one/report/loss.png").stat().st_size > 0
     assert scores["pope"]["num_questions"] > 6  # after training, all questions are asked
 
 

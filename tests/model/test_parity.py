@@ -13,6 +13,8 @@ from transformers import AutoModelForImageTextToText
 from model import HoneybeeForConditionalGeneration
 from model.projectors import PROJECTORS, Shape, build_projector
 
+pytestmark = pytest.mark.slow
+
 IMAGE = 3  # the id of <image> in the tiny tokenizer; each image has four image tokens
 
 

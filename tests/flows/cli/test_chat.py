@@ -16,6 +16,8 @@ from PIL import Image
 
 from model import HoneybeeForConditionalGeneration, HoneybeeProcessor
 
+pytestmark = pytest.mark.slow
+
 COMMAND = Path(sys.executable).with_name("honeybee")
 ENVIRONMENT = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 

@@ -12,6 +12,8 @@ import pytest
 
 from flows.server import services
 
+pytestmark = pytest.mark.slow
+
 
 def honeybee(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess:
     command = [Path(sys.executable).with_name("honeybee"), *map(str, arguments)]

@@ -11,6 +11,8 @@ from flows.recipe.recipe import RecipeError, load_recipe
 from flows.runs.workspace import STAGES
 from pipelines.packing.plan import PackingError
 
+pytestmark = pytest.mark.slow
+
 COLUMNS = [
     "dataset",
     "rows",

@@ -21,6 +21,8 @@ from model.official.checkpoint import export_official, import_official
 from model.official.projectors import projector_from_official
 from model.official.weight_files import WeightFileError
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["c-abs", "d-abs", "mlp", "linear", "resampler"]
 
 

@@ -22,6 +22,8 @@ from transformers import (
 from model.training.sample_backbones import read_captions, read_documents, train_backbones
 from pipelines.sample_corpus import write_sample
 
+pytestmark = pytest.mark.slow
+
 STEPS = {"image_size": 32, "vision_steps": 12, "llm_steps": 30, "seed": 0}
 
 

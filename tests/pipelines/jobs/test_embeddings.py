@@ -30,6 +30,8 @@ from pipelines.jobs.embeddings import build_embeddings
 from pipelines.jobs.examples import build_examples
 from pipelines.templates import sets
 
+pytestmark = pytest.mark.slow
+
 MODEL = "all-MiniLM-L6-v2"
 # fmt: off
 THINGS = [
