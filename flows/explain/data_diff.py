@@ -1,5 +1,6 @@
 """`honeybee diff`: shows what changed in the data between two runs, from their recipes and their data's manifests."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from flows.runs.workspace import STAGES
 from pipelines.core import text_tables
 from pipelines.core.store import MANIFEST, read_manifest
 
-FILES, LEDGER = "annotations.files.", "ledger."
+FILES, LEDGER, TEMPLATES = "annotations.files.", "ledger.", "templates."
 _MIXTURE = ("share_wanted", "share", "samples", "epochs", "num_supervised")  # shown as a table
 DIGEST_LENGTH = 64  # hex digits of a SHA-256; the output shows the first eight
 Change = list[Any]  # [in A, in B]; None where the value is missing
@@ -23,7 +24,6 @@ Change = list[Any]  # [in A, in B]; None where the value is missing
 _SETTINGS = ("version", "num_samples", "images")  # the parts of a shards key that are not covered by the recipe
 # Display names for the parts of a key and of a manifest.
 _WORDS = {
-    "template": "templates",
     "chat": "chat style",
     "images": "image bytes or sizes",
     "version": "code version",
@@ -105,6 +105,8 @@ def _inputs(shards: Path, examples: str) -> dict[str, Any]:
     if (annotations / MANIFEST).is_file():
         source = read_manifest(annotations)["key"]
         key["annotations"] = {**source, "files": dict(source["files"])}
+    templates = key.get("templates", ())
+    key["templates"] = {each["id"]: {side: each[side] for side in ("user", "assistant")} for each in templates}
     return _flat(key)
 
 
@@ -212,6 +214,9 @@ def _named(name: str) -> str:
         return name.strip("`")
     if name.startswith(FILES):
         return f"annotation file {name.removeprefix(FILES)}"
+    if name.startswith(TEMPLATES):
+        template, _, side = name.removeprefix(TEMPLATES).rpartition(".")
+        return f"template {template}, {side}"
     parts = [_WORDS.get(part, part.replace("_", " ")) for part in name.split(".")]
     return " ".join(part for part in parts if part)
 
@@ -221,6 +226,8 @@ def _value(name: str, value: Any) -> str:
         return "0" if ".rejects." in name else "none"
     if isinstance(value, str) and len(value) == DIGEST_LENGTH:
         return value[:8]
+    if name.startswith(TEMPLATES) or name == "chat":
+        return json.dumps(value, ensure_ascii=False)  # on one line
     if name.startswith("share"):
         return f"{value:.2%}"
     if isinstance(value, float):

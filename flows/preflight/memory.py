@@ -26,7 +26,7 @@ Gradients are allocated and freed, so the estimate is the largest of these phase
 On the CPU, the images of prefetched steps and Python with its libraries are added. A pass is a micro-batch of sequences
 of `packing.max_tokens`; without packing, of examples with one image at their limit of `max_text_tokens` + M, and each
 further image adds M. The overhead of the allocator (2 to 20 % on the CPU) and of CUDA itself (1–2 GiB) is not included.
-benchmarks/README.md compares the estimate with measurements.
+docs/benchmarks.md compares the estimate with measurements.
 """
 
 from collections.abc import Mapping

@@ -34,7 +34,7 @@ FEATURES = (
     "told",  # share of one answer's words that the other question contains; the larger of both directions
     "same question",  # share of one question's words that the other question contains; the smaller of both
 )
-# Fitted by benchmarks/dedup_quality.py on labelled pairs, with equal weight for both classes.
+# Fitted by benchmarks/dedup/dedup_quality.py on labelled pairs, with equal weight for both classes.
 WEIGHTS = (5.98, 5.87, 1.71, 2.14)
 BIAS = -9.65
 # Two words are unrelated if their cosine is below the first value, and synonyms if it is above the second.

@@ -20,7 +20,7 @@ from pipelines.examples.reader import ExampleFiles
 from pipelines.images.shrink import Shrink
 from pipelines.mixture.order import Mixture
 
-# Upper estimates of the bytes that compressed texts, token ids and loss mask take: see benchmarks/README.md.
+# Upper estimates of the bytes that compressed texts, token ids and loss mask take: see docs/benchmarks.md.
 BYTES_PER_TOKEN = 2
 BYTES_PER_SAMPLE = 30
 BYTES_PER_IMAGE = 70  # for the name and the checksum

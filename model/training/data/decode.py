@@ -1,4 +1,4 @@
-"""Decodes images to pixel_values in half the time that Pillow takes (see benchmarks/README.md for the figures).
+"""Decodes images to pixel_values in half the time that Pillow takes (see docs/benchmarks.md).
 
 libjpeg-turbo decodes JPEGs straight into a per-thread buffer, without the copies that Pillow makes, and torch resizes
 them with the same filter as Pillow but with vector instructions. Any unusual file (by format, colour space, EXIF or

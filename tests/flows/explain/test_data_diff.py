@@ -62,7 +62,10 @@ def test_a_changed_template_is_reported(run, tmp_path, monkeypatch):
     assert found["recipe"] == {}
     stage = found["stages"]["finetune"]
     assert list(stage["datasets"]) == ["vqav2"]
-    assert list(stage["datasets"]["vqav2"]["inputs"]) == ["template"]
+    inputs = stage["datasets"]["vqav2"]["inputs"]
+    assert set(inputs) == {f"templates.{t.id}.user" for t in sets.load_templates("fine", "vqav2", "open_question")}
+    assert all(new == old.replace("{question}", "Look: {question}") for old, new in inputs.values())
+    assert any(re.search(r'  template \S+, user +"[^"]*" → "[^"]*Look: ', line) for line in describe(found))
     assert stage["samples"] == {"a": 24, "b": 24, "other": 0, "built_anew": 18}
     assert "18 have the same example, rebuilt" in list(describe(found))[-1]
 

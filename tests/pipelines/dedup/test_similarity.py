@@ -5,8 +5,10 @@ import pytest
 from support.vectors import embed_turns
 
 from pipelines.dedup.embeddings import Embeddings, embed_texts
-from pipelines.dedup.settings import DEFAULT_THRESHOLD
+from pipelines.dedup.settings import DEFAULT_THRESHOLD, Dedup
 from pipelines.dedup.similarity import FEATURES, Similarity
+
+EVERY_PAIR = Dedup(threshold=1e-6)  # embeds the contents of every pair, however small its similarity
 
 SAME = [
     ("What color is the car?", "red", "Is the car red?", "yes"),
@@ -72,7 +74,7 @@ DIFFERENT = [
 def embeddings():
     rows = SAME + DIFFERENT
     questions, answers = [t for r in rows for t in r[::2]], [t for r in rows for t in r[1::2]]
-    return Embeddings(embed_turns(questions, answers, threshold=0.0))
+    return Embeddings(embed_turns(questions, answers, dedup=EVERY_PAIR))
 
 
 def similarity_of(rows, embeddings):
@@ -134,7 +136,7 @@ def test_the_same_question_about_different_things_is_not_a_duplicate(question, a
         "stove",
     ]
     questions, answers = [question.format(thing) for thing in things], [answer] * len(things)
-    embeddings = Embeddings(embed_turns(questions, answers, threshold=0.0))
+    embeddings = Embeddings(embed_turns(questions, answers, dedup=EVERY_PAIR))
     first, second = np.triu_indices(len(things), 1)
     values = Similarity(questions, answers, embeddings, "pair")(first, second)
     wrong = [
@@ -171,7 +173,7 @@ def test_values_above_the_bound_do_not_depend_on_it(embeddings):
 def test_features_have_their_documented_values():
     questions = ["What color is the car?", "Is the big car red?", "Who is there?"]
     answers = ["red", "yes", "Anna"]
-    embeddings = Embeddings(embed_turns(questions, answers, threshold=0.0))
+    embeddings = Embeddings(embed_turns(questions, answers, dedup=EVERY_PAIR))
     similarity = Similarity(questions, answers, embeddings, "pair")
     row = dict(zip(FEATURES, similarity.features(np.array([0]), np.array([1]))[0], strict=True))
     assert row["contained"] == 1  # "big car red" contains all of "car red"
