@@ -2,7 +2,7 @@
 
 The hash is pHash (Zauner, 2010): each bit tells whether one of the 64 lowest DCT frequencies of the grey image exceeds
 their median. It is computed in integers, so no bit depends on the platform's float summation; the library ImageHash
-uses floats and requires PyWavelets. benchmarks/data/decontamination.py measures how well it separates copies from others.
+uses floats and requires PyWavelets. benchmarks/data/decontamination.py measures how well it tells copies from others.
 """
 
 import numpy as np
