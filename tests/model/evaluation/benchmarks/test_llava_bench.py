@@ -1,26 +1,13 @@
 """LLaVA-Bench: the official files, the published scores and the ratings of a judge."""
 
-from pathlib import Path
-
 import pytest
-from support.judge_server import KEY, ask_judge, last, serving, write_rows
+from support.judge_server import ask_judge, last, serving, write_rows
 
 from model.evaluation.asking.predictions import load
 from model.evaluation.benchmarks import llava_bench
 from model.evaluation.interface import Answer, EvaluationError, Predictions
-from pipelines.sample_corpus import write_sample
 
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("sample")
-    write_sample(directory, scenes=8, held_out=64, seed=0)
-    return directory
-
-
-@pytest.fixture(autouse=True)
-def key(monkeypatch):
-    monkeypatch.setenv("HONEYBEE_JUDGE_KEY", KEY)
+pytestmark = pytest.mark.usefixtures("judge_key")
 
 
 @pytest.mark.realdata
@@ -69,8 +56,8 @@ def test_ratings_are_parsed_from_the_first_line(reply, pair):
     assert llava_bench.parse(reply) == pair
 
 
-def test_scores_by_category(corpus, tmp_path):
-    questions = llava_bench.read(corpus / "LLaVA-Bench", corpus / "LLaVA-Bench" / "images")
+def test_scores_by_category(judged_corpus, tmp_path):
+    questions = llava_bench.read(judged_corpus / "LLaVA-Bench", judged_corpus / "LLaVA-Bench" / "images")
     assert all(question.images[0].read()[:2] == b"\xff\xd8" for question in questions)
     answers = {question.id: Answer(question.truth) for question in questions}
     detail = [question.id for question in questions if question.groups["category"] == "detail"]
@@ -89,10 +76,10 @@ def test_scores_by_category(corpus, tmp_path):
     assert marks[detail[0]].read == "8 4" and marks[detail[0]].credit == 0.4
 
 
-def test_unparsed_reviews_are_reported_and_invalid_files_refused(corpus, tmp_path):
+def test_unparsed_reviews_are_reported_and_invalid_files_refused(judged_corpus, tmp_path):
     row = {"question_id": 0, "category": "llava_bench_conv", "tuple": [8, 4]}
     path = write_rows(tmp_path / "r.jsonl", [row, row | {"question_id": 1, "tuple": [-1, -1]}])
-    scores = llava_bench.score(load(llava_bench.BENCHMARK, path, corpus / "LLaVA-Bench"))
+    scores = llava_bench.score(load(llava_bench.BENCHMARK, path, judged_corpus / "LLaVA-Bench"))
     assert scores["score"] == 50 and scores["num_judged"] == 1
     assert scores["unjudged"]["reasons"]["1"] == "its review gives [-1, -1], not two numbers from 1 to 10"
     assert scores["unjudged"]["reasons"]["2"] == "not in the file"
@@ -102,10 +89,10 @@ def test_unparsed_reviews_are_reported_and_invalid_files_refused(corpus, tmp_pat
         ([row | {"tuple": [8]}], r"field `tuple` must be a list of two numbers, found \[8\]"),
     ]:
         with pytest.raises(EvaluationError, match=message):
-            load(llava_bench.BENCHMARK, write_rows(path, rows), corpus / "LLaVA-Bench")
+            load(llava_bench.BENCHMARK, write_rows(path, rows), judged_corpus / "LLaVA-Bench")
     answers = write_rows(tmp_path / "a.jsonl", [{"question_id": 0, "text": "x"}] * 2)
     with pytest.raises(EvaluationError, match=r"a\.jsonl:2: duplicate question_id 0"):
-        load(llava_bench.BENCHMARK, answers, corpus / "LLaVA-Bench")
+        load(llava_bench.BENCHMARK, answers, judged_corpus / "LLaVA-Bench")
     with pytest.raises(EvaluationError, match="require the official folder"):
         load(llava_bench.BENCHMARK, answers)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,19 +11,8 @@ from model.evaluation.asking.predictions import load
 from model.evaluation.benchmarks import mm_vet
 from model.evaluation.interface import Answer, EvaluationError, Judging, Predictions, Question
 from model.evaluation.judging import verdicts
-from pipelines.sample_corpus import write_sample
 
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("sample")
-    write_sample(directory, scenes=8, held_out=64, seed=0)
-    return directory
-
-
-@pytest.fixture(autouse=True)
-def key(monkeypatch):
-    monkeypatch.setenv("HONEYBEE_JUDGE_KEY", KEY)
+pytestmark = pytest.mark.usefixtures("judge_key")
 
 
 @pytest.mark.realdata
@@ -149,28 +137,28 @@ def _grades(**changes: Any) -> dict[str, Any]:
         ([1], "JSON object"),
     ],
 )
-def test_invalid_grade_files_are_errors(corpus, tmp_path, content, message):
+def test_invalid_grade_files_are_errors(judged_corpus, tmp_path, content, message):
     path = tmp_path / "p.json"
     path.write_text(json.dumps(content))
     with pytest.raises(EvaluationError, match=message):
-        load(mm_vet.BENCHMARK, path, corpus / "MM-Vet")
+        load(mm_vet.BENCHMARK, path, judged_corpus / "MM-Vet")
 
 
-def test_answers_for_another_version_and_damaged_files_are_errors(corpus, tmp_path):
+def test_answers_for_another_version_and_damaged_files_are_errors(judged_corpus, tmp_path):
     path = write_rows(tmp_path / "a.json", {"v1_0": "x", "v9_9": "y"})
     with pytest.raises(EvaluationError, match=r"a\.json: v9_9 is not among the questions"):
-        load(mm_vet.BENCHMARK, path, corpus / "MM-Vet")
+        load(mm_vet.BENCHMARK, path, judged_corpus / "MM-Vet")
     with pytest.raises(EvaluationError, match=r"require mm-vet\.json"):
         load(mm_vet.BENCHMARK, path)
     path.write_text('{"v1_0": "x", "v1_0": "y"}')
     with pytest.raises(EvaluationError, match=r"a\.json: 1 duplicate keys: v1_0"):
-        load(mm_vet.BENCHMARK, path, corpus / "MM-Vet")
+        load(mm_vet.BENCHMARK, path, judged_corpus / "MM-Vet")
     path.write_text('{"v1_0": "x"')
     with pytest.raises(EvaluationError, match=r"a\.json: not a complete JSON file"):
-        load(mm_vet.BENCHMARK, path, corpus / "MM-Vet")
+        load(mm_vet.BENCHMARK, path, judged_corpus / "MM-Vet")
     write_rows(path, {"v1_0": None})
     with pytest.raises(EvaluationError, match="v1_0: the answer must be a string, found None"):
-        load(mm_vet.BENCHMARK, path, corpus / "MM-Vet")
+        load(mm_vet.BENCHMARK, path, judged_corpus / "MM-Vet")
     row = {"imagename": "a.jpg", "question": "?", "answer": "x", "capability": []}
     with pytest.raises(EvaluationError, match=r"mm-vet\.json: v1_0: field `capability` must be .*found \[\]"):
         mm_vet.read(write_rows(tmp_path / "mm-vet.json", {"v1_0": row}), None)
@@ -178,9 +166,9 @@ def test_answers_for_another_version_and_damaged_files_are_errors(corpus, tmp_pa
         mm_vet.read(write_rows(tmp_path / "mm-vet.json", {"v1_0": {"question": "?"}}), None)
 
 
-def test_answers_with_verdicts_in_a_file_are_not_judged_again(corpus, tmp_path):
+def test_answers_with_verdicts_in_a_file_are_not_judged_again(judged_corpus, tmp_path):
     grades = write_rows(tmp_path / "g.json", {"v1_0": {"score": [0.5]}, "v1_1": {"model": "m", "score": [0.5]}})
-    predictions = load(mm_vet.BENCHMARK, grades, corpus / "MM-Vet")
+    predictions = load(mm_vet.BENCHMARK, grades, judged_corpus / "MM-Vet")
     with serving(lambda body: "1.0") as server:
         assert ask_judge(mm_vet.BENCHMARK, predictions, server, tmp_path / "cache") is predictions
         assert not server.requests

@@ -1,28 +1,15 @@
 """MMBench's judge, the judge prompts of all benchmarks, and the sample files of judged and open benchmarks."""
 
-from pathlib import Path
-
 import pytest
-from support.judge_server import KEY, ask_judge, last, serving
+from support.judge_server import ask_judge, last, serving
 
 from model.evaluation import benchmarks
 from model.evaluation.benchmarks import mmbench
 from model.evaluation.interface import Answer, Predictions, Question
 from model.evaluation.judging.verdicts import load_judge_prompt
-from pipelines.sample_corpus import write_sample
 from pipelines.templates.sets import TemplateError
 
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("sample")
-    write_sample(directory, scenes=8, held_out=64, seed=0)
-    return directory
-
-
-@pytest.fixture(autouse=True)
-def key(monkeypatch):
-    monkeypatch.setenv("HONEYBEE_JUDGE_KEY", KEY)
+pytestmark = pytest.mark.usefixtures("judge_key")
 
 
 @pytest.mark.parametrize(
@@ -79,10 +66,10 @@ def test_judge_prompts_use_all_their_fields_and_no_others(name):
 
 
 @pytest.mark.parametrize("name", ["mm_vet", "llava_bench", "mmmu", "owleval"])
-def test_sample_questions_are_read_with_their_images(corpus, name):
+def test_sample_questions_are_read_with_their_images(judged_corpus, name):
     folder = {"mm_vet": "MM-Vet", "llava_bench": "LLaVA-Bench", "mmmu": "MMMU", "owleval": "OwlEval"}[name]
     images = {"mmmu": "", "owleval": "cases"}.get(name, "images")
-    questions = benchmarks.get(name).read(corpus / folder, corpus / folder / images)
+    questions = benchmarks.get(name).read(judged_corpus / folder, judged_corpus / folder / images)
     assert len(questions) > 20
     assert all(image.read()[:2] == b"\xff\xd8" for question in questions for image in question.images)
     assert all(question.images and question.fields["question"] for question in questions)
