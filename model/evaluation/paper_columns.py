@@ -37,7 +37,8 @@ COLUMNS = (
     Column("MME^P", "mme", ("perception",), ("perception_of",), 2000.0),
     Column("SEED^I", "seed_bench", ("accuracy",)),
     Column("LLaVA^W", "llava_bench", ("score",)),
-    Column("SQA", "scienceqa", ("accuracy_image",)),
+    Column("SQA", "scienceqa", ("accuracy",)),  # all questions, as in the authors' evaluation
+    Column("SQA^I", "scienceqa", ("accuracy_image",)),  # those with an image, as other papers report it
     Column("MM-Vet", "mm_vet", ("score",)),
     Column("MMMU", "mmmu", ("accuracy",)),
     Column("POPE", "pope", ("f1",)),

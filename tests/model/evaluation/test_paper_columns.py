@@ -26,6 +26,7 @@ SCORES = {
         "dimensions": {"spatial_relation": {"accuracy": 45.0}, "instance_location": {"accuracy": 55.0}},
     },
     "llava_bench": {"score": 68.0},
+    "scienceqa": {"accuracy": 72.0, "accuracy_image": 69.0},
 }
 
 
@@ -33,6 +34,8 @@ def test_columns_average_and_spatial_tasks():
     found = summary(SCORES)
     assert found["columns"]["MMB"] == {"value": 70.0, "of": 100.0}  # circular accuracy, as in the paper
     assert found["columns"]["MME"] == {"value": 1850.0, "of": 2800.0}
+    assert found["columns"]["SQA"]["value"] == 72.0  # over all questions, as in the paper
+    assert found["columns"]["SQA^I"]["value"] == 69.0
     assert found["average"]["over"] == ["MMB", "MME^P", "SEED^I", "LLaVA^W"]
     assert found["average"]["value"] == pytest.approx((70 + 75 + 65 + 68) / 4)
     assert found["spatial"]["tasks"]["MME position"] == 65.0
