@@ -19,10 +19,14 @@ class Sampling:
 
 
 class PerRowSampler(LogitsProcessor):
-    """Samples each row's token and masks all others, for a greedy `generate`. Each call needs its own instance."""
+    """Samples each row's token and masks all others, for a greedy `generate`. Each call needs its own instance.
+
+    errors: row → why no token could be sampled; the other rows are sampled all the same.
+    """
 
     def __init__(self, rows: list[Sampling]):
         self._rows = rows
+        self.errors: dict[int, Exception] = {}
         self._random = [torch.Generator().manual_seed(_seed(row)) for row in rows]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
@@ -32,7 +36,11 @@ class PerRowSampler(LogitsProcessor):
             return scores
         scores = scores.clone()
         for index in drawing:
-            token = sample_token(scores[index], self._rows[index], self._random[index])
+            try:
+                token = sample_token(scores[index], self._rows[index], self._random[index])
+            except Exception as error:  # such as scores that are not numbers
+                self.errors[index] = error
+                token = 0
             scores[index] = -torch.inf
             scores[index, token] = 0
         return scores
