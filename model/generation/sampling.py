@@ -21,7 +21,7 @@ class Sampling:
 class PerRowSampler(LogitsProcessor):
     """Samples each row's token and masks all others, for a greedy `generate`. Each call needs its own instance.
 
-    errors: row → why no token could be sampled; the other rows are sampled all the same.
+    errors: row → why no token can be sampled; the other rows are not affected.
     """
 
     def __init__(self, rows: list[Sampling]):
@@ -31,16 +31,14 @@ class PerRowSampler(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
         """scores: (B, vocabulary) → the same shape."""
-        drawing = [index for index, row in enumerate(self._rows) if row.temperature > 0]
+        for index in scores.isnan().any(dim=-1).nonzero()[:, 0].tolist():
+            self.errors[index] = ValueError("the model's scores are not numbers")
+        drawing = [index for index, row in enumerate(self._rows) if row.temperature > 0 and index not in self.errors]
         if not drawing:
             return scores
         scores = scores.clone()
         for index in drawing:
-            try:
-                token = sample_token(scores[index], self._rows[index], self._random[index])
-            except Exception as error:  # such as scores that are not numbers
-                self.errors[index] = error
-                token = 0
+            token = sample_token(scores[index], self._rows[index], self._random[index])
             scores[index] = -torch.inf
             scores[index, token] = 0
         return scores
