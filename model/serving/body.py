@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from starlette.requests import Request
 
@@ -42,7 +42,7 @@ class Bodies:
         finally:
             self._bytes -= counted
 
-    async def _pieces(self, request: Request) -> AsyncIterator[bytes]:
+    async def _pieces(self, request: Request) -> AsyncGenerator[bytes, None]:
         settings, stream = self._settings, request.stream()
         loop = asyncio.get_running_loop()
         end = loop.time() + settings.body_seconds

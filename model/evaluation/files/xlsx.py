@@ -79,4 +79,5 @@ def _rows(path: Path) -> Iterator[dict[int, str]]:
     except (FileNotFoundError, IsADirectoryError):
         raise EvaluationError(f"{path}: there is no such file") from None
     except _UNREADABLE as error:
-        raise EvaluationError(f"{path}: not a readable .xlsx workbook: {str(error)[:300]}") from None
+        reason = str(error).partition("; use")[0][:300]  # without Python's advice to lift a limit
+        raise EvaluationError(f"{path}: not a readable .xlsx workbook: {reason}") from None
