@@ -249,8 +249,8 @@ class Encoder:
 def _control_ids(prepared: PreparedTokenizer) -> np.ndarray:
     """Returns the ids of the control tokens but the unknown token, which stands for characters of a text."""
     unknown = unknown_token(prepared.tokenizer)
-    ids = {prepared.tokenizer.token_to_id(token) for token in prepared.special_tokens if token != unknown}
-    return np.array(sorted(ids - {None}), np.int64)
+    ids = (prepared.tokenizer.token_to_id(token) for token in prepared.special_tokens if token != unknown)
+    return np.array(sorted(id for id in ids if id is not None), np.int64)
 
 
 def _without_leading_images(user: pa.Array) -> tuple[np.ndarray, pa.Array]:
