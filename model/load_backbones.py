@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from pipelines.core.tensors_only import tensors_only
 from pipelines.schema import IMAGE_TOKEN
 
 
@@ -47,7 +48,8 @@ def load_vision(name: str | Path, image_size: int | None, dtype: torch.dtype) ->
 
     name: a directory or a hub name. Raises ValueError if weights are missing or the size is not supported.
     """
-    model, info = AutoModel.from_pretrained(name, dtype=dtype, output_loading_info=True, trust_remote_code=False)
+    with tensors_only(name):
+        model, info = AutoModel.from_pretrained(name, dtype=dtype, output_loading_info=True, trust_remote_code=False)
     _refuse_missing(name, info)
     vision = getattr(model, "vision_model", model)
     if image_size is not None and image_size != vision.config.image_size:
@@ -81,9 +83,10 @@ def _resize(vision: PreTrainedModel, image_size: int) -> PreTrainedModel:
 def load_llm(name: str | Path, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> PreTrainedModel:
     """Loads a causal language model with an embedding for every token of the tokenizer; new embeddings are the mean of
     the old ones. name: a directory or a hub name. Raises ValueError if weights are missing."""
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        name, dtype=dtype, output_loading_info=True, trust_remote_code=False
-    )
+    with tensors_only(name):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, output_loading_info=True, trust_remote_code=False
+        )
     model, info = loaded
     _refuse_missing(name, info)
     rows = len(model.get_input_embeddings().weight)

@@ -23,6 +23,7 @@ from transformers.utils import torch_compilable_check
 from model import load_backbones
 from model.configuration import HoneybeeConfig
 from model.projectors import PROJECTORS, Projector, Shape, build_projector
+from pipelines.core.tensors_only import tensors_only
 
 # Encoders whose forward pass is embeddings → (norm) → layers, so that it can stop after the layer that is read.
 CLIP_LIKE = {"clip_vision_model", "siglip_vision_model"}
@@ -223,7 +224,8 @@ class HoneybeeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         report = kwargs.pop("output_loading_info", False)
         lenient = kwargs.get("ignore_mismatched_sizes", False)
         kwargs["ignore_mismatched_sizes"] = True  # reported below, together with the key
-        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        with tensors_only(args[0] if args else "the model"):
+            loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
         problems = [f"missing {key}" for key in sorted(info["missing_keys"])]
         problems += [f"unexpected {key}" for key in sorted(info["unexpected_keys"])]

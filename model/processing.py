@@ -1,5 +1,6 @@
 """Converts images to pixel_values and texts to input_ids, with M image tokens for each `<image>` placeholder."""
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from pipelines.images.decode import decode, to_rgb
 from pipelines.images.references import MAX_BYTES
 from pipelines.schema import IMAGE_TOKEN
 from pipelines.tokens.chat_style import load_chat_template
+from pipelines.tokens.plain_text import PlainTextTokenizer
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -231,6 +233,11 @@ class HoneybeeProcessor(ProcessorMixin):
                 f"the chat template must write {self.image_token} once for an image, but writes it "
                 f"{written.count(self.image_token)} times"
             )
+
+    @functools.cached_property
+    def plain_text(self) -> PlainTextTokenizer:
+        """Tokenises conversations without reading control tokens in their texts."""
+        return PlainTextTokenizer(self.tokenizer.backend_tokenizer)
 
     def preprocess(self, images: list[Image.Image]) -> Tensor:
         """Converts n images to pixel_values (n, 3, S, S), fp32; the fast path for data loaders."""

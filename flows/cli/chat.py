@@ -119,6 +119,10 @@ def serve(
         float, typer.Option(min=0.001, max=4096, help="Maximum size of a request, and of an image fetched by URL.")
     ] = 20,
     allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch images from public URLs.")] = False,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Web site whose pages may send requests (CORS); repeat it for further ones."),
+    ] = None,
 ) -> None:
     """Serves a model over an OpenAI-compatible HTTP API (POST /v1/chat/completions) until it is stopped."""
     from model.check_directory import check_model
@@ -126,6 +130,9 @@ def serve(
     check_model(model)  # before torch is imported
     from model.serving.server import serve as run
     from model.serving.settings import Settings
+    from model.serving.web_guard import checked_origin
 
-    settings = Settings(name or model.absolute().name, max_batch, max_images, int(max_upload_mib * 2**20), allow_urls)
+    limits = {"max_batch": max_batch, "max_images": max_images, "max_upload": int(max_upload_mib * 2**20)}
+    origins = tuple(map(checked_origin, allow_origin or ()))
+    settings = Settings(name or model.absolute().name, **limits, allow_urls=allow_urls, origins=origins)
     run(model, host, port, settings, typer.echo)

@@ -59,7 +59,6 @@ class Chat:
         contains the image token, and for a conversation that leaves no room for an answer; exceptions during generation
         propagate. If an exception is raised, no turn is added.
         """
-        question = question.encode(errors="replace").decode()  # tokenizers reject lone surrogates
         token = self.processor.image_token
         if token in question:
             raise ChatError(f"the question contains {token}, which is a reserved token: pass images separately")

@@ -18,6 +18,10 @@ from model.modeling import HoneybeeForConditionalGeneration
 from model.processing import HoneybeeProcessor
 
 
+class PromptError(ValueError):
+    """Raised for a prompt that the model cannot answer."""
+
+
 @dataclass(frozen=True)
 class End:
     """The reason why an answer ended: `stop` (the model's end token or a stop string), `length` or `cancelled`.
@@ -30,7 +34,7 @@ class End:
 Progress = str | End | Exception  # an answer consists of pieces of text, followed by one End or Exception
 
 
-@dataclass
+@dataclass(eq=False)
 class PromptRow:
     """One prompt of a batch.
 
@@ -45,7 +49,13 @@ class PromptRow:
     sampling: Sampling = field(default_factory=Sampling)
     stop: Sequence[str] = ()
     cancelled: Event = field(default_factory=Event)
+    started: bool = False
     ended: bool = False
+
+    def give(self, piece: str) -> None:
+        """Reports a piece of the answer."""
+        self.started = True
+        self.report(piece)
 
     def finish(self, how: End | Exception) -> None:
         """Reports the end of the answer; later calls have no effect."""
@@ -72,14 +82,30 @@ def load(
     return model.to(device).eval(), processor
 
 
-def encode(processor: HoneybeeProcessor, messages: Sequence[Any]) -> list[int]:
-    """Returns the prompt's token ids for a conversation in chat-template format, with M image tokens per image.
+def encode(processor: HoneybeeProcessor, messages: Sequence[Any], answered: bool = False) -> list[int]:
+    """Returns the token ids of a conversation in chat-template format, with M image tokens per image.
 
-    Texts must not contain the image token. Raises jinja2.TemplateError if the template rejects the conversation.
+    Control tokens come from the chat template only: in a text, `</s>` and `<image>` are plain text. answered: the last
+    message is an answer; otherwise the model is to answer. Raises PromptError if the template does not print each image
+    once, and jinja2.TemplateError if it rejects the conversation.
     """
-    text = processor.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-    text = text.replace(processor.image_token, processor.image_token * processor.num_image_tokens)
-    return processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def render(conversation: list[dict[str, Any]]) -> str:
+        text = processor.apply_chat_template(conversation, add_generation_prompt=not answered, tokenize=False)
+        assert isinstance(text, str)
+        return text
+
+    per_image = processor.num_image_tokens
+    ids = processor.plain_text.encode(messages, render, {processor.image_token: per_image})
+    parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
+    _check_image_tokens(ids, processor.image_token_id, sum(part["type"] == "image" for part in parts), per_image)
+    return ids
+
+
+def _check_image_tokens(ids: Sequence[int], image_token: int, images: int, per_image: int) -> None:
+    """Raises PromptError if a prompt does not have `per_image` image tokens for each of its images."""
+    if (found := list(ids).count(image_token)) != images * per_image:
+        raise PromptError(f"found {found} image tokens for {images} images: expected {images * per_image}")
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
@@ -102,24 +128,45 @@ def generate(model: Any, processor: HoneybeeProcessor, rows: Sequence[PromptRow]
     """Answers all rows in one left-padded batch and reports each row's text, and its end, as soon as it is known.
 
     The end of a row is reported immediately, but its memory is freed only when the longest answer of the batch is
-    complete. Exceptions of the model propagate; unfinished rows then receive no End.
+    complete. A row that cannot be answered gets its own error, and the others are answered. Exceptions of the model
+    propagate; unfinished rows then receive no End.
     """
+    rows = [row for row in rows if _is_sound(row, model.config)]
+    if not rows:
+        return
     tokenizer = processor.tokenizer
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     input_ids, mask = pad_left([row.input_ids for row in rows], pad)
     pixels = [row.pixels for row in rows if row.pixels is not None]
+    sampler = PerRowSampler([row.sampling for row in rows])
     model.generate(
         input_ids=input_ids.to(model.device),
         attention_mask=mask.to(model.device),
         pixel_values=torch.cat(pixels).to(model.device) if pixels else None,
         max_new_tokens=max(row.max_new_tokens for row in rows),
-        do_sample=False,  # RowSampler samples
+        do_sample=False,  # the sampler samples
         num_beams=1,
         repetition_penalty=1.0,
         pad_token_id=pad,
-        logits_processor=LogitsProcessorList([PerRowSampler([row.sampling for row in rows])]),
-        stopping_criteria=StoppingCriteriaList([_Reporter(rows, tokenizer, _end_tokens(model, tokenizer))]),
+        logits_processor=LogitsProcessorList([sampler]),
+        stopping_criteria=StoppingCriteriaList([_Reporter(rows, tokenizer, _end_tokens(model, tokenizer), sampler)]),
     )
+
+
+def _is_sound(row: PromptRow, config: HoneybeeConfig) -> bool:
+    """Checks a row before it is batched, and reports the error of a row that would make its batch fail."""
+    images = 0 if row.pixels is None else len(row.pixels)
+    try:
+        _check_image_tokens(row.input_ids, config.image_token_id, images, config.num_image_tokens)
+        shape = (3, config.vision_config.image_size, config.vision_config.image_size)
+        if row.pixels is not None and tuple(row.pixels.shape[1:]) != shape:
+            raise PromptError(f"the images have the shape {tuple(row.pixels.shape[1:])}: expected {shape}")
+        if not 0 <= min(row.input_ids, default=-1) <= max(row.input_ids, default=0) < config.text_config.vocab_size:
+            raise PromptError("the prompt is empty or has token ids that the model does not have")
+    except PromptError as error:
+        row.finish(error)
+        return False
+    return True
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
@@ -130,13 +177,19 @@ def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
 class _Reporter(StoppingCriteria):
     """Passes each new token to its row's answer and tells `generate` which rows are done."""
 
-    def __init__(self, rows: Sequence[PromptRow], tokenizer: Any, end_tokens: set[int]):
+    def __init__(self, rows: Sequence[PromptRow], tokenizer: Any, end_tokens: set[int], sampler: PerRowSampler):
         self._answers = [_Answer(row, tokenizer, end_tokens) for row in rows]
+        self._sampler = sampler
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
         """input_ids: (B, T) with the new tokens in the last column → (B,), True for rows that are done."""
-        for answer, token in zip(self._answers, input_ids[:, -1].tolist(), strict=True):
-            answer.take(token)
+        for index, (answer, token) in enumerate(zip(self._answers, input_ids[:, -1].tolist(), strict=True)):
+            try:
+                if failed := self._sampler.errors.get(index):
+                    raise failed
+                answer.take(token)
+            except Exception as error:  # of this row only
+                answer.row.finish(error)
         return torch.tensor([answer.row.ended for answer in self._answers], device=input_ids.device)
 
 
@@ -163,9 +216,9 @@ class _Answer:
             self._give(self._text.end())
             ended = ended or self._stops.found  # flushing an incomplete last character may complete a stop string
             if piece := self._stops.end():
-                row.report(piece)
+                row.give(piece)
             row.finish(End("stop" if ended else "length", self._count))
 
     def _give(self, piece: str) -> None:
         if piece := self._stops.push(piece):
-            self.row.report(piece)
+            self.row.give(piece)

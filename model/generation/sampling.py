@@ -19,15 +19,21 @@ class Sampling:
 
 
 class PerRowSampler(LogitsProcessor):
-    """Samples each row's token and masks all others, for a greedy `generate`. Each call needs its own instance."""
+    """Samples each row's token and masks all others, for a greedy `generate`. Each call needs its own instance.
+
+    errors: row → why no token can be sampled; the other rows are not affected.
+    """
 
     def __init__(self, rows: list[Sampling]):
         self._rows = rows
+        self.errors: dict[int, Exception] = {}
         self._random = [torch.Generator().manual_seed(_seed(row)) for row in rows]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
         """scores: (B, vocabulary) → the same shape."""
-        drawing = [index for index, row in enumerate(self._rows) if row.temperature > 0]
+        for index in scores.isnan().any(dim=-1).nonzero()[:, 0].tolist():
+            self.errors[index] = ValueError("the model's scores are not numbers")
+        drawing = [index for index, row in enumerate(self._rows) if row.temperature > 0 and index not in self.errors]
         if not drawing:
             return scores
         scores = scores.clone()

@@ -176,10 +176,11 @@ def _open(file: Path) -> tuple[list[str], Callable[[str], Tensor]]:
             raise WeightFileError(f"{file} is not a complete safetensors file: {error}") from None
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise WeightFileError(f"{file} contains more than tensors and is therefore not unpickled") from error
+    except pickle.UnpicklingError:  # its own message advises to load the file unsafely
+        message = f"{file} contains more than tensors and is therefore not unpickled: use a safetensors file instead"
+        raise WeightFileError(message) from None
     except (RuntimeError, OSError, ValueError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+        reason = "" if "weights_only" in str(error) else str(error).partition("\n")[0]
         raise WeightFileError(f"{file} is not a complete torch.save file in zip format: {reason}") from None
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise WeightFileError(f"{file} must contain a dict from names to tensors")

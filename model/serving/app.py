@@ -5,27 +5,29 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from model.generation.generate import End, Progress
 from model.serving.batching import Closed
+from model.serving.body import Bodies
 from model.serving.errors import RequestError
 from model.serving.protocol import AnswerMessage, Choice, Chunk, ChunkChoice, Completion, Delta, parse, usage
 from model.serving.service import Answer, Service
+from model.serving.web_guard import WebGuard
 
 T = TypeVar("T")
 
 
-def create_app(service: Service, hosts: Sequence[str] = ("*",)) -> FastAPI:
-    """Creates the application, which closes the service on shutdown. hosts: accepted values of the Host header."""
+def create_app(service: Service, loopback: bool, name: str = "") -> FastAPI:
+    """Creates the application, which closes the service on shutdown. loopback, name: see WebGuard."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -34,8 +36,12 @@ def create_app(service: Service, hosts: Sequence[str] = ("*",)) -> FastAPI:
 
     # No documentation pages: they would load scripts from the network.
     app = FastAPI(title="Honeybee", lifespan=lifespan, openapi_url=None)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
-    started = int(time.time())
+    origins = service.settings.origins
+    if origins:
+        allowed: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_private_network=True, **allowed)
+    app.add_middleware(WebGuard, loopback=loopback, name=name, origins=origins)  # before all others
+    started, bodies = int(time.time()), Bodies(service.settings)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -57,15 +63,16 @@ def create_app(service: Service, hosts: Sequence[str] = ("*",)) -> FastAPI:
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         try:
-            return await until_disconnect(
-                request, _complete(service, await _body(request, service.settings.max_upload))
-            )
+            begun = await _begin(service, bodies, request)
+            return await until_disconnect(request, _complete(service.settings.name, *begun))
         except ClientDisconnect:
             return Response(status_code=499)  # the client is gone; the status only appears in the log
 
     @app.exception_handler(RequestError)
     async def refused(request: Request, error: RequestError) -> Response:
-        return JSONResponse(error.body(), error.status)
+        # The rest of a body that was not read is not waited for.
+        headers = {"Connection": "close"} if error.status in (408, 413, 503) else None
+        return JSONResponse(error.body(), error.status, headers)
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:
@@ -77,21 +84,6 @@ def create_app(service: Service, hosts: Sequence[str] = ("*",)) -> FastAPI:
         return JSONResponse(_failure(error).body(), 500)
 
     return app
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    """Reads the body. Raises RequestError (413) as soon as it is too large, with or without a Content-Length header,
-    and ClientDisconnect."""
-    too_large = RequestError(413, f"the request is larger than {limit} bytes (--max-upload-mib)", None, "too_large")
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise too_large
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > limit:
-            raise too_large
-    return bytes(body)
 
 
 async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -116,24 +108,28 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(working, leaving, return_exceptions=True)
 
 
-async def _complete(service: Service, body: bytes) -> Response:
-    request = await service.in_thread(parse, body)
-    answer = await service.begin(request)
-    head: dict[str, Any] = {
-        "id": f"chatcmpl-{secrets.token_hex(12)}",
-        "created": int(time.time()),
-        "model": service.settings.name,
-    }
+async def _begin(service: Service, bodies: Bodies, request: Request) -> tuple[Answer, bool, bool]:
+    """Returns the answer, whether to stream it, and whether to stream its usage; none of them keeps the body."""
+
+    async def begin(body: bytearray) -> tuple[Answer, bool, bool]:
+        parsed = await service.in_thread(parse, body)
+        options = parsed.stream_options
+        return await service.begin(parsed), bool(parsed.stream), bool(options and options.include_usage)
+
+    async with bodies.read(request) as body:
+        return await until_disconnect(request, begin(body))
+
+
+async def _complete(name: str, answer: Answer, stream: bool, with_usage: bool) -> Response:
+    head: dict[str, Any] = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": name}
     streaming = False
     try:
         first = await answer.progress.get()  # an error before the first piece must not get status 200
         if isinstance(first, Exception):
             raise _failure(first)
-        if request.stream:
-            options = request.stream_options
-            response = _Stream(answer, _chunks(answer, first, head, bool(options and options.include_usage)))
+        if stream:
             streaming = True
-            return response
+            return _Stream(answer, _chunks(answer, first, head, with_usage))
         text = ""
         progress: Progress = first
         while isinstance(progress, str):

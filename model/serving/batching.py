@@ -53,20 +53,30 @@ class Batcher:
         while rows := self._next():
             self._running = rows
             if self._closed:
-                error: Exception = Closed("the server is shutting down")
+                for row in rows:
+                    row.finish(Closed("the server is shutting down"))
             else:
-                error = RuntimeError("the generation returned without finishing this row")
-                try:
-                    self._answer(rows)
-                except Exception as raised:  # keep the thread alive: the next batch may succeed
-                    log.exception("a batch of %d requests failed", len(rows))
-                    error = raised
-            for row in rows:
-                row.finish(error)
+                for row in self._try(rows):  # one bad row must not fail the others
+                    self._try([row])
             self._running = ()
         while not self._waiting.empty():
             if left := self._waiting.get():
                 left.finish(Closed("the server is shutting down"))
+
+    def _try(self, rows: Sequence[PromptRow]) -> list[PromptRow]:
+        """Answers a batch. If that fails, returns the rows to answer alone, which are those whose clients have received
+        no text yet; the other rows get the error."""
+        error: Exception = RuntimeError("the generation returned without finishing this row")
+        try:
+            self._answer(rows)
+        except Exception as raised:  # keep the thread alive: the next batch may succeed
+            log.exception("a batch of %d requests failed", len(rows))
+            error = raised.with_traceback(None)  # the traceback keeps the tensors of the batch
+        alone = [row for row in rows if len(rows) > 1 and not row.started and not row.ended]
+        for row in rows:
+            if row not in alone:
+                row.finish(error)
+        return alone
 
     def _next(self) -> list[PromptRow]:
         """Returns the rows of the next batch, or an empty list when the queue is closed."""

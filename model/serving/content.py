@@ -36,9 +36,13 @@ def conversation(messages: Sequence[Message], max_images: int) -> tuple[list[dic
                 parts.append({"type": "image"})
             else:
                 text = part.text or ""
-                if IMAGE_TOKEN in text:
+                joined = bool(parts) and parts[-1]["type"] == "text"
+                if IMAGE_TOKEN in (parts[-1]["text"] if joined else "") + text:  # also if it is in neither part
                     raise _invalid(f"the text contains {IMAGE_TOKEN}: send images as separate parts", place)
-                parts.append({"type": "text", "text": text})
+                if joined:
+                    parts[-1]["text"] += text
+                else:
+                    parts.append({"type": "text", "text": text})
         turns.append({"role": message.role, "content": parts})
     last = f"messages[{len(messages) - 1}]"
     if messages[-1].role != "user":

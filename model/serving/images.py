@@ -1,11 +1,11 @@
 """Loads the images of a request from data: URLs and, if allowed, from the network."""
 
 import base64
-import binascii
 import contextlib
 import io
 import re
 from collections.abc import Callable, Sequence
+from urllib.parse import unquote
 
 from PIL import Image
 
@@ -15,7 +15,9 @@ from model.serving.fetch_image import FetchError, fetch
 from pipelines.core.errors import ImageRefError
 from pipelines.images.decode import FORMATS, MAX_PIXELS, decode, to_rgb
 
-_DATA = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
+_DATA = re.compile(r"\s*data:[^,]{0,200};\s*base64\s*,", re.IGNORECASE)
+_NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/]")
+_PLAIN_BASE64 = {**dict.fromkeys(map(ord, " \t\r\n\f\v")), ord("-"): "+", ord("_"): "/"}
 
 
 async def image_bytes(reference: ImageReference, allow_urls: bool, max_bytes: int) -> Callable[[], bytes]:
@@ -71,11 +73,23 @@ def decode_image(reference: ImageReference, data: bytes) -> Image.Image:
 
 
 def _from_base64(reference: ImageReference) -> bytes:
-    url = reference.url
-    try:
-        return base64.b64decode(url[url.index(",") + 1 :], validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise _invalid(reference, f"the data: URL is not valid base64: {error}") from None
+    """Decodes base64 as clients write it: with line breaks, percent-encoded, URL-safe, without padding."""
+    text = reference.url[reference.url.index(",") + 1 :]
+    with contextlib.suppress(ValueError):
+        return base64.b64decode(text, validate=True)
+    text = (unquote(text) if "%" in text else text).translate(_PLAIN_BASE64)
+    data = text.rstrip("=")
+    if found := _NOT_BASE64.search(data):
+        raise _invalid(
+            reference,
+            f"the data: URL is not valid base64: it has {found[0]!r} after {found.start()} characters of base64",
+        )
+    if len(data) % 4 == 1:
+        raise _invalid(
+            reference,
+            f"the data: URL is not valid base64: {len(data)} characters are one too many or too few; is it cut off?",
+        )
+    return base64.b64decode(data + "=" * (-len(data) % 4))
 
 
 def _invalid(reference: ImageReference, message: str) -> RequestError:

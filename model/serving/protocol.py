@@ -9,28 +9,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from model.serving.errors import RequestError
+from model.serving.parameters import refuse_unsupported
 
-# Fields that do not affect the answer, or only together with another field that is not supported.
-HARMLESS = {
-    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_options",
-    "prompt_cache_retention", "parallel_tool_calls",
-}  # fmt: skip
-# Fields that can change the answer, with the values that leave it unchanged.
-NEUTRAL: dict[str, list[Any]] = {
-    "n": [1],
-    "logprobs": [False],
-    "top_logprobs": [0],
-    "logit_bias": [{}],
-    "presence_penalty": [0],
-    "frequency_penalty": [0],
-    "response_format": [{"type": "text"}],
-    "modalities": [["text"]],
-    "tools": [[]],
-    "functions": [[]],
-    "tool_choice": ["none", "auto"],
-    "function_call": ["none", "auto"],
-}
-HARMLESS_IN_MESSAGE = {"name", "annotations"}
 INT64 = 2**63
 
 
@@ -113,7 +93,7 @@ class ChatRequest(BaseModel):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
-def parse(body: bytes) -> ChatRequest:
+def parse(body: bytes | bytearray) -> ChatRequest:
     """Parses and validates a request. Raises RequestError (400), naming the field, if it is invalid or unsupported."""
     try:
         request = ChatRequest.model_validate_json(body)
@@ -122,25 +102,16 @@ def parse(body: bytes) -> ChatRequest:
         param = field_name(first["loc"])
         problem = first["msg"].removeprefix("Value error, ")
         raise RequestError(400, f"{param}: {problem}" if param else problem, param, "invalid_value") from None
-    for name, value in (request.model_extra or {}).items():
-        _refuse(name, name, value, HARMLESS)
+    refuse_unsupported(request.model_extra or {}, "")
     for index, message in enumerate(request.messages):
-        for name, value in (message.model_extra or {}).items():
-            _refuse(name, f"messages[{index}].{name}", value, HARMLESS_IN_MESSAGE)
-    if None not in (request.max_tokens, request.max_completion_tokens):
+        refuse_unsupported(message.model_extra or {}, f"messages[{index}].")
+    limits = {request.max_tokens, request.max_completion_tokens} - {None}
+    if len(limits) > 1:
         raise RequestError(400, "set max_tokens or max_completion_tokens, not both", "max_tokens", "invalid_value")
-    if request.stream_options is not None and not request.stream:
+    options = request.stream_options
+    if options is not None and options.include_usage and not request.stream:
         raise RequestError(400, "stream_options requires stream: true", "stream_options", "invalid_value")
     return request
-
-
-def _refuse(name: str, param: str, value: Any, harmless: set[str]) -> None:
-    if value is None or name in harmless or value in NEUTRAL.get(name, []):
-        return
-    if name in NEUTRAL:
-        allowed = " or ".join(map(repr, NEUTRAL[name]))
-        raise RequestError(400, f"{param} supports only {allowed}: omit it", param, "unsupported_parameter")
-    raise RequestError(400, f"{param} is not supported by this server: omit it", param, "unsupported_parameter")
 
 
 def field_name(loc: Sequence[str | int]) -> str | None:

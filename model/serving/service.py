@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 
-from model.generation.generate import Progress, PromptRow, context_length, encode, generate
+from model.generation.generate import Progress, PromptError, PromptRow, context_length, encode, generate
 from model.generation.sampling import Sampling
 from model.serving.batching import Batcher, Busy, Closed
 from model.serving.content import ImageReference, conversation
@@ -21,6 +21,7 @@ from model.serving.errors import RequestError
 from model.serving.images import check_total_pixels, decode_image, image_bytes
 from model.serving.protocol import ChatRequest
 from model.serving.settings import Settings
+from pipelines.tokens.plain_text import PlainTextError
 
 DEFAULT_MAX_TOKENS = 512  # used if a request sets no limit
 MAX_PARTS = 10_000  # bounds the messages and parts if the model has no context limit
@@ -102,6 +103,8 @@ class Service:
                 return encode(self.processor, messages)
         except TemplateError as error:
             raise RequestError(400, f"the model's chat template rejects the messages: {error}", "messages") from None
+        except (PromptError, PlainTextError) as error:
+            raise RequestError(400, f"the messages cannot be encoded: {error}", "messages") from None
 
     async def _pixels(self, references: Sequence[ImageReference]) -> list[torch.Tensor]:
         """Loads and preprocesses each image to (1, 3, S, S)."""

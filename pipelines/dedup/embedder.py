@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.core.tensors_only import tensors_only
+
 BATCH_TOKENS = {"cpu": 512, "cuda": 1 << 16}  # tokens in a batch of any shape, by device
 # A text is padded to the next of these token counts; most words have three tokens, most contents four to eight.
 LENGTHS = (3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -56,7 +58,8 @@ class Embedder:
         from sentence_transformers import SentenceTransformer  # slow import, needed only if there is a text to embed
 
         try:
-            model = SentenceTransformer(str(path), device="cpu", local_files_only=True).eval()
+            with tensors_only(path):
+                model = SentenceTransformer(str(path), device="cpu", local_files_only=True).eval()
         except Exception as error:  # any library that reads a model file may fail in its own way
             raise EmbedderError(f"the embedder in {path} cannot be loaded: {error}") from error
         dim, limit = model.get_embedding_dimension(), model.max_seq_length

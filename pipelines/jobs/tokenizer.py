@@ -8,9 +8,10 @@ from pathlib import Path
 from pipelines.core.files import named_digests
 from pipelines.core.store import FileDigests, Store
 from pipelines.schema import IMAGE_TOKEN
+from pipelines.tokens.plain_text import control_tokens
 from pipelines.tokens.tokenizer import _load
 
-VERSION = 2
+VERSION = 3
 
 
 def prepare_tokenizer(store: Store, llm: str, local_files_only: bool = False) -> Path:
@@ -27,7 +28,7 @@ def prepare_tokenizer(store: Store, llm: str, local_files_only: bool = False) ->
     def make(out: Path) -> dict:
         tokenizer = _load(llm, local_files_only)
         tokenizer.save_pretrained(out)
-        specials = sorted({token.content for token in tokenizer.added_tokens_decoder.values() if token.special})
+        specials = sorted(control_tokens(tokenizer.backend_tokenizer))
         digest = digests.digest(out / "tokenizer.json")[:16]
         return {
             "fingerprint": digest,

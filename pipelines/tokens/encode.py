@@ -16,6 +16,7 @@ from pipelines.core.ragged import flat_indices, offsets_of, segment_sums
 from pipelines.schema import IMAGE_TOKEN
 from pipelines.tokens import word_cache
 from pipelines.tokens.chat_style import BEGIN, END, ChatStyle, ChatTemplate
+from pipelines.tokens.plain_text import unknown_token
 from pipelines.tokens.tokenizer import PreparedTokenizer
 
 _CHECKED = 8  # turns per batch that are tokenised both by words and as complete texts
@@ -60,7 +61,8 @@ class Encoder:
         self.style = ChatStyle(chat, prepared.bos_token, prepared.eos_token)
         self.closing = np.array(self._ids(self.style.wording.closing), np.int32)  # follows the last turn
         self._words = word_cache.WordTokenizer(prepared)
-        self._special = "|".join(map(re.escape, prepared.special_tokens))
+        self._special = "|".join(map(re.escape, sorted(prepared.special_tokens, key=len, reverse=True)))
+        self._control = _control_ids(prepared)
         # The strings that start a turn in this style; inside a text they would look like a new turn.
         around = (self.style.later(0).rstrip(), self.style.wording.middle.rstrip())
         self.role_markers = tuple(mark for mark in around if mark.strip())
@@ -84,7 +86,9 @@ class Encoder:
         known = self._words_before_answer(lead, user)
         by_words = (known >= 0) & (inline == leading) & self._words.can_encode(texts)
         ids, lengths, before = self._encode_pieces(texts, by_words, known, lead, user, self._has_special(kinds))
-        return self._verify(assistant, np.maximum(images, 0) + inline, self._with_heads(kinds, ids, lengths, before))
+        turns = self._verify(assistant, np.maximum(images, 0) + inline, self._with_heads(kinds, ids, lengths, before))
+        self._verify_control(kinds, inline - leading, turns)
+        return turns
 
     def head_tokens(self, num_images: int) -> int:
         """Estimates how many more text tokens a turn has at the start of a conversation than at a later position."""
@@ -225,6 +229,28 @@ class Encoder:
             for turn in np.flatnonzero(np.isin(model, list(wrong))).tolist():
                 errors.setdefault(turn, wrong[int(model[turn])])
         return EncodedTurns(turns.ids, turns.offsets, turns.supervised, errors)
+
+    def _verify_control(self, kinds: np.ndarray, inline: np.ndarray, turns: EncodedTurns) -> None:
+        """Adds an error for each turn with control tokens that the chat style does not print: a tokenizer can read one
+        in a text that only looks like it, such as `＜/s＞` or `</S>`. inline: (T,) images after the first word."""
+        distinct, index = np.unique(kinds, return_inverse=True)
+        around = self._control_tokens(self.style.wording.middle + self.style.wording.end)
+        leads = [self.style.lead(kind) if kind >= 0 else self.style.later(-1 - kind) for kind in distinct.tolist()]
+        printed = np.array([self._control_tokens(lead) for lead in leads], np.int64)[index] + around + inline
+        found = segment_sums(np.isin(turns.ids, self._control), turns.offsets)
+        for turn in np.flatnonzero(found != printed).tolist():
+            message = f"{found[turn]} control tokens, but the chat style prints {printed[turn]}: a text is read as one"
+            turns.errors.setdefault(turn, message)
+
+    def _control_tokens(self, text: str) -> int:
+        return int(np.isin(self._ids(text), self._control).sum())
+
+
+def _control_ids(prepared: PreparedTokenizer) -> np.ndarray:
+    """Returns the ids of the control tokens but the unknown token, which stands for characters of a text."""
+    unknown = unknown_token(prepared.tokenizer)
+    ids = (prepared.tokenizer.token_to_id(token) for token in prepared.special_tokens if token != unknown)
+    return np.array(sorted(id for id in ids if id is not None), np.int64)
 
 
 def _without_leading_images(user: pa.Array) -> tuple[np.ndarray, pa.Array]:

@@ -12,18 +12,21 @@ import uvicorn
 from PIL import Image
 
 from model.serving.app import create_app
-from model.serving.server import LOOPBACK_HOSTS, bind
+from model.serving.connections import LimitedConnection
+from model.serving.server import bind, config_of
 from model.serving.service import Service
 from model.serving.settings import Settings
 
 
 @contextlib.contextmanager
-def run_server(model: Any, processor: Any, **settings: Any) -> Iterator[str]:
+def run_server(
+    model: Any, processor: Any, connection: type[LimitedConnection] = LimitedConnection, **settings: Any
+) -> Iterator[str]:
     """Runs a server for the model and yields its base URL, `http://127.0.0.1:…/v1`."""
     service = Service(model, processor, Settings(**settings))
     with bind("127.0.0.1", 0) as listener:
-        app = create_app(service, LOOPBACK_HOSTS)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+        app = create_app(service, loopback=True)
+        server = uvicorn.Server(config_of(app, connection, log_level="warning", timeout_graceful_shutdown=5))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 
 from model.evaluation.interface import EvaluationError
-from model.generation.generate import pad_left
+from model.generation.generate import encode, pad_left
 from model.modeling import HoneybeeForConditionalGeneration
 from model.processing import HoneybeeProcessor
 from pipelines.core.files import named_digests
@@ -59,9 +59,7 @@ class Generator:
 
         Raises EvaluationError if a text contains the image token.
         """
-        conversations = [self._messages(*prompt) for prompt in prompts]
-        rendered = self.processor.apply_chat_template(conversations, add_generation_prompt=True, tokenize=False)
-        return self._tokens(rendered)
+        return [encode(self.processor, self._messages(*prompt)) for prompt in prompts]
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[list[int]], pixels: Sequence[Tensor], max_new_tokens: int) -> list[str]:
@@ -84,12 +82,10 @@ class Generator:
 
     def encode_answers(self, prompts: Sequence[tuple[str, int]], choices: Sequence[Sequence[str]]) -> list[Choices]:
         """Like `encode`, but each prompt is followed by each of its choices as the answer, in the training format."""
-        processor = self.processor
-        rendered = [
-            [processor.apply_chat_template(self._messages(*prompt, choice), tokenize=False) for choice in own]
+        return [
+            [encode(self.processor, self._messages(*prompt, choice), answered=True) for choice in own]
             for prompt, own in zip(prompts, choices, strict=True)
         ]
-        return [self._tokens(own) for own in rendered]
 
     @torch.inference_mode()
     def likeliest(self, asked: Sequence[Choices], pixels: Sequence[Sequence[Tensor]]) -> list[int]:
@@ -129,12 +125,6 @@ class Generator:
         content: list[dict[str, str]] = [*[{"type": "image"}] * images, {"type": "text", "text": text}]
         reply = [] if answer is None else [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
         return [{"role": "user", "content": content}, *reply]
-
-    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        processor = self.processor
-        image_tokens = processor.image_token * processor.num_image_tokens
-        expanded = [text.replace(processor.image_token, image_tokens) for text in texts]
-        return processor.tokenizer(expanded, add_special_tokens=False)["input_ids"]
 
 
 class LiveGenerator(Generator):

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.parsers.expat import ExpatError
 
+from openpyxl.packaging.manifest import Override
 from openpyxl.reader.excel import ExcelReader
 from openpyxl.utils import get_column_letter
+from openpyxl.xml.constants import SHARED_STRINGS, XLSX
 
 from model.evaluation.files.xlsx_limits import unpacked
 from model.evaluation.interface import EvaluationError
@@ -40,6 +42,14 @@ def read_xlsx(path: Path) -> Iterator[dict[str, str]]:
         yield {name: row.get(column, "") for column, name in header.items()}
 
 
+def _complete(book: ExcelReader) -> None:
+    """Names the usual parts of a workbook whose list of parts does not: other readers find them, too."""
+    for kind, part in ((XLSX, "/xl/workbook.xml"), (SHARED_STRINGS, "/xl/sharedStrings.xml")):
+        listed = {each.PartName for each in book.package.Override}
+        if part[1:] in book.valid_files and part not in listed and book.package.find(kind) is None:
+            book.package.Override.append(Override(part, kind))
+
+
 def _rows(path: Path) -> Iterator[dict[int, str]]:
     """Yields every row as column index → text of its cells that are not empty."""
     cells = width = 0
@@ -50,6 +60,7 @@ def _rows(path: Path) -> Iterator[dict[int, str]]:
         # As load_workbook does, but without styles and further sheets, which only cost time.
         book = ExcelReader(unpacked(path), read_only=True, data_only=True, keep_links=False)
         book.read_manifest()
+        _complete(book)
         book.read_strings()
         book.shared_strings = dict(enumerate(book.shared_strings))  # a list would accept −1
         book.read_workbook()
@@ -68,4 +79,5 @@ def _rows(path: Path) -> Iterator[dict[int, str]]:
     except (FileNotFoundError, IsADirectoryError):
         raise EvaluationError(f"{path}: there is no such file") from None
     except _UNREADABLE as error:
-        raise EvaluationError(f"{path}: not a readable .xlsx workbook: {str(error)[:300]}") from None
+        reason = str(error).partition("; use")[0][:300]  # without Python's advice to lift a limit
+        raise EvaluationError(f"{path}: not a readable .xlsx workbook: {reason}") from None

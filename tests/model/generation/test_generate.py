@@ -119,6 +119,32 @@ def test_waiting_rows_are_batched_up_to_the_maximum() -> None:
     batcher.close()
 
 
+def test_failed_batch_is_answered_row_by_row() -> None:
+    sizes: list[int] = []
+    go, reports = threading.Event(), [[] for _ in range(5)]  # type: ignore[var-annotated]
+
+    def answer(rows: Sequence[PromptRow]) -> None:
+        go.wait()
+        sizes.append(len(rows))
+        for each in rows:
+            if each is rows_[2]:
+                each.give("a")
+            if each is rows_[3]:
+                raise ValueError("a bad row")
+        for each in rows:
+            each.finish(End("stop", 1))
+
+    rows_ = [row(progress) for progress in reports]
+    batcher = Batcher(answer, 4)
+    for each in rows_:
+        batcher.submit(each)
+    go.set()
+    wait_for(lambda: all(each.ended for each in rows_))
+    batcher.close()
+    assert [type(progress[-1]).__name__ for progress in reports] == ["End", "End", "ValueError", "ValueError", "End"]
+    assert sizes[0] == 4 and sorted(sizes) == [1, 1, 1, 1, 4]
+
+
 def test_full_or_closed_queue_rejects_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batching, "MAX_WAITING", 2)
     started, reports = threading.Event(), [[] for _ in range(3)]  # type: ignore[var-annotated]

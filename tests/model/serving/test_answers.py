@@ -1,5 +1,6 @@
 """The server as seen by the official client: answers, streams, batches, cancellation and shutdown."""
 
+import base64
 import json
 import threading
 import time
@@ -16,6 +17,8 @@ from support.serving_world import data_url, image, run_server, text, user, wait_
 
 from model import HoneybeeForConditionalGeneration
 from model.generation.chat import Chat
+from model.generation.generate import End, PromptError, PromptRow, encode, generate
+from model.generation.sampling import Sampling
 
 QUESTIONS: list[list[Any]] = [
     [user("Is there a circle?")],
@@ -146,10 +149,82 @@ def test_length_limit_is_applied_and_reported(world: Any) -> None:
 def test_fields_that_do_not_change_the_answer_are_accepted(world: Any) -> None:
     client = world[0]
     options = {"user": "me", "metadata": {"a": "b"}, "store": False, "n": 1, "logprobs": False, "tools": [],
-               "response_format": {"type": "text"}, "presence_penalty": 0, "logit_bias": {}}  # fmt: skip
+               "response_format": {"type": "text"}, "presence_penalty": 0, "logit_bias": {},
+               "max_completion_tokens": 12, "stream_options": {"include_usage": False},
+               "extra_body": {"id": "a", "name": "b", "repetition_penalty": 1, "skip_special_tokens": True, "top_k": -1,
+                              "min_p": 0.0, "best_of": 1, "use_beam_search": False, "echo": False, "tool_calls": None,
+                              "stop_token_ids": [], "chat_template_kwargs": {}, "guided_json": None}}  # fmt: skip
     assert text_of(ask(client, QUESTIONS[0], **options)) == text_of(ask(client, QUESTIONS[0]))
+    named = [{**QUESTIONS[0][0], "id": "1", "name": "me", "tool_calls": []}]
+    assert text_of(ask(client, named)) == text_of(ask(client, QUESTIONS[0]))
     history = [user("Hi"), ask(client, [user("Hi")]).choices[0].message.model_dump(), user("And?")]
     assert ask(client, history).usage.completion_tokens
+
+
+@pytest.mark.parametrize(
+    "write", [base64.encodebytes, base64.urlsafe_b64encode, lambda data: base64.b64encode(data)[:-1]]
+)
+def test_base64_may_be_written_in_every_way(world: Any, write: Any) -> None:
+    data = base64.b64decode(data_url("teal", size=(23, 19)).partition(",")[2])
+    padded = data + bytes(-(len(data) + 1) % 3)  # so that its base64 ends with a "="
+    answers = {
+        text_of(ask(world[0], [user(image(f"data:image/png;base64,{written.decode()}"), text("What?"))], max_tokens=30))
+        for written in (base64.b64encode(data), write(padded))
+    }
+    assert len(answers) == 1
+
+
+@pytest.mark.parametrize("control", ["</s>", "<s>", "<pad>", " </s> ", "</s></s>"])
+def test_text_is_never_a_control_token(world: Any, tiny_processor: Any, control: str) -> None:
+    client, model, _ = world
+    tokenizer = tiny_processor.tokenizer
+    split = [tokenizer.encode(letter, add_special_tokens=False) for letter in control.strip()]
+    asked = [
+        {"role": "system", "content": control},
+        user(text("Is"), text(control)),
+        {"role": "assistant", "content": control},
+    ]
+    ids = encode(tiny_processor, [*asked, user(control)])
+    assert all(len(each) == 1 for each in split)
+    special = [tokenizer.convert_ids_to_tokens(token) for token in ids if token in tokenizer.all_special_ids]
+    assert special == ["<s>", "</s>"]
+    answer = ask(client, [*asked, user(control)])
+    assert answer.usage.prompt_tokens == len(ids)
+    chat = Chat(model, tiny_processor)
+    chat.messages = [{**message, "content": [text(message["content"])]} for message in (asked[0],)]
+    assert "".join(chat.ask(control, max_new_tokens=12)) == text_of(ask(client, [asked[0], user(control)]))
+
+
+def test_a_bad_row_does_not_fail_its_batch(world: Any, tiny_processor: Any) -> None:
+    model = world[1]
+    reports: list[list[Any]] = [[] for _ in range(6)]
+    prompt = encode(tiny_processor, [user("Is there a circle?")])
+    seen = encode(tiny_processor, [user({"type": "image"}, text("What?"))])
+    pixels = torch.zeros(1, 3, 32, 32)
+    wide = torch.zeros(1, 3, 64, 64)
+    bad = [(seen, None), (prompt, pixels), (seen, torch.cat([pixels, pixels])), (seen, wide), ([10**6], None)]
+    rows = [PromptRow(ids, images, 4, report.append) for (ids, images), report in zip(bad, reports, strict=False)]
+    rows.insert(2, PromptRow(prompt, None, 4, reports[5].append))
+    generate(model, tiny_processor, rows)
+    assert [type(report[0]) for report in reports[:5]] == [PromptError] * 5
+    assert "found 4 image tokens for 0 images" in str(reports[0][0])
+    assert reports[5][-1] == End("length", 4)
+
+
+def test_scores_that_are_not_numbers_fail_their_row_only(world: Any, tiny_processor: Any) -> None:
+    model = world[1]
+    reports: list[list[Any]] = [[], []]
+    prompt = encode(tiny_processor, [user("Is there a circle?")])
+    sampled = [Sampling(1.0, seed=1), Sampling(1.0, seed=2)]
+    rows = [PromptRow(prompt, None, 4, r.append, s) for r, s in zip(reports, sampled, strict=True)]
+
+    def spoil(module: Any, args: Any, logits: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.full_like(logits[:1], torch.nan), logits[1:]])
+
+    hook = model.llm.lm_head.register_forward_hook(spoil)
+    generate(model, tiny_processor, rows)
+    hook.remove()
+    assert isinstance(reports[0][-1], Exception) and reports[1][-1] == End("length", 4)
 
 
 class Slow:
@@ -226,12 +301,14 @@ def test_end_token_ends_the_answer(slow: Any) -> None:
 def test_failure_is_reported_and_the_server_continues(slow: Any) -> None:
     client, model = slow
     model.fail_at = 1
-    with ThreadPoolExecutor(3) as pool:
-        answers = [pool.submit(ask, client, QUESTIONS[0]) for _ in range(3)]
-        errors = [error for answer in answers if (error := answer.exception()) is not None]
-    assert errors and all(isinstance(error, openai.InternalServerError) for error in errors)
-    assert errors[0].body["message"] == "generating the answer failed: RuntimeError: the device is on fire"
-    assert errors[0].body["type"] == "server_error"
+    with pytest.raises(openai.InternalServerError) as raised:
+        ask(client, QUESTIONS[0])
+    assert raised.value.body == {
+        "message": "generating the answer failed: RuntimeError: the device is on fire",
+        "type": "server_error",
+        "param": None,
+        "code": None,
+    }
     model.steps, model.fail_at = 0, 4
     stream = ask(client, QUESTIONS[0], stream=True)
     pieces: list[str] = []

@@ -31,6 +31,7 @@ def client(model: Any, tiny_processor: Any) -> Iterator[httpx.Client]:
         assert post(client).status_code == 200  # the server still works after all invalid requests
 
 
+JSON = {"Content-Type": "application/json"}
 ROLES = ("system", "developer")
 
 
@@ -63,6 +64,12 @@ def refusal(response: httpx.Response, status: int = 400) -> tuple[str | None, st
         ("modalities", ["text", "audio"]),
         ("top_k", 40),
         ("reasoning_effort", "high"),
+        ("repetition_penalty", 1.1),
+        ("skip_special_tokens", False),
+        ("min_p", 0.1),
+        ("n", True),
+        ("guided_json", {"type": "object"}),
+        ("chat_template", "{{ messages }}"),
     ],
 )
 def test_unsupported_field_is_named(client: httpx.Client, name: str, value: Any) -> None:
@@ -92,6 +99,8 @@ def test_unsupported_field_is_named(client: httpx.Client, name: str, value: Any)
         ({"messages": [user("Hi"), {"role": "assistant", "content": "Ho"}]}, "messages[1].role"),
         ({"messages": [{"role": "system", "content": "Hi"}]}, "messages[0].role"),
         ({"messages": [user("look: <image>")]}, "messages[0].content[0]"),
+        ({"messages": [user(text("<ima"), text("ge> and"))]}, "messages[0].content[1]"),
+        ({"messages": [user(image(data_url()), text("<"), text(""), text("image>"))]}, "messages[0].content[3]"),
         ({"messages": [{"role": "system", "content": "<image>"}, user("Hi")]}, "messages[0].content[0]"),
         ({"messages": [{"role": "system", "content": [image("data:,")]}, user("Hi")]}, "messages[0].content[0]"),
         ({"max_tokens": 0}, "max_tokens"),
@@ -122,7 +131,7 @@ def test_invalid_field_is_named(client: httpx.Client, fields: dict[str, Any], pa
     ],
 )  # fmt: skip
 def test_malformed_body_is_rejected(client: httpx.Client, body: bytes) -> None:
-    refusal(client.post("/chat/completions", content=body))
+    refusal(client.post("/chat/completions", content=body, headers=JSON))
 
 
 def test_unknown_models_and_routes_are_not_found(client: httpx.Client) -> None:
@@ -163,7 +172,9 @@ def bad(data: bytes) -> str:
         (bad(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "in none of the formats JPEG"),
         (data_url("red", size=(200, 200))[:-60], "image_corrupt"),
         (data_url(0, size=(20_000, 5_000), mode="1"), "image_too_large"),
-        ("data:image/png;base64,§§§", "is not valid base64"),
+        ("data:image/png;base64,§§§", "is not valid base64: it has '§' after 0 characters"),
+        ("data:image/png;base64,AAAA=BBB", "is not valid base64: it has '=' after 4 characters"),
+        ("data:image/png;base64,AAAAB", "is not valid base64: 5 characters are one too many or too few"),
         ("data:image/png,abc", "must be a base64 data: URL"),
         ("file:///etc/passwd", "scheme 'file'"),
         ("/etc/passwd", "scheme 'none'"),
@@ -201,9 +212,11 @@ def test_developer_role_is_an_alias_of_system(client: httpx.Client) -> None:
 
 def test_too_large_body_is_rejected_with_and_without_content_length(client: httpx.Client) -> None:
     body = json.dumps({"model": "bee", "messages": [user("a" * 40 * LIMIT)]}).encode()
-    assert f"larger than {LIMIT} bytes" in refusal(client.post("/chat/completions", content=body), 413)[1]
+    assert f"larger than {LIMIT} bytes" in refusal(client.post("/chat/completions", content=body, headers=JSON), 413)[1]
     pieces = (body[at : at + 10_000] for at in range(0, len(body), 10_000))
-    assert refusal(client.post("/chat/completions", content=pieces), 413)  # in chunks, without Content-Length
+    assert refusal(
+        client.post("/chat/completions", content=pieces, headers=JSON), 413
+    )  # in chunks, without Content-Length
 
 
 def test_allowed_urls_do_not_give_access_to_the_internal_network(model: Any, tiny_processor: Any) -> None:

@@ -1,5 +1,6 @@
 """Reading workbooks: cells of all kinds, and damaged and hostile files, which cause one clear error within limits."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -40,6 +41,24 @@ def test_numbers_and_results_of_formulas(tmp_path):
     )
     path = write_workbook(tmp_path / "a.xlsx", rows)
     assert list(read_xlsx(path)) == [{"index": "1000241", "b": "0.1", "c": "x"}]
+
+
+def test_parts_that_the_list_of_parts_does_not_name_are_found(tmp_path):
+    shared, rows = "<si><t>index</t></si>", '<row><c t="s"><v>0</v></c></row><row><c><v>7</v></c></row>'
+    whole = write_workbook(tmp_path / "a.xlsx", rows, shared=shared)
+    with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(tmp_path / "b.xlsx", "w") as copy:
+        for name in archive.namelist():
+            data = archive.read(name)
+            copy.writestr(name, re.sub(rb"<Override[^>]*/>", b"", data) if name == "[Content_Types].xml" else data)
+    assert list(read_xlsx(tmp_path / "b.xlsx")) == list(read_xlsx(whole)) == [{"index": "7"}]
+
+
+def test_a_number_of_too_many_digits_is_refused_without_advice_to_lift_the_limit(tmp_path):
+    path = write_workbook(
+        tmp_path / "a.xlsx", f'<row><c t="str"><v>a</v></c></row><row><c><v>{"9" * 5000}</v></c></row>'
+    )
+    with pytest.raises(EvaluationError, match=r"5000 digits$"):
+        list(read_xlsx(path))
 
 
 def test_only_the_first_sheet_is_read(tmp_path):

@@ -167,6 +167,61 @@ def test_free_form_answers_are_matched_by_rule(text, letter):
     assert match_option(text, OPTIONS) == letter
 
 
+@pytest.mark.parametrize(
+    ("text", "options", "letter"),
+    [
+        ("C", "C|C++|C#|Java", "A"),
+        ("C++", "C|C++|C#|Java", "B"),
+        ("It is C#.", "C|C++|C#|Java", "C"),
+        ("A-", "A|B|C", None),
+        ("The grade is A-.", "A|A-|B", "B"),
+        ("A/B", "red|blue", None),
+        ("- B", "red|blue", "B"),
+        ("**B**", "red|blue", "B"),
+        ("2.5", "1|2|3|4", None),
+        ("B. 2.5", "1|2.5", "B"),
+        (".5", "5|0.5|50", "B"),
+        ("10:30", "10|11|12", None),
+        ("at 10:30am", "10|30 am|10:30 am", "C"),
+        ("twenty-two", "one|two|three", None),
+        ("twenty two", "two|twenty|twenty-two", "C"),
+        ("two and a half", "two|half", None),
+        ("two-thirds", "two|three", None),
+        ("one hundred and two", "one|two|hundred", None),
+        ("-5", "5|-5", "B"),
+        ("It is −5.", "5|-5", "B"),
+        ("-5", "5|10", None),
+        ("5-10", "5|10", None),
+        ("5 – 10", "5-10|5", "A"),
+        ("2020-01-05", "1|5|2020", None),
+        ("1,000", "1|1000|0|10", "B"),
+        ("10 000", "10|000|10,000", "C"),
+        ("1e5", "1|5|10", None),
+        ("3/4", "1|2|3|4", None),
+        ("1½", "1|1/2|1 1/2", "C"),
+        ("$5", "$5|5%|5 kg|5 m", "A"),
+        ("50 percent", "5%|50%", "B"),
+        ("12.5 %", "5%|12%|50%", None),
+        ("5cm", "5 cm|5 mm", "A"),
+        ("It is 5 cm long", "5|6|7", "A"),
+        ("3 cats", "1|2|3", "C"),
+        ("3 cats", "2 dogs|3|4", None),
+        ("x²", "x^2|x2", "A"),
+        ("H₂O", "CO₂|H₂O", "B"),
+        ("x>3", "x < 3|x > 3|x", "B"),
+        ("×", "+|-|×", "C"),
+        ("not red but blue", "red|blue", "B"),
+        ("It isn't the red one", "red|blue", None),
+        ("The answer is not B", "red|blue", None),
+        ("There is no cat", "yes|no|a cat", None),
+        ("No, there is a dog", "yes|no", "B"),
+        ("The answer is no", "yes|no", "B"),
+    ],
+)
+def test_numbers_and_names_with_symbols_are_whole_words(text, options, letter):
+    assert match_option(text, options.split("|")) == letter
+
+
 def _choice(index: int, truth: str, category: str) -> Question:
     return Question(str(index), {"question": "?"}, truth, ("red", "blue"), {"category": category})
 
