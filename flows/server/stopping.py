@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import psutil
 
 STOP_SECONDS = 8.0  # from the signal to the exit, unless ranks are still running
+LOST_SECONDS = 2.0  # the same if nothing can be reported to the server any more, or everything has been
 SAVE_SECONDS = 90.0  # the same if they are: longer than they may take to save (flows/launch/launch.py)
 RANK = "HONEYBEE_LIFELINE"  # in the environment of every rank (flows/launch/processes.py)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -28,8 +29,10 @@ class Stop:
     def __init__(self) -> None:
         self.reason: str | None = None
         self.code = 0
+        self._until = 0.0
         self._own = 0  # signals that this process sends to itself
         self._at_once = threading.Event()
+        self._printing, self._printed = threading.Lock(), False
 
     def signalled(self, number: int) -> None:
         """Begins to stop; a second signal makes the process exit at once."""
@@ -38,28 +41,41 @@ class Stop:
         elif self.reason is not None:
             self._at_once.set()
         else:
-            self._begin(128 + number, f"stopped by {signal.Signals(number).name}; run it again to continue")
+            what = f"stopped by {signal.Signals(number).name}; run it again to continue"
+            self._begin(128 + number, what, STOP_SECONDS)
 
     def lost(self, reason: str) -> None:
         """Begins to stop because the server is gone."""
         if self.reason is None:
             logging.disable(logging.CRITICAL)  # Prefect would log every request from now on, with a traceback
-            self._begin(1, reason)
+            self._begin(1, reason, LOST_SECONDS)
             self._own += 1
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def _begin(self, code: int, reason: str) -> None:
+    def _begin(self, code: int, reason: str, patience: float) -> None:
         self.reason, self.code = reason, code
+        self._until = time.monotonic() + patience
         threading.Thread(target=self._leave, name="stop", daemon=True).start()
 
+    def unwound(self) -> None:
+        """Shortens the wait, because the run's state has been reported: only threads are left."""
+        self._until = min(self._until, time.monotonic() + LOST_SECONDS)
+
     def _leave(self) -> None:
-        start = time.monotonic()
-        while (passed := time.monotonic() - start) < SAVE_SECONDS:
-            if self._at_once.wait(0.2) or (passed > STOP_SECONDS and not _ranks_alive()):
+        last = time.monotonic() + SAVE_SECONDS
+        while (now := time.monotonic()) < last:
+            if self._at_once.wait(0.1) or (now > self._until and not _ranks_alive()):
                 break
-        sys.stderr.write(f"honeybee: {self.reason}\n")
-        sys.stderr.flush()
+        self.say()
         os._exit(self.code)
+
+    def say(self) -> None:
+        """Prints the reason, once."""
+        with self._printing:
+            if not self._printed:
+                self._printed = True
+                sys.stderr.write(f"honeybee: {self.reason}\n")
+                sys.stderr.flush()
 
 
 def _ranks_alive() -> bool:
@@ -87,7 +103,8 @@ def stops_promptly() -> Iterator[Stop]:
         os.close(writing)
         listener.join()  # it has now seen the signal that raised the exception
         if stop.reason is not None:
-            sys.stderr.write(f"honeybee: {stop.reason}\n")
+            stop.say()
+            stop.unwound()
             raise SystemExit(stop.code)
 
 

@@ -1,5 +1,6 @@
 """A Prefect server for the runs of one command, which ends with it."""
 
+import atexit
 import contextlib
 import os
 import subprocess
@@ -14,7 +15,7 @@ from flows.server.reach import check_api
 from flows.server.stopping import Stop, stops_promptly
 from pipelines.core.hosts import bypass_proxies, is_loopback
 
-END_SECONDS = 5.0  # between SIGTERM and SIGKILL
+END_SECONDS = 4.0  # between SIGTERM and SIGKILL
 
 
 @contextlib.contextmanager
@@ -38,7 +39,10 @@ def prefect_server() -> Iterator[None]:
         with stops_promptly():
             yield
     else:
-        with temporary_server() as process, stops_promptly() as stop, _watched(process, stop):
+        server = contextlib.ExitStack()
+        process = server.enter_context(temporary_server())
+        atexit.register(server.close)  # Prefect sends its last events at exit, in functions that it registers later
+        with stops_promptly() as stop, _watched(process, stop):
             yield
 
 
