@@ -278,7 +278,12 @@ def submit(
 
     parameters = {"run_id": run_id} if run_id else {}
     ours = running_record("worker") is not None  # otherwise another worker takes the run, and we cannot watch it
-    state, used = run(deployment, parameters, alive=lambda: not ours or running_record("worker") is not None)
+    state, used = run(
+        deployment,
+        parameters,
+        alive=lambda: not ours or running_record("worker") is not None,
+        has_server=lambda: running_record("server") is not None,
+    )
     if state.is_completed() and run_id:
         _show(load_recipe(used["recipe"]), run_id)
     typer.echo(f"UI: {settings.ui_url(port)}")

@@ -108,4 +108,4 @@ def main(listening: int, parent: int | None) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:2]), parent=int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)

@@ -48,7 +48,7 @@ def start(port: int, deploy_file: Path, log: Callable[[str], None] = print) -> N
         log(f"Starting the Prefect server at {ui_url(port)} …")
         env = environment(port)
         started = processes.start_server(listening, secret(), env, HOME / "server.log")
-        _keep("server", started, port, lambda: processes.answers(port))
+        server = _keep("server", started, port, lambda: processes.answers(port))
     _write_login(port)
     worker = running_record("worker")
     if worker and worker["port"] == port:
@@ -57,8 +57,9 @@ def start(port: int, deploy_file: Path, log: Callable[[str], None] = print) -> N
         if worker:
             _stop("worker", log)  # it belongs to a server on another port
         log("Starting a worker …")
-        command = ["-m", "prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process"]
-        started = processes.start(command, env, HOME / "worker.log")
+        worker_command = ["worker", "start", "--pool", WORK_POOL, "--type", "process"]
+        of_server = ["-m", "flows.server.work", str(server["pid"])]
+        started = processes.start([*of_server, *worker_command], env, HOME / "worker.log")
         _keep("worker", started, port, lambda: _pool_exists(port))
     deploy = ["--no-prompt", "deploy", "--all", "--prefect-file", str(deploy_file)]
     done = subprocess.run(
@@ -88,8 +89,8 @@ def check_server(port: int) -> None:
     check_api(api_url(port), secret(), None, remedy)
 
 
-def _keep(name: str, started: subprocess.Popen, port: int, ready: Callable[[], bool]) -> None:
-    """Records a started process and waits until it is ready."""
+def _keep(name: str, started: subprocess.Popen, port: int, ready: Callable[[], bool]) -> dict[str, Any]:
+    """Records a started process, waits until it is ready, and returns its record."""
     record = {"pid": started.pid, "started": psutil.Process(started.pid).create_time(), "port": port}
     _record(name).write_text(json.dumps(record))
     try:
@@ -97,6 +98,7 @@ def _keep(name: str, started: subprocess.Popen, port: int, ready: Callable[[], b
     except BaseException:
         _record(name).unlink(missing_ok=True)
         raise
+    return record
 
 
 def _write_login(port: int) -> None:
@@ -130,7 +132,8 @@ def running_record(name: str) -> dict[str, Any] | None:
     """Returns pid, start time and port of the "server" or "worker" that `start` started, or None if it is not alive."""
     try:
         record = json.loads(_record(name).read_text())
-        alive = psutil.Process(record["pid"]).create_time() == record["started"]
+        process = psutil.Process(record["pid"])
+        alive = process.create_time() == record["started"] and process.status() != psutil.STATUS_ZOMBIE
     except (FileNotFoundError, psutil.NoSuchProcess):
         return None
     return record if alive else None

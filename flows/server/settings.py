@@ -110,4 +110,4 @@ def write_profile(port: int) -> None:
 def configure(port: int | None = None) -> None:
     """Applies `environment(port)` to this process's environment. Without a port, existing variables take precedence, so
     that PREFECT_API_URL can direct a run to any server."""
-    os.environ.update(environment(port) | ({} if port else os.environ))
+    os.environ.update(environment(port) | ({} if port else {**os.environ}))

@@ -26,7 +26,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class Stop:
     """Whether and why this process is stopping. Once it is, it exits in time whatever its threads do."""
 
-    def __init__(self) -> None:
+    def __init__(self, hint: str) -> None:
+        self.hint = hint
         self.reason: str | None = None
         self.code = 0
         self._until = 0.0
@@ -41,7 +42,7 @@ class Stop:
         elif self.reason is not None:
             self._at_once.set()
         else:
-            what = f"stopped by {signal.Signals(number).name}; run it again to continue"
+            what = f"stopped by {signal.Signals(number).name}; {self.hint}"
             self._begin(128 + number, what, STOP_SECONDS)
 
     def lost(self, reason: str) -> None:
@@ -64,7 +65,7 @@ class Stop:
     def _leave(self) -> None:
         last = time.monotonic() + SAVE_SECONDS
         while (now := time.monotonic()) < last:
-            if self._at_once.wait(0.1) or (now > self._until and not _ranks_alive()):
+            if self._at_once.wait(0.1) or (now > self._until and not any(map(is_rank, psutil.Process().children()))):
                 break
         self.say()
         os._exit(self.code)
@@ -78,19 +79,19 @@ class Stop:
                 sys.stderr.flush()
 
 
-def _ranks_alive() -> bool:
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):  # it has just ended
-            if RANK in child.environ() and child.status() != psutil.STATUS_ZOMBIE:
-                return True
-    return False
+def is_rank(process: psutil.Process) -> bool:
+    """Whether a process is a rank that is still running."""
+    try:
+        return RANK in process.environ() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:  # it has just ended
+        return False
 
 
 @contextlib.contextmanager
-def stops_promptly() -> Iterator[Stop]:
+def stops_promptly(hint: str = "run it again to continue") -> Iterator[Stop]:
     """Applies `Stop` to the signals that stop a command, whoever handles them, and exits with its code when the block
-    ends because of them. Only for the main thread."""
-    stop = Stop()
+    ends because of them. hint: what follows from a signal. Only for the main thread."""
+    stop = Stop(hint)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)

@@ -15,7 +15,7 @@ from flows.server.reach import check_api
 from flows.server.stopping import Stop, stops_promptly
 from pipelines.core.hosts import bypass_proxies, is_loopback
 
-END_SECONDS = 4.0  # between SIGTERM and SIGKILL
+END_SECONDS = 1.5  # between SIGTERM and SIGKILL
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from flows.server import stopping
@@ -64,3 +65,21 @@ def test_ranks_are_waited_for_until_a_second_signal():
 
 def test_a_command_that_has_lost_its_server_says_so():
     assert run("lost")[:2] == (1, "honeybee: the server is gone\n")
+
+
+def test_a_worker_ends_with_its_runs_when_the_server_has_ended():
+    sleeper = f"[{sys.executable!r}, '-c', 'import time; time.sleep(60)']"
+    code = f"""
+import subprocess
+from flows.server import work
+work.POLL_SECONDS = work.LOST_SECONDS = 0.1
+server, run = (subprocess.Popen({sleeper}) for _ in range(2))
+print(run.pid, flush=True)
+server.kill()
+work.end_with_server(server.pid)
+"""
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, timeout=30)
+    pid, said = done.stdout.splitlines()
+    assert done.returncode == 1 and done.stderr == ""
+    assert said == "the Prefect server has ended: so do its worker and its runs"
+    assert not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
