@@ -39,8 +39,8 @@ def submit(
     """Runs the deployment FLOW/NAME and prints its log until it ends; returns its final state and all its parameters.
 
     alive: whether the worker is alive; a run whose worker died would stay "Running" forever. has_server: whether the
-    server is, for the same reason. Raises SubmitError for an
-    unknown deployment, a dead worker, or a server that does not answer.
+    server is, for the same reason. Raises SubmitError for an unknown deployment, a dead worker, or a server that does
+    not answer.
     """
     with _answering(), get_client(sync_client=True) as client:
         try:
