@@ -7,6 +7,7 @@ from prefect import flow, get_run_logger
 
 from flows.preflight.check import check_benchmarks, check_hosts
 from flows.recipe.recipe import load_recipe
+from flows.report.artifacts import publish_report
 from flows.report.score_report import write_scores
 from flows.runs.results import Results, new_run_id
 from flows.runs.workspace import open_workspace
@@ -34,5 +35,5 @@ def evaluate_honeybee(
     found, section = write_scores(workspace, results, evaluate(workspace, directory))
     results.link("model", directory)
     head = f"# {parsed.name}, run {results.run_id}, evaluation only\n\nModel: [model](model)\n"
-    results.write("report.md", f"{head}\n{section}")
+    publish_report(parsed.name, "evaluation results", results.write("report.md", f"{head}\n{section}"))
     return found

@@ -12,6 +12,7 @@ import typer
 
 from flows.cli import chat, official, score
 from flows.server import settings
+from pipelines.core.hosts import bypass_proxies
 
 if TYPE_CHECKING:
     from flows.recipe.recipe import Recipe
@@ -55,13 +56,16 @@ def build(
     if dry_run:
         _plan(recipe, training=False)
         return
-    parsed = _check(recipe)
-    _own_server()
-    from flows.rebuild_dataset import rebuild_dataset
-    from flows.runs.results import new_run_id, results_directory
+    from flows.server.temporary import prefect_server
 
-    run_id = run_id or new_run_id("build-")
-    for stage, data in rebuild_dataset(recipe, run_id).items():
+    parsed = _check(recipe)
+    with prefect_server():
+        from flows.rebuild_dataset import rebuild_dataset
+        from flows.runs.results import new_run_id, results_directory
+
+        run_id = run_id or new_run_id("build-")
+        built = rebuild_dataset(recipe, run_id)
+    for stage, data in built.items():
         typer.echo(f"{stage}: {data.shards}")
     typer.echo(f"report: {results_directory(parsed, run_id) / 'report.md'}")
 
@@ -108,14 +112,15 @@ def train(
         _plan(recipe, training=True)
         return
     from flows.preflight.check import check_hosts
+    from flows.server.temporary import prefect_server
 
     parsed = _check(recipe)
     check_hosts(parsed, typer.echo)
-    _own_server()
-    from flows.train_honeybee import train_honeybee
-
     run_id = run_id or time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    train_honeybee(recipe, run_id)
+    with prefect_server():
+        from flows.train_honeybee import train_honeybee
+
+        train_honeybee(recipe, run_id)
     _show(parsed, run_id)
 
 
@@ -195,16 +200,17 @@ def evaluate(
 ) -> None:
     """Evaluates a model on the benchmarks of a recipe."""
     from flows.recipe.recipe import load_recipe
+    from flows.server.temporary import prefect_server
     from model.check_directory import check_model
 
     parsed = load_recipe(recipe).with_benchmarks(benchmark)
     check_model(model)
-    _own_server()
-    from flows.evaluate_honeybee import evaluate_honeybee
-    from flows.runs.results import new_run_id
+    with prefect_server():
+        from flows.evaluate_honeybee import evaluate_honeybee
+        from flows.runs.results import new_run_id
 
-    run_id = run_id or new_run_id("evaluation-")
-    evaluate_honeybee(str(model), recipe, benchmark, run_id)
+        run_id = run_id or new_run_id("evaluation-")
+        evaluate_honeybee(str(model), recipe, benchmark, run_id)
     _show(parsed, run_id)
 
 
@@ -244,6 +250,8 @@ def up(port: PortOption = settings.PORT) -> None:
 
     start(port, Path("prefect.yaml"), typer.echo)
     typer.echo(f"UI: {settings.ui_url(port)}")
+    typer.echo(f"    To log in, open {settings.LOGIN} in a browser, or paste the line that {settings.SECRET} contains.")
+    typer.echo(f"Prefect's command: PREFECT_HOME={settings.PREFECT_HOME} prefect …")
 
 
 @app.command()
@@ -261,14 +269,21 @@ def submit(
     port: PortOption = settings.PORT,
 ) -> None:
     """Runs a deployment on the server and prints its log, and with --run-id its scores. Exits with 1 if it fails."""
+    from flows.server.services import check_server, running_record
+
+    check_server(port)
     settings.configure(port)
     from flows.recipe.recipe import load_recipe
-    from flows.server.services import running_record
     from flows.server.submit import submit as run
 
     parameters = {"run_id": run_id} if run_id else {}
     ours = running_record("worker") is not None  # otherwise another worker takes the run, and we cannot watch it
-    state, used = run(deployment, parameters, alive=lambda: not ours or running_record("worker") is not None)
+    state, used = run(
+        deployment,
+        parameters,
+        alive=lambda: not ours or running_record("worker") is not None,
+        has_server=lambda: running_record("server") is not None,
+    )
     if state.is_completed() and run_id:
         _show(load_recipe(used["recipe"]), run_id)
     typer.echo(f"UI: {settings.ui_url(port)}")
@@ -281,14 +296,6 @@ def _plan(recipe: str, training: bool) -> None:
 
     for line in plan(load_recipe(recipe), training):
         typer.echo(line)
-
-
-def _own_server() -> None:
-    """Prepares a run on its own temporary server."""
-    from flows.server.services import end_orphans
-
-    end_orphans()
-    settings.configure()
 
 
 def _check(recipe: str) -> "Recipe":
@@ -322,9 +329,12 @@ def _show(recipe: "Recipe", run_id: str) -> None:
 def main() -> None:
     """Runs the command. Errors raised by this project, and OSErrors, are printed as one message without a traceback.
 
-    SIGTERM unwinds the stack like an error, so that a temporary Prefect server stops with its command.
+    SIGTERM and SIGHUP unwind the stack like an error, so that what the command has started ends with it.
     """
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    bypass_proxies()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
         app()
     except Exception as error:

@@ -42,7 +42,7 @@ def launch(
     If an exception is raised here (e.g. a Prefect run is cancelled), a rank fails or a host is lost, the ranks receive
     SIGTERM, have `grace` seconds to save a checkpoint, and are then killed with all their children. If this process
     dies, the ranks notice the end of their standard input, which this process or the agent of their host
-    (flows/launch/node_agent.py) holds open (model/training/signals.py). torchrun is not used because its agent starts
+    (flows/launch/node_agent.py) holds open (model/lifeline.py). torchrun is not used because its agent starts
     each rank in a separate session, so the ranks may survive if the agent is killed, and because it takes seconds to
     import.
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.data.stage_data import StageData
 from flows.recipe.recipe import Recipe
@@ -13,6 +13,9 @@ from flows.report import data_tables, duplicates, gallery, overlaps
 from pipelines.core.text_tables import Row
 
 PER_DATASET = 2  # gallery cards per dataset; few, because the images are embedded in the artifact
+REPORT_BYTES = 2 << 20  # of the images in the artifact of a report: the UI loads it at once
+# The links and images that the reports write themselves; in texts of the data, brackets are escaped.
+_LINK = re.compile(r"(?<!\\)(!?)\[([^\[\]\\]*)\]\(([\w.-][\w./-]*)\)")
 DUPLICATES = 5  # rows per dataset in the table of duplicates
 
 
@@ -42,12 +45,36 @@ def publish_scores(recipe: str, scores: Sequence[Row], history: Sequence[Row], b
         _markdown(recipe, "score bars", f"### Main scores\n\n![scores]({gallery.data_uri(bars)})")
 
 
-def publish_results(recipe: str, curve: bytes, directory: Path) -> None:
-    """Publishes the loss curve (PNG) and a link to the results directory."""
+def publish_curve(recipe: str, curve: bytes) -> None:
+    """Publishes the loss curve (PNG)."""
     _markdown(recipe, "loss curve", f"### Loss and learning rate\n\n![loss curve]({gallery.data_uri(curve)})")
-    create_link_artifact(
-        key=artifact_key(recipe, "results"), link=directory.as_uri(), description=f"Results: `{directory}`"
-    )
+
+
+def publish_report(recipe: str, name: str, report: Path) -> None:
+    """Publishes a report.md under the key `name`, with its images inside."""
+    _markdown(recipe, name, self_contained(report))
+
+
+def self_contained(report: Path, limit: int = REPORT_BYTES) -> str:
+    """Returns the text of a report.md without anything that only its directory has: an image is embedded, as long as
+    all fit into `limit` bytes, and a link to a file becomes its name. The first line says where the directory is."""
+    left = limit
+
+    def inside(found: re.Match[str]) -> str:
+        nonlocal left
+        image, text, target = found.groups()
+        path = report.parent / target
+        if ".." in Path(target).parts or not path.exists():
+            return found[0]
+        if not image:
+            return f"{text} (`{target}`)" if text != target else f"`{target}`"
+        data = gallery.data_uri(path.read_bytes())
+        if len(data) > left:
+            return f"{text}: `{target}`"
+        left -= len(data)
+        return f"![{text}]({data})"
+
+    return f"Directory: `{report.parent}`\n\n{_LINK.sub(inside, report.read_text())}"
 
 
 def _table(recipe: str, name: str, rows: Sequence[Row], description: str) -> None:

@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from flows.data.stage_data import StageData
 from flows.recipe.recipe import Recipe
 from flows.report import charts, data_tables, duplicates, gallery, overlaps
-from flows.report.artifacts import publish_results
+from flows.report.artifacts import publish_curve, publish_report
 from flows.report.score_report import write_scores
 from flows.runs.results import Results
 from flows.runs.workspace import Workspace
@@ -44,8 +44,8 @@ def write_report(
     ]
     locations = [{"stage": stage, "directory": path} for stage, path in stages.items()]
     parts.append(f"## Weights, checkpoints and metrics\n\n{text_tables.markdown(locations)}")
-    results.write("report.md", "\n".join(parts))
-    publish_results(recipe.name, curve, results.directory)
+    publish_curve(recipe.name, curve)
+    publish_report(recipe.name, "results", results.write("report.md", "\n".join(parts)))
     results.announce()
     return summary
 
@@ -54,7 +54,8 @@ def write_report(
 def write_data_report(recipe: Recipe, results: Results, data: dict[str, StageData]) -> None:
     """Writes the report of a run that only builds data."""
     head = f"# {recipe.name}, run {results.run_id}, data only\n\nRecipe: [recipe.yaml](recipe.yaml)\n"
-    results.write("report.md", "\n".join([head, *_data_sections(recipe, results, data)]))
+    report = results.write("report.md", "\n".join([head, *_data_sections(recipe, results, data)]))
+    publish_report(recipe.name, "data results", report)
     results.announce("latest-build")
 
 

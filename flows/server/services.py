@@ -1,47 +1,55 @@
 """Starts, finds and stops the Prefect server and worker of the working directory.
 
 A started process is recorded in `.honeybee/<name>.json` with its pid and start time, so that another process that has
-since been given the same pid is never touched.
+since been given the same pid is never touched, and so that only the server of this directory is ever given its secret:
+another user's server at the same port would run commands here through the worker.
 """
 
-import contextlib
+import base64
 import json
 import os
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 
-from flows.server.settings import HOME, HOST, OWNER, WORK_POOL, api_url, environment, owner
+from flows.server import process as processes
+from flows.server.reach import ServiceError, check_api
+from flows.server.settings import HOME, LOGIN, WORK_POOL, api_url, environment, secret, ui_url, write_private
 
-_SERVER = "prefect.server.api.server:create_app"  # part of the command line of every Prefect server
-STOP_SECONDS = 30  # between SIGTERM and SIGKILL
-
-
-class ServiceError(RuntimeError):
-    """A server or worker did not start; the message names its log file or says what to do."""
+__all__ = ["ServiceError", "check_server", "running_record", "start", "stop"]
+_LOGIN_PATH = "/honeybee/login"  # see serve.py
 
 
 def start(port: int, deploy_file: Path, log: Callable[[str], None] = print) -> None:
     """Starts the server and the worker unless they are running, then registers the deployments of `deploy_file`.
 
-    Raises ServiceError if another program uses the port, or if a process ends before it is ready.
+    Raises ServiceError if another program uses the port, if this directory's server has another port or another secret,
+    or if a process ends before it is ready.
     """
     if not deploy_file.is_file():
         raise ServiceError(f"{deploy_file} does not exist: run this command in a checkout of the project")
-    env = {**os.environ, **environment(port)}
-    if _healthy(port):
-        log(f"A Prefect server is already running at {api_url(port)}")
+    server = running_record("server")
+    if server and server["port"] != port:
+        raise ServiceError(
+            f"the Prefect server of this directory runs at {ui_url(server['port'])}: use --port {server['port']}, "
+            "or stop it with `honeybee down` first"
+        )
+    if server:
+        log(f"A Prefect server is already running at {ui_url(port)}")
+        env = environment(port)
+        check_server(port)
     else:
-        log(f"Starting the Prefect server at {api_url(port)} …")
-        command = ["server", "start", "--host", HOST, "--port", str(port)]
-        _start("server", command, env, ready=lambda: _healthy(port), port=port)
+        listening = processes.open_socket(port)
+        log(f"Starting the Prefect server at {ui_url(port)} …")
+        env = environment(port)
+        started = processes.start_server(listening, secret(), env, HOME / "server.log")
+        server = _keep("server", started, port, lambda: processes.answers(port))
+    _write_login(port)
     worker = running_record("worker")
     if worker and worker["port"] == port:
         log("A worker is already running")
@@ -49,10 +57,14 @@ def start(port: int, deploy_file: Path, log: Callable[[str], None] = print) -> N
         if worker:
             _stop("worker", log)  # it belongs to a server on another port
         log("Starting a worker …")
-        command = ["worker", "start", "--pool", WORK_POOL, "--type", "process"]
-        _start("worker", command, env, ready=lambda: _exists(f"{api_url(port)}/work_pools/{WORK_POOL}"), port=port)
+        worker_command = ["worker", "start", "--pool", WORK_POOL, "--type", "process"]
+        of_server = ["-m", "flows.server.work", str(server["pid"])]
+        started = processes.start([*of_server, *worker_command], env, HOME / "worker.log")
+        _keep("worker", started, port, lambda: _pool_exists(port))
     deploy = ["--no-prompt", "deploy", "--all", "--prefect-file", str(deploy_file)]
-    done = subprocess.run([sys.executable, "-m", "prefect", *deploy], env=env, text=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", *deploy], env={**os.environ, **env}, text=True, capture_output=True
+    )
     if done.returncode:
         raise ServiceError(f"deploying {deploy_file} failed:\n{done.stdout}{done.stderr}")
     log(f"Deployed {deploy_file}")
@@ -64,45 +76,39 @@ def stop(log: Callable[[str], None] = print) -> None:
         _stop(name, log)
 
 
-def end_orphans() -> None:
-    """Ends temporary servers whose command was killed before it could end them."""
-    orphans = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # a process may end meanwhile or belong to another user
-            served = process.environ().get(OWNER)
-            if served and _SERVER in process.cmdline() and not _lives(served):
-                orphans.append(process)
-    _end(orphans)
-
-
-def _lives(served: str) -> bool:
-    try:
-        return owner(psutil.Process(int(served.split()[0]))) == served
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _start(name: str, command: list[str], env: Mapping[str, str], ready: Callable[[], bool], port: int) -> None:
-    HOME.mkdir(exist_ok=True)
-    log_file = HOME / f"{name}.log"
-    with log_file.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", *command],
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # survives the terminal
+def check_server(port: int) -> None:
+    """Raises ServiceError unless the server that `start` started runs at `port` and accepts this directory's secret."""
+    server = running_record("server")
+    if server is None or server["port"] != port:
+        where = f"; it runs at port {server['port']}" if server else ""
+        raise ServiceError(
+            f"the Prefect server of this directory does not run at {ui_url(port)}{where}: start it with "
+            f"`honeybee up --port {port}`"
         )
-    started = psutil.Process(process.pid).create_time()
-    _record(name).write_text(json.dumps({"pid": process.pid, "started": started, "port": port}))
-    deadline = time.monotonic() + 180
-    while not ready():
-        if process.poll() is not None or time.monotonic() > deadline:
-            _stop(name, lambda _: None)
-            tail = "\n".join(log_file.read_text(errors="replace").splitlines()[-15:])
-            raise ServiceError(f"the Prefect {name} did not start; the last lines of {log_file}:\n{tail}")
-        time.sleep(0.5)
+    remedy = "start it again with `honeybee down` and `honeybee up`"
+    check_api(api_url(port), secret(), None, remedy)
+
+
+def _keep(name: str, started: subprocess.Popen, port: int, ready: Callable[[], bool]) -> dict[str, Any]:
+    """Records a started process, waits until it is ready, and returns its record."""
+    record = {"pid": started.pid, "started": psutil.Process(started.pid).create_time(), "port": port}
+    _record(name).write_text(json.dumps(record))
+    try:
+        processes.wait_until(ready, started, name, HOME / f"{name}.log")
+    except BaseException:
+        _record(name).unlink(missing_ok=True)
+        raise
+    return record
+
+
+def _write_login(port: int) -> None:
+    """Writes the page that opens the UI and logs in: its link has the secret, so that no command line shows it."""
+    token = base64.b64encode(secret().encode()).decode()
+    target = f"{ui_url(port)}{_LOGIN_PATH}#{token}"
+    page = (
+        f'<!doctype html><meta charset="utf-8"><title>Honeybee</title><script>location.replace("{target}");</script>\n'
+    )
+    write_private(LOGIN, page)
 
 
 def _stop(name: str, log: Callable[[str], None]) -> None:
@@ -112,19 +118,10 @@ def _stop(name: str, log: Callable[[str], None]) -> None:
         log(f"Stopping the Prefect {name} (pid {process.pid}) …")
         family = process.children(recursive=True)
         # A worker's children are its runs: they end their ranks and report their final state to the server.
-        _end(process.children())
-        _end([process])
-        _end([member for member in family if member.is_running()])
+        processes.end(process.children())
+        processes.end([process])
+        processes.end([member for member in family if member.is_running()])
     _record(name).unlink(missing_ok=True)
-
-
-def _end(processes: list[psutil.Process]) -> None:
-    """Terminates the processes, and kills those that are still alive after STOP_SECONDS."""
-    for ask in (psutil.Process.terminate, psutil.Process.kill):
-        for process in processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                ask(process)
-        _, processes = psutil.wait_procs(processes, timeout=STOP_SECONDS)
 
 
 def _record(name: str) -> Path:
@@ -135,33 +132,18 @@ def running_record(name: str) -> dict[str, Any] | None:
     """Returns pid, start time and port of the "server" or "worker" that `start` started, or None if it is not alive."""
     try:
         record = json.loads(_record(name).read_text())
-        alive = psutil.Process(record["pid"]).create_time() == record["started"]
+        process = psutil.Process(record["pid"])
+        alive = process.create_time() == record["started"] and process.status() != psutil.STATUS_ZOMBIE
     except (FileNotFoundError, psutil.NoSuchProcess):
         return None
     return record if alive else None
 
 
-def _healthy(port: int) -> bool:
-    """Whether a Prefect server answers at `port`. Raises ServiceError if another program does."""
-    try:
-        with urllib.request.urlopen(f"{api_url(port)}/health", timeout=5) as response:
-            healthy = response.read().strip() == b"true"
-    except urllib.error.HTTPError:
-        healthy = False
-    except OSError:
-        return False
-    if not healthy:
-        raise ServiceError(
-            f"port {port} of {HOST} is used by another program: choose another port, e.g. `make train PORT=4300`"
-        )
-    return True
-
-
-def _exists(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return True
-    except urllib.error.HTTPError as error:
-        if error.code == 404:
-            return False
-        raise
+def _pool_exists(port: int) -> bool:
+    """Whether the worker has registered its pool."""
+    auth = httpx.BasicAuth(*secret().split(":", 1))
+    with httpx.Client(trust_env=False, timeout=30, auth=auth) as client:
+        answer = client.get(f"{api_url(port)}/work_pools/{WORK_POOL}")
+    if answer.status_code not in (200, 404):
+        raise ServiceError(f"{answer.url} answers with HTTP {answer.status_code}: see {HOME / 'server.log'}")
+    return answer.status_code == 200

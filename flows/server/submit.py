@@ -5,6 +5,7 @@ brackets in log lines as markup; this module reads the log lines from the API in
 """
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -18,7 +19,11 @@ from prefect.client.schemas.objects import FlowRun, Log, State
 from prefect.client.schemas.sorting import LogSort
 from prefect.exceptions import ObjectNotFound
 
+from flows.server.settings import PREFECT_HOME
+from flows.server.stopping import Stop, stops_promptly
+
 POLL_SECONDS = 1.0
+COMMAND = f"PREFECT_HOME={PREFECT_HOME} prefect"  # with which a user reaches the server
 LATE = timedelta(seconds=10)  # log lines reach the API in batches, so a line may arrive after more recent ones
 DRAIN_SECONDS = 3.0  # time for the last log lines to arrive after the run has ended
 PAGE = 200  # maximum page size of the API
@@ -28,11 +33,14 @@ class SubmitError(RuntimeError):
     """A run could not be started or followed."""
 
 
-def submit(deployment: str, parameters: dict[str, Any], alive: Callable[[], bool]) -> tuple[State, dict[str, Any]]:
+def submit(
+    deployment: str, parameters: dict[str, Any], alive: Callable[[], bool], has_server: Callable[[], bool]
+) -> tuple[State, dict[str, Any]]:
     """Runs the deployment FLOW/NAME and prints its log until it ends; returns its final state and all its parameters.
 
-    alive: whether the worker is alive; a run whose worker died would stay "Running" forever. Raises SubmitError for an
-    unknown deployment, a dead worker, or a server that does not answer.
+    alive: whether the worker is alive; a run whose worker died would stay "Running" forever. has_server: whether the
+    server is, for the same reason. Raises SubmitError for an unknown deployment, a dead worker, or a server that does
+    not answer.
     """
     with _answering(), get_client(sync_client=True) as client:
         try:
@@ -42,11 +50,18 @@ def submit(deployment: str, parameters: dict[str, Any], alive: Callable[[], bool
             raise SubmitError(f"there is no deployment {deployment}; the server has {known}") from None
         run = client.create_flow_run_from_deployment(found.id, parameters=parameters)
         print(f"Run {run.name} of {deployment}", flush=True)
-        try:
+        hint = f"the run continues; stop it in the UI, with `make down`, or with `{COMMAND} flow-run cancel {run.id}`"
+        with stops_promptly(hint) as stop:
+            threading.Thread(target=_watch, args=(has_server, stop), name="server", daemon=True).start()
             return _follow(client, run, alive), run.parameters
-        except KeyboardInterrupt:
-            print(f"\nThe run continues; stop it with `prefect flow-run cancel {run.id}` or `make down`.", flush=True)
-            raise
+
+
+def _watch(has_server: Callable[[], bool], stop: Stop) -> None:
+    while has_server():
+        time.sleep(POLL_SECONDS)
+    stop.lost(
+        "the Prefect server has ended, and the run with it: see .honeybee/server.log, start it with `honeybee up`"
+    )
 
 
 @contextlib.contextmanager

@@ -30,11 +30,13 @@ def shown(recipe: str, stage: str, metrics: Path, log: Log, every: float = EVERY
     context = contextvars.copy_context()  # tells Prefect which task run the artifact belongs to
     thread = threading.Thread(target=context.run, args=(follower.follow, stop, every), name="progress", daemon=True)
     thread.start()
+    patience = 0.0  # a run that fails or is stopped does not wait for the last update
     try:
         yield
+        patience = PATIENCE
     finally:
         stop.set()
-        thread.join(PATIENCE)
+        thread.join(patience)
 
 
 class _Follower:

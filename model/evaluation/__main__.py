@@ -15,6 +15,7 @@ from pathlib import Path
 import transformers
 from pydantic import ValidationError
 
+from model import lifeline
 from model.evaluation.interface import EvaluationError
 from model.evaluation.run import Job, evaluate
 from pipelines.templates.sets import TemplateError
@@ -23,6 +24,7 @@ from pipelines.templates.sets import TemplateError
 def main(arguments: list[str]) -> None:
     if len(arguments) != 1:
         raise SystemExit("usage: python -m model.evaluation JOB.json")
+    lifeline.hold()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request; the judge logs its own progress
     transformers.utils.logging.disable_progress_bar()

@@ -6,8 +6,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from model import lifeline
 from model.distributed import choose_device
-from model.training import signals
 from model.training.job import load_job
 from model.training.settings import JobError
 
@@ -15,7 +15,7 @@ from model.training.settings import JobError
 def main() -> int:
     if len(sys.argv) != 2:
         raise JobError("usage: python -m model.training JOB.json")
-    signals.hold()
+    lifeline.hold()
     rank = int(os.environ.get("RANK", "0"))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
     logging.getLogger("honeybee").setLevel(logging.INFO if rank == 0 else logging.WARNING)

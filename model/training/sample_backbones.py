@@ -23,6 +23,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, LlamaConfig, LlamaForCausalLM
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
+from model import lifeline
 from pipelines.schema import IMAGE_TOKEN
 
 VOCABULARY = 768
@@ -293,6 +294,7 @@ def _pixels(processor: CLIPImageProcessorPil, jpegs: list[bytes]) -> torch.Tenso
 
 
 def main() -> None:
+    lifeline.hold()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stdout)
     job = json.loads(Path(sys.argv[1]).read_text())
     train_backbones(Path(job.pop("corpus")), Path(job.pop("output")), **job)

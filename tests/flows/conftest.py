@@ -1,5 +1,6 @@
 """Fixtures: the tiny recipe, a corpus with backbones, and the Prefect server that all tests share."""
 
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from flows.data.stage_data import StageData, dataset_examples, stage_data
 from flows.recipe.recipe import Recipe, load_recipe
 from flows.runs.workspace import STAGES, locate_workspace
 from flows.server import settings
+from flows.server.temporary import temporary_server
 from model.training.sample_backbones import train_backbones
 from pipelines.jobs.tokenizer import prepare_tokenizer
 from pipelines.sample_corpus import write_sample
@@ -68,9 +70,8 @@ def build_data() -> Callable[[Recipe], dict[str, StageData]]:
 
 @pytest.fixture(scope="session")
 def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Prefect server for all tests of a session."""
+    """The Prefect server for all tests of a session: the one that `honeybee train` starts for itself."""
+    os.environ["PREFECT_HOME"] = str(tmp_path_factory.mktemp("prefect"))
     settings.configure()
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=180):
+    with temporary_server():
         yield

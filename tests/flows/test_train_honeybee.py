@@ -69,6 +69,9 @@ def test_a_run_publishes_its_artifacts(root):
         assert found[f"tiny-{stage}-progress"].data == 100.0
         assert found[f"tiny-{stage}-progress"].description.startswith(f"{stage}: step 3 of 3, loss ")
     assert "data:image/png;base64," in found["tiny-finetune-gallery"].data
+    report = found["tiny-results"].data
+    assert "# tiny, run first\n" in report and "![loss and learning rate](data:image/" in report
+    assert "file://" not in report and "](report/" not in report and "](predictions)" not in report
 
 
 def test_a_second_run_rebuilds_nothing(root):

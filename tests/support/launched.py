@@ -42,10 +42,10 @@ def main():
         print("ready", flush=True)
         time.sleep(600)
     if what == "held":
-        spec = importlib.util.spec_from_file_location("signals", os.environ["SIGNALS"])  # without all of model
-        signals = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(signals)
-        signals.hold()
+        spec = importlib.util.spec_from_file_location("lifeline", os.environ["LIFELINE"])  # without all of model
+        lifeline = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(lifeline)
+        lifeline.hold()
         signal.signal(signal.SIGTERM, save)
         print("ready", flush=True)
         time.sleep(600)
@@ -75,8 +75,8 @@ class Lines(list):
 def write_rank(directory: Path) -> dict[str, str]:
     """Writes the module `launched_rank`; returns the environment variables with which it can be imported."""
     (directory / "launched_rank.py").write_text(RANK)
-    signals = ROOT / "model" / "training" / "signals.py"
-    return {"PYTHONPATH": f"{directory}{os.pathsep}{ROOT}", "SIGNALS": str(signals)}
+    lifeline = ROOT / "model" / "lifeline.py"
+    return {"PYTHONPATH": f"{directory}{os.pathsep}{ROOT}", "LIFELINE": str(lifeline)}
 
 
 def gone(pids: list[int], within: float = 0.0) -> bool:

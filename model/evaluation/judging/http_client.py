@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import httpx
 
 from model.evaluation.interface import EvaluationError
+from pipelines.core.hosts import is_loopback
 
 INITIAL_BACKOFF = 1.0  # seconds before the first retry; doubled before each further one
 MAX_BACKOFF = 60.0  # seconds; the request fails if the endpoint asks for a longer wait
@@ -47,7 +48,9 @@ class Endpoint:
         self.tries, self._key = tries, key
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         limits = httpx.Limits(max_connections=connections)
-        self._client = httpx.Client(headers=headers, timeout=timeout, limits=limits)  # redirects are not followed
+        proxies = not is_loopback(httpx.URL(url).host)  # those of the environment; never for this machine
+        # Redirects are not followed.
+        self._client = httpx.Client(headers=headers, timeout=timeout, limits=limits, trust_env=proxies)
 
     def close(self) -> None:
         self._client.close()

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,8 +10,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-
-from flows.server import services
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +61,7 @@ def test_an_invalid_recipe_fails_immediately_with_one_message(write_recipe, tmp_
 @pytest.fixture
 def running(write_recipe, tmp_path) -> Iterator[tuple[subprocess.Popen, list[psutil.Process]]]:
     """A run that has started, and its child processes, among them its server."""
-    command = [Path(sys.executable).with_name("honeybee"), "train", str(write_recipe())]
+    command = [Path(sys.executable).with_name("honeybee"), "build", str(write_recipe())]
     clean = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
     with subprocess.Popen(
         command, cwd=tmp_path, env=clean, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -70,27 +69,27 @@ def running(write_recipe, tmp_path) -> Iterator[tuple[subprocess.Popen, list[psu
         assert run.stdout is not None
         assert any("Results:" in line for line in run.stdout)
         started = psutil.Process(run.pid).children(recursive=True)
-        assert any(services._SERVER in process.cmdline() for process in started)
+        assert servers(started)
         yield run, started
         for process in started:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 
 
-def test_a_terminated_run_stops_its_server(running):
-    run, started = running
-    run.terminate()
-    assert run.wait(timeout=120) != 0
-    _, alive = psutil.wait_procs(started, timeout=30)
-    assert not alive
+def servers(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in processes if "flows.server.serve" in process.cmdline()]
 
 
-def test_the_server_of_a_killed_run_is_stopped_by_the_next_run(running):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_exits_within_seconds_and_leaves_no_process(running, number):
     run, started = running
-    services.end_orphans()
-    assert all(process.is_running() for process in started), "the run is still alive"
-    run.kill()
-    run.wait(timeout=30)
-    services.end_orphans()
+    run.send_signal(number)
+    output, _ = run.communicate(timeout=60)
     _, alive = psutil.wait_procs(started, timeout=30)
     assert not alive
+    if number == signal.SIGKILL:
+        assert run.returncode == -number
+    else:
+        assert run.returncode == 128 + number
+        assert output.endswith(f"honeybee: stopped by {number.name}; run it again to continue\n")
+        assert "Traceback" not in output

@@ -71,6 +71,28 @@ def test_a_failed_run_fails_the_command(project, port):
     assert "(Failed)" in done.stdout
 
 
+def test_the_secret_is_in_no_log_and_no_command_line(project, port):
+    """After runs, because their processes and logs are meant too."""
+    secret = (project / ".honeybee/auth").read_text().strip().partition(":")[2]
+    logs = [path.read_text(errors="replace") for path in (project / ".honeybee").rglob("*.log")]
+    assert len(secret) > 40 and len(logs) == 2
+    assert not any(secret in text for text in logs)
+    started = [psutil.Process(pid) for pid in records(project).values()]
+    family = started + [child for process in started for child in process.children(recursive=True)]
+    assert not any(secret in argument for process in family for argument in process.cmdline())
+
+
+def test_prefects_own_command_reaches_the_server_through_its_profile(project, port):
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
+    env["PREFECT_HOME"] = ".honeybee/prefect"  # as the documentation says
+    code = (
+        "from prefect.client.orchestration import get_client\n"
+        "with get_client(sync_client=True) as client: print(client.api_url, len(client.read_deployments()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, env=env, text=True, capture_output=True)
+    assert done.stdout.split() == [f"http://127.0.0.1:{port}/api/", "2"], done.stderr
+
+
 def test_an_unknown_deployment_is_reported(project, port):
     done = honeybee(project, "submit", "rebuild-dataset/none", "--port", port)
     assert done.returncode == 1
@@ -82,6 +104,8 @@ def test_up_reuses_a_running_server_and_worker(project, port):
     done = honeybee(project, "up", "--port", port)
     assert "A Prefect server is already running" in done.stdout
     assert "A worker is already running" in done.stdout
+    secret = (project / ".honeybee/auth").read_text().strip()
+    assert ".honeybee/auth" in done.stdout and secret.partition(":")[2] not in done.stdout
     assert records(project) == before
 
 

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -72,6 +73,22 @@ def test_a_port_used_by_another_program_is_reported(directory):
         server.shutdown()
         server.server_close()
     assert services.running_record("server") is None
+
+
+def test_a_server_that_this_directory_has_not_started_is_not_given_the_secret(directory):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        other.setblocking(False)
+        with pytest.raises(services.ServiceError, match=f"does not run at http://127.0.0.1:{port}: start it with"):
+            services.check_server(port)
+        with pytest.raises(BlockingIOError):
+            other.accept()
+
+
+def test_a_server_at_another_port_is_not_started_twice(directory, sleeper):
+    remember("server", sleeper.pid, sleeper.create_time())
+    with pytest.raises(services.ServiceError, match=r"runs at http://127\.0\.0\.1:4200: use --port 4200, or stop it"):
+        services.start(4300, directory / "prefect.yaml", lambda _: None)
 
 
 def test_start_outside_a_checkout_is_reported(directory):

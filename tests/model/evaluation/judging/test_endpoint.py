@@ -58,6 +58,15 @@ def test_requests_follow_the_protocol_and_replies_are_cached(tmp_path):
         assert len(cached) == 13 and not any(KEY in text for text in cached)
 
 
+def test_an_endpoint_on_this_machine_is_never_asked_through_a_proxy(tmp_path, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens at port 9
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with serving(echo) as server:
+        assert texts(judge_of(server, tmp_path), asked(1)) == {"q0": "QUESTION 0"}
+
+
 def test_equal_questions_are_sent_once_and_lone_surrogates_are_replaced(tmp_path):
     with serving(lambda body: (200, completion("\ud83d half"))) as server:
         message = [{"role": "user", "content": "a \ud800 b"}]
