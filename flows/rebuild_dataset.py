@@ -26,7 +26,7 @@ def rebuild_dataset(
     parsed = load_recipe(recipe)
     check_settings(parsed)
     workspace = open_workspace(parsed, log)
-    check_inputs(workspace)
+    check_inputs(workspace, training=False)
     results = Results(parsed, run_id or new_run_id("build-"))
     log(f"Results: {results.directory}")
     _, llm = train_backbones(workspace)

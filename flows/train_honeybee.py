@@ -5,7 +5,8 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.preflight.check import check_hosts, check_inputs, check_settings
+from flows.preflight.check import check_inputs, check_settings
+from flows.preflight.surroundings import check_hosts
 from flows.recipe.recipe import load_recipe
 from flows.report.run_report import write_report
 from flows.runs.results import Results
