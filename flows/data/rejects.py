@@ -37,20 +37,30 @@ def check_rejects(examples: Mapping[str, Path], limits: Mapping[str, float]) -> 
         raise TooManyRejects("\n".join(problems))
 
 
-def _problem(dataset: str, examples: Path, limit: float) -> str | None:
-    built = read_manifest(examples)
+def over_limit(ledgers: Mapping[str, Any], limit: float) -> tuple[str, dict[str, int]] | None:
+    """Returns a sentence and reason → count if more than `limit` of the rows or turns were rejected, else None.
+
+    ledgers: `rows` and `turns` of the manifest of examples.
+    """
     for unit in UNITS:
-        counts, total = rejected(built[unit])
+        counts, total = rejected(ledgers[unit])
         count = sum(counts.values())
         if count > limit * total:
-            reasons = "".join(f"\n  {n:,} {reason}{_first(examples, reason)}" for reason, n in counts.items())
-            return (
-                f"datasets.{dataset}: {count:,} of {total:,} {unit} ({count / total:.0%}) were rejected, more than the "
-                f"{limit:.0%} that max_rejects allows:{reasons}\nAll rejects are listed in "
-                f"{examples}/rejects-*.parquet. Correct the dataset's files or its section of the recipe, or raise "
-                f"datasets.{dataset}.max_rejects"
-            )
+            share = f"{count:,} of {total:,} {unit} ({count / total:.0%})"
+            return f"{share} were rejected, more than the {limit:.0%} that max_rejects allows", counts
     return None
+
+
+def _problem(dataset: str, examples: Path, limit: float) -> str | None:
+    over = over_limit(read_manifest(examples), limit)
+    if over is None:
+        return None
+    what, counts = over
+    reasons = "".join(f"\n  {n:,} {reason}{_first(examples, reason)}" for reason, n in counts.items())
+    return (
+        f"datasets.{dataset}: {what}:{reasons}\nAll rejects are listed in {examples}/rejects-*.parquet. Correct the "
+        f"dataset's files or its section of the recipe, or raise datasets.{dataset}.max_rejects"
+    )
 
 
 def _first(examples: Path, reason: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.data.rejects import over_limit
 from flows.launch.hosts import count_ranks, find_cluster
 from flows.preflight.check import check_settings, inspect_inputs, with_corpus
 from flows.preflight.forecast import Forecaster, Known, StageForecast, stage_forecast
@@ -53,6 +54,7 @@ def plan(recipe: Recipe, training: bool = True) -> Iterator[str]:
         for name in STAGES:
             known = {dataset: forecaster.known(name, dataset) for dataset in workspace.stage(name).data.names}
             forecast = stage_forecast(workspace, name, known)
+            checks += _rejects(recipe, known)
             yield ""
             yield from _stage(workspace, name, known, forecast)
             yield from _image_fit(recipe, name, model)
@@ -74,6 +76,17 @@ def plan(recipe: Recipe, training: bool = True) -> Iterator[str]:
             f"recipe {recipe.name}: nothing failed, but {len(unchecked)} of {len(checks)} items could not be checked: "
             f"{', '.join(unchecked)}"
         )
+
+
+def _rejects(recipe: Recipe, known: Mapping[str, Known]) -> Iterator[Check]:
+    """Yields the datasets of which a build will reject too many rows: for certain, or by a sample of their rows."""
+    for dataset, entry in sorted(known.items()):
+        over = entry.ledgers and over_limit(entry.ledgers, recipe.max_rejects_of(dataset))
+        if over:
+            what, counts = over
+            status = Status.FAILED if entry.all_rendered else Status.WARNING
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+            yield Check(f"datasets.{dataset}", status, f"{entry.origin}: {what}: {reasons}")
 
 
 def _stage(workspace: Workspace, name: str, known: Mapping[str, Known], forecast: StageForecast) -> Iterator[str]:
