@@ -12,7 +12,7 @@ from flows.report.run_report import write_report
 from flows.runs.results import Results
 from flows.runs.workspace import STAGES, open_workspace
 from flows.tasks.data import build_stage_data, build_stage_examples
-from flows.tasks.evaluation import evaluate
+from flows.tasks.evaluation import evaluate, secret
 from flows.tasks.training import train_backbones, train_stage
 from pipelines.jobs.tokenizer import prepare_tokenizer
 
@@ -34,6 +34,9 @@ def train_honeybee(recipe: str = "sample", run_id: str | None = None) -> dict[st
     check_hosts(parsed, log)
     workspace = open_workspace(parsed, log)
     check_inputs(workspace)
+    judge = parsed.evaluation.judge
+    if judge is not None and judge.secret is not None:
+        secret(judge.secret)  # a missing block fails here rather than after the training
     results = Results(parsed, run_id)
     log(f"Results: {results.directory}")
 

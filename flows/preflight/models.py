@@ -51,7 +51,7 @@ def is_offline(recipe: Recipe) -> str | None:
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        if recipe.launch.env.get(name, "0").lower() not in ("", "0", "false", "no", "off"):
+        if recipe.launch.env.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):  # as the hub's client reads it
             return f"launch.env sets {name}"
     return None
 

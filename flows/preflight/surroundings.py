@@ -43,6 +43,8 @@ def inspect_surroundings(recipe: Recipe) -> Iterator[Check]:
         missing = list(tried("launch.ranks", _check_gpus, recipe, recipe.launch.ranks or 1))
         yield from (replace(each, status=Status.NOT_CHECKED) for each in missing)  # it may run on another host
     judge = recipe.evaluation.judge
+    if judge is not None and judge.secret is not None:
+        yield Check("evaluation.judge.secret", Status.NOT_CHECKED, "the run reads the secret block before it starts")
     if judge is not None:
         yield _reachable("evaluation.judge", judge.url)
     if recipe.paths.remote is not None:
