@@ -1,14 +1,15 @@
 """Evaluates a model on the recipe's benchmarks in separate processes, and provides a flow for any model directory."""
 
-from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger
 
-from flows.preflight.check import check_benchmarks, check_hosts
+from flows.preflight.check import check_benchmarks
+from flows.preflight.surroundings import check_hosts
 from flows.recipe.recipe import load_recipe
 from flows.report.artifacts import publish_report
 from flows.report.score_report import write_scores
+from flows.runs.find import find_model
 from flows.runs.results import Results, new_run_id
 from flows.runs.workspace import open_workspace
 from flows.tasks.evaluation import evaluate
@@ -28,7 +29,7 @@ def evaluate_honeybee(
     check_hosts(parsed, log)
     workspace = open_workspace(parsed, log)
     check_benchmarks(workspace)
-    directory = Path(model).resolve()
+    directory = find_model(model).resolve()
     check_model(directory)
     results = Results(parsed, run_id or new_run_id("evaluation-"))
     log(f"Results: {results.directory}")

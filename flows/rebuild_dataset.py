@@ -8,7 +8,7 @@ from flows.recipe.recipe import load_recipe
 from flows.report.run_report import write_data_report
 from flows.runs.results import Results, new_run_id
 from flows.runs.workspace import STAGES, open_workspace
-from flows.tasks.data import build_stage_data
+from flows.tasks.data import build_stage_data, build_stage_examples
 from flows.tasks.training import train_backbones
 from pipelines.jobs.tokenizer import prepare_tokenizer
 
@@ -26,14 +26,15 @@ def rebuild_dataset(
     parsed = load_recipe(recipe)
     check_settings(parsed)
     workspace = open_workspace(parsed, log)
-    check_inputs(workspace)
+    check_inputs(workspace, training=False)
     results = Results(parsed, run_id or new_run_id("build-"))
     log(f"Results: {results.directory}")
     _, llm = train_backbones(workspace)
     tokenizer = prepare_tokenizer(workspace.store, llm)
+    examples = {stage: build_stage_examples(workspace, stage, tokenizer) for stage in stages}
     data = {}
     for stage in stages:
-        data[stage] = build_stage_data(workspace, stage, tokenizer)
+        data[stage] = build_stage_data(workspace, stage, tokenizer, examples[stage])
         results.link(f"data/{stage}", data[stage].shards)
     write_data_report(parsed, results, data)
     return data

@@ -5,17 +5,18 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.preflight.check import check_hosts, check_inputs, check_settings
+from flows.preflight.check import check_inputs, check_settings
+from flows.preflight.surroundings import check_hosts
 from flows.recipe.recipe import load_recipe
 from flows.report.run_report import write_report
 from flows.runs.results import Results
-from flows.runs.workspace import open_workspace
-from flows.tasks.data import build_stage_data
-from flows.tasks.evaluation import evaluate
+from flows.runs.workspace import STAGES, open_workspace
+from flows.tasks.data import build_stage_data, build_stage_examples
+from flows.tasks.evaluation import evaluate, secret
 from flows.tasks.training import train_backbones, train_stage
 from pipelines.jobs.tokenizer import prepare_tokenizer
 
-# One additional thread builds the fine-tuning data while stage 1 trains.
+# One additional thread builds the fine-tuning shards while stage 1 trains.
 _TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1)
 
 
@@ -33,14 +34,19 @@ def train_honeybee(recipe: str = "sample", run_id: str | None = None) -> dict[st
     check_hosts(parsed, log)
     workspace = open_workspace(parsed, log)
     check_inputs(workspace)
+    judge = parsed.evaluation.judge
+    if judge is not None and judge.secret is not None:
+        secret(judge.secret)  # a missing block fails here rather than after the training
     results = Results(parsed, run_id)
     log(f"Results: {results.directory}")
 
     vision, llm = train_backbones(workspace)
     tokenizer = prepare_tokenizer(workspace.store, llm)
-    pretrain = build_stage_data(workspace, "pretrain", tokenizer)
+    # The examples of both stages precede all training, so that a dataset that is mostly rejected fails at once.
+    examples = {stage: build_stage_examples(workspace, stage, tokenizer) for stage in STAGES}
+    pretrain = build_stage_data(workspace, "pretrain", tokenizer, examples["pretrain"])
     results.link("data/pretrain", pretrain.shards)
-    building = build_stage_data.submit(workspace, "finetune", tokenizer)
+    building = build_stage_data.submit(workspace, "finetune", tokenizer, examples["finetune"])
     init = {
         "vision": vision,
         "llm": llm,

@@ -4,7 +4,12 @@ import json
 from pathlib import Path
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")  # of pretrained parts; only tensors are unpickled
+_POINTER = b"version https://git-lfs"  # the beginning of a file that Git LFS did not download
 MODEL_TYPE = "honeybee"
+
+
+_AGAIN = "download or copy the model again"
 
 
 class ModelError(ValueError):
@@ -29,16 +34,47 @@ def check_model(directory: Path) -> None:
             raise ModelError(f"{config} does not contain the object `{part}`: {advice}")
     if not any((directory / name).is_file() for name in WEIGHTS):
         raise ModelError(f"there are no weights ({' or '.join(WEIGHTS)}) in {directory}: {advice}")
-    if not (directory / WEIGHTS[0]).is_file():
-        _check_index(directory / WEIGHTS[1])
+    check_weights(directory)
 
 
-def _check_index(index: Path) -> None:
-    """Raises ModelError if the weight index is malformed or refers to files outside its directory."""
+def check_weights(directory: Path) -> None:
+    """Raises ModelError if the weight files of a model, or of a pretrained part, are missing, incomplete or no weights.
+    Reads only the beginnings of the files."""
+    found = next((directory / name for name in (*WEIGHTS, *PICKLED) if (directory / name).is_file()), None)
+    if found is None:
+        raise ModelError(f"there are no weights ({' or '.join((*WEIGHTS, *PICKLED))}) in {directory}")
+    for path in [found] if found.suffix != ".json" else [directory / name for name in _indexed(found)]:
+        if not path.is_file():
+            raise ModelError(f"{path} is missing, although {found.name} lists it: {_AGAIN}")
+        _check_file(path)
+
+
+def _check_file(path: Path) -> None:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        if not size or _POINTER.startswith(head):
+            raise ModelError(f"{path} holds no weights, but is empty or a Git LFS pointer: {_AGAIN}")
+        if path.suffix != ".safetensors":
+            return
+        length = int.from_bytes(head, "little")
+        try:
+            header = json.loads(file.read(length)) if length <= size else {}
+            end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise ModelError(f"{path} is not a complete safetensors file: {_AGAIN}") from None
+    if size != 8 + length + end:
+        raise ModelError(f"{path} has {size:,} bytes, but its header describes {8 + length + end:,}: {_AGAIN}")
+
+
+def _indexed(index: Path) -> list[str]:
+    """Returns the files of a weight index. Raises ModelError if it is malformed or refers to files outside its
+    directory."""
     try:
-        files = json.loads(index.read_bytes())["weight_map"].values()
+        files = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
         outside = next((name for name in files if Path(name).name != name or name in ("", ".", "..")), None)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{index} is not a valid weight index: {type(error).__name__}: {error}") from None
     if outside is not None:
         raise ModelError(f"{index} lists {outside!r}, which is not a file in its directory")
+    return files

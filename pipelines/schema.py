@@ -166,4 +166,7 @@ LENGTHS = pa.schema(
 )
 
 
+# Reject reasons of rows that are skipped deliberately, since nothing is wrong with them: those of another split, and
+# those that decontamination drops (pipelines/decontamination/match.py).
+SKIPS = frozenset({"other_split", "benchmark"})
 WHOLE_ROW = -1  # the turn index of a reject that applies to the complete row

@@ -3,17 +3,16 @@
 import io
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from flows.cli.run_options import ModelArgument, StoreOption
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from model.generation.chat import Chat
-
-ModelArgument = Annotated[Path, typer.Argument(help="A model directory, e.g. runs/sample/latest/model.")]
 
 
 def chat(
@@ -25,13 +24,16 @@ def chat(
     images: Annotated[list[str] | None, typer.Option("--image", "-i", help="Another image; repeatable.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens of an answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 decodes greedily.")] = 0.0,
+    store: StoreOption = None,
 ) -> None:
     """Answers questions about images in the terminal.
 
     In an interactive session, `/image PATH` adds an image to the next question and `/reset` starts a new conversation.
     """
+    from flows.runs.find import find_model
     from model.check_directory import check_model
 
+    model = find_model(model, store or ())
     check_model(model)  # before torch is imported
     from model.generation.chat import Chat, load_image
 
@@ -123,10 +125,13 @@ def serve(
         list[str] | None,
         typer.Option(help="Web site whose pages may send requests (CORS); repeat it for further ones."),
     ] = None,
+    store: StoreOption = None,
 ) -> None:
     """Serves a model over an OpenAI-compatible HTTP API (POST /v1/chat/completions) until it is stopped."""
+    from flows.runs.find import find_model
     from model.check_directory import check_model
 
+    place, model = model, find_model(model, store or ())
     check_model(model)  # before torch is imported
     from model.serving.server import serve as run
     from model.serving.settings import Settings
@@ -134,5 +139,5 @@ def serve(
 
     limits = {"max_batch": max_batch, "max_images": max_images, "max_upload": int(max_upload_mib * 2**20)}
     origins = tuple(map(checked_origin, allow_origin or ()))
-    settings = Settings(name or model.absolute().name, **limits, allow_urls=allow_urls, origins=origins)
+    settings = Settings(name or place.absolute().name, **limits, allow_urls=allow_urls, origins=origins)
     run(model, host, port, settings, typer.echo)

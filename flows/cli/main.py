@@ -4,13 +4,15 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli import chat, official, score
+from flows.cli import chat, official, runs, score
+from flows.cli.run_options import ModelArgument, StoreOption
 from flows.server import settings
 from pipelines.core.hosts import bypass_proxies
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from flows.recipe.recipe import Recipe
 
 _HELP = "Builds vision-language instruction data, trains a multimodal LLM on it, and evaluates the model."
+_EXIT_CODES = "Exits with 0 if all is well, 1 if a check failed, and 3 if something could not be checked."
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=_HELP)
 templates = typer.Typer(
     no_args_is_help=True, help="Commands for the templates that turn annotations into conversation turns."
@@ -49,7 +52,9 @@ def sample(
 @app.command()
 def build(
     recipe: RecipeArgument,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and show what would be built.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the recipe and show what would be built. " + _EXIT_CODES)
+    ] = False,
     run_id: Annotated[str | None, typer.Option(help="Name of the results directory; default: build-TIME.")] = None,
 ) -> None:
     """Builds the shards of both stages of a recipe, reusing everything that the store already has."""
@@ -58,7 +63,7 @@ def build(
         return
     from flows.server.temporary import prefect_server
 
-    parsed = _check(recipe)
+    parsed = _check(recipe, training=False)
     with prefect_server():
         from flows.rebuild_dataset import rebuild_dataset
         from flows.runs.results import new_run_id, results_directory
@@ -71,38 +76,11 @@ def build(
 
 
 @app.command()
-def diff(
-    run_a: Annotated[str, typer.Argument(help="Directory of a run, or RECIPE/RUN_ID under runs/.")],
-    run_b: Annotated[str, typer.Argument(help="The run to compare it with.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Shows what changed in the data between two runs: recipe, inputs, rows, shares and shards."""
-    from flows.explain.data_diff import compare, describe
-
-    found = compare(run_a, run_b)
-    typer.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else "\n".join(describe(found)))
-
-
-@app.command()
-def show(
-    run: Annotated[str, typer.Argument(help="Directory of a run, or RECIPE/RUN_ID under runs/.")],
-    duplicates: Annotated[bool, typer.Option("--duplicates", help="Show the turns dropped as duplicates.")] = False,
-    dataset: Annotated[str | None, typer.Option(help="Show only this dataset.")] = None,
-    limit: Annotated[int, typer.Option(min=0, help="Maximum number of turns to show per dataset.")] = 20,
-) -> None:
-    """Shows which turns a run dropped from its data and why, the most surprising ones first."""
-    if not duplicates:
-        raise typer.BadParameter("choose what to show: --duplicates")
-    from flows.report.duplicates import show as lines
-
-    for line in lines(run, dataset, limit):
-        typer.echo(line)
-
-
-@app.command()
 def train(
     recipe: RecipeArgument,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and show what it would do.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the recipe and show what it would do. " + _EXIT_CODES)
+    ] = False,
     run_id: Annotated[
         str | None, typer.Option(help="Name of the results directory; default: the current time.")
     ] = None,
@@ -111,10 +89,10 @@ def train(
     if dry_run:
         _plan(recipe, training=True)
         return
-    from flows.preflight.check import check_hosts
+    from flows.preflight.surroundings import check_hosts
     from flows.server.temporary import prefect_server
 
-    parsed = _check(recipe)
+    parsed = _check(recipe, training=True)
     check_hosts(parsed, typer.echo)
     run_id = run_id or time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     with prefect_server():
@@ -125,85 +103,21 @@ def train(
 
 
 @app.command()
-def trace(
-    run: Annotated[str, typer.Argument(help="Directory of a run, or RECIPE/RUN_ID under runs/.")],
-    shard: Annotated[int, typer.Option(min=0, help="Index of the shard, from 0.")],
-    row: Annotated[int, typer.Option(min=0, help="Row in the shard, from 0.")],
-    stage: Annotated[str, typer.Option(help="pretrain or finetune.")] = "finetune",
-    turn: Annotated[int | None, typer.Option(min=0, help="Show only this turn of the sample, from 0.")] = None,
-    token: Annotated[
-        int | None, typer.Option(min=0, help="Show only the turn of the token at this position of input_ids.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Traces a training sample back to its official file and row, its templates and the deduplication decision."""
-    from flows.explain.trace import lines
-    from flows.explain.trace import trace as find
-
-    found = find(run, stage, shard, row, turn, token)
-    typer.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else "\n".join(lines(found)))
-
-
-@app.command()
-def overlaps(
-    run: Annotated[str, typer.Argument(help="Directory of a run, or RECIPE/RUN_ID under runs/.")],
-    examples: Annotated[
-        int, typer.Option(min=0, help="Number of overlaps to list per dataset, benchmark and kind.")
-    ] = 3,
-) -> None:
-    """Shows where a run's training data overlaps with the benchmarks in its recipe's `decontamination`."""
-    from flows.report.overlaps import report
-
-    for line in report(run, examples):
-        typer.echo(line)
-
-
-@app.command()
-def verify(
-    shards: Annotated[str, typer.Argument(help="Directory of a run, RECIPE/RUN_ID, or a directory or URL of shards.")],
-    processes: Annotated[
-        int | None, typer.Option(min=1, help="Number of processes; default: the number of cores.")
-    ] = None,
-) -> None:
-    """Verifies shards: checksums, counts, order, quotas, and that every image decodes. Exits with 1 on any error."""
-    from flows.runs.find import shards_at
-    from pipelines.shards.verify import verify as check
-
-    count = 0
-    for location in shards_at(shards):
-        typer.echo(location)
-        count += len(check(location, typer.echo, processes or os.cpu_count() or 1))
-    typer.echo(f"Errors found: {count:,}" if count else "No errors found.")
-    raise typer.Exit(1 if count else 0)
-
-
-@app.command()
-def push(
-    shards: Annotated[str, typer.Argument(help="Directory of a run, RECIPE/RUN_ID, or a directory of shards.")],
-    url: Annotated[str, typer.Argument(help="s3://… or file:///…; the shards of a run go to URL/shards/FINGERPRINT/.")],
-) -> None:
-    """Copies shards to a URL and verifies the copy. Run it again to resume an interrupted upload."""
-    from flows.runs.find import is_run, shards_at
-    from pipelines.shards.remote import push as copy
-    from pipelines.shards.remote import shards_url
-
-    for directory in map(Path, shards_at(shards)):
-        copy(directory, shards_url(url, directory) if is_run(shards) else url, typer.echo)
-
-
-@app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A model directory, e.g. runs/sample/latest/model.")],
+    model: ModelArgument,
     recipe: Annotated[str, typer.Option(help="The recipe that lists the benchmarks.")] = "sample",
     benchmark: Annotated[list[str] | None, typer.Option(help="Run only this benchmark; repeatable.")] = None,
     run_id: Annotated[str | None, typer.Option(help="Name of the results directory; default: evaluation-TIME.")] = None,
+    store: StoreOption = None,
 ) -> None:
     """Evaluates a model on the benchmarks of a recipe."""
     from flows.recipe.recipe import load_recipe
+    from flows.runs.find import find_model
     from flows.server.temporary import prefect_server
     from model.check_directory import check_model
 
     parsed = load_recipe(recipe).with_benchmarks(benchmark)
+    model = find_model(model, store or ())
     check_model(model)
     with prefect_server():
         from flows.evaluate_honeybee import evaluate_honeybee
@@ -214,6 +128,8 @@ def evaluate(
     _show(parsed, run_id)
 
 
+for command in (runs.show, runs.trace, runs.diff, runs.overlaps, runs.verify, runs.push):
+    app.command()(command)
 app.command()(score.score)
 app.command()(score.compare)
 app.command()(chat.chat)
@@ -298,16 +214,16 @@ def _plan(recipe: str, training: bool) -> None:
         typer.echo(line)
 
 
-def _check(recipe: str) -> "Recipe":
+def _check(recipe: str, training: bool) -> "Recipe":
     """Loads a recipe and runs the flow's own checks on it, before a server is started."""
-    from flows.preflight.check import check_inputs, check_settings
+    from flows.preflight.check import check_inputs, check_settings, with_corpus
     from flows.recipe.recipe import load_recipe
     from flows.runs.workspace import locate_workspace
 
     parsed = load_recipe(recipe)
     check_settings(parsed)
-    if parsed.sample is None:
-        check_inputs(locate_workspace(parsed))
+    with tempfile.TemporaryDirectory() as scratch:
+        check_inputs(with_corpus(locate_workspace(parsed), Path(scratch)), training)
     return parsed
 
 
@@ -341,4 +257,5 @@ def main() -> None:
         ours = type(error).__module__.split(".")[0] in ("flows", "model", "pipelines")
         if not ours and not isinstance(error, OSError):
             raise
-        sys.exit(f"honeybee: {error}")
+        typer.echo(f"honeybee: {error}", err=True)
+        sys.exit(getattr(error, "exit_code", 1))

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from flows.cli.run_options import ModelArgument, StoreOption
+
 
 def import_official(
     checkpoint: Annotated[
@@ -35,7 +37,7 @@ def import_official(
 
 
 def export_official(
-    model: Annotated[Path, typer.Argument(help="A model directory, e.g. runs/sample/latest/model.")],
+    model: ModelArgument,
     output: Annotated[Path, typer.Argument(help="The checkpoint directory to write; must be absent or empty.")],
     vision: Annotated[
         str | None,
@@ -52,10 +54,12 @@ def export_official(
     tokenizer: Annotated[
         str | None, typer.Option(help="Name under which the official code loads the tokenizer; default: --llm.")
     ] = None,
+    store: StoreOption = None,
 ) -> None:
     """Converts a model directory into a checkpoint for the official code of the paper."""
+    from flows.runs.find import find_model
     from model.official.checkpoint import export_official as convert
 
     names = {"vision": vision, "llm": llm, "tokenizer": tokenizer or llm}
-    convert(model, output, {part: name for part, name in names.items() if name})
+    convert(find_model(model, store or ()), output, {part: name for part, name in names.items() if name})
     typer.echo(str(output))

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.cli.run_options import StoreOption
+
 SHOWN = 5  # ids per remark
 COUNTED = {"num_questions": "questions", "num_answered": "answered", "num_scored": "answers scored"}
 
@@ -32,12 +34,14 @@ def score(
     judge_cache: Annotated[Path, typer.Option(help="Cache directory of the judge's replies.")] = Path(
         ".honeybee/judge"
     ),
+    store: StoreOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all scores and settings as JSON.")] = False,
 ) -> None:
     """Scores existing answers without running a model. The judge's API key is read from HONEYBEE_JUDGE_KEY."""
     from pydantic import ValidationError
 
     from flows.report import score_tables
+    from flows.runs.find import through_run
     from model.evaluation import benchmarks
     from model.evaluation.asking.marks import write_marks
     from model.evaluation.asking.predictions import load
@@ -49,6 +53,7 @@ def score(
     if (judge is None) != (judge_model is None):
         raise typer.BadParameter("--judge and --judge-model must be given together")
     known = benchmarks.get(benchmark)
+    predictions = through_run(predictions, store or ())
     judge_of = None
     if judge is not None and judge_model is not None:
         try:
@@ -71,7 +76,7 @@ def score(
     for line in text_tables.plain(score_tables.scores({benchmark: scores}, every=True, decimals=2)):
         typer.echo(line)
     for line in remarks(scores):
-        typer.echo(printable(line))
+        typer.echo(text_tables.printable(line))
 
 
 def compare(
@@ -113,11 +118,6 @@ def remarks(scores: Mapping[str, Any]) -> list[str]:
         elif value and isinstance(value, list) and all(isinstance(each, str) for each in value):
             lines.append(f"{what}: {', '.join(value)}")
     return lines
-
-
-def printable(text: str) -> str:
-    """Escapes terminal control characters and lone surrogates: ids and replies are untrusted input."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def _first_few(named: Any) -> str:

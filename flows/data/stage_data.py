@@ -1,10 +1,11 @@
 """Builds the data of a stage, without Prefect: the examples of each dataset, then the balanced shards."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from flows.data.decontamination import decontamination
+from flows.data.rejects import check_rejects
 from flows.runs.workspace import Log, Workspace
 from pipelines.decontamination.match import Decontamination
 from pipelines.examples.settings import ExampleSettings
@@ -35,7 +36,17 @@ def stage_data(
     workspace: Workspace, stage: str, tokenizer: Path, examples_of: Callable[..., Path], log: Log
 ) -> StageData:
     """Builds the examples of every dataset of a stage, then its shards, reusing what is complete in the store.
-    examples_of: dataset_examples, or a Prefect task that wraps it. Raises PackingError if the packs are too few."""
+    examples_of: dataset_examples, or a Prefect task that wraps it. Raises TooManyRejects, or PackingError if the packs
+    are too few."""
+    examples = stage_examples(workspace, stage, tokenizer, examples_of, log)
+    return StageData(stage, examples, balanced_shards(workspace, stage, tokenizer, examples, log))
+
+
+def stage_examples(
+    workspace: Workspace, stage: str, tokenizer: Path, examples_of: Callable[..., Path], log: Log
+) -> dict[str, Path]:
+    """Builds the examples of every dataset of a stage; returns dataset → directory. examples_of: as for stage_data.
+    Raises TooManyRejects, naming every dataset of which more rows were rejected than the recipe allows."""
     recipe, store = workspace.recipe, workspace.store
     specs = workspace.specs(stage)
     benchmarks = decontamination(workspace, log)
@@ -50,6 +61,14 @@ def stage_data(
         )
         for spec in specs
     }
+    check_rejects(examples, {name: recipe.max_rejects_of(name) for name in examples})
+    return examples
+
+
+def balanced_shards(workspace: Workspace, stage: str, tokenizer: Path, examples: Mapping[str, Path], log: Log) -> Path:
+    """Builds the shards of a stage from its examples and returns their directory. Raises PackingError if the packs are
+    too few."""
+    recipe, store = workspace.recipe, workspace.store
     part = workspace.stage(stage)
     side = part.data.image_side
     settings = ShardSettings(
@@ -61,7 +80,7 @@ def stage_data(
         image_mode=ImageMode(recipe.images, Shrink(side) if side else None),
         seed=recipe.seed,
     )
-    image_roots = {spec.name: spec.images for spec in specs}
+    image_roots = {spec.name: spec.images for spec in workspace.specs(stage)}
     shards = build_shards(store, examples, image_roots, settings, recipe.beam, log)
     log(f"{stage} shards: {shards}")
     if part.train.packing is not None:  # report packing problems before anything is trained
@@ -76,7 +95,7 @@ def stage_data(
             )
     if recipe.paths.remote is not None:
         push(shards, shards_url(recipe.paths.remote, shards), log)
-    return StageData(stage, examples, shards)
+    return shards
 
 
 def example_settings(

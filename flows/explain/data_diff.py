@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from flows.runs.find import RunError, find_run, stage_shards
+from flows.runs.find import Run, RunError, open_run
 from flows.runs.workspace import STAGES
 from pipelines.core import text_tables
-from pipelines.core.store import MANIFEST, read_manifest
+from pipelines.core.store import MANIFEST, Store, read_manifest
 
 FILES, LEDGER, TEMPLATES = "annotations.files.", "ledger.", "templates."
 _MIXTURE = ("share_wanted", "share", "samples", "epochs", "num_supervised")  # shown as a table
@@ -35,37 +35,40 @@ _WORDS = {
 }
 
 
-def compare(run_a: str, run_b: str) -> dict[str, Any]:
+def compare(run_a: str | Run, run_b: str | Run) -> dict[str, Any]:
     """Returns what `honeybee diff --json` prints; every change is [value in A, value in B]. run_a, run_b: as for
-    find_run. Raises RunError if a run does not exist or its data is not complete."""
-    a, b = find_run(run_a), find_run(run_b)
-    stages_a, stages_b = _stages(a), _stages(b)
-    found: dict[str, Any] = {"a": str(a), "b": str(b), "recipe": _changes(_recipe(a), _recipe(b)), "stages": {}}
+    open_run. Raises RunError if a run does not exist or its data is not complete."""
+    a, b = _finished(open_run(run_a)), _finished(open_run(run_b))
+    recipes = _changes(_recipe(a.directory), _recipe(b.directory))
+    found: dict[str, Any] = {"a": str(a.directory), "b": str(b.directory), "recipe": recipes, "stages": {}}
     for stage in STAGES:
-        if stage in stages_a and stage in stages_b:
-            change = _stage(stages_a[stage], stages_b[stage])
+        if stage in a.shards and stage in b.shards:
+            change = _stage(a, b, stage)
             if change:
                 found["stages"][stage] = change
-        elif stage in stages_a or stage in stages_b:
-            found["stages"][stage] = {"only_in": "a" if stage in stages_a else "b"}
+        elif stage in a.shards or stage in b.shards:
+            found["stages"][stage] = {"only_in": "a" if stage in a.shards else "b"}
     return found
 
 
-def _stages(run: Path) -> dict[str, Path]:
-    """Returns stage → shards. A finished run may have built only one stage."""
-    built = stage_shards(run)
-    missing = [f"data/{stage}" for stage in STAGES if stage not in built]
-    if missing and not (run / "report.md").is_file():
-        raise RunError(f"{run} is not finished ({', '.join(missing)} not built): run it again with --run-id {run.name}")
-    return built
+def _finished(run: Run) -> Run:
+    """Returns the run. Raises RunError if it is not finished. A finished run may have built only one stage."""
+    missing = [f"data/{stage}" for stage in STAGES if stage not in run.shards]
+    if missing and not (run.directory / "report.md").is_file():
+        name = run.directory.name
+        raise RunError(
+            f"{run.directory} is not finished ({', '.join(missing)} not built): run it again with --run-id {name}"
+        )
+    return run
 
 
 def _recipe(run: Path) -> dict[str, Any]:
     return _flat(yaml.safe_load((run / "recipe.yaml").read_text()))
 
 
-def _stage(a: Path, b: Path) -> dict[str, Any] | None:
-    """Returns the differences between the shards in two directories of a store, or None if there are none."""
+def _stage(run_a: Run, run_b: Run, stage: str) -> dict[str, Any] | None:
+    """Returns the differences between the shards of two runs, or None if there are none."""
+    a, b = run_a.shards[stage], run_b.shards[stage]
     if a == b:
         return None
     old, new = read_manifest(a), read_manifest(b)
@@ -77,7 +80,7 @@ def _stage(a: Path, b: Path) -> dict[str, Any] | None:
         elif name not in examples_b:
             datasets[name] = {"removed": old["datasets"][name]}
         else:
-            inputs = _changes(_inputs(a, examples_a[name]), _inputs(b, examples_b[name]))
+            inputs = _changes(_inputs(run_a.store, examples_a[name]), _inputs(run_b.store, examples_b[name]))
             numbers = _changes(_flat(old["datasets"][name]), _flat(new["datasets"][name]))
             if inputs or numbers:
                 datasets[name] = {"inputs": inputs, "numbers": numbers}
@@ -94,14 +97,13 @@ def _stage(a: Path, b: Path) -> dict[str, Any] | None:
     }
 
 
-def _inputs(shards: Path, examples: str) -> dict[str, Any]:
+def _inputs(store: Store, examples: str) -> dict[str, Any]:
     """Returns everything that a dataset's examples depend on, down to the digests of its annotation files."""
-    store = shards.parent.parent
-    directory = store / "examples" / examples
+    directory = store.entry("examples", examples)
     if not (directory / MANIFEST).is_file():
         return {"examples": examples}  # the examples are no longer in the store
     key = dict(read_manifest(directory)["key"])
-    annotations = store / "annotations" / key["annotations"]
+    annotations = store.entry("annotations", key["annotations"])
     if (annotations / MANIFEST).is_file():
         source = read_manifest(annotations)["key"]
         key["annotations"] = {**source, "files": dict(source["files"])}

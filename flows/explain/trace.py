@@ -7,9 +7,8 @@ import numpy as np
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from flows.recipe.recipe import load_recipe
-from flows.runs.find import find_run, stage_shards
-from flows.runs.workspace import Workspace, locate_workspace
+from flows.runs.find import Run, open_run
+from flows.runs.workspace import Workspace
 from pipelines.core.arrow_files import open_batches
 from pipelines.core.store import read_manifest
 from pipelines.tokens.tokenizer import load_tokenizer
@@ -20,19 +19,18 @@ class TraceError(ValueError):
 
 
 def trace(
-    run: str, stage: str, shard: int, row: int, turn: int | None = None, token: int | None = None
+    run: str | Run, stage: str, shard: int, row: int, turn: int | None = None, token: int | None = None
 ) -> dict[str, Any]:
     """Returns the origin of a sample and its turns, as printed by `honeybee trace --json`.
 
-    run: as for find_run. shard, row: index of the shard, and of the row in it. turn: include only this turn of the
+    run: as for open_run. shard, row: index of the shard, and of the row in it. turn: include only this turn of the
     sample. token: include only the turn of the token at this position of input_ids. Raises TraceError or RunError.
     """
-    directory = find_run(run)
-    found = stage_shards(directory)
-    if stage not in found:
-        raise TraceError(f"{directory} has no data of stage {stage!r}; it has {', '.join(found)}")
-    shards = found[stage]
-    workspace = locate_workspace(load_recipe(directory / "recipe.yaml"))
+    found = open_run(run)
+    if stage not in found.shards:
+        raise TraceError(f"{found.directory} has no data of stage {stage!r}; it has {', '.join(found.shards)}")
+    shards = found.shards[stage]
+    workspace = found.workspace()
     manifest = read_manifest(shards)
     sample = _sample(shards, manifest, shard, row)
     dataset = sample["dataset"]

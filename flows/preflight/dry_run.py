@@ -5,11 +5,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.data.rejects import over_limit
 from flows.launch.hosts import count_ranks, find_cluster
-from flows.preflight.check import check_inputs, check_settings
+from flows.preflight.check import check_settings, inspect_inputs, with_corpus
 from flows.preflight.forecast import Forecaster, Known, StageForecast, stage_forecast
+from flows.preflight.outcome import Check, NotChecked, Status, failed, refuse, table
+from flows.preflight.surroundings import inspect_surroundings
 from flows.recipe.data import Stage
-from flows.recipe.recipe import Recipe, RecipeError
+from flows.recipe.recipe import Recipe
 from flows.report import data_tables
 from flows.runs.workspace import STAGES, Workspace, locate_workspace
 from model.training.settings import describe_trained
@@ -24,14 +27,16 @@ OPEN = "?"  # placeholder for values that are not known before the build
 
 
 def plan(recipe: Recipe, training: bool = True) -> Iterator[str]:
-    """Yields the lines of a dry run: about the data and, with `training`, about the model. Raises RecipeError if the
-    recipe cannot run: immediately for wrong settings, at the end for missing files and impossible mixtures."""
+    """Yields the lines of a dry run: about the data and, with `training`, about the model, and last a table of all that
+    was checked. Raises RecipeError if the recipe cannot run: immediately for wrong settings, at the end for files,
+    models and mixtures. Raises NotChecked at the end if nothing failed, but something could not be checked."""
     check_settings(recipe)
     workspace = locate_workspace(recipe)
     generated = recipe.sample is None or (workspace.data / MANIFEST).is_file()
+    checks = [Check("settings", Status.OK, "names, templates, chat styles, schedules and projector are valid")]
     yield f"Recipe {recipe.name}: names, templates, chat styles, schedules and projector are valid."
     if not generated:
-        yield f"The sample corpus will be generated first, in {workspace.data}."
+        yield f"The sample corpus will be generated first, in {workspace.data}; a small one is checked."
     cluster = find_cluster(recipe.launch)
     if training and cluster is not None:
         yield f"Hosts: {cluster.describe()}."
@@ -42,7 +47,6 @@ def plan(recipe: Recipe, training: bool = True) -> Iterator[str]:
     elif model:
         parts = ", ".join(f"{name} {count / 1e6:,.1f}M" for name, count in model.parameters.items())
         yield f"Parameters: {parts}; {model.image_tokens} visual tokens per image."
-    problems = []
     with tempfile.TemporaryDirectory() as scratch:
         forecaster = Forecaster(workspace, Path(scratch))
         if forecaster.lack:
@@ -50,21 +54,39 @@ def plan(recipe: Recipe, training: bool = True) -> Iterator[str]:
         for name in STAGES:
             known = {dataset: forecaster.known(name, dataset) for dataset in workspace.stage(name).data.names}
             forecast = stage_forecast(workspace, name, known)
+            checks += _rejects(recipe, known)
             yield ""
             yield from _stage(workspace, name, known, forecast)
             yield from _image_fit(recipe, name, model)
             if forecast.problem:
                 yield f"By this forecast, the mixture is impossible: {forecast.problem}."
                 if all(entry.is_built for entry in known.values()):
-                    problems.append(f"{name}.data.balance: {forecast.problem}")
+                    checks.append(failed(f"{name}.data.balance", forecast.problem))
             if model:
                 yield from _memory(workspace, name, model, known, forecast.samples)
-    if generated:
-        check_inputs(workspace)
-        yield f"\nAll annotation files, image roots and benchmarks exist under {workspace.data}."
-    if problems:
-        lines = "".join(f"\n  {problem}" for problem in problems)
-        raise RecipeError(f"recipe {recipe.name} cannot run; nothing was started:{lines}")
+        checks += inspect_inputs(with_corpus(workspace, Path(scratch) / "corpus"), training)
+    if training:
+        checks += inspect_surroundings(recipe)
+    yield ""
+    yield from table(checks)
+    refuse(recipe.name, checks)
+    unchecked = [check.item for check in checks if check.status is Status.NOT_CHECKED]
+    if unchecked:
+        raise NotChecked(
+            f"recipe {recipe.name}: nothing failed, but {len(unchecked)} of {len(checks)} items could not be checked: "
+            f"{', '.join(unchecked)}"
+        )
+
+
+def _rejects(recipe: Recipe, known: Mapping[str, Known]) -> Iterator[Check]:
+    """Yields the datasets of which a build will reject too many rows: for certain, or by a sample of their rows."""
+    for dataset, entry in sorted(known.items()):
+        over = entry.ledgers and over_limit(entry.ledgers, recipe.max_rejects_of(dataset))
+        if over:
+            what, counts = over
+            status = Status.FAILED if entry.all_rendered else Status.WARNING
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+            yield Check(f"datasets.{dataset}", status, f"{entry.origin}: {what}: {reasons}")
 
 
 def _stage(workspace: Workspace, name: str, known: Mapping[str, Known], forecast: StageForecast) -> Iterator[str]:
@@ -209,11 +231,8 @@ def _model_sizes(recipe: Recipe):
 
     try:
         found = sizes(recipe, backbones.vision, backbones.llm)
-    except ValueError as error:
-        raise RecipeError(f"recipe {recipe.name} cannot run; nothing was started:\n  model: {error}") from None
+    except ValueError:  # inspect_inputs reports it
+        return "Memory: unknown, because the parts of the model do not fit together."
     if found is None:
-        return (
-            f"Memory: unknown, because the configuration of {backbones.vision} or {backbones.llm} is not in the local "
-            "hub cache; download it with `hf download NAME config.json`."
-        )
+        return f"Memory: unknown, because the settings of {backbones.vision} or {backbones.llm} are not on this host."
     return found

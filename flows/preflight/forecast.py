@@ -38,6 +38,8 @@ class Known:
     tokens: float | None = None  # excluding image tokens
     supervised: float | None = None
     images: float | None = None
+    ledgers: Mapping[str, Any] | None = None  # of the rows and turns that were rendered; None if none were
+    all_rendered: bool = False  # a build rejects at least what the ledgers count
 
     @property
     def is_built(self) -> bool:
@@ -169,7 +171,15 @@ class Forecaster:
         how = "all rows" if found.rendered == annotations.num_rows else f"{found.rendered:,} rows"
         origin = f"estimated from {how}" + (f", before {' and '.join(not_removed)}" if not_removed else "")
         return Known(
-            origin, annotations.num_rows, found.examples, found.turns, found.tokens, found.supervised, found.images
+            origin=origin,
+            rows=annotations.num_rows,
+            examples=found.examples,
+            turns=found.turns,
+            tokens=found.tokens,
+            supervised=found.supervised,
+            images=found.images,
+            ledgers=found.ledgers,
+            all_rendered=found.rendered == annotations.num_rows,
         )
 
 
@@ -226,6 +236,8 @@ def _of_manifest(directory: Path, origin: str) -> Known:
         tokens=manifest["num_tokens"] - manifest["num_images"],
         supervised=manifest["num_supervised"],
         images=manifest["num_images"],
+        ledgers=manifest if origin == BUILT else None,
+        all_rendered=origin == BUILT,
     )
 
 

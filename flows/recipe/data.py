@@ -14,6 +14,7 @@ from pipelines.sources import SourceOptions
 from pipelines.sources.options import Columns
 
 Share = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Dataset(Part):
@@ -45,6 +46,9 @@ class Dataset(Part):
 
     dedup: Dedup = Dedup()
     """De-duplication of the turns of an example."""
+
+    max_rejects: Fraction | None = None
+    """Largest share of the dataset's rows, or turns, that may be rejected; if unset, the recipe's `max_rejects`."""
 
     @model_validator(mode="after")
     def _one_place(self) -> "Dataset":

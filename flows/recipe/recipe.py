@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from flows.recipe.data import Dataset, Embedder, Stage
+from flows.recipe.data import Dataset, Embedder, Fraction, Stage
 from flows.recipe.evaluation import Decontamination, Evaluation
 from flows.recipe.launch import Launch
 from flows.recipe.part import Part, PositiveInt
@@ -146,6 +146,10 @@ class Recipe(Part):
     images: Literal["embed", "reference", "skip"] = "embed"
     """What shards hold of an image: its bytes, its path and checksum, or only its path (no image is opened)."""
 
+    max_rejects: Fraction = 0.5
+    """Largest share of a dataset's rows, or turns, that may be rejected: a build with more fails before anything is
+    trained. Duplicates, rows of other splits and rows that `decontamination` drops do not count. 1 allows all."""
+
     embedder: Embedder = Embedder()
     """Sentence embeddings of de-duplication."""
 
@@ -172,6 +176,11 @@ class Recipe(Part):
 
     def stage(self, name: str) -> Stage:
         return {"pretrain": self.pretrain, "finetune": self.finetune}[name]
+
+    def max_rejects_of(self, dataset: str) -> float:
+        """Returns the largest share of a dataset's rows that may be rejected."""
+        own = self.datasets[dataset].max_rejects
+        return self.max_rejects if own is None else own
 
     def with_benchmarks(self, names: Sequence[str] | None) -> "Recipe":
         """Returns the recipe with only the named benchmarks, or with all if none is named. Raises RecipeError if it

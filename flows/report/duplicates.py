@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from flows.runs.find import RunError, examples_of, find_run, stage_shards
+from flows.runs.find import Run, RunError, open_run
 from pipelines.core.store import read_manifest
 from pipelines.core.text_tables import Row
 from pipelines.dedup.english import tokens
@@ -25,13 +25,13 @@ def most_surprising(examples: Mapping[str, Path], limit: int) -> list[Row]:
     ]
 
 
-def show(run: str, dataset: str | None, limit: int) -> Iterator[str]:
-    """Yields the lines of `honeybee show --duplicates`. dataset: show only this one. Raises RunError if the run or the
-    dataset does not exist."""
-    directory = find_run(run)
+def show(run: str | Run, dataset: str | None, limit: int) -> Iterator[str]:
+    """Yields the lines of `honeybee show --duplicates`. run: as for open_run. dataset: show only this one.
+    Raises RunError if the run or the dataset does not exist."""
+    found = open_run(run)
     known: set[str] = set()
-    for stage, shards in stage_shards(directory).items():
-        built = examples_of(shards)
+    for stage in found.shards:
+        built = found.examples_of(stage)
         known |= set(built)
         for name in sorted(built if dataset is None else {dataset} & set(built)):
             examples = built[name]
@@ -44,7 +44,7 @@ def show(run: str, dataset: str | None, limit: int) -> Iterator[str]:
                 yield f"    kept     row {drop['kept row']}: {drop['kept']}"
                 yield f"    dropped  row {drop['row']}: {drop['dropped']}"
     if dataset is not None and dataset not in known:
-        raise RunError(f"{directory} has no dataset {dataset!r}; it has {', '.join(sorted(known))}")
+        raise RunError(f"{found.directory} has no dataset {dataset!r}; it has {', '.join(sorted(known))}")
 
 
 def _drops(examples: Path) -> Iterator[dict[str, Any]]:

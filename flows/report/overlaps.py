@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from flows.runs.find import RunError, examples_of, find_run, stage_shards
+from flows.runs.find import Run, RunError, open_run
 from pipelines.core import text_tables
 from pipelines.core.store import read_manifest
 from pipelines.core.text_tables import Row
@@ -64,12 +64,15 @@ def listing(examples: Mapping[str, Path], limit: int) -> list[Row]:
     return rows
 
 
-def report(run: str, limit: int = EXAMPLES) -> Iterator[str]:
-    """Yields the lines of `honeybee overlaps`. run: as for find_run. Raises RunError, also if nothing was compared."""
-    for stage, shards in stage_shards(find_run(run)).items():
-        examples = examples_of(shards)
+def report(run: str | Run, limit: int = EXAMPLES) -> Iterator[str]:
+    """Yields the lines of `honeybee overlaps`. run: as for open_run. Raises RunError, also if nothing was compared."""
+    found = open_run(run)
+    for stage in found.shards:
+        examples = found.examples_of(stage)
         if not looked_for(examples):
-            raise RunError(f"{run}: its data was not compared with benchmarks: its recipe has no `decontamination`")
+            raise RunError(
+                f"{found.directory}: its data was not compared with benchmarks: its recipe has no `decontamination`"
+            )
         yield f"{stage}:"
         rows = summary(examples)
         if not rows:

@@ -1,5 +1,6 @@
 """The results directory `runs/<recipe>/<run id>/`. Large outputs are links into the store."""
 
+import json
 import os
 import re
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from flows.recipe.recipe import Recipe, RecipeError
 from pipelines.core.files import write_atomic
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+RECORD = "run.json"  # absolute paths of the run's store and data, so that its links are found from anywhere
 LATEST = ("latest", "latest-build")  # links to the newest finished run and to the newest data-only run
 
 
@@ -43,6 +45,9 @@ class Results:
                 f"run id {self.run_id} belongs to a run of a different recipe, see {written}: choose another id"
             )
         write_atomic(written, text)
+        roots = {"store": recipe.paths.store, "data": recipe.paths.data}
+        record = {name: str(path.resolve()) for name, path in roots.items()}
+        write_atomic(self.directory / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
     def link(self, name: str, target: Path) -> None:
         """Links `name`, relative to the directory, to a store entry."""

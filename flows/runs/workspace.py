@@ -76,9 +76,13 @@ class Workspace:
 
 def locate_workspace(recipe: Recipe) -> Workspace:
     """Returns the workspace without generating anything: its sample corpus may not exist yet."""
-    store = Store(recipe.paths.store)
+    return workspace_at(recipe, Store(recipe.paths.store), recipe.paths.data)
+
+
+def workspace_at(recipe: Recipe, store: Store, data: Path) -> Workspace:
+    """Returns the workspace of a recipe with another store and other official files than its own paths name."""
     if recipe.sample is None:
-        return Workspace(recipe, store, recipe.paths.data.resolve())
+        return Workspace(recipe, store, data.resolve())
     return Workspace(recipe, store, store.path("corpora", _corpus_key(recipe.sample)))
 
 

@@ -26,6 +26,11 @@ def plain(rows: Sequence[Row]) -> list[str]:
     return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
+def printable(text: str) -> str:
+    """Escapes terminal control characters and lone surrogates, for text that comes from files."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 

@@ -2,8 +2,10 @@
 all rows of an image together, is rendered in memory and the counts are scaled to all rows. No image is opened."""
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +35,7 @@ class Estimate:
     tokens: float  # without image tokens
     supervised: float
     images: float
+    ledgers: Mapping[str, Any]  # of the rendered sample, for `rows` and `turns`, not scaled
 
 
 def estimate(
@@ -71,6 +74,7 @@ def estimate(
         tokens=(counts["num_tokens"] - counts["num_images"]) * scale,
         supervised=counts["num_supervised"] * scale,
         images=counts["num_images"] * scale,
+        ledgers={unit: counts[unit] for unit in ("rows", "turns")},
     )
 
 

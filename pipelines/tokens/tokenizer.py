@@ -27,13 +27,12 @@ class PreparedTokenizer:
 
 
 def check_tokenizer(llm: str) -> None:
-    """Raises TokenizerError if prepare_tokenizer would reject the tokenizer. Does nothing if it is not available
-    locally."""
+    """Raises TokenizerError if prepare_tokenizer would reject the tokenizer of a directory, or of a hub name in the
+    local cache."""
     try:
         _load(llm, local_files_only=True)
     except OSError:
-        if Path(llm).is_dir():
-            raise TokenizerError(_unreadable(llm)) from None
+        raise TokenizerError(_unreadable(llm)) from None
 
 
 def _load(llm: str, local_files_only: bool) -> Any:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
+
+from flows.cli.main import main
 
 pytestmark = pytest.mark.slow
 
@@ -45,6 +48,31 @@ def test_dry_run(write_recipe, tmp_path):
     done = honeybee("train", write_recipe(), "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "finetune: 3 steps × 8 examples = 24 samples" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "message"),
+    [
+        ({}, 0, ""),
+        ({"backbones": {"vision": "openai/clip", "llm": "owner/typo"}}, 1, "run `hf download owner/typo`"),
+        (
+            {"evaluation/judge": {"url": "http://127.0.0.1:9/v1", "model": "x"}},
+            3,
+            "checked: evaluation.judge",
+        ),
+    ],
+)
+def test_the_exit_code_of_a_dry_run_depends_on_what_was_checked(
+    recipe_of, tmp_path, monkeypatch, capsys, changes, code, message
+):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(recipe_of(changes).model_dump(mode="json")))
+    monkeypatch.setattr(sys, "argv", ["honeybee", "train", str(path), "--dry-run"])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the handler would stay in this process
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert (caught.value.code or 0) == code
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["train"], ["train", "--dry-run"], ["build"], ["build", "--dry-run"]])

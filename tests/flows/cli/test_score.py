@@ -14,6 +14,7 @@ from flows.report.score_comparison import columns, read_runs, read_scores
 from flows.runs.find import RunError
 from model.evaluation.benchmarks import EvaluationError
 from model.evaluation.benchmarks.mmmu_parse import matches
+from pipelines.core import text_tables
 
 LINES = [
     {"question_id": i, "image": "a.jpg", "text": f"Is there a dog {i}?", "label": "yes" if i % 2 else "no"}
@@ -188,7 +189,7 @@ def test_a_long_reply_of_digits_is_parsed_quickly() -> None:
 
 
 def test_terminal_control_characters_are_escaped() -> None:
-    assert score_command.printable("é\x1b[2J\ud800") == "é\\x1b[2J\\ud800"
+    assert text_tables.printable("é\x1b[2J\ud800") == "é\\x1b[2J\\ud800"
 
 
 @pytest.mark.parametrize("url", ["foo", "http://me:hunter2@host/v1", "http://host:99999/v1", "http://a b/v1"])

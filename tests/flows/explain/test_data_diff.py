@@ -107,7 +107,7 @@ def test_runs_that_cannot_be_compared(run, recipe_of, tmp_path):
     with pytest.raises(RunError, match=r"not finished \(data/finetune not built\).*--run-id started"):
         compare(one, str(unfinished.directory))
     unfinished.link("data/pretrain", tmp_path / "gone")
-    with pytest.raises(RunError, match=r"data/pretrain links to .*gone, which is missing or incomplete"):
+    with pytest.raises(RunError, match=r"data/pretrain: the store no longer has what .*/gone; .* recorded its store"):
         compare(one, str(unfinished.directory))
 
 

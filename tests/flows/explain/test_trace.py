@@ -1,12 +1,14 @@
 """Tracing: every trained token leads back to the row of the official file that it came from."""
 
 import json
+import shutil
 import tarfile
 from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from support.tiny import write_tiny
 
 from flows.data.stage_data import dataset_examples, stage_data
@@ -83,6 +85,18 @@ def test_every_turn_is_traced_to_its_official_row(run, stage):
             assert turn["supervised"]["text"].strip() == f"{turn['assistant']}</s>".strip()
         seen.add(found["dataset"])
     assert len(seen) >= 2
+
+
+def test_a_moved_run_is_traced_from_another_directory(run, tmp_path, monkeypatch):
+    here = trace(str(run), "finetune", 0, 0)
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved, symlinks=True)
+    recipe = yaml.safe_load((moved / "recipe.yaml").read_text())
+    recipe["paths"] |= {"store": "store", "data": "data"}  # as in a recipe whose paths start where `honeybee` ran
+    (moved / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    monkeypatch.chdir(tmp_path)
+    assert trace(str(moved), "finetune", 0, 0) == here
+    assert list(show(str(moved), "vqav2", limit=2)) == list(show(str(run), "vqav2", limit=2))
 
 
 def test_every_token_belongs_to_exactly_one_turn(run):

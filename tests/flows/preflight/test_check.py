@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from flows.preflight.check import check_hosts, check_inputs, check_settings
+from flows.preflight.check import check_inputs, check_settings
+from flows.preflight.surroundings import check_hosts
 from flows.recipe.recipe import RecipeError, load_recipe
 from flows.runs.workspace import locate_workspace, open_workspace
 from pipelines.sample_corpus import write_sample
@@ -104,8 +105,8 @@ def test_missing_files_are_reported(write_recipe, tmp_path):
     assert f"datasets.vqav2.images: {data}/VQAv2/images is not a directory" in text
     assert f"datasets.blipcapfilt: no file matches **/*.tar in {data}/BLIP" in text
     assert f"evaluation.benchmarks.pope: {data}/POPE does not exist" in text
-    assert "backbones.vision: ./vit is not a model directory (it has no config.json)" in text
-    assert "backbones.llm" not in text
+    assert "backbones.vision: ./vit is not a directory: put the model there, or correct the recipe" in text
+    assert "HF_HUB_OFFLINE is set, so nothing is downloaded: run `hf download owner/name`" in text
 
 
 COLUMNS = {"task": "caption", "image": "image", "caption": "text"}

@@ -7,6 +7,7 @@ import pytest
 
 from flows.preflight.dry_run import plan
 from flows.preflight.memory import sizes
+from flows.preflight.outcome import NotChecked
 from flows.recipe.recipe import RecipeError, load_recipe
 from flows.runs.workspace import STAGES
 from pipelines.packing.plan import PackingError
@@ -115,6 +116,44 @@ def test_impossible_mixtures_are_reported(recipe_of, build_data):
         list(plan(recipe_of(changes), training=False))
     estimated = list(plan(recipe_of({**changes, "finetune/data/max_text_tokens": 250}), training=False))
     assert any(re.search(f"the mixture is impossible: {problem}", line) for line in estimated)
+
+
+def statuses(lines: list[str]) -> dict[str, str]:
+    """Returns item → status of the table of checks."""
+    begin = next(i for i, line in enumerate(lines) if re.match(r" +status +checked", line))
+    rows = [re.split(r" {2,}", line.strip()) for line in lines[begin + 1 :]]
+    return {row[1]: row[0] for row in rows}
+
+
+def test_every_item_has_a_status(recipe_of):
+    found = statuses(list(plan(recipe_of(), training=False)))
+    items = ["settings", "backbones.llm", "datasets.refcoco", "evaluation.benchmarks.pope", "datasets.coyo100m.images"]
+    assert {item: found[item] for item in items} == dict.fromkeys(items, "OK")
+    assert found["datasets.vqav2.images"] == "WARNING"  # one image of the sample corpus is truncated
+    assert set(found.values()) == {"OK", "WARNING"}
+
+
+def test_what_could_not_be_checked_is_said(recipe_of):
+    judge = {"url": "http://127.0.0.1:9/v1", "model": "judge"}
+    lines: list[str] = []
+    with pytest.raises(NotChecked, match=r"tiny: nothing failed, but 1 of \d+ items .*: evaluation.judge"):
+        for line in plan(recipe_of({"evaluation/judge": judge})):
+            lines.append(line)
+    assert statuses(lines)["evaluation.judge"] == "NOT CHECKED"
+    assert NotChecked.exit_code not in (0, 1, 2)
+
+
+def test_a_dataset_without_usable_rows_fails(recipe_of):
+    lines: list[str] = []
+    with pytest.raises(RecipeError) as caught:
+        for line in plan(recipe_of({"datasets/vqav2/images": "BLIP"}), training=False):
+            lines.append(line)
+    assert statuses(lines)["datasets.vqav2.images"] == "FAILED"
+    assert re.search(
+        r"datasets\.vqav2: estimated from all rows: 551 of 551 rows .*: 549 image_missing", str(caught.value)
+    )
+    assert "none of 32 sampled images can be used below" in str(caught.value)
+    assert "datasets.refcoco" not in str(caught.value)
 
 
 def test_missing_files_are_reported_after_the_plan():
