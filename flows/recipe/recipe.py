@@ -16,6 +16,7 @@ from model.training.settings import Loading
 from pipelines import sources
 from pipelines.core.beam import BEAM_OPTIONS
 from pipelines.core.yaml_files import UniqueKeys, validation_problems
+from pipelines.images.references import Links
 from pipelines.sources import Source, SourceOptions
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -145,6 +146,9 @@ class Recipe(Part):
 
     images: Literal["embed", "reference", "skip"] = "embed"
     """What shards hold of an image: its bytes, its path and checksum, or only its path (no image is opened)."""
+
+    image_links: Links = "follow"
+    """Whether symbolic links below the images and annotations of a dataset may lead outside their directory."""
 
     embedder: Embedder = Embedder()
     """Sentence embeddings of de-duplication."""
