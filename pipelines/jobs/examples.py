@@ -23,7 +23,7 @@ from pipelines.jobs.annotations import build_annotations
 from pipelines.jobs.dataset import DatasetSpec, Log, Tables
 from pipelines.jobs.images import distinct_images
 
-VERSION = 5
+VERSION = 6
 ROWS_PER_PARTITION = 16384
 BYTES_PER_PARTITION = 256 << 20
 
