@@ -23,6 +23,9 @@ _COMMON = [
     pa.field("detail", pa.string()),
 ]
 
+# Width and height in pixels for which a row was annotated: of `image`, then of each of `more_images`. Null: unknown.
+_SIZES = pa.field("sizes", pa.list_(pa.float64()))
+
 DIALOGUE_TURN = pa.struct([pa.field("user", pa.string()), pa.field("assistant", pa.string())])
 
 ANNOTATIONS: dict[str, pa.Schema] = {
@@ -38,15 +41,23 @@ ANNOTATIONS: dict[str, pa.Schema] = {
         ]
     ),
     # box: x1, y1, x2, y2 divided by the image's width and height, in [0, 1]
-    "referring": pa.schema([*_COMMON, pa.field("phrase", pa.string()), pa.field("box", pa.list_(pa.float64()))]),
+    "referring": pa.schema(
+        [*_COMMON, pa.field("phrase", pa.string()), pa.field("box", pa.list_(pa.float64())), _SIZES]
+    ),
     # The images of a row are `image`, then `more_images` (null: no others). The last ones fill the `<image>`
     # placeholders of the user texts, in order; the ones before them are at the head of the conversation.
     "conversation": pa.schema(
-        [*_COMMON, pa.field("turns", pa.list_(DIALOGUE_TURN)), pa.field("more_images", pa.list_(pa.string()))]
+        [
+            *_COMMON,
+            pa.field("turns", pa.list_(DIALOGUE_TURN)),
+            pa.field("more_images", pa.list_(pa.string())),
+            _SIZES,
+        ]
     ),
 }
 
-# One row per distinct image of a build. `reject` is null for a usable image; else width, height are null.
+# One row per distinct image of a build. `reject` is null for a usable image; else width, height are null. Width and
+# height are those of the image as displayed, with its EXIF orientation applied.
 # `identity` detects unchanged bytes without reading them: file|size|mtime_ns, plus |offset:size in a tar.
 IMAGES = pa.schema(
     [

@@ -1,5 +1,6 @@
 """The documentation describes every key of a recipe, and the Markdown outside of docs/ has no broken link."""
 
+import html
 import importlib.util
 import re
 from collections.abc import Iterator
@@ -11,18 +12,23 @@ import pytest
 from pydantic import BaseModel
 
 from flows.recipe.recipe import Recipe
+from pipelines.sources.formats.chat_layouts import TABLE
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = Recipe.model_json_schema()
 
 
-@pytest.fixture(scope="module")
-def hook() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("recipe_reference", ROOT / "docs/hooks/recipe_reference.py")
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/hooks/{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def hook() -> ModuleType:
+    return load("recipe_reference")
 
 
 def keys(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -50,6 +56,13 @@ def test_the_reference_has_a_row_for_every_key(hook):
     expected = {re.sub(r"^pretrain\.", "finetune.", key) for key, _ in keys(SCHEMA)}
     assert {"finetune.train.packing.max_tokens", "datasets.<name>.columns.box_unit"} <= expected
     assert shown == expected
+
+
+def test_the_documentation_shows_every_accepted_chat_layout():
+    page = load("chat_layouts").on_page_markdown((ROOT / "docs/your-own-data.md").read_text())
+    groups = [group for key in ("row", "message", "roles", "parts") for group in TABLE[key].values()]
+    for name in (name for group in [*groups, TABLE["markers"]] for name in group):
+        assert f"<code>{html.escape(name).replace('|', '&#124;')}</code>" in page, name
 
 
 def test_a_key_without_a_description_fails_the_build(hook):

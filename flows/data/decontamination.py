@@ -2,7 +2,6 @@
 files, for pipelines/decontamination/match.py."""
 
 import hashlib
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from model.evaluation import benchmarks
 from model.evaluation.files.jsonl import read_rows
 from model.evaluation.interface import Question, QuestionImage
 from pipelines.core.errors import ImageRefError
+from pipelines.core.walk import WalkError, walk
 from pipelines.decontamination.match import Decontamination
 from pipelines.images.references import ImageRoot
 from pipelines.images.table import identities
@@ -123,14 +123,11 @@ def _images_below(root: Path) -> tuple[list[BenchmarkImage], list[str]]:
     """Returns every file below the root with an image suffix, and the names of all other files."""
     if not root.is_dir():
         raise RecipeError(f"{root} is not a directory")
-    below: list[str] = []
-    for directory, inner, files in os.walk(root, onerror=_fail):
-        for link in (Path(directory, each) for each in inner if Path(directory, each).is_symlink()):
-            raise RecipeError(
-                f"{link} links to a directory; such links are not followed: list its target as a separate benchmark"
-            )
-        relative = Path(directory).relative_to(root)
-        below += [(relative / each).as_posix() for each in files]
+    try:
+        listing = walk(root, "**/*")
+    except WalkError as error:
+        raise RecipeError(str(error)) from None
+    below = [path.relative_to(root).as_posix() for path in listing.files]
     names = sorted(each for each in below if each.lower().endswith(IMAGES))
     if not names:
         raise RecipeError(f"{root} contains no images")
@@ -142,11 +139,7 @@ def _images_below(root: Path) -> tuple[list[BenchmarkImage], list[str]]:
         else:
             found.append(BenchmarkImage(name, identity, partial(reader.read, name)))
     _check_complete(root, len(names), missing)
-    return found, sorted(set(below) - set(names))
-
-
-def _fail(error: OSError) -> None:
-    raise error  # os.walk would silently skip a directory that it cannot list
+    return found, sorted({*below, *listing.hidden, *listing.repeated} - set(names))
 
 
 def _check_complete(root: Path, total: int, missing: list[str]) -> None:

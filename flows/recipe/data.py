@@ -9,6 +9,7 @@ from flows.recipe.part import Part, PositiveInt
 from model.training.settings import Train
 from pipelines.dedup.settings import Dedup
 from pipelines.examples.image_slots import MAX_IMAGES
+from pipelines.images.references import Links
 from pipelines.mixture.shares import Balance
 from pipelines.sources import SourceOptions
 from pipelines.sources.options import Columns
@@ -40,6 +41,9 @@ class Dataset(Part):
 
     images: Path | None = None
     """Root directory of the images, relative to `paths.data`; if unset, the annotations directory."""
+
+    image_links: Links | None = None
+    """Like the recipe's `image_links`, for this dataset only."""
 
     max_turns: PositiveInt = 1
     """Maximum number of turns in an example."""

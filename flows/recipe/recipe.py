@@ -16,6 +16,7 @@ from model.training.settings import Loading
 from pipelines import sources
 from pipelines.core.beam import BEAM_OPTIONS
 from pipelines.core.yaml_files import UniqueKeys, validation_problems
+from pipelines.images.references import Links
 from pipelines.sources import Source, SourceOptions
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -149,6 +150,9 @@ class Recipe(Part):
     max_rejects: Fraction = 0.5
     """Largest share of a dataset's rows, or turns, that may be rejected: a build with more fails before anything is
     trained. Duplicates, rows of other splits and rows that `decontamination` drops do not count. 1 allows all."""
+
+    image_links: Links = "follow"
+    """Whether symbolic links below the images and annotations of a dataset may lead outside their directory."""
 
     embedder: Embedder = Embedder()
     """Sentence embeddings of de-duplication."""

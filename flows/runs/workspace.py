@@ -44,6 +44,7 @@ class Workspace:
             options=SourceOptions(columns=part.columns, files=files),
             max_turns=part.max_turns,
             dedup=part.dedup,
+            image_links=part.image_links or self.recipe.image_links,
         )
 
     def benchmark(self, name: str) -> tuple[Path, Path]:

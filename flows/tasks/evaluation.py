@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from flows.recipe.recipe import RecipeError
 from flows.runs.workspace import Workspace
 from flows.tasks.job import Job, identity, run_job
+from model.evaluation.files.listing import files_like
 from pipelines.core.store import FileDigests, fingerprint
 from pipelines.templates.sets import ROOT as TEMPLATES
 
@@ -84,7 +85,7 @@ def official_files(path: Path) -> dict[str, Path]:
     """Returns a benchmark's files by name, or by path below its folder: MME repeats file names in several tasks."""
     if not path.is_dir():
         return {path.name: path}
-    files = sorted(file for file in path.glob("**/*.*") if file.suffix in OFFICIAL_SUFFIXES)
+    files = [file for file in files_like(path, "**/*.*") if file.suffix in OFFICIAL_SUFFIXES]
     return {file.relative_to(path).as_posix(): file for file in files}
 
 

@@ -124,6 +124,8 @@ def holds_images(kind: pa.DataType) -> bool:
         kind = kind.value_type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
+        if pa.types.is_null(kind):  # every image is stored as a path
+            return True
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 

@@ -15,6 +15,7 @@ from pipelines.core.ragged import flat_indices, offsets_of, segment_sums
 from pipelines.decontamination.match import REASON, Benchmarks, Overlaps
 from pipelines.dedup.decide import deduplicate
 from pipelines.dedup.embeddings import Embeddings
+from pipelines.examples.annotated_sizes import contradictions
 from pipelines.examples.grouping import Grouping, group_turns, split
 from pipelines.examples.image_slots import (
     TurnImages,
@@ -97,8 +98,9 @@ class Renderer:
                 of_more = first_unusable(more_images(batch), images)
             except LookupError as error:
                 raise RuntimeError(f"{self.settings.dataset}: image {error} is not in the images table") from None
-            detail = pc.coalesce(detail, images["detail"].combine_chunks().take(found), of_more[1])
-            reason = pc.coalesce(reason, images["reject"].combine_chunks().take(found), of_more[0])
+            other_size = contradictions(batch, images)
+            detail = pc.coalesce(detail, images["detail"].combine_chunks().take(found), of_more[1], other_size[1])
+            reason = pc.coalesce(reason, images["reject"].combine_chunks().take(found), of_more[0], other_size[0])
         if self.settings.task == "multiple_choice":
             many = pc.greater(pc.list_value_length(batch.column("choices")), len(LETTERS))
             reason = pc.coalesce(reason, pc.if_else(many, "too_many_choices", pa.scalar(None, pa.string())))

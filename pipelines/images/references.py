@@ -4,12 +4,14 @@ import errno
 import os
 import re
 import stat
+import unicodedata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pipelines.core.errors import ImageRefError
 from pipelines.images.cells import Cell, Cells
 
+Links = Literal["follow", "refuse"]
 MAX_BYTES = 256 << 20  # of an encoded image
 _TAR_MEMBER = re.compile(r"(.+\.tar)#(\d{1,18}):(\d{1,18})", re.DOTALL)
 _CELL = re.compile(r"(.+\.(?:parquet|arrow))#(.+):(\d{1,18})(?:\[(\d{1,9})\])?", re.DOTALL)
@@ -32,16 +34,21 @@ class Location(NamedTuple):
 
 
 class ImageRoot:
-    """The images below one directory. No reference can escape it, not even through a symbolic link.
+    """The images below one directory. No reference can escape it: absolute paths and '..' are refused.
 
+    links: a symbolic link that lies on the disk belongs to the owner of the data and is followed wherever it leads, or
+    `refuse`: an image that is, through links, outside the directory is refused. A name is found in either Unicode
+    normal form (NFC and NFD), since file systems and archives convert one to the other.
     Caches the locations of directories, tars and tables, so create a new instance for every pass over the images.
     Threads may share one. Raises FileNotFoundError if the directory does not exist.
     """
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, links: Links = "follow"):
         if not root.is_dir():
             raise FileNotFoundError(f"image root {root} is not a directory: correct the recipe's `images`")
         self._root = os.path.realpath(root)
+        self._links = links
+        self._normalised: dict[str, dict[str, list[str]]] = {}  # directory → NFC name → names on the disk
         self._inside = self._root.rstrip("/") + "/"
         self._directories: dict[str, str] = {}
         self._holders: dict[str, tuple[str, os.stat_result]] = {}  # containers: tars and tables
@@ -107,7 +114,7 @@ class ImageRoot:
             raise ImageRefError("image_outside_root", f"{name!r} is absolute or contains '..'")
         try:
             directory, base = os.path.split(name)
-            path = f"{self._directory(directory)}/{base}"
+            path = self._entry(self._directory(directory), base)
             status = os.lstat(path)
             if stat.S_ISLNK(status.st_mode):
                 path = self._checked(os.path.realpath(path, strict=True), name)
@@ -124,13 +131,34 @@ class ImageRoot:
 
     def _directory(self, name: str) -> str:
         if name not in self._directories:
-            real = os.path.realpath(f"{self._root}/{name}", strict=True)
-            self._directories[name] = self._checked(real, name)
+            real = self._root
+            for part in filter(None, name.split("/")):
+                real = self._checked(os.path.realpath(self._entry(real, part), strict=True), name)
+            self._directories[name] = real
         return self._directories[name]
 
+    def _entry(self, directory: str, name: str) -> str:
+        """Returns the path of an entry of a directory, in the Unicode normal form in which it lies on the disk."""
+        path = f"{directory}/{name}"
+        if name.isascii() or os.path.lexists(path):
+            return path
+        if directory not in self._normalised:
+            names: dict[str, list[str]] = {}
+            for entry in Path(directory).iterdir():
+                names.setdefault(unicodedata.normalize("NFC", entry.name), []).append(entry.name)
+            self._normalised[directory] = names
+        found = self._normalised[directory].get(unicodedata.normalize("NFC", name), [name])
+        if len(found) > 1:
+            raise ImageRefError("image_bad_reference", f"{name!r} matches several files: {', '.join(map(repr, found))}")
+        return f"{directory}/{found[0]}"
+
     def _checked(self, real: str, name: str) -> str:
+        if self._links == "follow":
+            return real
         if real != self._root and not real.startswith(self._inside):
-            raise ImageRefError("image_outside_root", f"{name!r} is a symbolic link to outside the image root")
+            raise ImageRefError(
+                "image_outside_root", f"{name!r} is a symbolic link to outside the image root (image_links: refuse)"
+            )
         return real
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, features
 from PIL import __version__ as pillow
 
-from pipelines.images.decode import FORMATS, decode, to_rgb
+from pipelines.images.decode import decode, header_size, to_rgb
 
 QUALITY = 90  # of the JPEG, which is written without chroma subsampling (4:4:4)
 
@@ -31,9 +31,8 @@ class Shrink:
 
     def __call__(self, data: bytes) -> bytes:
         """Returns the bytes of the shrunk image. Raises as `pipelines.images.decode.decode`."""
-        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
-            if max(header.size) <= self.side:
-                return data
+        if max(header_size(data)) <= self.side:
+            return data
         image = to_rgb(decode(data))
         scale = self.side / max(image.size)
         width, height = (max(1, round(length * scale)) for length in image.size)

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from pipelines.core.errors import ImageRefError
 from pipelines.images.decode import measure
-from pipelines.images.references import ImageRoot, Location, reading_order
+from pipelines.images.references import ImageRoot, Links, Location, reading_order
 from pipelines.schema import IMAGES
 
 log = logging.getLogger(__name__)
@@ -27,15 +27,19 @@ _CHUNK = 64  # images per task of a thread
 _LOG_EVERY = 20_000  # images
 
 
-def identities(root: Path, images: Iterable[str]) -> list[str | None]:
+def identities(root: Path, images: Iterable[str], links: Links = "follow") -> list[str | None]:
     """Returns each image's identity (see Location.identity) without opening its file, or None if there is no file."""
-    image_root, names = ImageRoot(root), list(images)
+    image_root, names = ImageRoot(root, links), list(images)
     located = {image: _try(image_root.locate, image) for image in sorted(set(names), key=reading_order)}
     return [each.identity if isinstance(each, Location) else None for each in map(located.__getitem__, names)]
 
 
 def images_table(
-    root: Path, images: Iterable[str], known: pa.Table | None = None, threads: int | None = None
+    root: Path,
+    images: Iterable[str],
+    known: pa.Table | None = None,
+    threads: int | None = None,
+    links: Links = "follow",
 ) -> pa.Table:
     """Measures images. Returns one row per distinct image, schema IMAGES, sorted by `image`; an unusable image has
     `reject` and `detail`.
@@ -47,7 +51,7 @@ def images_table(
     Raises FileNotFoundError without a root, and PermissionError or another OSError that no reference causes.
     """
     names = sorted(set(images), key=reading_order)
-    image_root = ImageRoot(root)
+    image_root = ImageRoot(root, links)
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
         located = list(_map(pool, lambda image: _try(image_root.locate, image), names))
         identities = pa.array([each.identity if isinstance(each, Location) else None for each in located], pa.string())

@@ -4,6 +4,7 @@ Raise VERSION when a change to pipelines/sources/ changes the bytes that are wri
 a change to one source raises its own `version`.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import pyarrow as pa
 from pipelines import sources
 from pipelines.core.arrow_files import open_batches, write_batches
 from pipelines.core.store import FileDigests, Store
+from pipelines.core.walk import outside_links
 from pipelines.jobs.dataset import DatasetSpec, Log
 from pipelines.schema import ANNOTATIONS
 
-VERSION = 2
+VERSION = 3
 ROWS_PER_BATCH = 32768
 ROWS_PER_FILE = 1 << 18
 BYTES_PER_BATCH = 256 << 20  # limits the rows of long texts: an Arrow string column holds 2 GiB
@@ -24,11 +26,17 @@ BYTES_PER_BATCH = 256 << 20  # limits the rows of long texts: an Arrow string co
 
 def build_annotations(store: Store, spec: DatasetSpec, log: Log = print) -> Path:
     """Converts the official files to annotation batches, `annotations-*.arrow`, and returns their directory. The
-    manifest lists the first row of each official file (`files_rows`). Raises SourceError for unreadable files."""
+    manifest lists the first row of each official file (`files_rows`), and what is not a row and was skipped
+    (`skipped`). Raises SourceError for unreadable files."""
     source = spec.reader
     files = source.files(spec.annotations)
     digests = FileDigests(store).digests(files)
     names = [path.relative_to(spec.annotations).as_posix() for path in files]
+    if spec.image_links == "refuse" and (outside := outside_links(spec.annotations, names)):
+        raise sources.SourceError(
+            f"{spec.annotations / outside[0]} is, through a link, outside {spec.annotations} ({len(outside)} such "
+            "files): put the files there, or set image_links to follow"
+        )
     key = {
         "version": VERSION,
         "source": source.name,
@@ -40,14 +48,17 @@ def build_annotations(store: Store, spec: DatasetSpec, log: Log = print) -> Path
     def make(out: Path) -> dict[str, Any]:
         rows = 0
         first_rows: dict[str, int] = {}
-        read = _noting_files(source.read(spec.annotations), names[0], first_rows)
+        skipped: dict[str, Any] = {}
+        read = _noting_files(source.read(spec.annotations), names[0], first_rows, skipped)
         batches = _rebatched(read, ANNOTATIONS[source.task])
         for index, group in enumerate(_grouped(batches, ROWS_PER_FILE)):
             rows += write_batches(out / f"annotations-{index:05d}.arrow", ANNOTATIONS[source.task], group)
             log(f"{spec.name}: {rows:,} rows read")
         if not rows:
             raise sources.SourceError(f"{spec.annotations}: the files of {source.name} contain no rows")
-        return {"num_rows": rows, "files_rows": [list(entry) for entry in first_rows.items()]}
+        for reason, found in skipped.items():
+            log(f"{spec.name}: {found['count']:,} {reason} skipped, such as {', '.join(found['examples'])}")
+        return {"num_rows": rows, "files_rows": [list(entry) for entry in first_rows.items()], "skipped": skipped}
 
     return store.produce("annotations", key, make)
 
@@ -59,10 +70,17 @@ def annotation_batches(annotations: Path) -> Iterator[pa.RecordBatch]:
             yield reader.get_batch(index)
 
 
-def _noting_files(batches: Iterator[pa.RecordBatch], only: str, first_rows: dict[str, int]) -> Iterator[pa.RecordBatch]:
-    """Yields the batches unchanged and records the first row of each file; `only` is used if a batch names no file."""
+def _noting_files(
+    batches: Iterator[pa.RecordBatch], only: str, first_rows: dict[str, int], skipped: dict[str, Any]
+) -> Iterator[pa.RecordBatch]:
+    """Yields the batches of rows unchanged and records the first row of each file and what was skipped; `only` is used
+    if a batch names no file."""
     for batch in batches:
-        file = (batch.schema.metadata or {}).get(sources.FILE)
+        metadata = batch.schema.metadata or {}
+        if sources.SKIPPED in metadata:
+            skipped |= json.loads(metadata[sources.SKIPPED])
+            continue
+        file = metadata.get(sources.FILE)
         first_rows.setdefault(file.decode() if file else only, batch.column("row")[0].as_py())
         yield batch
 

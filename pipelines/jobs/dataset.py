@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from pipelines import sources
 from pipelines.dedup.settings import Dedup
+from pipelines.images.references import Links
 
 Log = Callable[[str], None]
 
@@ -22,6 +23,7 @@ class DatasetSpec:
     max_turns: int = 1
     dedup: Dedup = Dedup()
     options: sources.SourceOptions = sources.DEFAULT_OPTIONS
+    image_links: Links = "follow"
 
     @property
     def reader(self) -> sources.Source:

@@ -108,7 +108,7 @@ def sample_rows(annotations: pa.Table, is_dialogue: bool, limit: int) -> pa.Tabl
 
 def _present(spec: DatasetSpec, sample: pa.Table) -> pa.Table:
     """Returns an images table of the sample that records only whether each file exists."""
-    root = ImageRoot(spec.images)
+    root = ImageRoot(spec.images, spec.image_links)
     rows = []
     for name in sorted(set().union(*map(named_images, sample.to_batches()))):
         row = {"image": name}

@@ -22,9 +22,10 @@ def find_images_table(store: Store, spec: DatasetSpec) -> Path:
     names = pa.array(sorted(distinct_images(build_annotations(store, spec))), pa.string())
     if not spec.images.is_dir():
         raise NotBuilt(f"the image directory {spec.images} does not exist")
-    current = pa.chunked_array([pa.array(identities(spec.images, names.to_pylist()), pa.string())])
+    current = pa.chunked_array([pa.array(identities(spec.images, names.to_pylist(), spec.image_links), pa.string())])
     for directory in store.entries("images"):
-        if read_manifest(directory)["key"]["version"] != images.VERSION:
+        key = read_manifest(directory)["key"]
+        if (key["version"], key.get("links")) != (images.VERSION, spec.image_links):
             continue
         table = read_table(directory / "images.arrow").select(["image", "identity"])
         indices = pc.index_in(names, value_set=table["image"].combine_chunks())

@@ -6,36 +6,47 @@ Raise VERSION when a change to pipelines/images/ changes the table.
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from pipelines.core.arrow_files import read_table, write_batches
 from pipelines.core.store import Store, digest_of, read_manifest
 from pipelines.examples.image_slots import named_images
+from pipelines.images.references import Links
 from pipelines.images.table import identities, images_table
 from pipelines.jobs.annotations import ROWS_PER_BATCH, annotation_batches, build_annotations
 from pipelines.jobs.dataset import DatasetSpec, Log
 from pipelines.schema import IMAGES
 
-VERSION = 2
+VERSION = 3
+
+
+class ImagesOfRoot(NamedTuple):
+    root: Path
+    links: Links
+    names: list[str]
 
 
 def build_images(store: Store, specs: Sequence[DatasetSpec], log: Log = print) -> dict[str, Path]:
     """Measures every distinct image of the datasets, building one images table per image root. Returns dataset name →
     directory of its table. An image is reopened only if its path, size or modification time has changed."""
     tables: dict[str, Path] = {}
-    for root in sorted({spec.images.resolve() for spec in specs}):
-        users = [spec for spec in specs if spec.images.resolve() == root]
+    for root, links in sorted({(spec.images.resolve(), spec.image_links) for spec in specs}):
+        users = [spec for spec in specs if (spec.images.resolve(), spec.image_links) == (root, links)]
         names: set[str] = set()
         for spec in users:
             names |= distinct_images(build_annotations(store, spec, log))
-        tables |= dict.fromkeys((s.name for s in users), _images_of_root(store, root, sorted(names), log))
+        tables |= dict.fromkeys(
+            (s.name for s in users), _images_of_root(store, ImagesOfRoot(root, links, sorted(names)), log)
+        )
     return tables
 
 
-def _images_of_root(store: Store, root: Path, names: list[str], log: Log) -> Path:
-    key = {"version": VERSION, "images": digest_of(zip(names, identities(root, names), strict=True))}
+def _images_of_root(store: Store, wanted: ImagesOfRoot, log: Log) -> Path:
+    root, links, names = wanted
+    states = identities(root, names, links)
+    key = {"version": VERSION, "links": links, "images": digest_of(zip(names, states, strict=True))}
 
     def make(out: Path) -> dict[str, Any]:
         known = [
@@ -43,7 +54,7 @@ def _images_of_root(store: Store, root: Path, names: list[str], log: Log) -> Pat
             for entry in store.entries("images")
             if read_manifest(entry)["key"]["version"] == VERSION
         ]
-        table = images_table(root, names, pa.concat_tables(known) if known else None)
+        table = images_table(root, names, pa.concat_tables(known) if known else None, links=links)
         write_batches(out / "images.arrow", IMAGES, table.to_batches(ROWS_PER_BATCH))
         rejects = Counter(reason for reason in table["reject"].to_pylist() if reason)
         log(f"{root}: {table.num_rows:,} images, of which {sum(rejects.values())} are unusable")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from pipelines.sources.base import FILE, Source, SourceError
+from pipelines.sources.base import FILE, SKIPPED, Source, SourceError
 from pipelines.sources.fields import Reject
 from pipelines.sources.generic import huggingface, llava
 from pipelines.sources.official import (
@@ -21,7 +21,7 @@ from pipelines.sources.official import (
 )
 from pipelines.sources.options import DEFAULT_OPTIONS, SourceOptions
 
-__all__ = ["CONFIGURED", "FILE", "NO_OPTIONS", "SOURCES", "Reject", "Source", "SourceError", "SourceOptions", "get"]
+__all__ = ["FILE", "SKIPPED", "SOURCES", "Reject", "Source", "SourceError", "SourceOptions", "get"]
 
 SOURCES: dict[str, Source] = {
     source.name: source

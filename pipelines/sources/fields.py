@@ -17,17 +17,23 @@ class Reject(Exception):
 
 def show(value: Any) -> str:
     """Returns `value` for a reject's detail: printable, valid UTF-8 and short."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = "a deeply nested value"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def field(record: Any, name: str, kind: type[T], where: str = "") -> T:
-    """Returns record[name] if its type is exactly `kind` (a bool is not an int). Rejects: missing_field, wrong_type.
+    """Returns record[name] if its type is exactly `kind` (a bool is not an int). Rejects: missing_field, wrong_type,
+    and `record` itself if it is the Reject of a row that could not be parsed.
 
     where: the prefix of the name in a reject's detail, for an object inside the row (`conversations[3].`).
     """
     if type(record) is dict and type(value := record.get(name)) is kind:
         return value
+    if isinstance(record, Reject):
+        raise record
     if type(record) is not dict:
         raise Reject("wrong_type", f"{where.rstrip('.') or 'the row'} is {show(record)}, not an object")
     if name not in record:

@@ -14,6 +14,7 @@ from typing import Any
 
 from model.evaluation.files.json_files import image_root, question_images
 from model.evaluation.files.jsonl import read_rows
+from model.evaluation.files.listing import entries, files_like
 from model.evaluation.interface import (
     YES_NO,
     Answer,
@@ -63,7 +64,7 @@ def _task_folders(path: Path) -> list[Path]:
     """Returns the folders of a release that contain questions. Raises EvaluationError if only some of its tasks do."""
     if not path.is_dir():
         raise EvaluationError(f"{path}: there is no such folder")
-    folders = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and folder.name != "eval_tool"]
+    folders = [folder for folder in entries(path) if folder.is_dir() and folder.name != "eval_tool"]
     found = [folder for folder in folders if _question_files(folder)]
     if found and (missing := [folder for folder in folders if folder.name in TASKS and folder not in found]):
         raise EvaluationError(f"{missing[0]}: contains no .txt file with questions, although {found[0]} does")
@@ -72,7 +73,7 @@ def _task_folders(path: Path) -> list[Path]:
 
 def _question_files(folder: Path) -> list[Path]:
     separate = folder / "questions_answers_YN"
-    return sorted((separate if separate.is_dir() else folder).glob("*.txt"))
+    return files_like(separate if separate.is_dir() else folder, "*.txt")
 
 
 def _release_rows(path: Path) -> Iterator[Row]:
@@ -84,7 +85,7 @@ def _release_rows(path: Path) -> Iterator[Row]:
 
 def _table_rows(path: Path, fields: int) -> Iterator[Row]:
     """Yields the rows of a folder of <task>.txt files, which have three fields in a ground truth, four in results."""
-    files = sorted(path.glob("*.txt"))
+    files = files_like(path, "*.txt")
     if not files:
         raise EvaluationError(f"{path}: contains neither task folders nor files such as existence.txt")
     names = "image, question, truth, answer" if fields == 4 else "image, question, answer"
@@ -140,7 +141,7 @@ def _images(root: Path, task: str) -> dict[str, str]:
     """Returns a mapping from image stem to path below the root."""
     found: dict[str, str] = {}
     for folder in (root / task, root / task / "images"):
-        for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        for file in entries(folder) if folder.is_dir() else ():
             if file.suffix.lower() in _IMAGE_SUFFIXES:
                 name = file.relative_to(root).as_posix()
                 if found.setdefault(file.stem, name) != name:

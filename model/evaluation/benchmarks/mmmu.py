@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from model.evaluation.benchmarks.mmmu_parse import choose, matches
 from model.evaluation.files.json_files import image_root, read_json, read_object
 from model.evaluation.files.jsonl import check_fields
+from model.evaluation.files.listing import files_like
 from model.evaluation.interface import (
     Answer,
     Benchmark,
@@ -56,7 +57,7 @@ def read(path: Path, images: Path | None) -> list[Question]:
 
     images: None if only scores are needed; any other value is ignored, because the Parquet files contain the images.
     """
-    files = sorted(path.glob("*/validation-*.parquet")) if path.is_dir() else [path]
+    files = files_like(path, "*/validation-*.parquet") if path.is_dir() else [path]
     if not files:
         raise EvaluationError(f"{path}: has no file like Accounting/validation-00000-of-00001.parquet")
     root = path if path.is_dir() else path.parent
@@ -202,7 +203,7 @@ def _outputs(path: Path) -> list[tuple[str, str, str, Question | None]]:
         if bad := [key for key, text in rows.items() if not isinstance(text, str)]:
             raise EvaluationError(f"{path}: {bad[0]}: the answer must be a string, found {rows[bad[0]]!r}")
         return [(str(path), key, text, None) for key, text in rows.items()]
-    files = sorted(path.glob("*/output.json"))
+    files = files_like(path, "*/output.json")
     if not files:
         raise EvaluationError(f"{path}: has no file like Accounting/output.json")
     found: list[tuple[str, str, str, Question | None]] = []

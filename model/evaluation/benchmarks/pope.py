@@ -12,6 +12,7 @@ from typing import Any
 
 from model.evaluation.files.json_files import image_root, question_images
 from model.evaluation.files.jsonl import read_rows
+from model.evaluation.files.listing import files_like
 from model.evaluation.interface import YES_NO, Answer, Benchmark, EvaluationError, Mark, Predictions, Question
 from model.evaluation.scoring.common import check_unique, count_and_ids, percent, split_scorable
 from pipelines.images.references import ImageRoot
@@ -27,7 +28,7 @@ def read(path: Path, images: Path | None) -> list[Question]:
 
     images: the root of the image files; None if only scores are needed.
     """
-    files = sorted(path.glob("*_pope_*.json")) if path.is_dir() else [path]
+    files = files_like(path, "*_pope_*.json") if path.is_dir() else [path]
     if not files:
         raise EvaluationError(f"{path}: contains no file named like coco_pope_random.json")
     root = image_root(images)

@@ -31,6 +31,11 @@ class Tar(OpenFile):
 
     def __init__(self, path: Path):
         super().__init__(path)
+        if found := self.compression():
+            raise SourceError(
+                f"{path} is a tar compressed with {found[0]}: images are read from tars in place, so unpack the "
+                f"compression once ({found[1]}) and keep the .tar"
+            )
         self._size = os.fstat(self._file.fileno()).st_size
         self._start, self._window = 0, b""
 

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from pipelines.schema import LETTERS
+from pipelines.sources.base import Skips
 from pipelines.sources.fields import Reject, clean, finite, normalised_box, options, show
-from pipelines.sources.formats.conversations import place_images, turns
+from pipelines.sources.formats.conversations import place_images, sizes, talk
 from pipelines.sources.options import (
     CaptionColumns,
     Columns,
@@ -20,6 +21,7 @@ class Record(NamedTuple):
     values: dict[str, Any]  # column → value
     images: list[Any] | None  # image references; None if the value is null
     label_names: list[str] | None  # the texts of the integers in the answer column
+    context: dict[str, Any]  # fields of chat_layouts.CONTEXT_FIELDS that the file has, for a conversation
 
     def value(self, column: str) -> Any:
         """Returns the value of a column. Rejects: null_value."""
@@ -41,8 +43,10 @@ class Record(NamedTuple):
         return _name(column, self.images[0])
 
 
-def row_of(columns: Columns) -> Callable[[Record], tuple[Any, ...]]:
+def row_of(columns: Columns, skips: Skips) -> Callable[[Record], tuple[Any, ...]]:
     """Returns the `parse` function for `batches`."""
+    if isinstance(columns, ConversationColumns):
+        return lambda record: _conversation(record, columns, skips)
     make: Any = _ROWS[type(columns)]
     return lambda record: make(record, columns)
 
@@ -114,22 +118,19 @@ def _referring(record: Record, columns: ReferringColumns) -> tuple[Any, ...]:
     x, y, right, bottom = (finite(columns.box, number) for number in numbers)
     if columns.box_format == "xywh":
         right, bottom = x + right, y + bottom
-    width = height = 1.0
+    size = None
     if columns.width is not None and columns.height is not None:
-        width, height = (finite(name, record.value(name)) for name in (columns.width, columns.height))
-    box = normalised_box(x, y, right, bottom, width, height)
-    return record.image(columns.image), record.text(columns.phrase, "empty_phrase"), box
+        size = [finite(name, record.value(name)) for name in (columns.width, columns.height)]
+    elif not all(-1 <= number <= 2 for number in (x, y, right, bottom)):
+        raise Reject("box_outside_image", f"{columns.box} is {show(numbers)}: are these pixels, not fractions?")
+    box = normalised_box(x, y, right, bottom, *(size or (1.0, 1.0)))
+    return record.image(columns.image), record.text(columns.phrase, "empty_phrase"), box, size
 
 
-def _conversation(record: Record, columns: ConversationColumns) -> tuple[Any, ...]:
-    messages = record.value(columns.conversations)
-    # The older `Sequence` feature stores a list of messages as an object of lists.
-    if type(messages) is dict and all(type(values) is list for values in messages.values()):
-        if len({len(values) for values in messages.values()}) > 1:
-            raise Reject("odd_turns", f"{columns.conversations} has lists of different lengths: {show(messages)}")
-        messages = [dict(zip(messages, values, strict=True)) for values in zip(*messages.values(), strict=True)]
+def _conversation(record: Record, columns: ConversationColumns, skips: Skips) -> tuple[Any, ...]:
+    row = {**record.context, columns.conversations: record.value(columns.conversations)}
     images = [_name(columns.image or "image", image) for image in record.images or ()]
-    return place_images(images, turns({columns.conversations: messages}, columns.conversations))
+    return place_images(sizes(row, images), talk(row, columns.conversations, skips))
 
 
 def _name(column: str, image: Any) -> str:
@@ -145,5 +146,4 @@ _ROWS = {
     OpenQuestionColumns: _open_question,
     MultipleChoiceColumns: _multiple_choice,
     ReferringColumns: _referring,
-    ConversationColumns: _conversation,
 }

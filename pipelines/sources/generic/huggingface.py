@@ -5,7 +5,7 @@ a reference names the file, column and row that hold the image (see pipelines/im
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,16 @@ import pyarrow.compute as pc
 
 from pipelines.core.table_files import TableError, TableFile, holds_images, is_list, open_table, table_errors
 from pipelines.images.references import is_cell
-from pipelines.sources.base import Source, SourceError, file_batches, matching_files
+from pipelines.sources.base import Skips, Source, SourceError, file_batches, matching_files
 from pipelines.sources.fields import Reject
+from pipelines.sources.formats.chat_layouts import CONTEXT_FIELDS
 from pipelines.sources.generic.columns import Record, row_of
 from pipelines.sources.generic.hub import PARQUET
-from pipelines.sources.options import SourceOptions
+from pipelines.sources.options import Columns, ConversationColumns, SourceOptions
 
 _STATE = "state.json"  # describes one saved split
 _SPLITS = "dataset_dict.json"  # lists several saved splits
+MAX_ROW_BYTES = 16 << 20  # of the texts of a row, as for an element of a JSON file
 
 
 def source(options: SourceOptions) -> Source:
@@ -37,7 +39,8 @@ def source(options: SourceOptions) -> Source:
         def records(path: Path) -> Iterator[Record | Reject]:
             return _records(path, path.relative_to(root).as_posix(), options)
 
-        yield from file_batches(columns.task, root, files(root), records, row_of(columns))
+        skips = Skips()
+        yield from file_batches(columns.task, root, files(root), records, row_of(columns, skips), skips)
 
     return Source("datasets", columns.task, files, read, options=options.as_json())
 
@@ -84,15 +87,19 @@ def _records(path: Path, reference: str, options: SourceOptions) -> Iterator[Rec
                     f"{path}: a file of images must end in .parquet or .arrow, and its image column must not contain #"
                 )
             names = _label_names(table.schema, columns.named.get("answer"), path)
+            context = _context(table, columns)
             file_names = [columns.image] if columns.image and not embedded else []
+            wanted = list(dict.fromkeys([*texts, *context, *file_names]))
             row = 0
-            for batch in table.batches(dict.fromkeys([*texts, *file_names]), columns.image if embedded else None):
-                images = _images(batch, table.schema, columns.image, reference, row)
-                read = {column: _values(batch.column(column), column) for column in texts}
+            for batch in table.batches(wanted, columns.image if embedded else None):
+                large = _large_rows(batch, wanted)
+                read = {column: _values(_without(batch.column(column), large), column) for column in wanted}
+                images = _images(batch, table.schema, columns.image, reference, row, read)
                 for i in range(batch.num_rows):
-                    values = {column: found[i] for column, found in read.items()}
-                    bad = next((value for value in values.values() if isinstance(value, Reject)), None)
-                    yield bad or Record(values, images[i], names)
+                    values = {column: read[column][i] for column in texts}
+                    others = {column: read[column][i] for column in context}
+                    bad = next((v for v in (*values.values(), *others.values()) if isinstance(v, Reject)), None)
+                    yield large.get(i) or bad or Record(values, images[i], names, others)
                 row += batch.num_rows
     except TableError as error:
         raise SourceError(f"{path}: {error}. Fetch the file again.") from None
@@ -103,6 +110,8 @@ def _are_embedded(table: TableFile, column: str | None, path: Path) -> bool:
     if column is None:
         return False
     kind = _kind(table, column, "image", path)
+    if pa.types.is_null(kind) or (is_list(kind) and pa.types.is_null(kind.value_type)):
+        return False  # no row has an image
     if is_list(kind):
         # Without `path`, the length of a list is unknown until the image bytes are read.
         good = pa.types.is_struct(kind.value_type) and kind.value_type.get_field_index("path") >= 0
@@ -143,7 +152,8 @@ def _is_readable(kind: pa.DataType) -> bool:
     if is_list(kind) or pa.types.is_fixed_size_list(kind):
         return _is_readable(kind.value_type)
     if pa.types.is_struct(kind):
-        return all(_is_readable(field.type) for field in kind)
+        names = [field.name for field in kind]
+        return len(set(names)) == len(names) and all(_is_readable(field.type) for field in kind)
     numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
     return numbers or _is_text(kind) or pa.types.is_null(kind)
 
@@ -166,9 +176,9 @@ def _label_names(schema: pa.Schema, column: str | None, path: Path) -> list[str]
 
 
 def _images(
-    batch: pa.RecordBatch, schema: pa.Schema, column: str | None, reference: str, first: int
+    batch: pa.RecordBatch, schema: pa.Schema, column: str | None, reference: str, first: int, read: Mapping[str, Any]
 ) -> list[list[str | None] | None]:
-    """Returns the image references of each row, None for a row without images."""
+    """Returns the image references of each row, None for a row without images. read: column → its values."""
     if column is None:
         return [None] * batch.num_rows
     kind = schema.field(column).type
@@ -177,7 +187,7 @@ def _images(
         return [[f"{reference}#{column}:{row}"] for row in rows]
     array = batch.column(column)
     if not holds_images(kind):
-        values = _values(array, column)
+        values = read[column]
         return [None if value is None else value if isinstance(value, list) else [value] for value in values]
     if not is_list(kind):
         valid = array.is_valid().to_pylist()
@@ -187,6 +197,39 @@ def _images(
         None if length is None else [f"{reference}#{column}:{row}[{i}]" for i in range(length)]
         for row, length in zip(rows, lengths, strict=True)
     ]
+
+
+def _context(table: TableFile, columns: Columns) -> list[str]:
+    """Returns the columns that belong to a conversation although no recipe names them, such as `system`."""
+    if not isinstance(columns, ConversationColumns):
+        return []
+    schema, named = table.schema, {columns.conversations, columns.image}
+    return [
+        name
+        for name in CONTEXT_FIELDS
+        if name not in named and schema.names.count(name) == 1 and _is_readable(schema.field(name).type)
+    ]
+
+
+def _large_rows(batch: pa.RecordBatch, columns: list[str]) -> dict[int, Reject]:
+    """Returns a Reject, row_too_large, for each row whose texts take more than MAX_ROW_BYTES."""
+    arrays = [batch.column(column) for column in columns]
+    if sum(array.nbytes for array in arrays) <= MAX_ROW_BYTES:
+        return {}
+    sizes = {i: sum(array.slice(i, 1).nbytes for array in arrays) for i in range(batch.num_rows)}
+    detail = f"more than the limit of {MAX_ROW_BYTES:,}"
+    return {
+        i: Reject("row_too_large", f"the columns {', '.join(columns)} have {size:,} bytes, {detail}")
+        for i, size in sizes.items()
+        if size > MAX_ROW_BYTES
+    }
+
+
+def _without(array: pa.Array, rows: Mapping[int, Any]) -> pa.Array:
+    """Returns the column with nulls in these rows, which are not converted to Python."""
+    if not rows:
+        return array
+    return array.take(pa.array([None if i in rows else i for i in range(len(array))], pa.int64()))
 
 
 def _values(array: pa.Array, column: str) -> list[Any]:

@@ -1,7 +1,7 @@
 """Reads conversations in the layout of LLaVA or other trainers from all JSON and JSON Lines files below a directory.
 
-A row is an object with `conversations` or `messages` (see conversations.py). Its images are in `image` or `images`, a
-file name or a list of them; without either, it is text only. Row indices continue across files, sorted by path.
+A row is an object in one of the layouts of formats/chat_layouts.yaml. Its images are in `image` or `images`, a file
+name or a list of them; without either, it is text only. Row indices continue across files, sorted by path.
 """
 
 from collections.abc import Iterator
@@ -10,23 +10,25 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.sources.base import Source, SourceError, file_batches, matching_files
+from pipelines.sources.base import Skips, Source, SourceError, file_batches, matching_files
 from pipelines.sources.fields import Reject, clean, show
 from pipelines.sources.formats import json_stream
-from pipelines.sources.formats.conversations import place_images, turns
+from pipelines.sources.formats.chat_layouts import TABLE, one_of
+from pipelines.sources.formats.conversations import place_images, sizes, talk
 from pipelines.sources.options import SourceOptions
 
-_PATTERNS = ("**/*.json", "**/*.jsonl")
+_PATTERNS = json_stream.patterns("**/*.json", "**/*.jsonl")
 
 
 def _records(path: Path) -> Iterator[Any]:
-    return json_stream.lines(path) if path.suffix == ".jsonl" else json_stream.records(path)
+    is_lines = path.name.removesuffix(".gz").endswith(".jsonl")
+    return json_stream.lines(path) if is_lines else json_stream.records(path)
 
 
 def _images(record: dict[str, Any]) -> list[str]:
     """Returns the image file names. Rejects: wrong_type, empty_field, not_utf8, two_picture_fields."""
     found: list[str] = []
-    for name in ("image", "images"):
+    for name in TABLE["row"]["images"]:
         value = record.get(name)
         names = value if type(value) is list else [] if value is None else [value]
         if names and found:
@@ -35,13 +37,14 @@ def _images(record: dict[str, Any]) -> list[str]:
     return found
 
 
-def _row(record: Any) -> tuple[Any, ...]:
+def _row(record: Any, skips: Skips) -> tuple[Any, ...]:
     if type(record) is not dict:
         raise Reject("wrong_type", f"the row is {show(record)}, not an object")
-    for name in ("conversations", "messages"):
-        if name in record:
-            return place_images(_images(record), turns(record, name))
-    raise Reject("missing_field", f"conversations or messages is missing; the fields are {show(list(record))}")
+    names = TABLE["row"]["conversations"]
+    name = one_of(record, names) or next((name for name in names if name in record), None)
+    if name is None:
+        raise Reject("missing_field", f"{' or '.join(names)} is missing; the fields are {show(list(record))}")
+    return place_images(sizes(record, _images(record)), talk(record, name, skips))
 
 
 def source(options: SourceOptions) -> Source:
@@ -54,6 +57,11 @@ def source(options: SourceOptions) -> Source:
         return matching_files(root, *patterns)
 
     def read(root: Path) -> Iterator[pa.RecordBatch]:
-        yield from file_batches("conversation", root, files(root), _records, _row)
+        skips = Skips()
+
+        def row(record: Any) -> tuple[Any, ...]:
+            return _row(record, skips)
+
+        yield from file_batches("conversation", root, files(root), _records, row, skips)
 
     return Source("llava", "conversation", files, read, options=options.as_json())

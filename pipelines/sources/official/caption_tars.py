@@ -2,6 +2,7 @@
 
 A row is a sample: consecutive members whose names agree up to the first dot of the last path component. An image
 reference gives tar, offset and size (see pipelines/images/table.py). Row indices continue across tars, sorted by path.
+Hidden members, such as the `._` file that macOS writes before each other member, are skipped and counted.
 """
 
 import json
@@ -12,11 +13,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.sources.base import Source, SourceError, file_batches, matching_files
+from pipelines.core.walk import is_hidden
+from pipelines.sources.base import Skips, Source, SourceError, file_batches, matching_files
 from pipelines.sources.fields import Reject, Unique, clean, show, text
+from pipelines.sources.formats.json_stream import object_of
 from pipelines.sources.formats.tar import Member, Tar
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4")  # not read in place: an error rather than missing samples
+_SHORT = ("tgz", "tbz2", "txz", "tzst")
 MAX_TEXT = 1 << 20  # bytes of a .txt or .json member
 
 Row = tuple[str, str]
@@ -50,7 +55,7 @@ def _caption(tar: Tar, sample: dict[str, Member]) -> str:
         raise Reject("no_caption", f"the sample has no .txt and no .json, only {show(sorted(sample))}")
     name = sample["json"].name
     try:
-        record = json.loads(_content(tar, sample["json"]))
+        record = json.loads(_content(tar, sample["json"]), object_pairs_hook=object_of)
     except (ValueError, RecursionError) as error:
         raise Reject("bad_json", f"{show(name)}: {error}") from None
     return text(record, "caption", "empty_caption", f"{show(name)}: ")
@@ -81,11 +86,19 @@ def _row(reference: str, tar: Tar, sample: dict[str, Member]) -> Row:
     return f"{reference}#{image.offset}:{image.size}", _caption(tar, sample)
 
 
-def _rows(path: Path, reference: str) -> Iterator[Row | Reject]:
+def _shown(path: Path, tar: Tar, skips: Skips) -> Iterator[Member]:
+    for member in tar.members():
+        if is_hidden(member.name):
+            skips.note("hidden_member", f"{path.name}: {member.name}")
+        else:
+            yield member
+
+
+def _rows(path: Path, reference: str, skips: Skips) -> Iterator[Row | Reject]:
     unique = Unique("sample")
     empty = True
     with Tar(path) as tar:
-        for key, group in groupby(tar.members(), _key):
+        for key, group in groupby(_shown(path, tar, skips), _key):
             empty = False
             try:
                 sample = _sample(list(group))
@@ -102,7 +115,13 @@ def _parsed(row: Any) -> Row:
 
 
 def _files(root: Path) -> list[Path]:
-    return matching_files(root, "**/*.tar")
+    suffixes = [*(f"tar{suffix}" for suffix in _COMPRESSED), *_SHORT]
+    files = matching_files(root, "**/*.tar", *(f"**/*.{suffix}" for suffix in suffixes))
+    for path in files:
+        if path.suffix != ".tar":
+            with Tar(path):  # raises if it is compressed
+                raise SourceError(f"{path} has the name of a compressed tar, but is none: rename or remove it")
+    return files
 
 
 _LICENCE = "captions: see the dataset's own page; images from the open web: their owners hold the rights"
@@ -112,9 +131,11 @@ def source(name: str) -> Source:
     """Returns a source of webdataset tars, anywhere below the annotations root, which is also the images root."""
 
     def read(root: Path) -> Iterator[pa.RecordBatch]:
-        def rows(path: Path) -> Iterator[Row | Reject]:
-            return _rows(path, path.relative_to(root).as_posix())
+        skips = Skips()
 
-        yield from file_batches("caption", root, _files(root), rows, _parsed)
+        def rows(path: Path) -> Iterator[Row | Reject]:
+            return _rows(path, path.relative_to(root).as_posix(), skips)
+
+        yield from file_batches("caption", root, _files(root), rows, _parsed, skips)
 
     return Source(name, "caption", _files, read, licence=_LICENCE)

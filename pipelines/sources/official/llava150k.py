@@ -11,38 +11,45 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.schema import IMAGE_TOKEN
-from pipelines.sources.base import COCO_IMAGES, Source, SourceError, file_batches, matching_files
+from pipelines.sources.base import COCO_IMAGES, Skips, Source, SourceError, file_batches, matching_files
 from pipelines.sources.fields import Reject, optional_text
 from pipelines.sources.formats import json_stream
-from pipelines.sources.formats.conversations import turns, without_placeholder
+from pipelines.sources.formats.conversations import Shown, sizes, turns, without_placeholder
 
 _MERGED = "llava_instruct_150k.json"
 _PARTS = {"complex_reasoning_77k.json", "conversation_58k.json", "detail_23k.json"}
 
 
 def files(root: Path) -> list[Path]:
-    paths = matching_files(root, "*.json")
-    names = {path.name for path in paths}
+    paths = matching_files(root, *json_stream.patterns("*.json"))
+    names = {path.name.removesuffix(".gz") for path in paths}
     if _MERGED in names and names & _PARTS:
         parts = ", ".join(sorted(names & _PARTS))
         raise SourceError(f"{root} contains {_MERGED} and parts of it ({parts}): keep either the former or the latter")
     return paths
 
 
-def _row(record: Any) -> tuple[Any, ...]:
+def _row(record: Any, skips: Skips) -> tuple[Any, ...]:
     image = optional_text(record, "image")
-    (question, answer), *rest = turns(record)
+    (question, answer), *rest = turns(record, skips=skips)
     question, has_placeholder = without_placeholder(question)
     if has_placeholder and image is None:
         raise Reject("missing_field", f"image is missing, but conversations[0].value contains {IMAGE_TOKEN}")
     talk = [(question, answer), *rest]
     if any(IMAGE_TOKEN in question for question, _ in talk):  # these files have one placeholder, at the first question
         raise Reject("special_token_in_text", f"the text contains {IMAGE_TOKEN!r}")
-    return image, talk, None
+    [shown] = sizes(record, [image]) if image is not None else [Shown("")]
+    size = [shown.width, shown.height] if shown.width or shown.height else None
+    return image, talk, None, size
 
 
 def read(root: Path) -> Iterator[pa.RecordBatch]:
-    yield from file_batches("conversation", root, files(root), json_stream.array, _row)
+    skips = Skips()
+
+    def row(record: Any) -> tuple[Any, ...]:
+        return _row(record, skips)
+
+    yield from file_batches("conversation", root, files(root), json_stream.array, row, skips)
 
 
 SOURCE = Source(

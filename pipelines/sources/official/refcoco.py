@@ -32,10 +32,11 @@ def _corners(annotation: Any) -> tuple[float, float, float, float]:
     return x, y, x + width, y + height
 
 
-def _row(pair: tuple[Any, tuple[float, float, float, float]]) -> tuple[str, str, list[float]]:
+def _row(pair: tuple[Any, tuple[float, float, float, float]]) -> tuple[Any, ...]:
     expression, corners = pair
     size = number(expression, "width"), number(expression, "height")
-    return text(expression, "file_name"), text(expression, "caption", "empty_phrase"), normalised_box(*corners, *size)
+    box = normalised_box(*corners, *size)
+    return text(expression, "file_name"), text(expression, "caption", "empty_phrase"), box, list(size)
 
 
 def _source(name: str) -> Source:

@@ -9,21 +9,22 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.sources.base import Source, file_batches, matching_files
+from pipelines.sources.base import Skips, Source, file_batches, matching_files
 from pipelines.sources.formats import json_stream
 from pipelines.sources.formats.conversations import turns
 
 
 def _files(root: Path) -> list[Path]:
-    return matching_files(root, "*.json")
-
-
-def _row(record: Any) -> tuple[Any, ...]:
-    return None, turns(record), None
+    return matching_files(root, *json_stream.patterns("*.json"))
 
 
 def read(root: Path) -> Iterator[pa.RecordBatch]:
-    yield from file_batches("conversation", root, _files(root), json_stream.array, _row)
+    skips = Skips()
+
+    def row(record: Any) -> tuple[Any, ...]:
+        return None, turns(record, skips=skips), None, None
+
+    yield from file_batches("conversation", root, _files(root), json_stream.array, row, skips)
 
 
 SOURCE = Source(

@@ -54,7 +54,7 @@ def read(root: Path) -> Iterator[pa.RecordBatch]:
     descriptions, image_data = _files(root)
     images = _images(image_data)
 
-    def row(region: Any) -> tuple[str, str, list[float]]:
+    def row(region: Any) -> tuple[Any, ...]:
         identity = field(region, "image_id", int)
         image = images.get(identity)
         if image is None:
@@ -64,7 +64,7 @@ def read(root: Path) -> Iterator[pa.RecordBatch]:
         reference, width, height = image
         x, y = number(region, "x"), number(region, "y")
         box = normalised_box(x, y, x + number(region, "width"), y + number(region, "height"), width, height)
-        return reference, text(region, "phrase", "empty_phrase"), box
+        return reference, text(region, "phrase", "empty_phrase"), box, [width, height]
 
     yield from batches("referring", _regions(descriptions), row)
 

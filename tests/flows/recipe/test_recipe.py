@@ -97,6 +97,17 @@ def test_each_dataset_has_its_own_deduplication_settings(write_recipe, rule, com
     assert other.dedup == Dedup(rule="semantic", compare="pair", threshold=None)
 
 
+def test_links_are_followed_unless_the_recipe_or_a_dataset_refuses_them(write_recipe):
+    for changes, expected in (
+        ({}, ("follow", "follow")),
+        ({"image_links": "refuse"}, ("refuse", "refuse")),
+        ({"image_links": "refuse", "datasets/vqav2/image_links": "follow"}, ("follow", "refuse")),
+        ({"datasets/vqav2/image_links": "refuse"}, ("refuse", "follow")),
+    ):
+        workspace = locate_workspace(load_recipe(write_recipe(changes)))
+        assert (workspace.spec("vqav2").image_links, workspace.spec("refcoco").image_links) == expected
+
+
 def test_the_default_strategy_depends_on_weights_or_datasets(write_recipe):
     assert load_recipe(write_recipe()).pretrain.data.balance.strategy == "tuned"
     changes = {"pretrain/data/weights": None, "pretrain/data/datasets": ["coyo100m", "blipcapfilt"]}

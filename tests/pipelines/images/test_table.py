@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import tarfile
+import unicodedata
 
 import pyarrow as pa
 import pytest
@@ -56,14 +57,34 @@ def test_a_root_that_is_a_symbolic_link_is_followed(root, tmp_path):
 
 
 def test_references_outside_the_root_are_rejected(root, tmp_path):
+    """A link that lies on the disk is the owner's and is followed, unless links are refused."""
     (root / "out.jpg").symlink_to(tmp_path / "outside.jpg")
     (root / "out").symlink_to(tmp_path)
     (tmp_path / "images-too").mkdir()
     (tmp_path / "images-too" / "c.jpg").write_bytes(encoded())
     (root / "sibling").symlink_to(tmp_path / "images-too")
     for image in ("../outside.jpg", "deep/../../outside.jpg", "deep/../a.jpg", "/etc/passwd", str(root / "a.jpg"),
-                  "out.jpg", "out/outside.jpg", "sibling/c.jpg", "../x.tar#0:1", "/x.tar#0:1"):  # fmt: skip
+                  "out/../outside.jpg", "sibling/../a.jpg", "../x.tar#0:1", "/x.tar#0:1"):  # fmt: skip
         assert reason(read_image_bytes, root, image) == "image_outside_root", image
+    linked = {"out.jpg": "outside.jpg", "out/outside.jpg": "outside.jpg", "sibling/c.jpg": "images-too/c.jpg"}
+    for image, file in linked.items():
+        assert read_image_bytes(root, image) == (tmp_path / file).read_bytes()
+        assert reason(ImageRoot(root, "refuse").read, image) == "image_outside_root", image
+    assert images_table(root, ["a.jpg", *linked], links="refuse")["reject"].to_pylist() == [
+        None, *["image_outside_root"] * 3,
+    ]  # fmt: skip
+
+
+def test_names_are_found_in_either_unicode_normal_form(root):
+    nfc, nfd = (unicodedata.normalize(form, "Käfer") for form in ("NFC", "NFD"))
+    (root / nfd).mkdir()
+    (root / nfd / f"{nfd}.jpg").write_bytes(encoded((9, 8)))
+    (root / f"{nfc}.jpg").write_bytes(encoded((7, 6)))
+    for image, size in ((f"{nfc}/{nfc}.jpg", (9, 8)), (f"{nfd}/{nfc}.jpg", (9, 8)), (f"{nfd}.jpg", (7, 6))):
+        assert measure(read_image_bytes(root, image))[:2] == size
+    assert reason(read_image_bytes, root, f"{nfc}/ü.jpg") == "image_missing"
+    (root / f"{nfd}.jpg").write_bytes(encoded((5, 4)))  # now both forms exist, and each is itself
+    assert [measure(read_image_bytes(root, f"{name}.jpg"))[:2] for name in (nfc, nfd)] == [(7, 6), (5, 4)]
 
 
 def test_missing_and_malformed_references_are_rejected(root):

@@ -26,7 +26,7 @@ BROKEN = {
     "correct_choice_idx out of range": "answer_index_out_of_range",
     "box without area": "box_empty",
     "box outside the image": "box_outside_image",
-    "assistant speaks first": "wrong_role",
+    "assistant speaks first": None,  # only the first answer is dropped
     "another split": "other_split",
     "a question without answer": "unmatched_answers",
     "label neither true nor false": "bad_label",
@@ -35,9 +35,10 @@ BROKEN = {
     "no options": "bad_prompt",
     "no answer": "no_answer",
     "image that no file describes": "unmatched_region",
-    "the last question has no answer": "odd_turns",
+    "the last question has no answer": None,  # only that question is dropped
     "no turn": "empty_conversation",
 }
+SHORTENED = {("sharegpt", "empty answer")}  # the last answer of several, of which only its turn is dropped
 SAMPLE = {
     "blipcapfilt": ("BLIP", "BLIP"),
     "coyo100m": ("COYO", "COYO"),
@@ -98,7 +99,7 @@ def test_sample(sample, name):
     assert found == {
         first[broken["file"]] + broken["row"]: BROKEN[broken["what"]]
         for broken in layout["broken"]
-        if broken["file"] in first
+        if broken["file"] in first and BROKEN[broken["what"]] and (name, broken["what"]) not in SHORTENED
     }
 
 

@@ -120,3 +120,42 @@ def test_a_tar_whose_name_is_not_utf8(tmp_path):
     write_tar(tmp_path / os.fsdecode(b"caf\xe9.tar"), [("a.jpg", b"x"), ("a.txt", b"a cup")])
     with pytest.raises(SourceError, match=r"caf\\udce9.tar.*rename it"):
         read(tmp_path)
+
+
+def test_hidden_members_and_tars_are_skipped_and_counted(tmp_path):
+    real = [("./0.jpg", b"x"), ("./0.txt", b"a cup"), ("./1.jpg", b"x"), ("./1.txt", b"a dog")]
+    mac = [member for name, data in real for member in ((f"./._{name[2:]}", b"\0\5\x16\7"), (name, data))]
+    write_tar(tmp_path / "a.tar", [*mac, ("__MACOSX/2.jpg", b"x"), ("d/.DS_Store", b"x")])
+    (tmp_path / "._a.tar").write_bytes(b"\0\5\x16\7")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    write_tar(tmp_path / ".ipynb_checkpoints" / "a.tar", real)
+    *batches, last = get("coyo100m").read(tmp_path)
+    assert [row["caption"] for batch in batches for row in batch.to_pylist()] == ["a cup", "a dog"]
+    skipped = json.loads(last.schema.metadata[b"skipped"])
+    assert {reason: each["count"] for reason, each in skipped.items()} == {"hidden_file": 2, "hidden_member": 6}
+    assert skipped["hidden_member"]["examples"][0] == "a.tar: ./._0.jpg"
+
+
+def test_tars_in_linked_directories_are_read(tmp_path):
+    for name in ("elsewhere", "root/real"):
+        (tmp_path / name).mkdir(parents=True)
+        write_tar(tmp_path / name / "0.tar", [("0.jpg", b"x"), ("0.txt", name.encode())])
+    (tmp_path / "root" / "linked").symlink_to("../elsewhere")
+    rows = read(tmp_path / "root")
+    assert [row["caption"] for row in rows] == ["elsewhere", "root/real"]
+    assert [read_image_bytes(tmp_path / "root", row["image"]) for row in rows] == [b"x", b"x"]
+
+
+@pytest.mark.parametrize("name", ["b.tar", "b.tar.gz", "b.tgz"])
+@pytest.mark.parametrize(("mode", "kind"), [("gz", "gzip"), ("bz2", "bzip2"), ("xz", "xz")])
+def test_a_compressed_tar_is_called_so(tmp_path, name, mode, kind):
+    write_tar(tmp_path / "a.tar", [("0.jpg", b"x"), ("0.txt", b"a cup")])
+    with tarfile.open(tmp_path / name, f"w:{mode}") as tar:
+        tar.addfile(tarfile.TarInfo("a.txt"), io.BytesIO(b""))
+    with pytest.raises(SourceError, match=rf"{name} is a tar compressed with {kind}: .*unpack"):
+        read(tmp_path)
+
+
+def test_a_duplicate_key_of_a_member_rejects_its_sample(tmp_path):
+    write_tar(tmp_path / "a.tar", [("0.jpg", b"x"), ("0.json", b'{"caption": "a", "caption": "b"}')])
+    assert [row["reject"] for row in read(tmp_path)] == ["duplicate_key"]

@@ -174,7 +174,7 @@ def test_llava_rejects(tmp_path):
     write(
         tmp_path / "conversation_58k.json",
         [
-            dialogue("Q", "A", "R"),
+            dialogue("Q"),
             dialogue(),
             dialogue("Q", ""),
             dialogue("<image>\n", "A"),
