@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from pipelines.core.integrity import MANIFEST, check
+
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 MODEL_TYPE = "honeybee"
 
@@ -12,7 +14,8 @@ class ModelError(ValueError):
 
 
 def check_model(directory: Path) -> None:
-    """Raises ModelError, naming what is missing, if the directory does not contain a saved Honeybee model."""
+    """Raises ModelError, naming what is missing, if the directory does not contain a saved Honeybee model, DamagedError
+    if it lists the checksums of its files and one of them has changed."""
     advice = "pass the model directory of a run, e.g. runs/sample/latest/model"
     config = directory / "config.json"
     if not config.is_file():
@@ -31,6 +34,8 @@ def check_model(directory: Path) -> None:
         raise ModelError(f"there are no weights ({' or '.join(WEIGHTS)}) in {directory}: {advice}")
     if not (directory / WEIGHTS[0]).is_file():
         _check_index(directory / WEIGHTS[1])
+    if (directory / MANIFEST).is_file():
+        check(directory)
 
 
 def _check_index(index: Path) -> None:

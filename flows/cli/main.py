@@ -12,6 +12,7 @@ import typer
 
 from flows.cli import chat, official, score
 from flows.server import settings
+from pipelines.core.files import explain_full_disk
 
 if TYPE_CHECKING:
     from flows.recipe.recipe import Recipe
@@ -326,7 +327,8 @@ def main() -> None:
     """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        app()
+        with explain_full_disk(Path.cwd()):
+            app()
     except Exception as error:
         ours = type(error).__module__.split(".")[0] in ("flows", "model", "pipelines")
         if not ours and not isinstance(error, OSError):

@@ -74,9 +74,9 @@ class Workspace:
         return str(directory / "output" / "llm") if (directory / MANIFEST).is_file() else None
 
 
-def locate_workspace(recipe: Recipe) -> Workspace:
+def locate_workspace(recipe: Recipe, log: Log | None = None) -> Workspace:
     """Returns the workspace without generating anything: its sample corpus may not exist yet."""
-    store = Store(recipe.paths.store)
+    store = Store(recipe.paths.store, log=log)
     if recipe.sample is None:
         return Workspace(recipe, store, recipe.paths.data.resolve())
     return Workspace(recipe, store, store.path("corpora", _corpus_key(recipe.sample)))
@@ -84,13 +84,13 @@ def locate_workspace(recipe: Recipe) -> Workspace:
 
 def open_workspace(recipe: Recipe, log: Log = print) -> Workspace:
     """Returns the workspace, after generating the sample corpus in the store if the recipe uses one."""
-    workspace = locate_workspace(recipe)
+    workspace = locate_workspace(recipe, log)
     if recipe.sample is not None:
         settings = recipe.sample.model_dump()
 
         def make(directory: Path) -> dict:
             log(f"Generating the sample corpus: {settings['scenes']:,} scenes, {settings['held_out']:,} more held out")
-            return write_sample(directory, **settings)
+            return write_sample(directory, **settings, clear=True)
 
         workspace.store.produce("corpora", _corpus_key(recipe.sample), make)
         log(f"Sample corpus: {workspace.data}")

@@ -10,13 +10,13 @@ from prefect.cache_policies import NO_CACHE
 from flows.recipe.recipe import RecipeError
 from flows.runs.workspace import Workspace
 from flows.tasks.job import Job, identity, run_job
-from pipelines.core.store import FileDigests, fingerprint
+from pipelines.core.store import FileDigests, digest_of
 from pipelines.templates.sets import ROOT as TEMPLATES
 
 PROMPTS = TEMPLATES / "eval"
 NON_KEY_JUDGE_SETTINGS = {"key_variable", "concurrency", "timeout", "tries"}  # settings that do not affect verdicts
 OFFICIAL_SUFFIXES = (".json", ".jsonl", ".tsv", ".txt", ".parquet")  # suffixes of the benchmarks' official files
-VERSION = 3  # raise it when a code change affects an answer or a score
+VERSION = 4  # raise it when a code change affects an answer or a score
 
 
 @task(name="evaluate", task_run_name="evaluate", cache_policy=NO_CACHE)
@@ -32,7 +32,7 @@ def evaluate(workspace: Workspace, model: Path) -> Path:
         files = official_files(path)
         contents[name] = {
             "files": dict(zip(files, digests.digests(list(files.values())), strict=True)),
-            "images": fingerprint(_listing(images)),
+            "images": digest_of(_contents(images, digests)),
             "prompts": {
                 prompt.relative_to(PROMPTS).as_posix(): digests.digest(prompt)
                 for prompt in (PROMPTS / f"{name}.yaml", PROMPTS / "judge" / f"{name}.yaml")
@@ -88,6 +88,8 @@ def official_files(path: Path) -> dict[str, Path]:
     return {file.relative_to(path).as_posix(): file for file in files}
 
 
-def _listing(root: Path) -> list[list[Any]]:
-    """Returns name and size of every file, which detects replaced images without reading them."""
-    return sorted([p.relative_to(root).as_posix(), p.stat().st_size] for p in root.rglob("*") if p.is_file())
+def _contents(root: Path, digests: FileDigests) -> list[list[str]]:
+    """Returns name and digest of every file, so that an exchanged image is noticed whatever its size."""
+    paths = sorted(path for path in root.rglob("*") if path.is_file())
+    found = zip(paths, digests.digests(paths), strict=True)
+    return [[path.relative_to(root).as_posix(), digest] for path, digest in found]

@@ -13,7 +13,7 @@ from model.training.job import Init, Job
 from model.training.model_card import LOCAL_WEIGHTS, backbone_name
 from model.training.settings import JobError
 from pipelines.core.files import file_sha256
-from pipelines.core.store import MANIFEST, read_manifest
+from pipelines.core.integrity import MANIFEST, read_manifest
 from pipelines.packing.plan import PackingError, PackingPlan, cached_plan
 
 log = logging.getLogger("honeybee.training")

@@ -169,7 +169,7 @@ def test_output_is_a_complete_model_for_the_next_stage(
     manifest = json.loads((output / "manifest.json").read_text())
     (stage,) = manifest["stages"]
     assert (stage["stage"], stage["steps"]) == ("finetune", 8)
-    assert {path.name for path in output.iterdir()} == {"manifest.json", *manifest["files"]}
+    assert {path.name for path in output.iterdir()} == {"manifest.json", *manifest["contents"]}
     assert (output / "tokenizer.json").read_bytes() == (tiny_backbones / "llm" / "tokenizer.json").read_bytes()
 
     card = (output / "README.md").read_text()
