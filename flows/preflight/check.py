@@ -17,6 +17,7 @@ from model.evaluation.prompts import load_prompt
 from model.training.settings import Lora
 from pipelines import sources
 from pipelines.core.beam import check_options
+from pipelines.core.integrity import MANIFEST
 from pipelines.dedup.embeddings import check_embedder
 from pipelines.mixture.order import make_mixture
 from pipelines.mixture.shares import wanted_shares
@@ -75,7 +76,7 @@ def _writable(path: Path) -> str | None:
 def _settings(recipe: Recipe) -> Iterator[str]:
     for key, path in (("store", recipe.paths.store), ("runs", recipe.paths.runs)):
         problem = _writable(path)
-        if problem:
+        if problem and (key == "runs" or not any(path.glob(f"*/*/{MANIFEST}"))):  # what is built needs no writing
             yield f"paths.{key}: {problem}"
     if recipe.paths.remote is not None:
         yield from _problems("paths.remote", check_url, recipe.paths.remote)

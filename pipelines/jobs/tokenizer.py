@@ -28,7 +28,7 @@ def prepare_tokenizer(store: Store, llm: str, local_files_only: bool = False) ->
         tokenizer = _load(llm, local_files_only)
         tokenizer.save_pretrained(out)
         specials = sorted({token.content for token in tokenizer.added_tokens_decoder.values() if token.special})
-        digest = digests.digest(out / "tokenizer.json")[:16]
+        digest = store.known.digest(out / "tokenizer.json")[:16]
         return {
             "fingerprint": digest,
             "image_token_id": tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
