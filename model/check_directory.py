@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from pipelines.core.integrity import MANIFEST, check
+from pipelines.core.integrity import check, lists_checksums
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 MODEL_TYPE = "honeybee"
@@ -34,7 +34,7 @@ def check_model(directory: Path) -> None:
         raise ModelError(f"there are no weights ({' or '.join(WEIGHTS)}) in {directory}: {advice}")
     if not (directory / WEIGHTS[0]).is_file():
         _check_index(directory / WEIGHTS[1])
-    if (directory / MANIFEST).is_file():
+    if lists_checksums(directory):
         check(directory)
 
 

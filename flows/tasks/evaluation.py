@@ -32,7 +32,7 @@ def evaluate(workspace: Workspace, model: Path) -> Path:
         files = official_files(path)
         contents[name] = {
             "files": dict(zip(files, digests.digests(list(files.values())), strict=True)),
-            "images": digest_of(_contents(images, digests)),
+            "images": digest_of(file_digests(images, digests)),
             "prompts": {
                 prompt.relative_to(PROMPTS).as_posix(): digests.digest(prompt)
                 for prompt in (PROMPTS / f"{name}.yaml", PROMPTS / "judge" / f"{name}.yaml")
@@ -88,7 +88,7 @@ def official_files(path: Path) -> dict[str, Path]:
     return {file.relative_to(path).as_posix(): file for file in files}
 
 
-def _contents(root: Path, digests: FileDigests) -> list[list[str]]:
+def file_digests(root: Path, digests: FileDigests) -> list[list[str]]:
     """Returns name and digest of every file, so that an exchanged image is noticed whatever its size."""
     paths = sorted(path for path in root.rglob("*") if path.is_file())
     found = zip(paths, digests.digests(paths), strict=True)

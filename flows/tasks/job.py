@@ -12,7 +12,8 @@ from flows.launch.hosts import count_ranks, find_cluster
 from flows.launch.launch import launch
 from flows.runs.workspace import Log, Workspace
 from pipelines.core.files import named_digests, write_atomic
-from pipelines.core.store import MANIFEST, FileDigests, Store
+from pipelines.core.integrity import lists_checksums
+from pipelines.core.store import FileDigests, Store
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def identity(store: Store, value: Any) -> Any:
     path = Path(value) if isinstance(value, str | Path) else None
     if path is None or (not path.is_absolute() and not path.is_dir()):
         return value
-    if (path / MANIFEST).is_file():
+    if lists_checksums(path):
         store.check(path)
     if path.resolve().is_relative_to(store.root):
         return path.resolve().relative_to(store.root).as_posix()

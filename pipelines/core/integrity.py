@@ -108,6 +108,15 @@ def _manifest_bytes(directory: Path) -> bytes:
         raise FileNotFoundError(f"{directory} has no {MANIFEST}, so it was never finished: build it again") from None
 
 
+def lists_checksums(directory: Path) -> bool:
+    """Whether a directory has a manifest of this kind, intact or damaged, and not one of another program or none."""
+    try:
+        data = (directory / MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return any(f'"{key}"'.encode() in data for key in (CONTENTS, CHECKSUM))  # one changed bit cannot hide both
+
+
 def write_manifest(
     directory: Path, facts: Mapping[str, Any], known: Known | None = None, history: Iterable[str] = ()
 ) -> dict[str, Any]:
@@ -138,6 +147,19 @@ def _files(directory: Path, history: tuple[str, ...]) -> Iterator[str]:
             path = name if below == "." else f"{below}/{name}"
             if path != MANIFEST and not name.startswith("."):
                 yield path
+
+
+def uncovered(directory: Path, history: str | None) -> list[Path]:
+    """Returns the files that only the manifest of the directory itself covers: not those of directories below it that
+    have manifests of their own, nor those of `history`."""
+    found: list[Path] = []
+    for folder, inner, files in os.walk(directory):
+        here = Path(folder)
+        if here != directory and (MANIFEST in files or (history and here == directory / history)):
+            inner[:] = []
+            continue
+        found += (here / name for name in files)
+    return found
 
 
 def listed(directory: Path, pattern: str) -> list[Path]:

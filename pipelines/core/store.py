@@ -152,9 +152,13 @@ class Store:
             yield
 
     def _remove(self, directory: Path, found: list[Fault], history: str | None) -> None:
-        """Removes the manifest and the damaged files of an entry. The other files are as they were written."""
+        """Removes the manifest and the damaged files of an entry. The other files are as they were written; if the
+        manifest is damaged, this is unknown of all files but those in directories with manifests of their own."""
+        damaged = [path for path, _ in found]
+        if directory / MANIFEST in damaged:
+            damaged = integrity.uncovered(directory, history)
         (directory / MANIFEST).unlink(missing_ok=True)
-        for path, _ in found:
+        for path in damaged:
             if history and path.is_relative_to(directory / history) and path.is_file():
                 aside = path.with_name(f".{path.name}.damaged")
                 path.replace(aside)

@@ -64,8 +64,8 @@ def build_shards(
         for shard in range(plan.num_shards):
             plan.facts_file(shard).unlink()
         sums: dict[str, Counter[str]] = {name: Counter() for name in mixture.names}
-        for shard in facts:
-            for name, values in shard.pop("datasets").items():
+        for each in facts:
+            for name, values in each.pop("datasets").items():
                 sums[name].update(values)
         total = {name: sum(s[name] for s in sums.values()) for name in ("num_tokens", "num_supervised")}
         tokenizer = load_tokenizer(settings.tokenizer)

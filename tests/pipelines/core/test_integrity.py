@@ -155,3 +155,22 @@ def test_a_full_disk_is_named_whatever_the_stage_raises(tmp_path):
         Store(tmp_path).produce("examples", KEY, of_beam)
     with pytest.raises(StoreError, match=r"tokenizers/\w+ cannot be written: the disk is full\. Free space"):
         Store(tmp_path).produce("tokenizers", KEY, of_tokenizers)
+
+
+def test_under_a_damaged_manifest_only_what_has_its_own_checksums_is_kept(tmp_path):
+    there: list[str] = []
+
+    def train(out):
+        there.extend(sorted(files_of(out)))
+        for name in ("job.json", "output/model", "work/metrics.jsonl"):
+            (out / name).parent.mkdir(exist_ok=True)
+            (out / name).write_text(name)
+        write_manifest(out / "output", {})
+        return {}
+
+    directory = Store(tmp_path).produce("models", KEY, train, "work")
+    flip(directory / "manifest.json")
+    flip(directory / "job.json")
+    expected = files_of(Store(tmp_path, log=print).produce("models", KEY, train, "work"))
+    assert there == ["output/manifest.json", "output/model", "work/metrics.jsonl"]
+    assert expected["job.json"] == b"job.json" and faults(directory) == []
