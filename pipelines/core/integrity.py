@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from pipelines.core.errors import StoreError
 from pipelines.core.files import file_sha256, write_atomic
 
 MANIFEST = "manifest.json"
+_TOGETHER = 64  # files that a thread reads in a row
 CONTENTS, CHECKSUM = "contents", "checksum"  # keys that `write_manifest` adds
 _SEALED = re.compile(rb'(.*)\n "checksum": "([0-9a-f]{64})"\n\}\n', re.DOTALL)
 _AGAIN = "build its recipe again, which makes it anew; if it is a copy, copy it again"
@@ -53,15 +54,14 @@ class Known:
 
     def digests(self, paths: Iterable[Path]) -> list[str]:
         """Returns the digests of files, in order, reading several at once. Raises as `digest`."""
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # hashing does not hold the GIL
-            return list(pool.map(self.digest, paths))
+        return list(_in_threads(self.digest, list(paths)))
 
 
 def file_state(path: Path) -> str:
     """Returns a string that changes when the file is written to or replaced, even if its size and modification time are
     set to what they were. Raises OSError if it cannot be examined."""
     stat = path.stat()
-    return f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
+    return f"{path.absolute()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
 
 
 def seal(facts: Mapping[str, Any]) -> str:
@@ -180,17 +180,31 @@ def faults(directory: Path, known: Known | None = None, pattern: str = "*") -> l
     def problem(name: str) -> str | None:
         size, digest = contents[name]
         try:
+            if known.digest(directory / name) == digest:
+                return None
             found = (directory / name).stat().st_size
-            if found != size:
-                return f"is damaged: it has {found:,} bytes instead of {size:,}"
-            return None if known.digest(directory / name) == digest else "is damaged: its checksum has changed"
+            different = "its checksum has changed" if found == size else f"it has {found:,} bytes instead of {size:,}"
+            return f"is damaged: {different}"
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return "is missing"
 
     names = sorted(fnmatch.filter(contents, pattern))
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        problems = pool.map(problem, names)
-        return [Fault(directory / name, each) for name, each in zip(names, problems, strict=True) if each]
+    problems = _in_threads(problem, names)
+    return [Fault(directory / name, each) for name, each in zip(names, problems, strict=True) if each]
+
+
+def _in_threads(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """Yields the results of a function that reads a file. Each thread takes several items at once, since starting a
+    task takes as long as hashing a small file; hashing a large one does not hold the GIL."""
+    threads = os.cpu_count() or 1
+    size = max(1, min(_TOGETHER, len(items) // threads))
+    chunks = [items[start : start + size] for start in range(0, len(items), size)]
+    if len(chunks) <= 1:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for results in pool.map(lambda chunk: list(map(function, chunk)), chunks):
+            yield from results
 
 
 def check(directory: Path, known: Known | None = None, pattern: str = "*") -> None:
