@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from pipelines.core.integrity import check, lists_checksums
+
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")  # of pretrained parts; only tensors are unpickled
 _POINTER = b"version https://git-lfs"  # the beginning of a file that Git LFS did not download
@@ -17,7 +19,8 @@ class ModelError(ValueError):
 
 
 def check_model(directory: Path) -> None:
-    """Raises ModelError, naming what is missing, if the directory does not contain a saved Honeybee model."""
+    """Raises ModelError, naming what is missing, if the directory does not contain a saved Honeybee model, DamagedError
+    if it lists the checksums of its files and one of them has changed."""
     advice = "pass the model directory of a run, e.g. runs/sample/latest/model"
     config = directory / "config.json"
     if not config.is_file():
@@ -35,6 +38,8 @@ def check_model(directory: Path) -> None:
     if not any((directory / name).is_file() for name in WEIGHTS):
         raise ModelError(f"there are no weights ({' or '.join(WEIGHTS)}) in {directory}: {advice}")
     check_weights(directory)
+    if lists_checksums(directory):
+        check(directory)
 
 
 def check_weights(directory: Path) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipelines import sources
 from pipelines.core.arrow_files import write_batches
+from pipelines.core.integrity import write_manifest
 from pipelines.core.store import Store
 from pipelines.jobs.tokenizer import prepare_tokenizer
 from pipelines.schema import ANNOTATIONS
@@ -44,7 +45,7 @@ def write_annotations(real: pa.Table, rows: int, out: Path) -> None:
         if not part:
             break
         write_batches(out / f"annotations-{file:05d}.arrow", SCHEMA, part)
-    (out / "manifest.json").write_text(json.dumps({"num_rows": rows}))
+    write_manifest(out, {"num_rows": rows})
     with pa.OSFile(str(out / "rows.stream"), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
         for batch in batches():
             writer.write_batch(batch)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from benchmarks.data.vqav2_rows import good_rows, train_tokenizer
 from pipelines.core.arrow_files import write_batches
-from pipelines.core.files import file_sha256
+from pipelines.core.integrity import write_manifest
 from pipelines.core.store import Store, read_manifest
 from pipelines.jobs.shards import build_shards
 from pipelines.mixture.shares import Balance
@@ -195,14 +195,14 @@ def _examples(directory: Path, samples: list[dict]) -> Path:
     write_batches(directory / "examples-00000.arrow", EXAMPLES, table.to_batches(256))
     ledger = {"read": len(rows), "examples": len(rows), "duplicates": 0, "rejects": {}}
     manifest = {
-        "files": [["examples-00000.arrow", len(rows), file_sha256(directory / "examples-00000.arrow")]],
+        "files": [["examples-00000.arrow", len(rows)]],
         "num_examples": len(rows),
         "num_supervised": sum(row["num_supervised"] for row in rows),
         "task": "conversation",
         "rows": ledger,
         "turns": ledger,
     }
-    (directory / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(directory, manifest)
     return directory
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from transformers import (
 )
 
 from pipelines.core.files import file_sha256
+from pipelines.core.integrity import write_manifest
 from pipelines.schema import LENGTHS, SHARD
 from pipelines.shards.manifest import FORMAT
 
@@ -92,4 +92,4 @@ def write_shards(directory: Path, tokenizer: Path, count: int, text_tokens: int,
         "lengths": facts(lengths),
         "shards": [{**facts(shard), "first": 0, "num_samples": count}],
     }
-    (directory / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(directory, manifest)

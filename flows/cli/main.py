@@ -14,6 +14,7 @@ import typer
 from flows.cli import chat, official, runs, score
 from flows.cli.run_options import ModelArgument, StoreOption
 from flows.server import settings
+from pipelines.core.files import explain_full_disk
 from pipelines.core.hosts import bypass_proxies
 
 if TYPE_CHECKING:
@@ -252,7 +253,8 @@ def main() -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
-        app()
+        with explain_full_disk(Path.cwd()):
+            app()
     except Exception as error:
         ours = type(error).__module__.split(".")[0] in ("flows", "model", "pipelines")
         if not ours and not isinstance(error, OSError):

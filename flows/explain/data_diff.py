@@ -14,6 +14,7 @@ import yaml
 from flows.runs.find import Run, RunError, open_run
 from flows.runs.workspace import STAGES
 from pipelines.core import text_tables
+from pipelines.core.integrity import check
 from pipelines.core.store import MANIFEST, Store, read_manifest
 
 FILES, LEDGER, TEMPLATES = "annotations.files.", "ledger.", "templates."
@@ -113,6 +114,7 @@ def _inputs(store: Store, examples: str) -> dict[str, Any]:
 
 
 def _order(shards: Path, manifest: Mapping[str, Any]) -> pa.Table:
+    check(shards, pattern="shard-*.parquet")
     files = [shards / shard["file"] for shard in manifest["shards"]]
     return pa.concat_tables([pq.read_table(file, columns=["dataset", "example"]) for file in files])
 

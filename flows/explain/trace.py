@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from flows.runs.find import Run, open_run
 from flows.runs.workspace import Workspace
 from pipelines.core.arrow_files import open_batches
+from pipelines.core.integrity import check, listed
 from pipelines.core.store import read_manifest
 from pipelines.tokens.tokenizer import load_tokenizer
 
@@ -91,6 +92,7 @@ def _sample(shards: Path, manifest: dict[str, Any], shard: int, row: int) -> dic
     facts = manifest["shards"][shard]
     if not 0 <= row < facts["num_samples"]:
         raise TraceError(f"there is no row {row}: {facts['file']} has {facts['num_samples']} rows, counted from 0")
+    check(shards, pattern=facts["file"])
     file = pq.ParquetFile(shards / facts["file"])
     for group in range(file.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
@@ -120,11 +122,11 @@ def _wanted_turns(count: int, ends: list[int], turn: int | None, token: int | No
 def _supervised(workspace: Workspace, examples: Path, sample: dict[str, Any], begin: int, end: int) -> dict[str, Any]:
     key = read_manifest(examples)["key"]
     made = workspace.store.entries("tokenizers")
-    prepared = next((found for found in map(load_tokenizer, made) if found.fingerprint == key["tokenizer"]), None)
-    if prepared is None:
+    found = next((directory for directory, facts in made if facts["fingerprint"] == key["tokenizer"]), None)
+    if found is None:
         raise TraceError(f"the store no longer has tokenizer {key['tokenizer']}: build the recipe again")
     first = begin + sample["loss_mask"][begin:end].index(True)
-    text = prepared.tokenizer.decode(sample["input_ids"][first:end], skip_special_tokens=False)
+    text = load_tokenizer(found).tokenizer.decode(sample["input_ids"][first:end], skip_special_tokens=False)
     return {"supervised": {"tokens": [first, end], "text": text}}
 
 
@@ -148,7 +150,8 @@ def _turn(workspace: Workspace, dataset: str, examples: Path, turn: dict[str, An
 
 
 def _annotation(directory: Path, row: int) -> dict[str, Any]:
-    for path in sorted(directory.glob("*.arrow")):
+    for path in listed(directory, "*.arrow"):
+        check(directory, pattern=path.name)
         reader = open_batches(path)
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)
@@ -168,7 +171,8 @@ def _deduplication(examples: Path, rule: dict[str, Any] | None, row: int) -> dic
     names = {"semantic": "meaning", "answer": "answer", "semantic+answer": "meaning and answer"}
     threshold = "the default threshold" if rule["threshold"] is None else f"threshold {rule['threshold']}"
     decision = f"kept after comparing the {names[rule['rule']]} with earlier turns ({rule['compare']}, {threshold})"
-    files = sorted(examples.glob("duplicates-*.parquet"))
+    check(examples, pattern="duplicates-*.parquet")
+    files = listed(examples, "duplicates-*.parquet")
     found = ds.dataset(files, format="parquet").to_table(filter=ds.field("kept_row") == row).to_pylist()
     dropped = [
         f"dropped as its duplicate: row {each['row']} {each['text']!r}, {each['rule']}"

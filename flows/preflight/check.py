@@ -21,7 +21,7 @@ from model.training.settings import Lora
 from pipelines import sources
 from pipelines.core.beam import check_options
 from pipelines.core.errors import ImageRefError
-from pipelines.core.store import MANIFEST
+from pipelines.core.integrity import MANIFEST
 from pipelines.dedup.embeddings import check_embedder
 from pipelines.images.decode import measure
 from pipelines.mixture.order import make_mixture
@@ -89,7 +89,7 @@ def _writable(path: Path) -> str | None:
 def _settings(recipe: Recipe) -> Iterator[Check]:
     for key, path in (("store", recipe.paths.store), ("runs", recipe.paths.runs)):
         problem = _writable(path)
-        if problem:
+        if problem and (key == "runs" or not any(path.glob(f"*/*/{MANIFEST}"))):  # what is built needs no writing
             yield failed(f"paths.{key}", problem)
     if recipe.paths.remote is not None:
         yield from tried("paths.remote", check_url, recipe.paths.remote)

@@ -68,6 +68,9 @@ def _png(figure: Figure) -> bytes:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Returns the rows of a metrics file by step; if a step was logged again after a resume, the last row wins."""
+    """Returns the rows of a metrics file by step; if a step was logged again after a resume, the last row wins. There
+    are none if the store has set a damaged file aside."""
+    if not path.is_file():
+        return []
     rows = {row["step"]: row for row in map(json.loads, path.read_text().splitlines()) if "loss" in row}
     return [rows[step] for step in sorted(rows)]

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from flows.runs.find import Run, RunError, open_run
+from pipelines.core.integrity import check, listed
 from pipelines.core.store import read_manifest
 from pipelines.core.text_tables import Row
 from pipelines.dedup.english import tokens
@@ -48,7 +49,8 @@ def show(run: str | Run, dataset: str | None, limit: int) -> Iterator[str]:
 
 
 def _drops(examples: Path) -> Iterator[dict[str, Any]]:
-    for path in sorted(examples.glob("duplicates-*.parquet")):
+    check(examples, pattern="duplicates-*.parquet")
+    for path in listed(examples, "duplicates-*.parquet"):
         for batch in pq.ParquetFile(path).iter_batches():
             yield from batch.to_pylist()
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from flows.runs.find import Run, RunError, open_run
 from pipelines.core import text_tables
+from pipelines.core.integrity import check, listed
 from pipelines.core.store import read_manifest
 from pipelines.core.text_tables import Row
 from pipelines.decontamination.match import KINDS
@@ -100,5 +101,6 @@ def _shown(entry: Mapping[str, Any]) -> Row:
 
 
 def _listed(directory: Path) -> pa.Table:
-    parts = [pq.read_table(path) for path in sorted(directory.glob("overlaps-*.parquet"))]
+    check(directory, pattern="overlaps-*.parquet")
+    parts = [pq.read_table(path) for path in listed(directory, "overlaps-*.parquet")]
     return pa.concat_tables([OVERLAPS.empty_table(), *parts])

@@ -9,7 +9,8 @@ from pathlib import Path
 import yaml
 
 from flows.recipe.recipe import Recipe, RecipeError
-from pipelines.core.files import write_atomic
+from pipelines.core.errors import StoreError
+from pipelines.core.files import explain_full_disk, write_atomic
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 RECORD = "run.json"  # absolute paths of the run's store and data, so that its links are found from anywhere
@@ -57,8 +58,9 @@ class Results:
 
     def write(self, name: str, content: bytes | str) -> Path:
         path = self.directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, content)
+        with explain_full_disk(path, StoreError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, content)
         return path
 
     def announce(self, name: str = "latest") -> None:

@@ -75,9 +75,9 @@ class Workspace:
         return str(directory / "output" / "llm") if (directory / MANIFEST).is_file() else None
 
 
-def locate_workspace(recipe: Recipe) -> Workspace:
+def locate_workspace(recipe: Recipe, log: Log | None = None) -> Workspace:
     """Returns the workspace without generating anything: its sample corpus may not exist yet."""
-    return workspace_at(recipe, Store(recipe.paths.store), recipe.paths.data)
+    return workspace_at(recipe, Store(recipe.paths.store, log=log), recipe.paths.data)
 
 
 def workspace_at(recipe: Recipe, store: Store, data: Path) -> Workspace:
@@ -89,13 +89,13 @@ def workspace_at(recipe: Recipe, store: Store, data: Path) -> Workspace:
 
 def open_workspace(recipe: Recipe, log: Log = print) -> Workspace:
     """Returns the workspace, after generating the sample corpus in the store if the recipe uses one."""
-    workspace = locate_workspace(recipe)
+    workspace = locate_workspace(recipe, log)
     if recipe.sample is not None:
         settings = recipe.sample.model_dump()
 
         def make(directory: Path) -> dict:
             log(f"Generating the sample corpus: {settings['scenes']:,} scenes, {settings['held_out']:,} more held out")
-            return write_sample(directory, **settings)
+            return write_sample(directory, **settings, clear=True)
 
         workspace.store.produce("corpora", _corpus_key(recipe.sample), make)
         log(f"Sample corpus: {workspace.data}")

@@ -11,13 +11,14 @@ from flows.recipe.recipe import RecipeError
 from flows.runs.workspace import Workspace
 from flows.tasks.job import Job, identity, run_job
 from model.evaluation.files.listing import files_like
-from pipelines.core.store import FileDigests, fingerprint
+from pipelines.core.store import FileDigests, digest_of
+from pipelines.core.walk import walk
 from pipelines.templates.sets import ROOT as TEMPLATES
 
 PROMPTS = TEMPLATES / "eval"
 NON_KEY_JUDGE_SETTINGS = {"key_variable", "concurrency", "timeout", "tries"}  # settings that do not affect verdicts
 OFFICIAL_SUFFIXES = (".json", ".jsonl", ".tsv", ".txt", ".parquet")  # suffixes of the benchmarks' official files
-VERSION = 3  # raise it when a code change affects an answer or a score
+VERSION = 4  # raise it when a code change affects an answer or a score
 
 
 @task(name="evaluate", task_run_name="evaluate", cache_policy=NO_CACHE)
@@ -33,7 +34,7 @@ def evaluate(workspace: Workspace, model: Path) -> Path:
         files = official_files(path)
         contents[name] = {
             "files": dict(zip(files, digests.digests(list(files.values())), strict=True)),
-            "images": fingerprint(_listing(images)),
+            "images": digest_of(file_digests(images, digests)),
             "prompts": {
                 prompt.relative_to(PROMPTS).as_posix(): digests.digest(prompt)
                 for prompt in (PROMPTS / f"{name}.yaml", PROMPTS / "judge" / f"{name}.yaml")
@@ -89,6 +90,9 @@ def official_files(path: Path) -> dict[str, Path]:
     return {file.relative_to(path).as_posix(): file for file in files}
 
 
-def _listing(root: Path) -> list[list[Any]]:
-    """Returns name and size of every file, which detects replaced images without reading them."""
-    return sorted([p.relative_to(root).as_posix(), p.stat().st_size] for p in root.rglob("*") if p.is_file())
+def file_digests(root: Path, digests: FileDigests) -> list[list[str]]:
+    """Returns name and digest of every file, so that an exchanged image is noticed whatever its size. Raises WalkError
+    for a link that cannot be followed."""
+    found = walk(root, "**")
+    names = sorted([*(path.relative_to(root).as_posix() for path in found.files), *found.repeated])
+    return [[name, digest] for name, digest in zip(names, digests.digests(root / name for name in names), strict=True)]

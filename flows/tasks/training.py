@@ -77,7 +77,7 @@ def train_stage(workspace: Workspace, stage: str, shards: Path, init: Mapping[st
         workspace,
         "models",
         key,
-        Job("model.training", job, ("output", "work"), distributed=True, while_running=while_running),
+        Job("model.training", job, ("output", "work"), distributed=True, while_running=while_running, history="work"),
         log,
     )
 

@@ -18,6 +18,8 @@ from pydantic import ValidationError
 from model import lifeline
 from model.evaluation.interface import EvaluationError
 from model.evaluation.run import Job, evaluate
+from pipelines.core.errors import StoreError
+from pipelines.core.files import explain_full_disk
 from pipelines.templates.sets import TemplateError
 
 
@@ -29,8 +31,10 @@ def main(arguments: list[str]) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request; the judge logs its own progress
     transformers.utils.logging.disable_progress_bar()
     try:
-        evaluate(Job.model_validate_json(Path(arguments[0]).read_bytes()))
-    except (ValidationError, EvaluationError, TemplateError) as error:
+        job = Job.model_validate_json(Path(arguments[0]).read_bytes())
+        with explain_full_disk(job.output, StoreError):
+            evaluate(job)
+    except (ValidationError, EvaluationError, TemplateError, StoreError) as error:
         raise SystemExit(f"{arguments[0]}: {error}") from None
 
 

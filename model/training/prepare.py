@@ -13,7 +13,7 @@ from model.training.job import Init, Job
 from model.training.model_card import LOCAL_WEIGHTS, backbone_name
 from model.training.settings import JobError
 from pipelines.core.files import file_sha256
-from pipelines.core.store import MANIFEST, read_manifest
+from pipelines.core.integrity import lists_checksums, read_manifest
 from pipelines.packing.plan import PackingError, PackingPlan, cached_plan
 
 log = logging.getLogger("honeybee.training")
@@ -73,7 +73,7 @@ def provenance(init: Init) -> dict[str, Any]:
     """Returns, for the manifest and card of a model, `parts`, the names of its backbones, and its previous `stages`."""
     if init.model is None:
         return {"parts": {"vision": backbone_name(str(init.vision)), "llm": backbone_name(str(init.llm))}, "stages": []}
-    facts = read_manifest(init.model) if (init.model / MANIFEST).is_file() else {}
+    facts = read_manifest(init.model) if lists_checksums(init.model) else {}
     return {
         "parts": facts.get("parts", {"vision": LOCAL_WEIGHTS, "llm": LOCAL_WEIGHTS}),
         "stages": facts.get("stages", []),

@@ -24,6 +24,8 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, LlamaConf
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from model import lifeline
+from pipelines.core.errors import StoreError
+from pipelines.core.files import explain_full_disk
 from pipelines.schema import IMAGE_TOKEN
 
 VOCABULARY = 768
@@ -297,7 +299,12 @@ def main() -> None:
     lifeline.hold()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stdout)
     job = json.loads(Path(sys.argv[1]).read_text())
-    train_backbones(Path(job.pop("corpus")), Path(job.pop("output")), **job)
+    output = Path(job.pop("output"))
+    try:
+        with explain_full_disk(output, StoreError):
+            train_backbones(Path(job.pop("corpus")), output, **job)
+    except StoreError as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

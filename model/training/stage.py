@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import transformers
@@ -28,7 +29,8 @@ from model.training.prepare import check_compatibility, load, plan_steps, proven
 from model.training.settings import JobError, describe_trained
 from model.training.signals import STOPPED
 from model.training.work_directory import explain_full_disk, lock_work_directory
-from pipelines.core.store import MANIFEST, fingerprint
+from pipelines.core.integrity import faults
+from pipelines.core.store import fingerprint
 
 
 def run(job: Job, callbacks: Sequence[Callback] = ()) -> int:
@@ -38,7 +40,7 @@ def run(job: Job, callbacks: Sequence[Callback] = ()) -> int:
 
     Raises JobError, DataError, CheckpointError, DiskFullError or NonFiniteError, whose messages say what to do.
     """
-    if (job.output / MANIFEST).is_file():
+    if _is_complete(job.output):
         log.info("%s is already complete: nothing to train", job.output)
         return 0
     try:
@@ -52,6 +54,18 @@ def run(job: Job, callbacks: Sequence[Callback] = ()) -> int:
         code = _run(job, shards, ranks, callbacks)
     distributed.shutdown()  # not after an error: the other ranks would fail before this one has reported it
     return code
+
+
+def _is_complete(output: Path) -> bool:
+    """Returns whether the model is there and as it was written. If it is damaged, it is written again from the last
+    checkpoint, which every rank finds out for itself before they meet."""
+    try:
+        found = faults(output)
+    except FileNotFoundError:
+        return False
+    if found:
+        log.warning("%s: the model is made again from the last checkpoint", found[0])
+    return not found
 
 
 def _run(job: Job, shards: Shards, ranks: Ranks, own: Sequence[Callback]) -> int:

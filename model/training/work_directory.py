@@ -9,6 +9,7 @@ from pathlib import Path
 
 from model.distributed import Ranks
 from pipelines.core import files
+from pipelines.core.locks import holder, name_holder
 
 
 class DiskFullError(RuntimeError):
@@ -35,15 +36,18 @@ def lock_work_directory(work: Path, ranks: Ranks) -> Iterator[None]:
         return
     work.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + PATIENCE
-    with (work / ".lock").open("w") as handle:
+    with (work / ".lock").open("a+") as handle:
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise CheckpointError(f"another run is training in {work}: wait for it or stop it") from None
+                    raise CheckpointError(
+                        f"another run is training in {work} ({holder(handle)}): wait for it or stop it"
+                    ) from None
                 time.sleep(0.5)
+        name_holder(handle)
         yield
 
 

@@ -1,4 +1,5 @@
-"""Errors that several parts raise: an image that cannot be used, a shard that is not as its manifest says."""
+"""Errors that several parts raise: an image that cannot be used, a shard or a store entry that is not as it was
+written."""
 
 
 class ImageRefError(ValueError):
@@ -12,3 +13,7 @@ class ImageRefError(ValueError):
 
 class ShardError(ValueError):
     """Raised for a shard, or an input of one, that does not match its manifest."""
+
+
+class StoreError(ValueError):
+    """Raised for an entry of the store that cannot be used or written; the message names it and says what to do."""

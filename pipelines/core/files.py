@@ -1,8 +1,7 @@
-"""Atomic files: written next to their name, renamed when complete, locked while one process writes, hashed."""
+"""Atomic files: written next to their name, renamed when complete, hashed; and what a full disk is called."""
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -13,6 +12,9 @@ from pathlib import Path
 from pipelines.core.errors import ShardError
 
 FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is exceeded", errno.EFBIG: "the file is too large"}
+_PIECE = 1 << 16
+_ERRNO = re.compile(r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]")
+_NAMED = re.compile(r"[^\n]*?: '([^'\n]+)'")
 
 
 @contextmanager
@@ -25,22 +27,46 @@ def explain_full_disk(
     """Turns a full-disk error (a key of FULL) into an `error` that names the file and says what to do.
 
     path: what is being written; for a directory, the message names the file if the error does. remedy: what to do.
-    Errors of libraries written in Rust, such as safetensors, have the errno only in their text.
+    Libraries written in Rust, and Beam, which re-raises any error as one of its own, have the errno only in their text.
     """
     try:
         yield
     except Exception as cause:
-        found = re.search(r"\(os error (\d+)\)", str(cause))
-        number = cause.errno if isinstance(cause, OSError) else int(found[1]) if found else None
-        if number not in FULL:
+        found = _full(cause)
+        if found is None:
             raise
-        where = (path.is_dir() and getattr(cause, "filename", None)) or path
+        number, name = found
+        where = (path.is_dir() and name) or path
         raise error(f"{where} cannot be written: {FULL[number]}. {remedy}") from cause
+
+
+def _full(error: BaseException) -> tuple[int, str | None] | None:
+    """Returns errno and file name, if known, of the full-disk error that is or caused this one; None for others and for
+    an error that is explained already."""
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        text = str(cause)
+        if any(f"cannot be written: {reason}" in text for reason in FULL.values()):
+            return None
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            return cause.errno, cause.filename
+        in_text = _ERRNO.search(text)
+        if in_text and int(in_text[1] or in_text[2]) in FULL:
+            named = _NAMED.search(text, in_text.end())
+            return int(in_text[1] or in_text[2]), named and named[1]
+        seen.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def file_sha256(path: Path) -> str:
     """Returns the SHA-256 of a file's bytes as hex digits. Raises OSError if the file cannot be read."""
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as file:
+        first = file.read(_PIECE)
+        if len(first) < _PIECE and not file.read(1):  # a small file, for which file_digest takes several times as long
+            return hashlib.sha256(first).hexdigest()
+        file.seek(0)
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -60,7 +86,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno in FULL and error.filename in (None, str(partial)):
+            error.filename = str(path)  # writing to an open file does not name it
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
@@ -81,12 +109,3 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 def temporary_path(path: Path) -> Path:
     """Returns the temporary path of a file that is being written, unique for each writer on any machine."""
     return path.with_name(f".{path.name}.{os.urandom(6).hex()}.partial")
-
-
-@contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock among the processes of this host. The kernel releases it when its holder dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

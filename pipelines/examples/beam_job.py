@@ -4,11 +4,10 @@ The graph uses only transforms that behave the same on every runner: Create → 
 Elements refer to batches (file, index), never to rows. The first step splits each batch of the annotations and of the
 images table into one piece per partition, by a hash of the image. GroupByKey collects the names of each partition's
 pieces. The last step writes the partition's files and finally a marker file with its counts. Partitions that already
-have a marker are skipped.
+have a marker, and the files whose checksums it holds, are skipped.
 """
 
 import itertools
-import json
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator
@@ -21,8 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.core.arrow_files import open_batches, write_batches, write_parquet
-from pipelines.core.files import write_atomic
+from pipelines.core.files import named_digests, write_atomic
 from pipelines.core.hashing import mix64
+from pipelines.core.integrity import DamagedError, listed, seal, unseal
 from pipelines.examples.image_slots import image_rows
 from pipelines.examples.render import Renderer
 from pipelines.examples.settings import ExampleSettings
@@ -46,6 +46,17 @@ class ExamplesJob:
 
     def marker(self, partition: int) -> Path:
         return self.out / f"counts-{partition:05d}.json"
+
+    def is_done(self, partition: int) -> bool:
+        """Whether a killed build has completed the partition, and its files are as they were written."""
+        try:
+            files = unseal(self.marker(partition).read_bytes(), self.marker(partition))["files"]
+            return files == named_digests(self.out, [self.out / name for name in files])
+        except (FileNotFoundError, DamagedError):
+            return False
+
+    def counts(self, partition: int) -> dict[str, Any]:
+        return unseal(self.marker(partition).read_bytes(), self.marker(partition))["counts"]
 
     def spilled(self, name: str) -> Path:
         return self.out / "spill" / f"{name}.arrow"
@@ -71,7 +82,7 @@ def run_examples_job(job: ExamplesJob, beam_options: list[str]) -> list[dict[str
             render_partition(job, partition, sorted(spilled))
             yield partition
 
-    if not all(job.marker(p).is_file() for p in range(job.partitions)):
+    if not all(map(job.is_done, range(job.partitions))):
         pieces = _pieces("annotations", job.annotations) + (_pieces("images", job.images) if job.images else [])
         (job.out / "spill").mkdir(parents=True, exist_ok=True)
         with beam.Pipeline(options=PipelineOptions(beam_options)) as pipeline:
@@ -89,11 +100,11 @@ def run_examples_job(job: ExamplesJob, beam_options: list[str]) -> list[dict[str
         raise RuntimeError(
             f"{job.settings.dataset}: the Beam runner did not process the partitions {lost}; run again with FnApiRunner"
         )
-    return [json.loads(job.marker(p).read_text()) for p in range(job.partitions)]
+    return [job.counts(p) for p in range(job.partitions)]
 
 
 def _pieces(kind: str, directory: Path) -> list[Piece]:
-    paths = sorted(directory.glob("*.arrow"))
+    paths = listed(directory, "*.arrow")
     batches = [(str(path), n) for path in paths for n in range(open_batches(path).num_record_batches)]
     return [(f"{kind[0]}{index}", *batch) for index, batch in enumerate(batches)]
 
@@ -123,8 +134,9 @@ def _partition_of(batch: pa.RecordBatch, partitions: int) -> np.ndarray:
 
 def render_partition(job: ExamplesJob, partition: int, spilled: list[str]) -> None:
     """Writes the files of one partition from its pieces, and its marker last."""
-    if job.marker(partition).is_file():
+    if job.is_done(partition):
         return
+    job.marker(partition).unlink(missing_ok=True)
     pieces: dict[str, list[pa.RecordBatch]] = {"a": [], "i": []}  # annotations, images
     for name in spilled:
         pieces[name[0]].append(open_batches(job.spilled(name)).get_batch(partition))
@@ -139,4 +151,5 @@ def render_partition(job: ExamplesJob, partition: int, spilled: list[str]) -> No
     write_parquet(job.part("duplicates", partition, "parquet"), result.duplicates)
     if result.overlaps is not None:
         write_parquet(job.part("overlaps", partition, "parquet"), result.overlaps)
-    write_atomic(job.marker(partition), json.dumps(result.counts))
+    files = named_digests(job.out, job.out.glob(f"[!.]*-{partition:05d}.*"))
+    write_atomic(job.marker(partition), seal({"counts": result.counts, "files": files}))

@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from pipelines.core.arrow_files import open_batches
 from pipelines.core.errors import ShardError
-from pipelines.core.files import file_sha256
 from pipelines.core.store import read_manifest
 from pipelines.schema import EXAMPLES
 
@@ -20,7 +19,7 @@ class ExampleFiles:
     def __init__(self, directory: Path):
         self.directory = directory
         manifest = read_manifest(directory)
-        self._readers = [open_batches(directory / file) for file, count, _ in manifest["files"] if count]
+        self._readers = [open_batches(directory / file) for file, count in manifest["files"] if count]
         starts = [0]
         self._batches: list[tuple[int, int]] = []  # (file, batch in that file)
         for file, reader in enumerate(self._readers):
@@ -62,11 +61,3 @@ class ExampleFiles:
     def _batch(self, batch: int) -> pa.RecordBatch:
         file, inner = self._batches[batch]
         return self._readers[file].get_batch(inner)
-
-
-def verify_examples(directory: Path) -> None:
-    """Raises ShardError unless every examples file has the checksum that the manifest lists."""
-    for name, _, digest in read_manifest(directory)["files"]:
-        path = directory / name
-        if not path.is_file() or file_sha256(path) != digest:
-            raise ShardError(f"{path} is missing or has changed since it was built: remove {directory} and build again")

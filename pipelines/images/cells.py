@@ -14,7 +14,9 @@ import pyarrow as pa
 
 from pipelines.core.errors import ImageRefError
 from pipelines.core.table_files import TableError, TableFile, holds_images, is_list, open_table, table_errors
+from pipelines.images.read_range import read_range
 
+_PIECE = 16 << 20  # bytes
 CACHE_BYTES = 256 << 20  # size limit of the row group cache; the two most recent ones are cached regardless of size
 
 
@@ -36,6 +38,7 @@ class Cells:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._files: dict[str, TableFile | TableError] = {}
+        self._delivered: set[str] = set()  # damaged files that were read to their end
         self._cache: OrderedDict[tuple[str, int, str, str], pa.Array | None] = OrderedDict()
 
     def path(self, file: str, cell: Cell) -> str | None:
@@ -60,7 +63,18 @@ class Cells:
             with self._lock, table_errors(Path(path)):
                 return self._locked_value(path, cell, read)
         except TableError as error:
+            self._check_disk(path)
             raise ImageRefError("image_corrupt", str(error)) from None
+        except OSError as error:
+            raise OSError(error.errno, f"{error}: check the disk, then run it again", path) from None
+
+    def _check_disk(self, path: str) -> None:
+        """Raises OSError if the disk does not deliver all bytes of a file, which is then not known to be damaged."""
+        if path not in self._delivered:
+            size = Path(path).stat().st_size
+            for start in range(0, size, _PIECE):
+                read_range(path, start, min(_PIECE, size - start))
+            self._delivered.add(path)
 
     def _locked_value(self, path: str, cell: Cell, read: str) -> Any:
         file = self._file(path)

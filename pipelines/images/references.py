@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from pipelines.core.errors import ImageRefError
 from pipelines.images.cells import Cell, Cells
+from pipelines.images.read_range import read_range
 
 Links = Literal["follow", "refuse"]
 MAX_BYTES = 256 << 20  # of an encoded image
@@ -29,7 +30,7 @@ class Location(NamedTuple):
     path: str  # real path, without symbolic links
     offset: int
     size: int
-    identity: str  # stays the same while the file is unchanged: real path|size|mtime_ns, plus |position in a container
+    identity: str  # while the file is unchanged: real path|size|times|inode, plus |position in a container
     cell: Cell | None = None  # set for a Parquet or Arrow file, for which offset and size are meaningless
 
 
@@ -72,7 +73,8 @@ class ImageRoot:
         return Location(path, 0, status.st_size, _identity(path, status))
 
     def read(self, image: str) -> bytes:
-        """Returns the encoded bytes. Raises ImageRefError as `locate` does, or image_too_large or image_corrupt."""
+        """Returns the encoded bytes. Raises ImageRefError as `locate` does, or image_too_large or image_corrupt, and
+        OSError, with the file's name, if the disk does not deliver the bytes, which says nothing about the image."""
         return self.read_at(self.locate(image))
 
     def read_at(self, location: Location) -> bytes:
@@ -84,14 +86,7 @@ class ImageRoot:
             _check_size(len(data))
             return data
         _check_size(location.size)
-        descriptor = os.open(location.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            data = os.pread(descriptor, location.size, location.offset)
-        finally:
-            os.close(descriptor)
-        if len(data) < location.size:
-            raise ImageRefError("image_corrupt", f"only {len(data)} of {location.size} bytes could be read")
-        return data
+        return read_range(location.path, location.offset, location.size)
 
     def _linked_identity(self, path: str, cell: Cell) -> str:
         """Returns the identity of the file that a cell names, if any, since that file may hold the image's bytes."""
@@ -177,4 +172,4 @@ def reading_order(image: str) -> tuple[str, int]:
 
 def _identity(path: str, status: os.stat_result) -> str:
     printable = path.encode("utf-8", "backslashreplace").decode()  # Arrow strings must be valid UTF-8
-    return f"{printable}|{status.st_size}|{status.st_mtime_ns}"
+    return f"{printable}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}|{status.st_ino}"

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from pipelines.core.errors import ImageRefError
 from pipelines.images.decode import measure
+from pipelines.images.doubts import settle
 from pipelines.images.references import ImageRoot, Links, Location, reading_order
 from pipelines.schema import IMAGES
 
@@ -27,10 +28,13 @@ _CHUNK = 64  # images per task of a thread
 _LOG_EVERY = 20_000  # images
 
 
-def identities(root: Path, images: Iterable[str], links: Links = "follow") -> list[str | None]:
-    """Returns each image's identity (see Location.identity) without opening its file, or None if there is no file."""
+def identities(
+    root: Path, images: Iterable[str], links: Links = "follow", doubted: frozenset[str] = frozenset()
+) -> list[str | None]:
+    """Returns each image's identity (see Location.identity), or None if there is no file. Only files of `doubted`
+    images (doubts.py) are opened."""
     image_root, names = ImageRoot(root, links), list(images)
-    located = {image: _try(image_root.locate, image) for image in sorted(set(names), key=reading_order)}
+    located = {image: _locate(image_root, doubted, image) for image in sorted(set(names), key=reading_order)}
     return [each.identity if isinstance(each, Location) else None for each in map(located.__getitem__, names)]
 
 
@@ -40,20 +44,21 @@ def images_table(
     known: pa.Table | None = None,
     threads: int | None = None,
     links: Links = "follow",
+    doubted: frozenset[str] = frozenset(),
 ) -> pa.Table:
     """Measures images. Returns one row per distinct image, schema IMAGES, sorted by `image`; an unusable image has
     `reject` and `detail`.
 
     known: the concatenated tables of earlier passes, of any root or dataset, schema IMAGES. An image whose `identity`
-    is in them is not reopened, since its real path, size and modification time have not changed. A changed file has a
+    is in them is not reopened, since its real path, inode, size and times have not changed. A changed file has a
     different identity and is measured again; a missing file has none and is looked up again.
-    threads: the number of decoding threads; None uses one per core.
+    threads: the number of decoding threads; None uses one per core. doubted: as for `identities`.
     Raises FileNotFoundError without a root, and PermissionError or another OSError that no reference causes.
     """
     names = sorted(set(images), key=reading_order)
     image_root = ImageRoot(root, links)
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        located = list(_map(pool, lambda image: _try(image_root.locate, image), names))
+        located = list(_map(pool, lambda image: _locate(image_root, doubted, image), names))
         identities = pa.array([each.identity if isinstance(each, Location) else None for each in located], pa.string())
         seen = _lookup(identities, known)
         new = [i for i, index in enumerate(seen.to_pylist()) if index is None]
@@ -79,9 +84,9 @@ def _lookup(identities: pa.Array, known: pa.Table | None) -> pa.Array:
     return pc.index_in(identities, value_set=known["identity"].combine_chunks(), skip_nulls=True)
 
 
-def _try(locate: Callable[[str], Location], image: str) -> Location | ImageRefError:
+def _locate(image_root: ImageRoot, doubted: frozenset[str], image: str) -> Location | ImageRefError:
     try:
-        return locate(image)
+        return settle(image_root, image_root.locate(image), doubted)
     except ImageRefError as error:
         return error
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from pipelines import sources
 from pipelines.core.arrow_files import open_batches, write_batches
+from pipelines.core.integrity import listed
 from pipelines.core.store import FileDigests, Store
 from pipelines.core.walk import outside_links
 from pipelines.jobs.dataset import DatasetSpec, Log
@@ -64,7 +65,7 @@ def build_annotations(store: Store, spec: DatasetSpec, log: Log = print) -> Path
 
 
 def annotation_batches(annotations: Path) -> Iterator[pa.RecordBatch]:
-    for path in sorted(annotations.glob("*.arrow")):
+    for path in listed(annotations, "*.arrow"):
         reader = open_batches(path)
         for index in range(reader.num_record_batches):
             yield reader.get_batch(index)

@@ -33,6 +33,7 @@ from pipelines.schema import ANNOTATIONS
 
 TURNS_AT_ONCE = 1 << 14
 TABLE = "embeddings.arrow"
+PARTS = ".part-*.arrow"  # hidden, so that the manifest does not list them
 EMBEDDER = b"embedder"  # metadata key of a part: the fingerprint of its embedder
 
 
@@ -133,13 +134,10 @@ def _table_of(store: Store, entries: Sequence[Path], model: str, device: str, lo
         table = vectors.embed_texts(texts, model, pa.concat_tables(known) if known else None, device, keep)
         write_batches(out / TABLE, table.schema, table.to_batches(ROWS_PER_BATCH))
         log(f"{table.num_rows:,} distinct texts embedded or reused")
-        return {"num_texts": table.num_rows, "sha256": file_sha256(out / TABLE)}
+        return {"num_texts": table.num_rows}
 
-    if store.has("embeddings", key) and not _is_sound(directory := store.path("embeddings", key)):
-        log(f"{directory} is damaged and is rebuilt")
-        (directory / MANIFEST).unlink(missing_ok=True)
     directory = store.produce("embeddings", key, make)
-    for part in directory.glob("part-*.arrow"):  # only safe once the manifest has been written
+    for part in directory.glob(PARTS):  # only safe once the manifest has been written
         part.unlink(missing_ok=True)
     return directory
 
@@ -151,15 +149,9 @@ def _known(store: Store, embedder: dict[str, Any]) -> Iterator[pa.Table]:
         with contextlib.suppress(FileNotFoundError):
             if not (directory / MANIFEST).is_file():
                 yield from _parts(directory, embedder)
-            elif read_manifest(directory)["key"]["embedder"] == embedder and _is_sound(directory):
-                yield read_table(directory / TABLE)
-
-
-def _is_sound(directory: Path) -> bool:
-    """Returns whether a finished table still has the checksum in its manifest."""
-    with contextlib.suppress(FileNotFoundError):
-        return file_sha256(directory / TABLE) == read_manifest(directory).get("sha256")
-    return False
+    for directory, manifest in store.entries("embeddings", TABLE):
+        if manifest["key"]["embedder"] == embedder:
+            yield read_table(directory / TABLE)
 
 
 def _write_part(out: Path, embedder: dict[str, Any], table: pa.Table) -> None:
@@ -169,12 +161,12 @@ def _write_part(out: Path, embedder: dict[str, Any], table: pa.Table) -> None:
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     data = sink.getvalue().to_pybytes()
-    write_atomic(out / f"part-{hashlib.sha256(data).hexdigest()[:16]}.arrow", data)
+    write_atomic(out / f".part-{hashlib.sha256(data).hexdigest()[:16]}.arrow", data)
 
 
 def _parts(directory: Path, embedder: dict[str, Any]) -> Iterator[pa.Table]:
-    for path in sorted(directory.glob("part-*.arrow")):
-        if path.stem != f"part-{file_sha256(path)[:16]}":
+    for path in sorted(directory.glob(PARTS)):
+        if path.stem != f".part-{file_sha256(path)[:16]}":
             path.unlink()  # damaged, so its texts must be embedded again
             continue
         table = open_batches(path).read_all()

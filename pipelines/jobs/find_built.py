@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.core.arrow_files import read_table
-from pipelines.core.store import NotBuilt, Store, read_manifest
+from pipelines.core.store import NotBuilt, Store
 from pipelines.dedup.embeddings import embedder_fingerprint
+from pipelines.images.doubts import Doubts
 from pipelines.images.table import identities
 from pipelines.jobs import images
 from pipelines.jobs.annotations import build_annotations
@@ -22,9 +23,11 @@ def find_images_table(store: Store, spec: DatasetSpec) -> Path:
     names = pa.array(sorted(distinct_images(build_annotations(store, spec))), pa.string())
     if not spec.images.is_dir():
         raise NotBuilt(f"the image directory {spec.images} does not exist")
-    current = pa.chunked_array([pa.array(identities(spec.images, names.to_pylist(), spec.image_links), pa.string())])
-    for directory in store.entries("images"):
-        key = read_manifest(directory)["key"]
+    doubted = Doubts.of(store.root).read()
+    states = identities(spec.images, names.to_pylist(), spec.image_links, doubted)
+    current = pa.chunked_array([pa.array(states, pa.string())])
+    for directory, manifest in store.entries("images", "images.arrow"):
+        key = manifest["key"]
         if (key["version"], key.get("links")) != (images.VERSION, spec.image_links):
             continue
         table = read_table(directory / "images.arrow").select(["image", "identity"])
@@ -37,15 +40,15 @@ def find_images_table(store: Store, spec: DatasetSpec) -> Path:
 def find_embeddings_table(store: Store, model: str, device: str) -> Path | None:
     """Returns the newest embeddings table of the embedder, regardless of its texts, or None if there is none."""
     embedder = embedder_fingerprint(model, device)
-    for directory in store.entries("embeddings"):
-        if read_manifest(directory)["key"]["embedder"] == embedder:
+    for directory, manifest in store.entries("embeddings", "embeddings.arrow"):
+        if manifest["key"]["embedder"] == embedder:
             return directory
     return None
 
 
 def newest_examples(store: Store, dataset: str) -> Path | None:
     """Returns the newest examples of the dataset, regardless of their settings, or None if there are none."""
-    for directory in store.entries("examples"):
-        if read_manifest(directory)["key"]["dataset"] == dataset:
+    for directory, manifest in store.entries("examples"):
+        if manifest["key"]["dataset"] == dataset:
             return directory
     return None

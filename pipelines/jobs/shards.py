@@ -4,27 +4,24 @@ Raise VERSION when a change to pipelines/shards/, pipelines/mixture/ or pipeline
 that are written.
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.core.beam import BEAM_OPTIONS
-from pipelines.core.errors import ShardError
 from pipelines.core.files import explain_full_disk, write_atomic
-from pipelines.core.store import FileDigests, Store, read_manifest
+from pipelines.core.store import Store, read_manifest
 from pipelines.examples.ledger import check_ledger
-from pipelines.examples.reader import verify_examples
 from pipelines.jobs.dataset import Log
 from pipelines.mixture.order import PERIOD, mix
 from pipelines.mixture.shares import Balance, Shares
 from pipelines.shards.beam_job import write_all_shards
 from pipelines.shards.card import CARD, card
-from pipelines.shards.manifest import FORMAT, check_sizes, read_shards_manifest
+from pipelines.shards.manifest import FORMAT, read_shards_manifest
 from pipelines.shards.plan import ShardPlan, cut_shards
 from pipelines.shards.settings import ShardSettings
-from pipelines.shards.writer import write_lengths
+from pipelines.shards.writer import read_facts, write_lengths
 from pipelines.tokens.tokenizer import load_tokenizer
 
 VERSION = 6
@@ -41,8 +38,8 @@ def build_shards(
     """Writes the first `num_samples` samples of the mixture as shards; returns their directory.
 
     examples: dataset → directory returned by build_examples. Raises BalanceError or MixtureError for an impossible
-    mixture, ShardError if images, examples or shards have changed or the disk is full, RuntimeError if the examples'
-    ledgers do not add up.
+    mixture, ShardError if images have changed, DamagedError if examples have, StoreError or ShardError if the disk is
+    full, RuntimeError if the examples' ledgers do not add up.
     """
     key = {
         "version": VERSION,
@@ -52,7 +49,7 @@ def build_shards(
 
     def make(out: Path) -> dict[str, Any]:
         for directory in examples.values():
-            verify_examples(directory)
+            store.check(directory)
         built = {name: read_manifest(directory) for name, directory in examples.items()}
         for name, manifest in built.items():
             for unit in ("rows", "turns"):
@@ -62,14 +59,13 @@ def build_shards(
         plan = ShardPlan(out, dict(examples), dict(image_roots), settings.image_mode, mixture, starts)
         log(f"{settings.num_samples:,} samples in {plan.num_shards} shards")
         write_all_shards(plan, list(beam_options))
-        facts = [json.loads(plan.facts_file(shard).read_text()) for shard in range(plan.num_shards)]
+        facts = [read_facts(plan, shard) for shard in range(plan.num_shards)]
         lengths = write_lengths(plan)
-        FileDigests(store).remember({out / each["file"]: each["sha256"] for each in [*facts, lengths]})
         for shard in range(plan.num_shards):
             plan.facts_file(shard).unlink()
         sums: dict[str, Counter[str]] = {name: Counter() for name in mixture.names}
-        for shard in facts:
-            for name, values in shard.pop("datasets").items():
+        for each in facts:
+            for name, values in each.pop("datasets").items():
                 sums[name].update(values)
         total = {name: sum(s[name] for s in sums.values()) for name in ("num_tokens", "num_supervised")}
         tokenizer = load_tokenizer(settings.tokenizer)
@@ -95,23 +91,8 @@ def build_shards(
         return manifest
 
     directory = store.produce("shards", key, make)
-    _check_unchanged(store, directory)
+    read_shards_manifest(directory)
     return directory
-
-
-def _check_unchanged(store: Store, directory: Path) -> None:
-    """Raises ShardError if a file differs from what was built. A file is only read if its modification time has changed
-    since it was last checked."""
-    manifest = read_shards_manifest(directory)
-    check_sizes(directory, manifest)
-    named = [*manifest["shards"], manifest["lengths"]]
-    digests = FileDigests(store).digests(directory / facts["file"] for facts in named)
-    for facts, digest in zip(named, digests, strict=True):
-        if digest != facts["sha256"]:
-            raise ShardError(
-                f"{directory / facts['file']} has changed since it was built: delete {directory} and build again "
-                f"(`honeybee verify {directory}` checks all files)"
-            )
 
 
 def _facts(

@@ -29,7 +29,7 @@ def prepare_tokenizer(store: Store, llm: str, local_files_only: bool = False) ->
         tokenizer = _load(llm, local_files_only)
         tokenizer.save_pretrained(out)
         specials = sorted(control_tokens(tokenizer.backend_tokenizer))
-        digest = digests.digest(out / "tokenizer.json")[:16]
+        digest = store.known.digest(out / "tokenizer.json")[:16]
         return {
             "fingerprint": digest,
             "image_token_id": tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),

@@ -8,6 +8,7 @@ whenever its packs are requested.
 """
 
 import io
+import logging
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from pipelines.core.store import fingerprint
 from pipelines.packing.bin_packing import NO_LIMIT, pack_window
 from pipelines.schema import LENGTHS
 
+log = logging.getLogger("honeybee.training")
 VERSION = 1  # raise it when the same lengths and settings give different packs
 _PLANNED_TOGETHER = 1 << 20  # samples per task of the thread pool
 
@@ -163,7 +165,7 @@ def cached_plan(
 ) -> PackingPlan:
     """Like make_plan, but loads the plan if an earlier run has saved it in `directory`, so that resuming is fast.
 
-    keep: whether to save a new plan. Raises PackingError also if the saved plan is damaged."""
+    keep: whether to save a new plan. Raises PackingError as make_plan does."""
     plan = PackingPlan(lengths, packing, image_tokens)
     path = directory / f"plan-{plan.fingerprint}.npz"
     if packing is not None and path.is_file():
@@ -171,7 +173,7 @@ def cached_plan(
             with np.load(path, allow_pickle=False) as kept:
                 return PackingPlan(lengths, packing, image_tokens, kept["starts"], float(kept["used"]))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise PackingError(f"{path} cannot be read: {error}; delete it and it will be rebuilt") from None
+            log.warning("%s is damaged: %s: the plan is made again", path, error)
     plan = make_plan(lengths, packing, image_tokens, threads)
     if plan.starts is not None and keep:
         directory.mkdir(parents=True, exist_ok=True)

@@ -3,15 +3,13 @@
 Each layout is written by one function, (directory, pictures, rng) → Account, registered in TRAINING or HELD_OUT.
 """
 
-import json
 import random
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.core.files import write_atomic
-from pipelines.core.store import MANIFEST
+from pipelines.core.integrity import MANIFEST, check, read_manifest, write_manifest
 from pipelines.sample_corpus.benchmarks.llava_bench import write_llava_bench
 from pipelines.sample_corpus.benchmarks.mm_vet import write_mm_vet
 from pipelines.sample_corpus.benchmarks.mmbench import write_mmbench
@@ -70,23 +68,25 @@ _FOLDERS = (
 _UNFINISHED = ".sample-unfinished"  # marks a directory without manifest as an interrupted write that may be cleared
 
 
-def write_sample(directory: Path, scenes: int, held_out: int, seed: int) -> dict[str, Any]:
+def write_sample(directory: Path, scenes: int, held_out: int, seed: int, clear: bool = False) -> dict[str, Any]:
     """Writes the sample corpus into `directory` and returns its manifest. The same parameters give the same bytes.
 
     scenes: number of training images; held_out: number of images of scenes that training never shows. A complete corpus
-    with the same parameters is reused; one that an interrupted write left is rewritten. Raises FileExistsError if the
-    directory contains anything else.
+    with the same parameters is reused; one that an interrupted write left is rewritten, and so is any with `clear`.
+    Raises FileExistsError if the directory contains anything else, DamagedError if files of a complete corpus are not
+    as they were written.
     """
     key = {"scenes": scenes, "held_out": held_out, "seed": seed, "version": VERSION}
     manifest_path = directory / MANIFEST
     if manifest_path.is_file():
-        manifest = json.loads(manifest_path.read_text())
+        manifest = read_manifest(directory)
         if manifest.get("key") != key:
             raise FileExistsError(
                 f"{directory} holds a sample corpus with {manifest.get('key')}, not {key}: remove it or choose another"
             )
+        check(directory)
         return manifest
-    _make_room(directory)
+    _make_room(directory, clear)
 
     unseen, training = _scenes(scenes, held_out, seed)
     groups = {"training": _draw(training, 1, seed), "held out": _draw(unseen, 1 + scenes, seed)}
@@ -96,16 +96,17 @@ def write_sample(directory: Path, scenes: int, held_out: int, seed: int) -> dict
             account = write(directory, groups[group], random.Random(f"{seed}/{name}"))
             layouts[name] = {"rows": account.rows, "broken": account.broken}
     manifest = {"stage": "sample", "key": key, "layouts": layouts}
-    write_atomic(manifest_path, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    written = write_manifest(directory, manifest)
     (directory / _UNFINISHED).unlink()
-    return manifest
+    return written
 
 
-def _make_room(directory: Path) -> None:
-    """Empties the directory except for the marker of unfinished work; clears only a directory with that marker."""
+def _make_room(directory: Path, clear: bool) -> None:
+    """Empties the directory except for the marker of unfinished work; clears only a directory with that marker, unless
+    told to."""
     directory.mkdir(parents=True, exist_ok=True)
     marker = directory / _UNFINISHED
-    if marker.exists():
+    if marker.exists() or clear:
         for name in _FOLDERS:
             shutil.rmtree(directory / name, ignore_errors=True)
     elif any(directory.iterdir()):

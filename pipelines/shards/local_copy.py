@@ -1,14 +1,18 @@
 """A local, bounded cache of the shards of a remote directory."""
 
 import fcntl
+import logging
 import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipelines.core.files import atomic_file, explain_full_disk, lock
+from pipelines.core.files import atomic_file, explain_full_disk, file_sha256
+from pipelines.core.locks import lock
 from pipelines.shards.manifest import check_format
 from pipelines.shards.remote import RemoteError, ShardFiles
+
+log = logging.getLogger("honeybee.training")
 
 
 class ShardCache:
@@ -18,12 +22,13 @@ class ShardCache:
         manifest = copy.manifest                    # the manifest at the URL, whose format has been checked
         path = copy.fetch("shard-00000-of-00042.parquet")
 
-    `fetch` verifies the SHA-256 of a download against the manifest. File names in the cache contain their checksum, so
-    several runs, URLs and processes of one machine can share a directory: each file is downloaded once, while the other
-    processes wait for it. If the cache exceeds `limit_bytes` (None means no limit), the least recently used files are
-    removed, except those in use: the last `hold` files that each LocalCopy has fetched. A path is therefore valid
-    until its LocalCopy has fetched `hold` other files or is closed; a file that is already open stays readable anyway.
-    The disk must have room for all files in use, even beyond the limit. Create one instance per process.
+    `fetch` verifies the SHA-256 of a download, and of a file from an earlier run, against the manifest. File names in
+    the cache contain their checksum, so several runs, URLs and processes of one machine can share a directory: each
+    file is downloaded once, while the other processes wait for it. If the cache exceeds `limit_bytes` (None means no
+    limit), the least recently used files are removed, except those in use: the last `hold` files that each LocalCopy
+    has fetched. A path is therefore valid until its LocalCopy has fetched `hold` other files or is closed; a file that
+    is already open stays readable anyway. The disk must have room for all files in use, even beyond the limit. Create
+    one instance per process.
     """
 
     def __init__(self, url: str, directory: Path, limit_bytes: int | None = None, hold: int = 4):
@@ -36,6 +41,7 @@ class ShardCache:
         named = [*self.manifest["shards"], self.manifest["lengths"]]
         self._facts = {facts["file"]: facts for facts in named}
         self._held: OrderedDict[Path, BinaryIO] = OrderedDict()
+        self._checked: set[Path] = set()
         try:
             directory.mkdir(parents=True, exist_ok=True)
             (directory / ".room.lock").touch()
@@ -51,13 +57,25 @@ class ShardCache:
         facts = self._facts[file]
         path = self.directory / f"{facts['sha256'][:32]}-{file}"
         self._hold(path)
-        with lock(self._lock_of(path, "fetch")):
-            if not path.is_file() or path.stat().st_size != facts["num_bytes"]:
+        with lock(self._lock_of(path, "fetch"), path):
+            if not self._is_sound(path, facts):
                 self._make_room(facts["num_bytes"])
                 with explain_full_disk(path), atomic_file(path) as partial:
                     self._download(file, facts["sha256"], partial)
         os.utime(path)  # records the last use
         return path
+
+    def _is_sound(self, path: Path, facts: dict[str, Any]) -> bool:
+        """Returns whether a file is here and has the right bytes, which are read once for each instance."""
+        if path in self._checked and path.is_file():
+            return True
+        if not path.is_file():
+            return False
+        if path.stat().st_size != facts["num_bytes"] or file_sha256(path) != facts["sha256"]:
+            log.warning("%s is damaged: it is downloaded again", path)
+            return False
+        self._checked.add(path)
+        return True
 
     def close(self) -> None:
         """Releases all files, so that they may be removed."""

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.examples.reader import ExampleFiles
+from pipelines.images.doubts import Doubts
 from pipelines.images.shrink import Shrink
 from pipelines.mixture.order import Mixture
 
@@ -61,6 +62,11 @@ class ShardPlan:
     @property
     def num_shards(self) -> int:
         return len(self.starts) - 1
+
+    @property
+    def doubts(self) -> Doubts:
+        """Where an image is noted whose bytes are not those that were measured."""
+        return Doubts.of(self.out.parents[1])
 
     def samples(self, shard: int) -> np.ndarray:
         return np.arange(self.starts[shard], self.starts[shard + 1])

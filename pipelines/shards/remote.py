@@ -7,7 +7,6 @@ variables and files, or fsspec's own settings (`FSSPEC_S3_ENDPOINT_URL`).
 
 import contextlib
 import hashlib
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ import fsspec
 
 from pipelines.core.errors import ShardError
 from pipelines.core.files import file_sha256
-from pipelines.core.store import MANIFEST
+from pipelines.core.integrity import CONTENTS, MANIFEST, DamagedError, unseal
 from pipelines.shards.card import CARD
 from pipelines.shards.manifest import check_sizes, read_shards_manifest
 
@@ -58,7 +57,7 @@ class ShardFiles:
     where: str
 
     def manifest(self) -> Any:
-        """Returns the manifest. Raises ShardError if it is missing or not valid JSON, RemoteError if a URL cannot be
+        """Returns the manifest. Raises ShardError if it is missing or not as written, RemoteError if a URL cannot be
         read."""
         try:
             content = self.read(MANIFEST)
@@ -66,9 +65,9 @@ class ShardFiles:
             hint = "; a pushed run stores its shards below it, in shards/FINGERPRINT" if is_url(self.where) else ""
             raise ShardError(f"{self.where} holds no finished shards: there is no {MANIFEST}{hint}") from None
         try:
-            return json.loads(content)
-        except ValueError as error:
-            raise ShardError(f"{self.where}/{MANIFEST} is not valid JSON: {error}") from None
+            return unseal(content, f"{self.where.rstrip('/')}/{MANIFEST}")
+        except DamagedError as error:
+            raise ShardError(str(error)) from None
 
     def names(self) -> list[str]:
         file_system, root = self._location()
@@ -175,8 +174,8 @@ def push(directory: Path, url: str, log: Callable[[str], None] = print) -> None:
     files, remote_sizes = ShardFiles(url), ShardFiles(url).sizes()
     named = [*manifest["shards"], manifest["lengths"]]
     wanted = {facts["file"]: (facts["num_bytes"], facts["sha256"]) for facts in named}
-    if (directory / CARD).is_file():
-        wanted[CARD] = ((directory / CARD).stat().st_size, file_sha256(directory / CARD))
+    if CARD in manifest[CONTENTS]:
+        wanted[CARD] = tuple(manifest[CONTENTS][CARD])
     own = (directory / MANIFEST).read_bytes()
     others = sorted(name for name in remote_sizes if name.endswith(".parquet") and name not in wanted)
     if others or (MANIFEST in remote_sizes and files.read(MANIFEST) != own):
@@ -192,7 +191,7 @@ def push(directory: Path, url: str, log: Callable[[str], None] = print) -> None:
         size, sha256 = wanted[name]
         if remote_sizes.get(name) == size and files.sha256(name) == sha256:
             return "already uploaded"
-        if file_sha256(directory / name) != sha256 and name != CARD:
+        if file_sha256(directory / name) != sha256:
             raise RemoteError(
                 f"{directory / name} has changed since it was built: run `honeybee verify {directory}` for details"
             )

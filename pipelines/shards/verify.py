@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.core.errors import ShardError
+from pipelines.core.integrity import CONTENTS
 from pipelines.mixture.order import PERIOD, MixtureError
 from pipelines.schema import LENGTHS
 from pipelines.shards.check import PARQUET_ERRORS, ShardCheck, ShardReport, file_fault
@@ -47,7 +48,7 @@ def verify(where: str, log: Callable[[str], None] = print, processes: int = 1) -
         for fault in found.faults:
             log(f"  {fault}")
         faults += found.faults
-    last = [*totals.faults(), *_length_faults(files, manifest, totals.lengths)]
+    last = [*totals.faults(), *_length_faults(files, manifest, totals.lengths), *_other_faults(files, manifest)]
     for fault in last:
         log(f"  {fault}")
     return faults + last
@@ -118,6 +119,22 @@ class _Totals:
                 if seen != facts[what]:
                     faults.append(f"manifest.json: {name}: {facts[what]:,} {what}, but the shards have {seen:,}")
         return faults
+
+
+def _other_faults(files: ShardFiles, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Yields faults of the files that hold no samples, such as the dataset card."""
+    checked = {manifest["lengths"]["file"], *(shard["file"] for shard in manifest["shards"])}
+    for name, (size, sha256) in manifest[CONTENTS].items():
+        if name not in checked:
+            try:
+                with files.local(name) as path:
+                    wrong = file_fault(path, {"num_bytes": size, "sha256": sha256})
+            except FileNotFoundError:
+                wrong = "missing"
+            except (OSError, RemoteError) as error:
+                wrong = f"cannot be read: {error}"
+            if wrong:
+                yield f"{name}: {wrong}"
 
 
 def _length_faults(files: ShardFiles, manifest: Mapping[str, Any], seen: list[pa.Table | None]) -> list[str]:

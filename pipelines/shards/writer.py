@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.core.errors import ShardError
-from pipelines.core.files import atomic_file, explain_full_disk, file_sha256
+from pipelines.core.files import atomic_file, explain_full_disk, file_sha256, write_atomic
+from pipelines.core.integrity import CHECKSUM, DamagedError, seal, unseal
 from pipelines.examples.reader import ExampleFiles
 from pipelines.images.references import ImageRoot, reading_order
 from pipelines.schema import EXAMPLES, LENGTHS, SHARD
@@ -75,8 +76,14 @@ def write_shard(plan: ShardPlan, shard: int) -> None:
         total = {name: sum(each[name] for each in sums.values()) for name in ("num_tokens", "num_supervised")}
         facts = {"file": plan.file(shard).name, "first": first, "num_samples": end - first, "num_bytes": num_bytes}
         facts |= {"sha256": sha256, **total, "datasets": sums}
-        with atomic_file(plan.facts_file(shard)) as partial:
-            partial.write_text(json.dumps(facts))
+        write_atomic(plan.facts_file(shard), seal(facts))
+
+
+def read_facts(plan: ShardPlan, shard: int) -> dict[str, Any]:
+    """Returns what `write_shard` noted about a shard. Raises DamagedError if the file is not as it was written."""
+    facts = unseal(plan.facts_file(shard).read_bytes(), plan.facts_file(shard))
+    del facts[CHECKSUM]
+    return facts
 
 
 def write_lengths(plan: ShardPlan) -> dict[str, Any]:
@@ -94,9 +101,10 @@ def write_lengths(plan: ShardPlan) -> dict[str, Any]:
 
 
 def _is_complete(plan: ShardPlan, shard: int) -> bool:
-    if not plan.facts_file(shard).is_file() or not plan.file(shard).is_file():
+    try:
+        return file_sha256(plan.file(shard)) == read_facts(plan, shard)["sha256"]
+    except (FileNotFoundError, DamagedError):
         return False
-    return file_sha256(plan.file(shard)) == json.loads(plan.facts_file(shard).read_text())["sha256"]
 
 
 def _groups(plan: ShardPlan, indices: np.ndarray) -> Iterator[pa.Table]:
@@ -162,11 +170,13 @@ def _image_columns(plan: ShardPlan, dataset: str, root: ImageRoot | None, rows: 
     if root is not None:
         names, measured = (pc.list_flatten(rows[column]).to_pylist() for column in ("images", "image_sha256"))
         for name, sha256 in sorted(set(zip(names, measured, strict=True)), key=lambda pair: reading_order(pair[0])):
-            data[name], checksums[name] = root.read(name), sha256
+            location = root.locate(name)
+            data[name], checksums[name] = root.read_at(location), sha256
             if hashlib.sha256(data[name]).hexdigest() != sha256:
+                plan.doubts.add(location.identity)
                 raise ShardError(
                     f"{dataset}: image {name} under {plan.image_roots[dataset]} has changed since the examples were "
-                    "built: build again"
+                    "built: build again, which measures it anew"
                 )
             if plan.image_mode.shrink is not None:
                 data[name] = plan.image_mode.shrink(data[name])

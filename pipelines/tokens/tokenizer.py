@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from pipelines.core.store import read_manifest
+from pipelines.core.integrity import check, read_manifest
 from pipelines.schema import IMAGE_TOKEN
 
 
@@ -79,8 +79,10 @@ def _make_plain(tokenizer: Tokenizer) -> None:
 
 
 def load_tokenizer(directory: Path) -> PreparedTokenizer:
-    """Loads a tokenizer from the directory that `prepare_tokenizer` returned."""
+    """Loads a tokenizer from the directory that `prepare_tokenizer` returned. Raises DamagedError if its file is not as
+    it was written."""
     manifest = read_manifest(directory)
+    check(directory, pattern="tokenizer.json")
     return PreparedTokenizer(
         tokenizer=Tokenizer.from_file(str(directory / "tokenizer.json")),
         fingerprint=manifest["fingerprint"],

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pyarrow as pa
 from PIL import Image
 
 from pipelines.core.arrow_files import write_batches
-from pipelines.core.files import file_sha256
+from pipelines.core.integrity import write_manifest
 from pipelines.mixture.shares import Balance
 from pipelines.schema import EXAMPLES
 from pipelines.shards.settings import ShardSettings
@@ -55,10 +54,10 @@ def make_world(tmp_path: Path, tokenizer_dir: Path) -> dict[str, Any]:
             table = pa.Table.from_pylist(part, EXAMPLES)
             write_batches(directory / f"examples-{number:05d}.arrow", EXAMPLES, table.to_batches(64))
         names = ["examples-00000.arrow", "examples-00001.arrow"]
-        files = [[n, c, file_sha256(directory / n)] for n, c in zip(names, (half, size - half), strict=True)]
+        files = [[n, c] for n, c in zip(names, (half, size - half), strict=True)]
         ledger = {"read": size + 3, "examples": size, "duplicates": 1, "rejects": {"too_long": 2}}
         manifest = {"files": files, "num_examples": size, "num_supervised": size, "task": "open_question"}
-        (directory / "manifest.json").write_text(json.dumps({**manifest, "rows": ledger, "turns": ledger}))
+        write_manifest(directory, {**manifest, "rows": ledger, "turns": ledger})
         examples[name] = directory
     return {
         "examples": examples,

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from pipelines.core.files import file_sha256
+from pipelines.core.integrity import write_manifest
 from pipelines.schema import LENGTHS, SHARD
 from pipelines.shards.manifest import FORMAT
 
@@ -110,5 +110,5 @@ def write_shards(
         "lengths": {"file": lengths.name, "sha256": file_sha256(lengths), "num_bytes": lengths.stat().st_size},
         "shards": shards,
     }
-    (directory / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(directory, manifest)
     return directory

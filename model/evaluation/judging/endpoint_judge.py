@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from model.evaluation.interface import Answer, Messages
 from model.evaluation.judging.http_client import Endpoint, JudgeError, RequestFailed, encodable
 from pipelines.core.files import write_atomic
+from pipelines.core.integrity import seal, unseal
 
 LOG_EVERY = 5.0  # seconds
 MAX_CONSECUTIVE_FAILURES = (
@@ -170,7 +171,7 @@ class EndpointJudge:
         entry = {"url": self.settings.url, "request": body, "reply": completion.text, "tokens": completion.tokens}
         path = self._path(digest)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(entry, ensure_ascii=False, indent=1) + "\n")
+        write_atomic(path, seal(entry))
         return Answer(completion.text)
 
     def _path(self, digest: str) -> Path:
@@ -179,7 +180,7 @@ class EndpointJudge:
     def _cached(self, digest: str) -> Answer | None:
         path = self._path(digest)
         try:
-            entry = json.loads(path.read_bytes())
+            entry = unseal(path.read_bytes(), path)
             valid = _digest({"url": entry["url"], **entry["request"]}) == digest and isinstance(entry["reply"], str)
         except FileNotFoundError:
             return None

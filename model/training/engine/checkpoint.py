@@ -1,11 +1,11 @@
 """Checkpoints that are written atomically, independent of the number of ranks and the ZeRO stage, without pickle.
 
 `checkpoints/step-00000500/` holds, for every trained parameter, its fp32 weight and AdamW's two moments as flat
-safetensors, and `manifest.json` with the state of the run. Frozen parameters are not included: a resumed run loads them
-from their original source. A checkpoint is written under a temporary name and renamed once it is complete and synced.
+safetensors, and `manifest.json` with the state of the run and the checksums of all files. Frozen parameters are not
+included: a resumed run loads them from their original source. A checkpoint is written under a temporary name and
+renamed once it is complete and synced.
 """
 
-import json
 import logging
 import os
 import re
@@ -20,15 +20,15 @@ from torch import Tensor, nn
 
 from model.training.engine.deepspeed_engine import STATE, Engine
 from model.training.work_directory import CheckpointError, explain_full_disk
-from pipelines.core.files import write_atomic
-from pipelines.core.store import MANIFEST
+from pipelines.core.files import file_sha256, write_atomic
+from pipelines.core.integrity import CHECKSUM, CONTENTS, MANIFEST, DamagedError, read_manifest, seal
 
 log = logging.getLogger("honeybee.training")
-VERSION = 1
+VERSION = 2
 FILE_BYTES = 2 << 30  # a rank buffers about this many bytes before it writes a file
 _NAME = re.compile(r"step-(\d{8})")
-RESERVED = ("version", "step", "identity", "files")  # keys of the manifest that `facts` must not contain
-_FACTS = {"version": int, "step": int, "identity": dict, "files": dict, "loader": dict}
+RESERVED = ("version", "step", "identity", CONTENTS, CHECKSUM)  # keys of the manifest that `facts` must not contain
+_FACTS = {"version": int, "step": int, "identity": dict, CONTENTS: dict, "loader": dict}
 
 
 class Checkpoints:
@@ -62,9 +62,9 @@ class Checkpoints:
         # Gathering (also a barrier) replaces listing the directory: a listing of a shared file system may be stale.
         written = ranks.gather(self._write_tensors(partial))
         if ranks.first:
-            files = {name: size for own in written for name, size in sorted(own.items())}
-            manifest = {"version": VERSION, "step": step, "identity": self.identity, "files": files, **facts}
-            write_atomic(partial / MANIFEST, json.dumps(manifest, indent=1))
+            files = {name: facts for own in written for name, facts in sorted(own.items())}
+            manifest = {"version": VERSION, "step": step, "identity": self.identity, CONTENTS: files, **facts}
+            write_atomic(partial / MANIFEST, seal(manifest))
             _sync(partial)
             final = self.directory / partial.name[1:]
             shutil.rmtree(final, ignore_errors=True)
@@ -72,7 +72,12 @@ class Checkpoints:
             _sync(self.directory)
             for old in self.steps()[: -self.keep]:
                 _remove(self.directory / f"step-{old:08d}")
-            log.info("saved the checkpoint of step %d: %s (%.1f MB)", step, final, sum(files.values()) / 1e6)
+            log.info(
+                "saved the checkpoint of step %d: %s (%.1f MB)",
+                step,
+                final,
+                sum(size for size, _ in files.values()) / 1e6,
+            )
         ranks.barrier()
 
     def steps(self) -> list[int]:
@@ -86,13 +91,14 @@ class Checkpoints:
         All ranks must call it. A damaged checkpoint is logged and the previous one is used. Raises CheckpointError if
         the newest belongs to a different job, if all checkpoints are damaged, or if the ranks see different ones.
         """
-        found = self._newest()
-        seen = self.engine.ranks.gather(found and found[1]["step"])
+        steps = self.steps()
+        seen = self.engine.ranks.gather(steps[-1] if steps else None)
         if len({str(step) for step in seen}) > 1:
             raise CheckpointError(
                 f"the ranks see different checkpoints in {self.directory} (steps {seen}): the directory must be shared "
                 "by all hosts; if it is, run again once every host lists the same checkpoints"
             )
+        found = self._newest()
         if found is None:
             return None
         directory, manifest, index = found
@@ -102,18 +108,23 @@ class Checkpoints:
         return manifest
 
     def _newest(self) -> tuple[Path, dict[str, Any], dict[str, Path]] | None:
-        """Returns the newest intact checkpoint, its manifest, and its index from tensor name to file."""
-        damages = []
-        for step in reversed(self.steps()):
+        """Returns the newest intact checkpoint, its manifest, and its index from tensor name to file. Each rank reads
+        its share of the files to check them, and all come to the same result."""
+        ranks, damages = self.engine.ranks, []
+        for step in reversed(ranks.gather(self.steps())[0]):
             directory = self.directory / f"step-{step:08d}"
+            problem, manifest, index = None, {}, {}
             try:
                 manifest = _read_manifest(directory)
+                _check_files(directory, manifest, ranks.rank, ranks.world)
                 index = _index(directory, manifest)
             except CheckpointError as error:
-                damages.append(str(error))
-                log.warning("%s; falling back to the previous checkpoint", error)
-                continue
-            return directory, manifest, index
+                problem = str(error)
+            problem = next(filter(None, ranks.gather(problem)), None)
+            if problem is None:
+                return directory, manifest, index
+            damages.append(problem)
+            log.warning("%s; falling back to the previous checkpoint", problem)
         if damages:
             raise CheckpointError(f"every checkpoint is damaged ({'; '.join(damages)}): remove {self.directory}")
         return None
@@ -131,10 +142,10 @@ class Checkpoints:
             f"{self.directory}"
         )
 
-    def _write_tensors(self, directory: Path) -> dict[str, int]:
-        """Writes this rank's share of the parameters, balanced by size; returns its files and their sizes."""
+    def _write_tensors(self, directory: Path) -> dict[str, tuple[int, str]]:
+        """Writes this rank's share of the parameters, balanced by size; returns its files, their sizes and SHA-256."""
         ranks = self.engine.ranks
-        files: dict[str, int] = {}
+        files: dict[str, tuple[int, str]] = {}
         loads = [0] * ranks.world
         held: dict[str, Tensor] = {}
         held_bytes = written = 0
@@ -146,7 +157,7 @@ class Checkpoints:
                 with explain_full_disk(path):
                     save_file(held, path)
                     _sync(path)
-                files[path.name] = path.stat().st_size
+                files[path.name] = path.stat().st_size, file_sha256(path)
                 held, held_bytes, written = {}, 0, written + 1
 
         for name, parameter in self.engine.trained:
@@ -199,26 +210,31 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     """Raises CheckpointError if the checkpoint is damaged or of a different version."""
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError) as error:  # ValueError: not JSON, or not UTF-8
-        raise CheckpointError(f"{path} is damaged: {error}") from None
-    facts = manifest if isinstance(manifest, dict) else {}
-    lacking = [key for key, kind in _FACTS.items() if not isinstance(facts.get(key), kind)]
+        manifest = read_manifest(directory)
+    except (FileNotFoundError, DamagedError) as error:
+        raise CheckpointError(str(error)) from None
+    lacking = [key for key, kind in _FACTS.items() if not isinstance(manifest.get(key), kind)]
     if lacking:
         raise CheckpointError(f"{path} is damaged: missing or invalid keys: {', '.join(lacking)}")
     if manifest["version"] != VERSION:
         raise CheckpointError(f"{path} has version {manifest['version']}, but this program reads version {VERSION}")
-    for name, size in manifest["files"].items():
+    return manifest
+
+
+def _check_files(directory: Path, manifest: dict[str, Any], rank: int, world: int) -> None:
+    """Raises CheckpointError unless all files have the right sizes, and this rank's share the right checksums."""
+    for number, (name, (size, sha256)) in enumerate(manifest[CONTENTS].items()):
         found = (directory / name).stat().st_size if (directory / name).is_file() else None
         if found != size:
             raise CheckpointError(f"{directory / name} is damaged: found {found} bytes instead of {size}")
-    return manifest
+        if number % world == rank and file_sha256(directory / name) != sha256:
+            raise CheckpointError(f"{directory / name} is damaged: its checksum has changed")
 
 
 def _index(directory: Path, manifest: dict[str, Any]) -> dict[str, Path]:
     """Returns the file that holds each tensor, by tensor name."""
     index = {}
-    for name in manifest["files"]:
+    for name in manifest[CONTENTS]:
         try:
             with safe_open(directory / name, framework="pt") as file:
                 index.update(dict.fromkeys(file.keys(), directory / name))

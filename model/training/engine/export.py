@@ -1,6 +1,5 @@
 """Writes the trained model, its processor and tokenizer to one directory, which is complete once it has a manifest."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -12,8 +11,7 @@ from model.processing import HoneybeeProcessor
 from model.training.engine.deepspeed_engine import Engine
 from model.training.engine.lora import ADAPTER, merge_adapters, save_adapter
 from model.training.model_card import CARD, LOCAL_WEIGHTS, model_card
-from pipelines.core.files import write_atomic
-from pipelines.core.store import MANIFEST
+from pipelines.core.integrity import write_manifest
 
 
 def save_model(
@@ -58,8 +56,7 @@ def save_model(
             (output / path).parent.mkdir(exist_ok=True)
             (partial / path).replace(output / path)
         shutil.rmtree(partial)
-        manifest = {**facts, "files": {path.as_posix(): (output / path).stat().st_size for path in files}}
-        write_atomic(output / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        write_manifest(output, facts)
     engine.ranks.barrier()
 
 

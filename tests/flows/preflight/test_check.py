@@ -15,6 +15,7 @@ from flows.preflight.check import check_inputs, check_settings
 from flows.preflight.surroundings import check_hosts
 from flows.recipe.recipe import RecipeError, load_recipe
 from flows.runs.workspace import locate_workspace, open_workspace
+from pipelines.core.store import Store
 from pipelines.sample_corpus import write_sample
 from pipelines.templates.sets import set_names
 
@@ -213,6 +214,16 @@ def test_unwritable_directories_are_reported(write_recipe, tmp_path):
     with pytest.raises(RecipeError, match=r"paths.store: .*/file is not a directory") as caught:
         check_settings(load_recipe(write_recipe({"paths": paths})))
     assert os.geteuid() == 0 or "paths.runs: /proc is not writable" in str(caught.value)
+
+
+def test_a_store_that_cannot_be_written_is_no_problem_if_something_is_built(write_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "store")
+    (tmp_path / "store").mkdir()
+    recipe = load_recipe(write_recipe({"paths": {"store": str(tmp_path / "store"), "runs": str(tmp_path / "runs")}}))
+    with pytest.raises(RecipeError, match=r"paths\.store: .*store is not writable"):
+        check_settings(recipe)
+    Store(tmp_path / "store").produce("stage", {"n": 1}, lambda out: {})
+    check_settings(recipe)
 
 
 def test_an_unknown_beam_runner_is_reported(write_recipe):

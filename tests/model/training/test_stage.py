@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from support.damage import files_of, flip
 from support.training_data import encoded_image, rows, write_shards
 from support.training_jobs import elsewhere, make_job
 from support.training_plain import assert_bit_equal, plain_torch, weights
@@ -169,7 +170,7 @@ def test_output_is_a_complete_model_for_the_next_stage(
     manifest = json.loads((output / "manifest.json").read_text())
     (stage,) = manifest["stages"]
     assert (stage["stage"], stage["steps"]) == ("finetune", 8)
-    assert {path.name for path in output.iterdir()} == {"manifest.json", *manifest["files"]}
+    assert {path.name for path in output.iterdir()} == {"manifest.json", *manifest["contents"]}
     assert (output / "tokenizer.json").read_bytes() == (tiny_backbones / "llm" / "tokenizer.json").read_bytes()
 
     card = (output / "README.md").read_text()
@@ -194,6 +195,12 @@ def test_output_is_a_complete_model_for_the_next_stage(
     before = (output / "model.safetensors").stat().st_mtime_ns
     train(usual)  # already complete: nothing to do
     assert (output / "model.safetensors").stat().st_mtime_ns == before
+    intact = files_of(output)
+    flip(output / "model.safetensors")
+    running = Ranks(usual)  # writes the model again from the last checkpoint
+    assert running.wait() == [0]
+    assert f"{output / 'model.safetensors'} is damaged" in running.output()
+    assert files_of(output) == intact
 
 
 @pytest.mark.parametrize(
@@ -247,6 +254,10 @@ def _halve(checkpoint: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def _flip(checkpoint: Path) -> None:
+    flip(next(checkpoint.glob("*.safetensors")))
+
+
 def _edit(checkpoint: Path) -> None:
     path = checkpoint / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -254,7 +265,7 @@ def _edit(checkpoint: Path) -> None:
     path.write_text(json.dumps(manifest))
 
 
-@pytest.mark.parametrize("damage", [_halve, _edit, lambda checkpoint: (checkpoint / "manifest.json").unlink()])
+@pytest.mark.parametrize("damage", [_flip, _halve, _edit, lambda checkpoint: (checkpoint / "manifest.json").unlink()])
 def test_damaged_checkpoint_is_not_loaded(
     uninterrupted: dict[str, Any], tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:

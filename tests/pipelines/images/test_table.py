@@ -1,10 +1,12 @@
 """Image references, guarded decoding, and the incremental images table."""
 
+import errno
 import hashlib
 import io
 import os
 import tarfile
 import unicodedata
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -15,6 +17,8 @@ from support.images import png_header, read_image_bytes
 
 from pipelines.core.errors import ImageRefError
 from pipelines.images.decode import MAX_PIXELS, decode, measure
+from pipelines.images.doubts import Doubts
+from pipelines.images.read_range import read_range
 from pipelines.images.references import ImageRoot
 from pipelines.images.table import identities, images_table
 from pipelines.schema import IMAGES
@@ -195,30 +199,92 @@ def test_the_images_table_has_one_sorted_row_per_image(root):
     assert rows["z.jpg"]["identity"] is None
 
 
-def test_known_images_are_not_reopened(root):
-    first = images_table(root, ["a.jpg", "deep/b.png"])
-    # The bytes change but path, size and mtime do not, so only a table that reads the file again would notice.
-    path = root / "a.jpg"
+def exchange(path: Path, data: bytes) -> None:
+    """Writes other bytes of the same size and restores the modification time."""
     status = path.stat()
-    path.write_bytes(bytes(status.st_size))
+    assert len(data) == status.st_size
+    path.write_bytes(data)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert images_table(root, ["deep/b.png", "a.jpg"], first) == first
-    assert images_table(root, ["a.jpg"])["reject"].to_pylist() == ["image_corrupt"]
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    again = images_table(root, ["a.jpg", "deep/b.png"], first)
-    assert again["reject"].to_pylist() == ["image_corrupt", None]
 
 
-def test_known_images_are_reused_across_roots_and_names(root):
+def test_known_images_are_not_reopened(root, monkeypatch):
+    first = images_table(root, ["a.jpg", "deep/b.png"])
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.images.references.read_range", lambda path, *rest: pytest.fail(f"{path} was read"))
+        assert images_table(root, ["deep/b.png", "a.jpg"], first) == first
+    path = root / "a.jpg"
+    os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns + 1))
+    assert images_table(root, ["a.jpg", "deep/b.png"], first)["reject"].to_pylist() == [None, None]
+
+
+def test_a_damaged_image_that_is_replaced_with_equal_size_and_time_is_measured_again(root):
+    good = (root / "a.jpg").read_bytes()
+    exchange(root / "a.jpg", bytes(len(good)))
+    damaged = images_table(root, ["a.jpg"])
+    assert damaged["reject"].to_pylist() == ["image_corrupt"]
+    exchange(root / "a.jpg", good)
+    assert images_table(root, ["a.jpg"], damaged)["reject"].to_pylist() == [None]
+
+
+def test_a_doubted_image_is_measured_again_though_nothing_about_its_file_has_changed(root, tmp_path):
+    doubts = Doubts.of(tmp_path)
+    known = images_table(root, ["a.jpg", "deep/b.png"])
+    wrong = known.set_column(known.schema.get_field_index("sha256"), "sha256", pa.array(["0" * 64] * 2))
+    assert images_table(root, ["a.jpg"], wrong, doubted=doubts.read())["sha256"].to_pylist() == ["0" * 64]
+    doubts.add(known["identity"][0].as_py())
+    again = images_table(root, ["a.jpg", "deep/b.png"], wrong, doubted=doubts.read())
+    assert again["sha256"].to_pylist() == [known["sha256"][0].as_py(), "0" * 64]
+    assert again["identity"].to_pylist() == identities(root, ["a.jpg", "deep/b.png"], doubts.read())
+    assert again["identity"][0] != known["identity"][0] and again["identity"][1] == known["identity"][1]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES])
+def test_an_error_of_the_disk_is_no_verdict_about_the_image(root, monkeypatch, number):
+    monkeypatch.setattr("pipelines.images.read_range._PAUSE", 0)
+    real, failures = os.pread, []
+
+    def fail(times: int):
+        def pread(*arguments):
+            if len(failures) < times:
+                failures.append(number)
+                raise OSError(number, os.strerror(number))
+            return real(*arguments)
+
+        return pread
+
+    monkeypatch.setattr(os, "pread", fail(99))
+    with pytest.raises(OSError, match=r"check the disk, then run it again: '.*a\.jpg'") as raised:
+        images_table(root, ["a.jpg"])
+    assert raised.value.errno == number
+    failures.clear()
+    monkeypatch.setattr(os, "pread", fail(2))
+    if number != errno.EACCES:  # which does not pass by itself
+        assert images_table(root, ["a.jpg"])["reject"].to_pylist() == [None]
+
+
+def test_short_reads_are_continued_and_a_file_that_ends_early_is_named(root, monkeypatch):
+    monkeypatch.setattr("pipelines.images.read_range._PAUSE", 0)
+    whole, real = images_table(root, ["a.jpg"]), os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, offset: real(file, min(size, 100), offset))
+    assert images_table(root, ["a.jpg"]) == whole
+    monkeypatch.setattr(os, "pread", lambda file, size, offset: b"" if offset else real(file, size // 2, offset))
+    with pytest.raises(OSError, match=r"only [\d,]+ of [\d,]+ bytes could be read: .*a\.jpg"):
+        images_table(root, ["a.jpg"])
+
+
+def test_known_images_are_reused_across_roots_and_names(root, monkeypatch):
     (root / "corrupt.jpg").write_bytes(b"no image")
     known = pa.concat_tables(
         [images_table(root, ["a.jpg", "corrupt.jpg", "z.jpg"]), images_table(root / "deep", ["b.png"])]
     )
-    for path in root.glob("**/*.*"):
-        status = path.stat()
-        path.write_bytes(b"-" * status.st_size)
-        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     (root / "z.jpg").write_bytes(encoded((5, 6)))
+    read: list[str] = []
+
+    def note(path, *rest):
+        read.append(Path(path).name)
+        return read_range(path, *rest)
+
+    monkeypatch.setattr("pipelines.images.references.read_range", note)
     table = images_table(root, ["a.jpg", "corrupt.jpg", "deep/b.png", "z.jpg"], known)
     assert [(row["image"], row["width"], row["height"], row["reject"]) for row in table.to_pylist()] == [
         ("a.jpg", 40, 30, None),
@@ -226,6 +292,7 @@ def test_known_images_are_reused_across_roots_and_names(root):
         ("deep/b.png", 7, 9, None),
         ("z.jpg", 5, 6, None),
     ]
+    assert read == ["z.jpg"]
 
 
 def test_threads_do_not_change_the_table(root):

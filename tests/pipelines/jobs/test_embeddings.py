@@ -24,7 +24,6 @@ from pipelines.dedup.embedder import EmbedderError
 from pipelines.dedup.embeddings import embedder_path
 from pipelines.dedup.settings import Dedup
 from pipelines.jobs import examples
-from pipelines.jobs.annotations import build_annotations
 from pipelines.jobs.dataset import DatasetSpec, Tables
 from pipelines.jobs.embeddings import build_embeddings
 from pipelines.jobs.examples import build_examples
@@ -50,7 +49,7 @@ from pipelines.core.store import Store
 
 def write_and_die(out, embedder, table):
     write_part(out, embedder, table)
-    if len(list(out.glob("part-*"))) == 3:
+    if len(list(out.glob(".part-*"))) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 
 vectors.PART_TEXTS = 1
@@ -113,7 +112,7 @@ def test_only_contents_of_undecided_turns_are_embedded(cold):
     assert {"cup", "weather", "cup red"} <= texts
     assert "weather sunny" not in texts  # dissimilar to all other turns about its image
     assert "hermit" not in texts  # the only turn about its image
-    assert not list(cold.glob("part-*"))
+    assert not list(cold.glob(".part-*"))
 
 
 def test_a_warm_table_is_byte_equal(cold, spec, tmp_path, caplog):
@@ -129,8 +128,7 @@ def test_a_warm_table_is_byte_equal(cold, spec, tmp_path, caplog):
 def test_a_second_build_embeds_nothing_and_reads_no_annotation(spec, tmp_path, monkeypatch):
     store = Store(tmp_path)
     first = build_embeddings(store, [spec], MODEL)
-    [table] = build_annotations(store, spec).glob("*.arrow")
-    table.unlink()
+    monkeypatch.setattr("pipelines.jobs.embeddings.annotation_batches", lambda _: pytest.fail("annotations were read"))
     monkeypatch.setattr(embedder, "load", lambda *_: pytest.fail("the model was loaded"))
     assert build_embeddings(store, [spec], MODEL) == first
 
@@ -140,13 +138,13 @@ def test_a_killed_build_is_resumed(cold, spec, tmp_path, caplog):
     command = [sys.executable, "-c", KILLED_BUILD, str(spec.annotations), str(tmp_path), MODEL]
     killed = subprocess.run(command, cwd=Path(__file__).resolve().parents[3])
     assert killed.returncode == -signal.SIGKILL
-    parts = list(tmp_path.rglob("part-*.arrow"))
+    parts = list(tmp_path.rglob(".part-*.arrow"))
     assert len(parts) == 3 and not (parts[0].parent / MANIFEST).exists()
     parts[0].write_bytes(parts[0].read_bytes()[:-1])  # a damaged part must be rebuilt, not reused
     directory = build_embeddings(Store(tmp_path), [spec], MODEL)
     assert table_bytes(directory) == table_bytes(cold)
     assert 0 < embedded(caplog) < read_manifest(directory)["num_texts"]
-    assert not list(tmp_path.rglob("part-*"))
+    assert not list(tmp_path.rglob(".part-*"))
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:9000] + bytes(9) + b[9009:]])
@@ -154,9 +152,10 @@ def test_a_damaged_table_is_rebuilt_and_its_vectors_are_not_reused(cold, spec, t
     store = Store(tmp_path / "store")
     table = build_embeddings(store, [spec], MODEL) / "embeddings.arrow"
     table.write_bytes(damage(table.read_bytes()))
-    other = write_vqav2(tmp_path / "half", THINGS[::2])
+    other, log = write_vqav2(tmp_path / "half", THINGS[::2]), []
     build_embeddings(store, [other], MODEL)
-    assert build_embeddings(store, [spec], MODEL) == table.parent
+    assert build_embeddings(Store(tmp_path / "store", log=log.append), [spec], MODEL) == table.parent
+    assert f"{table} is damaged" in log[0] and "it is made again" in log[0]
     assert table_bytes(table.parent) == table_bytes(cold)
 
 

@@ -1,6 +1,5 @@
 """Tests of shards at URLs: on fsspec's memory and local file systems, and on an S3 server on localhost."""
 
-import json
 import multiprocessing
 import os
 import time
@@ -14,6 +13,7 @@ from support.shard_world import with_settings
 
 from pipelines.core.errors import ShardError
 from pipelines.core.files import file_sha256
+from pipelines.core.integrity import seal
 from pipelines.core.store import Store, read_manifest
 from pipelines.jobs.shards import build_shards
 from pipelines.shards.local_copy import ShardCache
@@ -170,7 +170,7 @@ def test_a_local_copy_needs_shards_of_the_right_format(shards, tmp_path):
         ShardCache(url, tmp_path)
     push(shards, url, quiet)
     file_system, root = fsspec.core.url_to_fs(url)
-    file_system.pipe_file(f"{root}/manifest.json", json.dumps({**read_manifest(shards), "format": 9}).encode())
+    file_system.pipe_file(f"{root}/manifest.json", seal({**read_manifest(shards), "format": 9}).encode())
     with pytest.raises(ShardError, match="of format 9"):
         ShardCache(url, tmp_path)
 
@@ -197,13 +197,15 @@ def test_the_least_recently_used_files_are_removed_to_make_room(shards, tmp_path
     assert [path.is_file() for path in held] == [True, False, False, False]
 
 
-def test_a_truncated_file_in_the_cache_is_downloaded_again(shards, tmp_path):
+@pytest.mark.parametrize("damage", [lambda data: b"cut off", lambda data: data[:-1] + bytes([data[-1] ^ 1])])
+def test_a_damaged_file_in_the_cache_is_downloaded_again(shards, tmp_path, damage, caplog):
     url = f"file://{tmp_path}/remote"
     push(shards, url, quiet)
     facts = read_manifest(shards)["shards"][0]
     path = ShardCache(url, tmp_path / "cache").fetch(facts["file"])
-    path.write_bytes(b"cut off")
+    path.write_bytes(damage(path.read_bytes()))
     assert file_sha256(ShardCache(url, tmp_path / "cache").fetch(facts["file"])) == facts["sha256"]
+    assert f"{path} is damaged: it is downloaded again" in caplog.text
 
 
 def _reader(url: str, cache: str, number: int, out: str) -> None:

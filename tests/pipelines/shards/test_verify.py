@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from support.shard_world import with_settings
 
 from pipelines.core.errors import ShardError
 from pipelines.core.files import file_sha256
+from pipelines.core.integrity import seal
 from pipelines.core.store import Store, read_manifest
 from pipelines.jobs.shards import build_shards
 from pipelines.schema import SHARD
@@ -35,7 +35,7 @@ def faults_of(directory: Path, processes: int = 1) -> list[str]:
 
 
 def write(directory: Path, manifest: dict) -> None:
-    (directory / "manifest.json").write_text(json.dumps(manifest))
+    (directory / "manifest.json").write_text(seal(manifest))
 
 
 def shard(directory: Path, number: int = 0) -> Path:

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 
 import duckdb
 import numpy as np
@@ -13,8 +12,8 @@ from datasets import load_dataset
 from PIL import Image
 from support.shard_world import COUNT, with_settings
 
-from pipelines.core.errors import ShardError
 from pipelines.core.files import file_sha256
+from pipelines.core.integrity import DamagedError, write_manifest
 from pipelines.core.store import Store, read_manifest
 from pipelines.examples.reader import ExampleFiles
 from pipelines.jobs.shards import build_shards
@@ -79,10 +78,9 @@ def test_the_manifest_records_shares_and_limits_on_epochs(world, tmp_path):
 
 
 def test_a_ledger_that_does_not_add_up_is_an_error(world, tmp_path):
-    path = world["examples"]["b"] / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = read_manifest(world["examples"]["b"])
     manifest["rows"]["rejects"] = {"too_long": 1}
-    path.write_text(json.dumps(manifest))
+    write_manifest(world["examples"]["b"], manifest)
     with pytest.raises(RuntimeError, match="34 rows of b read, but 33 accounted for"):
         build_shards(Store(tmp_path / "store"), **world)
     assert not list((tmp_path / "store").rglob("manifest.json"))
@@ -124,9 +122,7 @@ def test_damaged_examples_are_an_error(world, tmp_path, damage):
         path.write_bytes(path.read_bytes().replace(b"question 400", b"QUESTION 400"))
     else:
         path.unlink()
-    with pytest.raises(
-        ShardError, match=r"examples-00001.arrow is missing or has changed .*: remove .* and build again"
-    ):
+    with pytest.raises(DamagedError, match=r"examples-00001.arrow is (missing|damaged).*: build its recipe again"):
         build_shards(Store(tmp_path / "store"), **world)
     assert not list((tmp_path / "store").rglob("manifest.json"))
 
@@ -157,9 +153,8 @@ def test_examples_can_be_read_in_any_order(world):
 
 
 def test_no_shard_is_written_for_a_dataset_without_examples(world, tmp_path):
-    manifest = world["examples"]["b"] / "manifest.json"
     none = {"read": 0, "examples": 0, "duplicates": 0, "rejects": {}}
     empty = {"files": [], "num_examples": 0, "num_supervised": 0, "task": "caption", "rows": none, "turns": none}
-    manifest.write_text(json.dumps(empty))
+    write_manifest(world["examples"]["b"], empty)
     with pytest.raises(ValueError, match="b: in the mixture, but has no examples"):
         build_shards(Store(tmp_path / "store"), **world)

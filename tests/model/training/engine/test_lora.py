@@ -111,7 +111,7 @@ def test_output_is_a_merged_model_with_a_separate_adapter(
     manifest = json.loads((output / "manifest.json").read_text())
     assert manifest["stages"][0]["lora"] == {**LORA, "targets": ["q_proj", "v_proj"]}
     files = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
-    assert files == {"manifest.json", *manifest["files"]} and "adapter/adapter_model.safetensors" in files
+    assert files == {"manifest.json", *manifest["contents"]} and "adapter/adapter_model.safetensors" in files
     config = (output / "adapter" / "adapter_config.json").read_text()
     assert json.loads(config)["target_modules"] == ["q_proj", "v_proj"]
     assert str(tiny_backbones.parent) not in config
