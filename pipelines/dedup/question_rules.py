@@ -1,14 +1,14 @@
 """Parses questions and answers into content words, the slot that is asked for, and words that contradict each other.
 
 The parser uses closed word classes of English (pipelines/dedup/english.py), so it needs no model and every decision can
-be explained. In other languages every word is a content word. Used by pipelines/dedup/similarity.py.
+be explained. Texts in other languages are not parsed. Used by pipelines/dedup/similarity.py.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from pipelines.dedup.english import FUNCTION_WORDS, WORDS, is_inverse, singular, tokens, values_of
+from pipelines.dedup.english import FUNCTION_WORDS, WORDS, is_english, is_inverse, singular, tokens, values_of
 from pipelines.dedup.word_lists import DIRECTION, GENDER, NUMBER, ORDER
 
 
@@ -24,6 +24,7 @@ class ParsedQuestion:
     measures: bool  # "how many", "how long", "the number of"
     counted: str  # "cup" in "how many cups are on the table"; "" if nothing is counted
     claim: tuple[str, ...]  # "closed" in "is the door closed": what a yes-or-no question claims about its subject
+    is_english: bool
 
 
 @dataclass
@@ -80,6 +81,7 @@ def read_question(text: str) -> ParsedQuestion:
         measures=bool(counting) or "how" in words,
         counted=_counted(words, counting),
         claim=_claim(words, content),
+        is_english=is_english(words),
     )
 
 

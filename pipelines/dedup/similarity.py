@@ -9,6 +9,7 @@ answers ("is it open" yes / "is it closed" no) have similarity 1.
 The word features are computed first: they rule out most pairs, so few contents need a vector (`Similarity.contents`).
 """
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -68,16 +69,25 @@ class ParsedTurn:
     def content(self) -> str:
         return " ".join((*self.words, *self.told))
 
+    @property
+    def is_english(self) -> bool:
+        return self.question.is_english
+
 
 def texts_to_embed(questions: Sequence[str], answers: Sequence[str], compare: str) -> set[str]:
     """Returns the texts whose vectors the constructor of `Similarity` looks up; for `pair`, these are single words."""
     if compare != "pair":
         return set(questions if compare == "question" else answers)
-    return {word for turn in _read(questions, answers) for word in (*turn.words, *turn.slot, *turn.told)}
+    turns = _read(questions, answers)
+    return {word for turn in turns if turn.is_english for word in (*turn.words, *turn.slot, *turn.told)}
 
 
 class Similarity:
-    """Similarity of pairs among N turns, given by their indices. A value does not depend on the other pairs."""
+    """Similarity of pairs among N turns, given by their indices. A value does not depend on the other pairs.
+
+    A turn is *unread* if the embedder does not know all of its compared texts, or if it is not English although the
+    rules or the embedder are. What cannot be read is not compared: its similarity is 1 to an equal turn and else 0.
+    """
 
     def __init__(self, questions: Sequence[str], answers: Sequence[str], embeddings: Embeddings, compare: str):
         """compare: `pair` scores as the module describes; `question` and `answer` take the cosine of only these texts.
@@ -87,20 +97,29 @@ class Similarity:
         self.compare = compare
         self.turns = _read(questions, answers)
         self._polarity = np.array([turn.answer.polarity for turn in self.turns], np.int8)
+        texts = [questions] if compare == "question" else [answers] if compare == "answer" else [questions, answers]
+        self._same = _equal_texts(texts)
+        self.unread = np.zeros(len(questions), bool)  # (N,)
+        if compare == "pair" or embeddings.reads_only_english:
+            self.unread |= [not turn.is_english for turn in self.turns]
         if compare == "pair":
             self._vectors = _Vectors([turn.content for turn in self.turns], embeddings)
-            self._words = _Alignment(self.turns, embeddings)
+            self._words = _Alignment(self.turns, self.unread, embeddings)
+            self.unread |= ~self._words.known
         else:
-            self._vectors = _Vectors(questions if compare == "question" else answers, embeddings)
+            self._vectors = _Vectors(texts[0], embeddings)
             self._vectors.load()
+            self.unread |= ~self._vectors.known(np.arange(len(questions)))
 
     def __call__(self, first: np.ndarray, second: np.ndarray, at_least: float = 0.0) -> np.ndarray:
         """Returns (P,) float32, the similarities of turns `first` and `second`, (P,) int indices each. Values below
         `at_least` may be returned as 0."""
+        values = np.zeros(len(first), np.float32)
+        readable = np.flatnonzero(~(self.unread[first] | self.unread[second]))
         if self.compare == "pair":
-            values = self._scores(first, second, at_least)
+            values[readable] = self._scores(first[readable], second[readable], at_least)
         else:
-            values = self._vectors.cosine(first, second)
+            values[readable] = self._vectors.cosine(first[readable], second[readable])
         if self.compare == "pair":
             for k in np.flatnonzero(self._polarity[first] * self._polarity[second] == -1):
                 if self._of(are_opposite_claims, first[k], second[k]):
@@ -109,12 +128,16 @@ class Similarity:
             for k in np.flatnonzero((values >= at_least) & (values > 0) & (values < 1)):
                 if self._of(are_contradictory, first[k], second[k]):
                     values[k] = 0
+        unread = self.unread[first] | self.unread[second]
+        values[unread] = self._same[first[unread]] == self._same[second[unread]]
         return values
 
     def contents(self, first: np.ndarray, second: np.ndarray, at_least: float) -> set[str]:
         """Returns the contents whose vectors a call with the same arguments looks up."""
         if self.compare != "pair":
             return set()
+        readable = ~(self.unread[first] | self.unread[second])
+        first, second = first[readable], second[readable]
         possible, _ = self._possible(first, second, at_least)
         return {self.turns[k].content for k in np.unique([first[possible], second[possible]])}
 
@@ -126,6 +149,8 @@ class Similarity:
         possible, aligned = self._possible(first, second, at_least)
         values = np.zeros(len(first), np.float32)
         values[possible] = _score(self._vectors.cosine(first[possible], second[possible]), aligned)
+        for turns in (first[possible], second[possible]):  # a content may be too long, although each word is known
+            self.unread[turns] |= ~self._vectors.known(turns)
         return values
 
     def _possible(self, first: np.ndarray, second: np.ndarray, at_least: float) -> tuple[np.ndarray, np.ndarray]:
@@ -156,13 +181,14 @@ def _score(cosine: np.ndarray, aligned: np.ndarray) -> np.ndarray:
 class _Alignment:
     """Aligns the words of one turn with those of another, for N turns."""
 
-    def __init__(self, turns: Sequence[ParsedTurn], embeddings: Embeddings):
+    def __init__(self, turns: Sequence[ParsedTurn], without_words: np.ndarray, embeddings: Embeddings):
+        """without_words: (N,) bool, the turns whose words need no vectors and are not aligned."""
         vocabulary: dict[str, int] = {"": 0}  # word 0 is in every turn, so that none is empty, and matches no word
         words: list[int] = []
         roles: list[int] = []
         counts = np.empty(len(turns), np.int64)
         for k, turn in enumerate(turns):
-            parts = ("",), turn.words, turn.slot, turn.told
+            parts = (("",), (), (), ()) if without_words[k] else (("",), turn.words, turn.slot, turn.told)
             for role, part in zip((NOTHING, QUESTION, SLOT, TOLD), parts, strict=True):
                 words += [vocabulary.setdefault(word, len(vocabulary)) for word in part]
                 # "left" in an answer carries no weight: other questions contain it about other objects.
@@ -174,6 +200,10 @@ class _Alignment:
         self._vocabulary = list(vocabulary)
         self._vectors = _Vectors(self._vocabulary[1:], embeddings)
         self._vectors.load()
+        is_known = np.append(True, self._vectors.known(np.arange(len(vocabulary) - 1)))
+        self.known = (
+            np.logical_and.reduceat(is_known[self._words], self._starts) if turns else np.zeros(0, bool)
+        )  # (N,)
         self._stems = np.array([singular(word) for word in self._vocabulary], dtype=object)
         self._people = np.array([stem in PEOPLE for stem in self._stems])
         self._anyone = np.array([stem in WORDS.anyone for stem in self._stems])
@@ -283,6 +313,16 @@ def _read(questions: Sequence[str], answers: Sequence[str]) -> list[ParsedTurn]:
     return turns
 
 
+def _equal_texts(columns: Sequence[Sequence[str]]) -> np.ndarray:
+    """Numbers N turns, (N,) int64, such that turns with equal texts, apart from case and spaces, have equal numbers."""
+    numbers: dict[tuple[str, ...], int] = {}
+    rows = (
+        tuple(" ".join(unicodedata.normalize("NFC", t).casefold().split()) for t in row)
+        for row in zip(*columns, strict=True)
+    )
+    return np.array([numbers.setdefault(row, len(numbers)) for row in rows], np.int64)
+
+
 class _Vectors:
     """The vectors of some texts, addressed by index and looked up on first use."""
 
@@ -293,9 +333,14 @@ class _Vectors:
         self._embeddings = embeddings
         self._is_loaded = np.zeros(len(distinct), bool)
         self._matrix = np.zeros((len(distinct), embeddings.dim), np.float32)
+        self._known = np.zeros(len(distinct), bool)
 
     def load(self) -> None:
         self._look_up(np.arange(len(self._texts)))
+
+    def known(self, indices: np.ndarray) -> np.ndarray:
+        """Returns whether the embedder knows the texts at an array of indices, which were looked up before."""
+        return self._known[self._row[indices]]
 
     def cosine(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Returns the cosines (K,) float32 of texts at two arrays of indices (K,)."""
@@ -309,5 +354,5 @@ class _Vectors:
 
     def _look_up(self, new: np.ndarray) -> None:
         if len(new):
-            self._matrix[new] = self._embeddings.vectors(self._texts[new].tolist())
+            self._matrix[new], self._known[new] = self._embeddings.look_up(self._texts[new].tolist())
             self._is_loaded[new] = True
