@@ -24,6 +24,11 @@ class ParsedQuestion:
     measures: bool  # "how many", "how long", "the number of"
     counted: str  # "cup" in "how many cups are on the table"; "" if nothing is counted
     claim: tuple[str, ...]  # "closed" in "is the door closed": what a yes-or-no question claims about its subject
+    is_closed: bool  # starts with an auxiliary: answered by yes, no or one of its own words
+    asks_existence: bool  # "is there a car", "do you see a car"
+    objects: frozenset["Relation"]  # relations towards a noun: "behind the bus", "looking at the man"
+    subjects: frozenset["Relation"]  # relations that end with their noun: "the bus is behind", "the man is looking at"
+    labels: frozenset[str]  # numbers that name a thing ("gate 12") instead of counting things
     is_english: bool
 
 
@@ -48,6 +53,7 @@ class Exclusion:
 
 
 Value = tuple[str, int | str]  # (line of opposites, group in that line) or (NUMBER, number)
+Relation = tuple[Value | str, str]  # (direction or verb in -ing, noun)
 # (line of opposites or NUMBER, next content word, previous content word). If there is no next word, the previous
 # one takes its position, except for directions, where the two differ in meaning.
 Place = tuple[str, str, str]
@@ -59,6 +65,7 @@ class ParsedAnswer:
 
     words: tuple[str, ...]  # content words
     polarity: int  # 1 yes, −1 no, 0 neither
+    label: str  # a number that no word follows: "12" in "number 12"; a name if the question does not ask for a quantity
 
 
 def read_question(text: str) -> ParsedQuestion:
@@ -72,6 +79,8 @@ def read_question(text: str) -> ParsedQuestion:
     content = [k for k, word in enumerate(words) if k not in slot and word not in empty]
     if words and words[0] in WORDS.auxiliaries and words[-1] in WORDS.particles:
         content.append(len(words) - 1)
+    objects, subjects = _relations(words, content)
+    is_closed = bool(words) and words[0] in WORDS.auxiliaries
     return ParsedQuestion(
         words=tuple(words[k] for k in content),
         slot=tuple(words[k] for k in slot if words[k] not in empty | WORDS.kinds),
@@ -81,6 +90,11 @@ def read_question(text: str) -> ParsedQuestion:
         measures=bool(counting) or "how" in words,
         counted=_counted(words, counting),
         claim=_claim(words, content),
+        is_closed=is_closed,
+        asks_existence=is_closed and not WORDS.anything.isdisjoint(words),
+        objects=objects,
+        subjects=subjects,
+        labels=_labels(words),
         is_english=is_english(words),
     )
 
@@ -94,7 +108,7 @@ def read_answer(text: str) -> ParsedAnswer:
     content = [word for word in words if word not in FUNCTION_WORDS]
     if not content and not polarity:
         content = [word for word in words if word not in WORDS.articles]
-    return ParsedAnswer(tuple(content), polarity)
+    return ParsedAnswer(tuple(content), polarity, content[-1] if content and content[-1][0].isdigit() else "")
 
 
 def new_words(question: ParsedQuestion, answer: ParsedAnswer) -> tuple[str, ...]:
@@ -258,3 +272,37 @@ def _spot(content: Sequence[str]) -> frozenset[Value]:
     if not all({DIRECTION, ORDER, NUMBER} & own.keys() for own in values):
         return frozenset()
     return frozenset((line, own[line]) for own in values for line in (DIRECTION, ORDER, NUMBER) if line in own)
+
+
+def _relations(words: Sequence[str], content: Sequence[int]) -> tuple[frozenset[Relation], frozenset[Relation]]:
+    """Returns the relations of a question, each with the noun that follows it, or else that precedes it."""
+    objects: set[Relation] = set()
+    subjects: set[Relation] = set()
+    if WORDS.asking.isdisjoint(words):
+        return frozenset(), frozenset()
+    for k in content:
+        direction = values_of(words[k]).get(DIRECTION)
+        if direction is None and not (words[k].endswith("ing") and len(words[k]) > 4):
+            continue
+        relation = words[k] if direction is None else (DIRECTION, direction)
+        after = next((singular(words[c]) for c in content if c > k), "")
+        before = next((singular(words[c]) for c in reversed(content) if c < k), "")
+        if after:
+            objects.add((relation, after))
+        elif before:
+            subjects.add((relation, before))
+    return frozenset(objects), frozenset(subjects)
+
+
+def _labels(words: Sequence[str]) -> frozenset[str]:
+    """Returns the numbers that follow a noun and count nothing: "number 12", "what does gate 12 show", but not "is the
+    bus one level"."""
+    labels = set()
+    for k, word in enumerate(words):
+        if not word[0].isdigit() or k == 0 or words[k - 1] in FUNCTION_WORDS:
+            continue
+        following = words[k + 1] if k + 1 < len(words) else ""
+        counts = following and following not in FUNCTION_WORDS and (word == "1" or singular(following) != following)
+        if not counts:
+            labels.add(word)
+    return frozenset(labels)

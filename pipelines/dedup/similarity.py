@@ -18,6 +18,7 @@ import numpy as np
 from pipelines.core.ragged import flat_indices
 from pipelines.dedup.embeddings import Embeddings
 from pipelines.dedup.english import COLOURS, PEOPLE, WORDS, is_opposite, singular
+from pipelines.dedup.fact_rules import FACT_RULES
 from pipelines.dedup.question_rules import (
     ParsedAnswer,
     ParsedQuestion,
@@ -40,6 +41,7 @@ WEIGHTS = (5.98, 5.87, 1.71, 2.14)
 BIAS = -9.65
 # Two words are unrelated if their cosine is below the first value, and synonyms if it is above the second.
 UNRELATED, SAME = 0.55, 0.9
+MISSING = 0.5  # from this number of words on, a question about a quantity lacks a word of another one
 MAX_WORDS = 256  # of a question or an answer; further words are ignored
 NOTHING, QUESTION, SLOT, TOLD = range(4)  # roles of words
 OTHER, NUMBER, COLOUR = range(3)  # kinds of answers
@@ -68,6 +70,12 @@ class ParsedTurn:
     @property
     def content(self) -> str:
         return " ".join((*self.words, *self.told))
+
+    def is_label(self, word: str, is_told: bool) -> bool:
+        """Returns whether a number names a thing ("bus number 12") and therefore equals no number of things."""
+        if is_told:
+            return word == self.answer.label and not self.question.measures and not self.question.is_closed
+        return word in self.question.labels
 
     @property
     def is_english(self) -> bool:
@@ -101,7 +109,7 @@ class Similarity:
         self._same = _equal_texts(texts)
         self.unread = np.zeros(len(questions), bool)  # (N,)
         if compare == "pair" or embeddings.reads_only_english:
-            self.unread |= [not turn.is_english for turn in self.turns]
+            self.unread |= np.array([not turn.is_english for turn in self.turns], bool)
         if compare == "pair":
             self._vectors = _Vectors([turn.content for turn in self.turns], embeddings)
             self._words = _Alignment(self.turns, self.unread, embeddings)
@@ -126,7 +134,7 @@ class Similarity:
                     values[k] = 1
         if self.compare != "answer":
             for k in np.flatnonzero((values >= at_least) & (values > 0) & (values < 1)):
-                if self._of(are_contradictory, first[k], second[k]):
+                if any(self._of(rule, first[k], second[k]) for rule in (are_contradictory, *FACT_RULES)):
                     values[k] = 0
         unread = self.unread[first] | self.unread[second]
         values[unread] = self._same[first[unread]] == self._same[second[unread]]
@@ -183,28 +191,31 @@ class _Alignment:
 
     def __init__(self, turns: Sequence[ParsedTurn], without_words: np.ndarray, embeddings: Embeddings):
         """without_words: (N,) bool, the turns whose words need no vectors and are not aligned."""
-        vocabulary: dict[str, int] = {"": 0}  # word 0 is in every turn, so that none is empty, and matches no word
+        # Word 0 is in every turn, so that none is empty, and matches no word. Numbers that are labels are other words.
+        vocabulary: dict[tuple[str, bool], int] = {("", False): 0}
         words: list[int] = []
         roles: list[int] = []
         counts = np.empty(len(turns), np.int64)
         for k, turn in enumerate(turns):
             parts = (("",), (), (), ()) if without_words[k] else (("",), turn.words, turn.slot, turn.told)
             for role, part in zip((NOTHING, QUESTION, SLOT, TOLD), parts, strict=True):
-                words += [vocabulary.setdefault(word, len(vocabulary)) for word in part]
+                tagged = ((word, word[:1].isdigit() and turn.is_label(word, role == TOLD)) for word in part)
+                words += [vocabulary.setdefault(word, len(vocabulary)) for word in tagged]
                 # "left" in an answer carries no weight: other questions contain it about other objects.
                 roles += [NOTHING if role == TOLD and word in WORDS.sides else role for word in part]
             counts[k] = sum(map(len, parts))
         self._words, self._roles, self._counts = np.array(words), np.array(roles, np.int8), counts
         self.kinds = np.array([turn.kind for turn in turns], np.int8)
+        self._quantity = np.array([turn.told[0] if turn.told else "" for turn in turns], dtype=object)
         self._starts = np.cumsum(counts) - counts
-        self._vocabulary = list(vocabulary)
+        self._vocabulary = [word for word, _ in vocabulary]
         self._vectors = _Vectors(self._vocabulary[1:], embeddings)
         self._vectors.load()
         is_known = np.append(True, self._vectors.known(np.arange(len(vocabulary) - 1)))
         self.known = (
             np.logical_and.reduceat(is_known[self._words], self._starts) if turns else np.zeros(0, bool)
         )  # (N,)
-        self._stems = np.array([singular(word) for word in self._vocabulary], dtype=object)
+        self._stems = np.array([singular(word) + " as a label" * label for word, label in vocabulary], dtype=object)
         self._people = np.array([stem in PEOPLE for stem in self._stems])
         self._anyone = np.array([stem in WORDS.anyone for stem in self._stems])
         self._is_word = np.array([word[:1].isalpha() for word in self._vocabulary])
@@ -233,22 +244,37 @@ class _Alignment:
         word, partners = flat_indices(self._starts[first], sizes[0]), np.repeat(sizes[1], sizes[0])
         second_word = flat_indices(np.repeat(self._starts[second], sizes[0]), partners)
         backward = self._shares(alike[transposed], second_word, word, partners, sizes[0])
-        (contained, told, asked), (contained_back, told_back, asked_back) = forward, backward
+        (contained, told, asked, missing), (contained_back, told_back, asked_back, missing_back) = forward, backward
         low, high = np.minimum(contained, contained_back), np.maximum(contained, contained_back)
         # The count of a subset or the colour of a part is not that of the whole, so here both directions count.
         attributes = (self.kinds[first] == self.kinds[second]) & (self.kinds[first] != OTHER)
-        return np.column_stack(
+        values = np.column_stack(
             [
                 np.where(attributes, (low + high) / 2, high),
                 np.maximum(told, told_back),
                 np.minimum(asked, asked_back),
             ]
         )
+        values[self._count_others(first, second, missing, missing_back)] = 0
+        return values
+
+    def _count_others(
+        self, first: np.ndarray, second: np.ndarray, missing: np.ndarray, missing_back: np.ndarray
+    ) -> np.ndarray:
+        """Returns (P,) bool: pairs of quantities of different sets. With equal answers, one question must contain the
+        other ("how many people are there" / "in the boat", but not "on the bridge" / "in the boat"); with different
+        answers, each must contain the other. missing, missing_back: the number of words of each question that the other
+        one lacks."""
+        quantities = (self.kinds[first] == NUMBER) & (self.kinds[second] == NUMBER)
+        equal = self._quantity[first] == self._quantity[second]
+        least = np.where(equal, np.minimum(missing, missing_back), np.maximum(missing, missing_back))
+        return quantities & (least >= MISSING)
 
     def _shares(
         self, alike: np.ndarray, source_word: np.ndarray, word: np.ndarray, partners: np.ndarray, sizes: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns how much of each target turn its source turn contains: three arrays (P,), each 0 to 1.
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Returns how much of each target turn its source turn contains: three arrays (P,), each 0 to 1, and the number
+        of words of the target's question that the source's question lacks.
 
         The first is the share of the target's question and answer that the source contains; the second, the share of
         its answer that the source's question contains (0 if the answer has no words); the third, the share of its
@@ -267,10 +293,12 @@ class _Alignment:
             return np.where(total > 0, sums / np.maximum(total, 1), if_none)
 
         of_question, of_answer = role == QUESTION, role == TOLD
+        asked = share(alike * (source_role == QUESTION), of_question, 1)
         return (
             share(alike, of_question | of_answer, 1),
             share(alike * (source_role <= SLOT), of_answer, 0),
-            share(alike * (source_role == QUESTION), of_question, 1),
+            asked,
+            (1 - asked) * np.bincount(turn, weights=of_question, minlength=len(sizes)),
         )
 
     def _alike(self, first_word: np.ndarray, second_word: np.ndarray) -> np.ndarray:

@@ -26,7 +26,15 @@ def at_angles(**degrees: float) -> Embeddings:
     """Embeddings of texts as unit vectors in the plane at the given angles."""
     angles = np.radians(list(degrees.values()))
     vectors = pa.array(np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float16).reshape(-1))
-    return Embeddings(pa.table({"text": list(degrees), "vector": pa.FixedSizeListArray.from_arrays(vectors, 2)}))
+    return Embeddings(
+        pa.table(
+            {
+                "text": list(degrees),
+                "known": [True] * len(degrees),
+                "vector": pa.FixedSizeListArray.from_arrays(vectors, 2),
+            }
+        )
+    )
 
 
 def test_compares_with_kept_turns_only():
@@ -109,7 +117,7 @@ def test_unknown_options_and_mismatched_sizes_are_errors():
     with pytest.raises(ValueError, match="1 questions"):
         decide([("Is it red?", "yes")], [0, 2])
     with pytest.raises(ValueError, match="needs embeddings"):
-        deduplicate(np.array([0, 2]), ["a", "b"], ["", ""], None)
+        deduplicate(np.array([0, 2]), ["Is the cup red?", "Is it a cup?"], ["yes", "no"], None)
 
 
 def test_decisions_do_not_depend_on_other_groups_or_block_sizes(monkeypatch):
