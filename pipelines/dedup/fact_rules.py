@@ -1,7 +1,7 @@
 """Rules about turns that share words but state different facts, so that neither gives the other's answer away.
 
 Each rule takes (question, answer, other question, other answer) and is symmetric. Together with
-`question_rules.are_contradictory` they are the reasons why a pair has similarity 0.
+`question_rules.are_contradictory`, FACT_RULES are the reasons why a pair has similarity 0.
 """
 
 from itertools import pairwise
@@ -36,4 +36,28 @@ def deny_another(
     return not any(is_inverse(word, their) for word in question.words for their in other.words)
 
 
-FACT_RULES = (swap_roles, deny_another)
+def deny_one_of_several(
+    question: ParsedQuestion, answer: ParsedAnswer, other: ParsedQuestion, other_answer: ParsedAnswer
+) -> bool:
+    """Returns whether one turn denies several things at once, of which the other does not exclude any: "is the stadium
+    dirty and empty" no / "is the stadium empty or full" empty. If the other says "clean", the no follows from it."""
+    if (answer.polarity == -1) == (other_answer.polarity == -1):
+        return False
+    denied, stated, told = (question, other, other_answer) if answer.polarity == -1 else (other, question, answer)
+    if not denied.joins or stated.asks_existence:
+        return False
+    claims = (*stated.words, *told.words) if told.polarity == 1 else told.words
+    return not any(is_inverse(word, their) for word in denied.words for their in claims)
+
+
+def is_named_alike(
+    question: ParsedQuestion, answer: ParsedAnswer, other: ParsedQuestion, other_answer: ParsedAnswer
+) -> bool:
+    """Returns whether both turns answer with the same time or number of several digits that counts nothing: "what
+    number is on the bus" 193 / "number on the front" 193. Two things of one image are rarely named alike."""
+    if question.measures or other.measures or answer.label != other_answer.label:
+        return False
+    return len(answer.label) > 1
+
+
+FACT_RULES = (swap_roles, deny_another, deny_one_of_several)

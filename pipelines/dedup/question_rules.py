@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from pipelines.dedup.english import FUNCTION_WORDS, WORDS, is_english, is_inverse, singular, tokens, values_of
+from pipelines.dedup.roles import Relation, Value, labels_of, relations_of
 from pipelines.dedup.word_lists import DIRECTION, GENDER, NUMBER, ORDER
 
 
@@ -20,14 +21,15 @@ class ParsedQuestion:
     slot: tuple[str, ...]  # "animal" in "what kind of animal is …": applies to any answer
     negated: frozenset[str]  # "cut" in "which food is not cut"
     marks: dict["Place", "Exclusion"]  # words that exclude other words in the same position
-    spot: frozenset["Value"]  # the position in "what is at the top left", if only a position or rank identifies it
+    spot: frozenset[Value]  # the position in "what is at the top left", if only a position or rank identifies it
     measures: bool  # "how many", "how long", "the number of"
     counted: str  # "cup" in "how many cups are on the table"; "" if nothing is counted
     claim: tuple[str, ...]  # "closed" in "is the door closed": what a yes-or-no question claims about its subject
     is_closed: bool  # starts with an auxiliary: answered by yes, no or one of its own words
+    joins: bool  # "is it red AND round": a no denies neither part
     asks_existence: bool  # "is there a car", "do you see a car"
-    objects: frozenset["Relation"]  # relations towards a noun: "behind the bus", "looking at the man"
-    subjects: frozenset["Relation"]  # relations that end with their noun: "the bus is behind", "the man is looking at"
+    objects: frozenset[Relation]  # relations towards a noun: "behind the bus", "looking at the man"
+    subjects: frozenset[Relation]  # relations that end with their noun: "the bus is behind", "the man is looking at"
     labels: frozenset[str]  # numbers that name a thing ("gate 12") instead of counting things
     is_english: bool
 
@@ -52,8 +54,6 @@ class Exclusion:
         return self.values <= {values[line] for values in map(values_of, answer.words) if line in values}
 
 
-Value = tuple[str, int | str]  # (line of opposites, group in that line) or (NUMBER, number)
-Relation = tuple[Value | str, str]  # (direction or verb in -ing, noun)
 # (line of opposites or NUMBER, next content word, previous content word). If there is no next word, the previous
 # one takes its position, except for directions, where the two differ in meaning.
 Place = tuple[str, str, str]
@@ -79,7 +79,7 @@ def read_question(text: str) -> ParsedQuestion:
     content = [k for k, word in enumerate(words) if k not in slot and word not in empty]
     if words and words[0] in WORDS.auxiliaries and words[-1] in WORDS.particles:
         content.append(len(words) - 1)
-    objects, subjects = _relations(words, content)
+    objects, subjects = relations_of(words, content)
     is_closed = bool(words) and words[0] in WORDS.auxiliaries
     return ParsedQuestion(
         words=tuple(words[k] for k in content),
@@ -91,10 +91,11 @@ def read_question(text: str) -> ParsedQuestion:
         counted=_counted(words, counting),
         claim=_claim(words, content),
         is_closed=is_closed,
-        asks_existence=is_closed and not WORDS.anything.isdisjoint(words),
+        joins=is_closed and "and" in words,
+        asks_existence=is_closed and not (WORDS.anything - {"or"}).isdisjoint(words),
         objects=objects,
         subjects=subjects,
-        labels=_labels(words),
+        labels=labels_of(words),
         is_english=is_english(words),
     )
 
@@ -272,37 +273,3 @@ def _spot(content: Sequence[str]) -> frozenset[Value]:
     if not all({DIRECTION, ORDER, NUMBER} & own.keys() for own in values):
         return frozenset()
     return frozenset((line, own[line]) for own in values for line in (DIRECTION, ORDER, NUMBER) if line in own)
-
-
-def _relations(words: Sequence[str], content: Sequence[int]) -> tuple[frozenset[Relation], frozenset[Relation]]:
-    """Returns the relations of a question, each with the noun that follows it, or else that precedes it."""
-    objects: set[Relation] = set()
-    subjects: set[Relation] = set()
-    if WORDS.asking.isdisjoint(words):
-        return frozenset(), frozenset()
-    for k in content:
-        direction = values_of(words[k]).get(DIRECTION)
-        if direction is None and not (words[k].endswith("ing") and len(words[k]) > 4):
-            continue
-        relation = words[k] if direction is None else (DIRECTION, direction)
-        after = next((singular(words[c]) for c in content if c > k), "")
-        before = next((singular(words[c]) for c in reversed(content) if c < k), "")
-        if after:
-            objects.add((relation, after))
-        elif before:
-            subjects.add((relation, before))
-    return frozenset(objects), frozenset(subjects)
-
-
-def _labels(words: Sequence[str]) -> frozenset[str]:
-    """Returns the numbers that follow a noun and count nothing: "number 12", "what does gate 12 show", but not "is the
-    bus one level"."""
-    labels = set()
-    for k, word in enumerate(words):
-        if not word[0].isdigit() or k == 0 or words[k - 1] in FUNCTION_WORDS:
-            continue
-        following = words[k + 1] if k + 1 < len(words) else ""
-        counts = following and following not in FUNCTION_WORDS and (word == "1" or singular(following) != following)
-        if not counts:
-            labels.add(word)
-    return frozenset(labels)

@@ -23,7 +23,7 @@ from pipelines.jobs.annotations import build_annotations
 from pipelines.jobs.dataset import DatasetSpec, Log, Tables
 from pipelines.jobs.images import distinct_images
 
-VERSION = 5
+VERSION = 6
 ROWS_PER_PARTITION = 16384
 BYTES_PER_PARTITION = 256 << 20
 
@@ -69,6 +69,11 @@ def build_examples(
         for marker in out.glob("counts-*.json"):
             marker.unlink()
         log(f"{spec.name}: {manifest['num_examples']:,} examples. {_summary(manifest['rows'])}; rejects in {out}")
+        if unread := manifest["compared_for_equality"]:
+            log(
+                f"WARNING: {spec.name}: {unread:,} turns were only compared for equality: their language is not "
+                "English, or the embedder does not know their words or their length (see docs/deduplication.md)"
+            )
         names = [f"examples-{p:05d}.arrow" for p in range(len(counts))]
         files = [[name, c["num_examples"], file_sha256(out / name)] for name, c in zip(names, counts, strict=True)]
         origin = {"dataset": spec.name, "source": spec.source, "task": spec.task}
