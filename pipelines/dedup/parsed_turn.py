@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipelines.dedup.english import COLOURS
 from pipelines.dedup.question_rules import ParsedAnswer, ParsedQuestion, new_words, read_answer, read_question
 
-MAX_WORDS = 256  # of a question or an answer; further words are ignored
+MAX_WORDS = 256  # of a question or an answer; longer turns are only compared for equality
 OTHER, NUMBER, COLOUR = range(3)  # kinds of answers
 
 
@@ -39,8 +39,11 @@ class ParsedTurn:
         return word in self.question.labels
 
     @property
-    def is_english(self) -> bool:
-        return self.question.is_english
+    def is_readable(self) -> bool:
+        """Whether the rules can compare the turn: its question is English, and it has content words, all of which are
+        compared."""
+        longest = max(len(self.question.words), len(self.answer.words))
+        return self.question.is_english and bool(self.words or self.told) and longest <= MAX_WORDS
 
 
 def read_turns(questions: Sequence[str], answers: Sequence[str]) -> list[ParsedTurn]:

@@ -40,7 +40,7 @@ def texts_to_embed(questions: Sequence[str], answers: Sequence[str], compare: st
     if compare != "pair":
         return set(questions if compare == "question" else answers)
     turns = read_turns(questions, answers)
-    return {word for turn in turns if turn.is_english for word in (*turn.words, *turn.slot, *turn.told)}
+    return {word for turn in turns if turn.is_readable for word in (*turn.words, *turn.slot, *turn.told)}
 
 
 class Similarity:
@@ -63,9 +63,10 @@ class Similarity:
         texts = [questions] if compare == "question" else [answers] if compare == "answer" else [questions, answers]
         self._same = _equal_texts(texts)
         self.unread = np.zeros(len(questions), bool)  # (N,)
-        if compare == "pair" or embeddings.reads_only_english:
-            self.unread |= np.array([not turn.is_english for turn in self.turns], bool)
+        if embeddings.reads_only_english:
+            self.unread |= np.array([not turn.question.is_english for turn in self.turns], bool)
         if compare == "pair":
+            self.unread |= np.array([not turn.is_readable for turn in self.turns], bool)
             self._vectors = TextVectors([turn.content for turn in self.turns], embeddings)
             self._words = Alignment(self.turns, self.unread, embeddings)
             self.unread |= ~self._words.known
