@@ -40,7 +40,7 @@ def show(run: str, dataset: str | None, limit: int) -> Iterator[str]:
             examples = built[name]
             turns = read_manifest(examples)["turns"]
             head = f"{stage}, {name}: dropped {turns['duplicates']:,} of {turns['read']:,} turns"
-            yield head + (f"; the {limit} most surprising pairs:" if turns["duplicates"] > limit else "")
+            yield head + (f"; the {limit} most surprising:" if turns["duplicates"] > limit else "")
             for drop in most_surprising({name: examples}, limit):
                 similarity = f" {drop['similarity']}" if drop["similarity"] else ""
                 times = f" ({drop['times']} times)" if drop["times"] > 1 else ""
