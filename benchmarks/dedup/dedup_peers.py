@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from pipelines.dedup.embeddings import PACKAGED_MODEL, embedder_path
+from pipelines.dedup.known_texts import KnownTexts
 from pipelines.dedup.settings import DEFAULT_THRESHOLD
 from pipelines.dedup.similarity import Similarity, texts_to_embed
 
@@ -21,12 +22,14 @@ SEMHASH_THRESHOLD = 0.9  # its default
 class Vectors:
     """A dictionary with the interface of the embeddings table."""
 
-    def __init__(self, texts: Sequence[str], vectors: np.ndarray):
-        self.dim = vectors.shape[1]
-        self._vectors = dict(zip(texts, vectors, strict=True))
+    def __init__(self, texts: Sequence[str], vectors: np.ndarray, known: Sequence[bool]):
+        self.dim, self.reads_only_english = vectors.shape[1], True
+        self._rows = {text: row for row, text in enumerate(texts)}
+        self._vectors, self._known = vectors, np.array(known, bool)
 
-    def vectors(self, texts: list[str]) -> np.ndarray:
-        return np.stack([self._vectors[text] for text in texts]) if texts else np.zeros((0, self.dim), np.float32)
+    def look_up(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        rows = [self._rows[text] for text in texts]
+        return self._vectors[rows], self._known[rows]
 
 
 def plain(turns: Turns) -> Kept:
@@ -67,7 +70,9 @@ def _plain(turns: Turns, distinct: bool) -> Kept:
     texts = words + contents
     if distinct:
         texts = sorted(set(texts))
-    embeddings = Vectors(texts, _model().encode(texts))
+    model = _model()
+    _, known = KnownTexts(model.tokenizer, model.max_seq_length).encode(texts)
+    embeddings = Vectors(texts, model.encode(texts), known)
     keep, best = np.ones(len(questions), bool), np.full(len(questions), np.nan)
     for begin, end in pairwise(offsets.tolist()):
         if end - begin < 2:
@@ -84,7 +89,8 @@ def _plain(turns: Turns, distinct: bool) -> Kept:
 
 
 def _contents(questions: list[str], answers: list[str]) -> list[str]:
-    nothing = Vectors(words := sorted(texts_to_embed(questions, answers, "pair")), np.zeros((len(words), 1)))
+    words = sorted(texts_to_embed(questions, answers, "pair"))
+    nothing = Vectors(words, np.zeros((len(words), 1)), [True] * len(words))
     return [turn.content for turn in Similarity(questions, answers, nothing, "pair").turns]
 
 

@@ -3,6 +3,7 @@
     python -m benchmarks.dedup.dedup_quality PAIRS.jsonl [PAIRS.jsonl …]
 
 A line of PAIRS: {"source", "image", "a": {"question", "answer"}, "b": {…}, "label": "dup" | "distinct"}.
+"source" groups the pairs in the last table; in tests/pipelines/dedup/held_back_pairs.jsonl, it is the kind of pair.
 Fits the weights of pipelines/dedup/similarity.py and prints them; prints what each part gains and how the shipped
 weights and threshold perform; draws benchmarks/plots/dedup_quality.png. Every fitted figure is cross-validated: ten
 folds that keep the pairs of an image together, mean of ten assignments of images to folds.
@@ -20,9 +21,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks import toy
+from benchmarks.dedup import rule_gains
 from benchmarks.measure import parser, show, working
 from pipelines.dedup.decide import normalize
 from pipelines.dedup.embeddings import PACKAGED_MODEL, Embeddings, embed_texts
+from pipelines.dedup.fact_rules import FACT_RULES, is_named_alike
 from pipelines.dedup.question_rules import are_contradictory, are_opposite_claims
 from pipelines.dedup.settings import DEFAULT_THRESHOLD
 from pipelines.dedup.similarity import BIAS, FEATURES, WEIGHTS, Similarity, texts_to_embed
@@ -44,6 +47,7 @@ class Pairs:
     contradicts: np.ndarray  # (P,) bool: never a duplicate
     restates: np.ndarray  # (P,) bool: always a duplicate
     shipped: np.ndarray  # (P,) similarity as the pipeline computes it
+    decide: Callable[[], np.ndarray]  # returns (P,) bool, the shipped decisions under the rules that apply at the call
     same_answer: np.ndarray  # (P,) bool: what the authors' released rule drops
 
 
@@ -78,9 +82,12 @@ def read_pairs(paths: list[Path]) -> Pairs:
         source=[row["source"] for row in rows],
         plain=plain,
         features=similarity.features(first, first + 1).astype(np.float64),
-        contradicts=by(are_contradictory),
-        restates=by(are_opposite_claims),
+        contradicts=np.any([by(rule) for rule in (are_contradictory, *FACT_RULES)], axis=0),
+        restates=by(are_opposite_claims) | by(is_named_alike),
         shipped=similarity(first, first + 1),
+        decide=lambda: (
+            Similarity(questions, answers, embeddings, "pair")(first, first + 1) >= DEFAULT_THRESHOLD["pair"]
+        ),
         same_answer=np.array([normalize(answers[k]) == normalize(answers[k + 1]) for k in first]),
     )
 
@@ -112,8 +119,8 @@ def cross_validated(features: np.ndarray, pairs: Pairs, deal: int, rules: int) -
     for k in range(FOLDS):
         w = fit(features[fold != k], pairs.is_dup[fold != k])
         scores[fold == k] = features[fold == k] @ w[:-1] + w[-1]
-    scores = np.where(pairs.contradicts & (rules > 0), -np.inf, scores)
-    return np.where(pairs.restates & (rules > 1), np.inf, scores)
+    scores = np.where(pairs.restates & (rules > 1), np.inf, scores)
+    return np.where(pairs.contradicts & (rules > 0), -np.inf, scores)
 
 
 def recall_at(scores: np.ndarray, is_dup: np.ndarray, dropped: float) -> float:
@@ -198,10 +205,8 @@ def decisions(pairs: Pairs) -> list[dict[str, str]]:
     for source in ["all", *sorted(set(pairs.source))]:
         here = np.array([source in ("all", s) for s in pairs.source])
         wrong, right = decided[here & ~pairs.is_dup], decided[here & pairs.is_dup]
-        shares = [f"{part.mean():.3f} ({part.sum()})" if len(part) else "" for part in (wrong, right)]
-        rows.append(
-            {"source": source, "pairs": str(here.sum()), "distinct dropped": shares[0], "duplicates found": shares[1]}
-        )
+        shares = {"distinct dropped": rule_gains.share(wrong), "duplicates found": rule_gains.share(right)}
+        rows.append({"source": source, "pairs": str(here.sum()), **shares})
     return rows
 
 
@@ -226,6 +231,7 @@ def main() -> None:
     w = fit(pairs.features, pairs.is_dup)
     print(f"\nfitted on all pairs: WEIGHTS = ({', '.join(f'{x:.2f}' for x in w[:-1])}), BIAS = {w[-1]:.2f}")
     print(f"shipped:             WEIGHTS = ({', '.join(f'{x:.2f}' for x in WEIGHTS)}), BIAS = {BIAS:.2f}")
+    show("What each rule gains and loses", rule_gains.gains(pairs.decide, pairs.is_dup))
     show(f"Shipped weights at the default threshold {DEFAULT_THRESHOLD['pair']}", decisions(pairs))
     wrong, right = pairs.same_answer[~pairs.is_dup].mean(), pairs.same_answer[pairs.is_dup].mean()
     print(f"\nthe rule `answer` (equal answers): {wrong:.3f} of distinct dropped, {right:.3f} of dup found")

@@ -1,7 +1,7 @@
 """Lists the turns that deduplication dropped from their examples, the most surprising ones first."""
 
-import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,19 @@ from pipelines.core.store import read_manifest
 from pipelines.core.text_tables import Row
 from pipelines.dedup.english import tokens
 
-COLUMNS = ("dropped", "kept", "similarity", "rule", "row", "kept row")
+Pair = tuple[str, str]
+Rank = tuple[float, float, Pair]
+COLUMNS = ("dropped", "kept", "similarity", "rule", "times", "row", "kept row")
 
 
 def most_surprising(examples: Mapping[str, Path], limit: int) -> list[Row]:
-    """Returns, per dataset, the `limit` dropped turns that share the smallest part of their words with the kept turn;
-    ties go to the lower similarity. Wrong drops, and those that no string comparison finds, are probably among them."""
+    """Returns, per dataset, the `limit` distinct pairs of dropped and kept turns that share the smallest part of their
+    words; ties go to the lower similarity. Wrong drops, and those that no string comparison finds, are probably among
+    them. `times` counts the drops of a pair, whichever of the two was kept; the rows are those of its first drop."""
     return [
-        {"dataset": name, **_shown(drop)}
+        {"dataset": name, **_shown(drop, times)}
         for name, directory in sorted(examples.items())
-        for drop in heapq.nsmallest(limit, _drops(directory), key=_likeness)
+        for drop, times in _distinct(_drops(directory), limit)
     ]
 
 
@@ -41,7 +44,8 @@ def show(run: str | Run, dataset: str | None, limit: int) -> Iterator[str]:
             yield head + (f"; the {limit} most surprising:" if turns["duplicates"] > limit else "")
             for drop in most_surprising({name: examples}, limit):
                 similarity = f" {drop['similarity']}" if drop["similarity"] else ""
-                yield f"  {drop['rule']}{similarity}"
+                times = f" ({drop['times']} times)" if drop["times"] > 1 else ""
+                yield f"  {drop['rule']}{similarity}{times}"
                 yield f"    kept     row {drop['kept row']}: {drop['kept']}"
                 yield f"    dropped  row {drop['row']}: {drop['dropped']}"
     if dataset is not None and dataset not in known:
@@ -55,12 +59,34 @@ def _drops(examples: Path) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
 
 
-def _likeness(drop: dict[str, Any]) -> tuple[float, float, int]:
-    words, others = (set(tokens(text)) for text in (drop["text"], drop["kept_text"]))
-    return len(words & others) / max(1, len(words | others)), drop["similarity"] or 0.0, drop["row"]
+def _distinct(drops: Iterable[dict[str, Any]], limit: int) -> list[tuple[dict[str, Any], int]]:
+    """Returns the first drop of each of the `limit` least alike pairs, and the number of its drops.
+
+    Keeps only these pairs in memory: a pair's rank depends only on its texts, so one that was worse than `limit` others
+    stays worse."""
+    best: dict[Pair, tuple[Rank, dict[str, Any], int]] = {}
+    for drop in drops:
+        pair, rank = _ranked(drop)
+        if pair in best:
+            earlier, times = best[pair][1:]
+            best[pair] = rank, min(earlier, drop, key=itemgetter("row")), times + 1
+        elif len(best) < limit or rank < max(entry[0] for entry in best.values()):
+            best[pair] = rank, drop, 1
+            if len(best) > limit:
+                del best[max(best, key=lambda pair: best[pair][0])]
+    return [(drop, times) for _, drop, times in sorted(best.values(), key=itemgetter(0))]
 
 
-def _shown(drop: dict[str, Any]) -> Row:
+def _ranked(drop: dict[str, Any]) -> tuple[Pair, Rank]:
+    """Returns a drop's texts as word sequences in either order, and its rank: the share of common words, the
+    similarity, and the texts."""
+    words, others = (tokens(text) for text in (drop["text"], drop["kept_text"]))
+    pair = min((text := " ".join(words), kept := " ".join(others)), (kept, text))
+    common = len({*words} & {*others}) / max(1, len({*words, *others}))
+    return pair, (common, round(drop["similarity"] or 0.0, 3), pair)
+
+
+def _shown(drop: dict[str, Any], times: int) -> Row:
     similarity = "" if drop["similarity"] is None else f"{drop['similarity']:.3f}"
-    values = drop["text"], drop["kept_text"], similarity, drop["rule"], drop["row"], drop["kept_row"]
+    values = drop["text"], drop["kept_text"], similarity, drop["rule"], times, drop["row"], drop["kept_row"]
     return dict(zip(COLUMNS, values, strict=True))

@@ -20,7 +20,7 @@ from pipelines.dedup.similarity import texts_to_embed as texts_to_compare
 
 # Part of a stage's key: raise it when a change here, in similarity.py, question_rules.py or english.py alters a
 # decision.
-VERSION = 5
+VERSION = 6
 PAIRS_AT_ONCE = 1 << 17  # bounds memory
 
 
@@ -32,6 +32,7 @@ class Decisions:
     partner: np.ndarray  # (N,) int64: the kept turn that this turn duplicates
     similarity: np.ndarray  # (N,) float32: similarity to the partner, 0 to 1; nan for the rule `answer`
     rule: list[str]  # "semantic" or "answer"
+    unread: np.ndarray  # (N,) bool: turns of which the rule `semantic` compared nothing but their equality
 
 
 def texts_to_embed(questions: Sequence[str], answers: Sequence[str], dedup: Dedup = Dedup()) -> set[str]:
@@ -75,7 +76,7 @@ def deduplicate(
 
     offsets: (G + 1,) int; group g is turns offsets[g]:offsets[g + 1], in the order they are asked.
     questions, answers: N annotation texts, not rendered by a template. embeddings: holds the texts of
-    `texts_to_embed` and `contents_to_embed`; may be None for the rules `answer` and `off`.
+    `texts_to_embed` and `contents_to_embed`; may be None if these are empty.
     dedup: the rule `answer` ignores case, accents, punctuation and articles, where the authors' released rule compares
     the strings; `pair` scores question and answer together (pipelines/dedup/similarity.py), while `question` and
     `answer` take the cosine of only the questions or only the answers.
@@ -84,20 +85,22 @@ def deduplicate(
     _check_sizes(offsets, questions, answers)
     n = len(questions)
     keep, partner = np.ones(n, bool), np.full(n, -1, np.int64)
-    similarity, rules = np.full(n, np.nan, np.float32), [""] * n
+    similarity, rules, unread = np.full(n, np.nan, np.float32), [""] * n, np.zeros(n, bool)
     if dedup.rule == "off":
-        return Decisions(keep, partner, similarity, rules)
+        return Decisions(keep, partner, similarity, rules, unread)
     limit = dedup.limit
     normal = np.array([normalize(a) for a in answers], dtype=object) if "answer" in dedup.rule else None
     score: Similarity | None = None
     if dedup.needs_vectors:
-        if embeddings is None:
-            raise ValueError(f"rule {dedup.rule!r} needs embeddings")
         with_others = np.flatnonzero(np.repeat(np.diff(offsets) > 1, np.diff(offsets)))
         position = np.zeros(n, np.int64)
         position[with_others] = np.arange(len(with_others))
-        chosen = with_others.tolist()
-        score = Similarity([questions[k] for k in chosen], [answers[k] for k in chosen], embeddings, dedup.compare)
+        asked, told = ([texts[k] for k in with_others.tolist()] for texts in (questions, answers))
+        if embeddings is None:
+            if texts_to_embed(asked, told, dedup):
+                raise ValueError(f"rule {dedup.rule!r} needs embeddings")
+            embeddings = Embeddings.none()
+        score = Similarity(asked, told, embeddings, dedup.compare)
     for later, earlier in _pairs(offsets):
         if score is None:
             values = np.full(len(later), np.nan, np.float32)
@@ -113,7 +116,9 @@ def deduplicate(
             if keep[j] or (rules[j] == name == "semantic" and values[k] > similarity[j]):
                 keep[j], partner[j], rules[j] = False, i, name
                 similarity[j] = values[k] if name == "semantic" else np.nan
-    return Decisions(keep, partner, similarity, rules)
+    if score is not None:
+        unread[with_others] = score.unread
+    return Decisions(keep, partner, similarity, rules, unread)
 
 
 def normalize(text: str) -> str:

@@ -5,7 +5,6 @@ a text does not depend on the other texts in its batch, on the worker, or on whi
 """
 
 import importlib.metadata
-import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,14 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.core.tensors_only import tensors_only
+from pipelines.dedup.known_texts import KnownTexts
 
 BATCH_TOKENS = {"cpu": 512, "cuda": 1 << 16}  # tokens in a batch of any shape, by device
 # A text is padded to the next of these token counts; most words have three tokens, most contents four to eight.
 LENGTHS = (3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 TEXTS_AT_ONCE = 4096  # bounds memory
 
-log = logging.getLogger(__name__)
-Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
+Batch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 class EmbedderError(ValueError):
@@ -72,22 +71,25 @@ class Embedder:
             raise EmbedderError(
                 f"the embedder in {path} gives different words the same tokens: is its tokenizer's vocabulary missing?"
             )
+        self._texts = KnownTexts(self._tokenizer, limit)
+        self.scripts = self._texts.scripts
         self._path, self._device = path, device
         self._model = model.half().to("cuda") if device == "cuda" else model
 
-    def embed(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields (indices into `texts` (n,), their L2-normalised vectors (n, dim) float16) until all are embedded."""
+    def embed(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yields (indices into `texts` (n,), their L2-normalised vectors (n, dim) float16, whether each text is known
+        (n,) bool; pipelines/dedup/known_texts.py) until all are embedded."""
         import torch
 
         before = torch.get_num_threads()
         workers = 1 if self._device == "cuda" else before
-        waiting: deque[tuple[np.ndarray, Future[np.ndarray]]] = deque()
+        waiting: deque[tuple[np.ndarray, np.ndarray, Future[np.ndarray]]] = deque()
         # Several batches run at once, each on one thread: the bytes do not depend on the number of cores, and threads
         # do not synchronise at every step (under other load, ten times as fast as one batch on all cores).
         pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
         try:
-            for indices, ids, mask in self._batches(texts):
-                waiting.append((indices, pool.submit(self._run, ids, mask)))
+            for indices, known, ids, mask in self._batches(texts):
+                waiting.append((indices, known, pool.submit(self._run, ids, mask)))
                 if len(waiting) > 2 * workers:
                     yield self._finished(*waiting.popleft())
             while waiting:
@@ -108,40 +110,38 @@ class Embedder:
             return torch.nn.functional.normalize(embedded).cpu().numpy().astype(np.float16)
 
     def _batches(self, texts: Sequence[str]) -> Iterator[Batch]:
-        """Yields (indices into `texts`, input ids, attention mask); the last two are (rows, length) int64."""
+        """Yields (indices into `texts`, whether they are known, input ids, attention mask); the last two are (rows,
+        length) int64."""
         lengths = [*(length for length in LENGTHS if length < self._limit), self._limit]
-        waiting: dict[int, list[tuple[int, list[int]]]] = {length: [] for length in lengths}
-        at_limit = 0
+        waiting: dict[int, list[tuple[int, bool, list[int]]]] = {length: [] for length in lengths}
         for start in range(0, len(texts), TEXTS_AT_ONCE):
             chosen = [self._prompt + text for text in texts[start : start + TEXTS_AT_ONCE]]
-            encoded = self._tokenizer(chosen, truncation=True, max_length=self._limit)
-            for index, tokens in enumerate(encoded["input_ids"], start):
-                at_limit += len(tokens) == self._limit
+            for index, (tokens, known) in enumerate(zip(*self._texts.encode(chosen), strict=True), start):
                 length = next(length for length in lengths if len(tokens) <= length)
-                waiting[length].append((index, tokens))
+                waiting[length].append((index, known, tokens))
                 if len(waiting[length]) == self._rows(length):
                     yield self._batch(length, waiting[length])
                     waiting[length] = []
         for length in lengths:
             if waiting[length]:
                 yield self._batch(length, waiting[length])
-        if at_limit:
-            log.warning("%d texts reach the limit of %d tokens: any text beyond it is ignored", at_limit, self._limit)
 
-    def _batch(self, length: int, members: list[tuple[int, list[int]]]) -> Batch:
+    def _batch(self, length: int, members: list[tuple[int, bool, list[int]]]) -> Batch:
         shape = (self._rows(length), length)
         ids, mask = np.full(shape, self._tokenizer.pad_token_id, np.int64), np.zeros(shape, np.int64)
         mask[:, 0] = 1  # avoids a division by zero in rows without a text
-        for row, (_, tokens) in enumerate(members):
+        for row, (_, _, tokens) in enumerate(members):
             ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = 1
-        return np.array([index for index, _ in members]), ids, mask
+        return np.array([index for index, _, _ in members]), np.array([known for _, known, _ in members]), ids, mask
 
-    def _finished(self, indices: np.ndarray, vectors: "Future[np.ndarray]") -> tuple[np.ndarray, np.ndarray]:
+    def _finished(
+        self, indices: np.ndarray, known: np.ndarray, vectors: "Future[np.ndarray]"
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         found = vectors.result()[: len(indices)]
         if not (np.linalg.norm(found.astype(np.float32), axis=1) > 0.5).all():  # neither 0 nor nan
             raise EmbedderError(f"the embedder in {self._path} produces zero or NaN vectors: its weights are damaged")
-        return indices, found
+        return indices, found, known
 
     def _rows(self, length: int) -> int:
         return max(1, BATCH_TOKENS[self._device] // length)

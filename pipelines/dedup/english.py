@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipelines.dedup.word_lists import COLOUR, DIRECTION, GENDER, NUMBER, read_word_lists
@@ -14,6 +14,13 @@ FUNCTION_WORDS = frozenset().union(
 )
 PEOPLE = WORDS.anyone | WORDS.people
 COLOURS = frozenset().union(*WORDS.opposites[COLOUR])
+# Words that show that a text is English: all of the lists.
+EVIDENCE = FUNCTION_WORDS.union(
+    *(WORDS.image, WORDS.asked, WORDS.quantities, WORDS.particles, WORDS.kinds, WORDS.anything, WORDS.prepositions),
+    *(WORDS.anyone, WORDS.people, WORDS.sides, WORDS.frames, WORDS.plurals),
+    *(group for line in (*WORDS.opposites.values(), *WORDS.antonyms.values()) for group in line),
+)
+MIN_EVIDENCE = 0.25  # reached by 99.9 % of 43,995 questions of VQAv2, GQA and Visual Genome
 _DIGITS = {word: str(number) for number, word in enumerate(WORDS.numbers)}
 _GROUPS: dict[str, dict[str, int]] = {}  # word → line of opposites → its group in that line
 for _line, _groups in WORDS.opposites.items():
@@ -31,6 +38,13 @@ def tokens(text: str) -> list[str]:
     text = re.sub(r"n't\b", " not", text)
     text = re.sub(r"'(s|re|ve|ll|d|m)\b", "", text)
     return [_DIGITS.get(token, token) for token in _TOKEN.findall(text)]
+
+
+def is_english(words: Sequence[str]) -> bool:
+    """Returns whether enough words of a text are in the word lists; words that other languages share do not count. A
+    text without other words counts as English."""
+    spelled = [word for word in words if word[0].isalpha() and word not in WORDS.shared]
+    return sum(word in EVIDENCE for word in spelled) >= MIN_EVIDENCE * len(spelled)
 
 
 def singular(word: str) -> str:

@@ -1,14 +1,15 @@
 """Parses questions and answers into content words, the slot that is asked for, and words that contradict each other.
 
 The parser uses closed word classes of English (pipelines/dedup/english.py), so it needs no model and every decision can
-be explained. In other languages every word is a content word. Used by pipelines/dedup/similarity.py.
+be explained. Texts in other languages are not parsed. Used by pipelines/dedup/similarity.py.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from pipelines.dedup.english import FUNCTION_WORDS, WORDS, is_inverse, singular, tokens, values_of
+from pipelines.dedup.english import FUNCTION_WORDS, WORDS, is_english, is_inverse, singular, tokens, values_of
+from pipelines.dedup.roles import Relation, Value, labels_of, relations_of
 from pipelines.dedup.word_lists import DIRECTION, GENDER, NUMBER, ORDER
 
 
@@ -20,10 +21,17 @@ class ParsedQuestion:
     slot: tuple[str, ...]  # "animal" in "what kind of animal is …": applies to any answer
     negated: frozenset[str]  # "cut" in "which food is not cut"
     marks: dict["Place", "Exclusion"]  # words that exclude other words in the same position
-    spot: frozenset["Value"]  # the position in "what is at the top left", if only a position or rank identifies it
+    spot: frozenset[Value]  # the position in "what is at the top left", if only a position or rank identifies it
     measures: bool  # "how many", "how long", "the number of"
     counted: str  # "cup" in "how many cups are on the table"; "" if nothing is counted
     claim: tuple[str, ...]  # "closed" in "is the door closed": what a yes-or-no question claims about its subject
+    is_closed: bool  # starts with an auxiliary: answered by yes, no or one of its own words
+    joins: bool  # "is it red AND round": a no denies neither part
+    asks_existence: bool  # "is there a car", "do you see a car"
+    objects: frozenset[Relation]  # relations towards a noun: "behind the bus", "looking at the man"
+    subjects: frozenset[Relation]  # relations that end with their noun: "the bus is behind", "the man is looking at"
+    labels: frozenset[str]  # numbers that name a thing ("gate 12") instead of counting things
+    is_english: bool
 
 
 @dataclass
@@ -46,7 +54,6 @@ class Exclusion:
         return self.values <= {values[line] for values in map(values_of, answer.words) if line in values}
 
 
-Value = tuple[str, int | str]  # (line of opposites, group in that line) or (NUMBER, number)
 # (line of opposites or NUMBER, next content word, previous content word). If there is no next word, the previous
 # one takes its position, except for directions, where the two differ in meaning.
 Place = tuple[str, str, str]
@@ -58,6 +65,7 @@ class ParsedAnswer:
 
     words: tuple[str, ...]  # content words
     polarity: int  # 1 yes, −1 no, 0 neither
+    label: str  # a number that no word follows: "12" in "number 12"; a name if the question does not ask for a quantity
 
 
 def read_question(text: str) -> ParsedQuestion:
@@ -71,6 +79,8 @@ def read_question(text: str) -> ParsedQuestion:
     content = [k for k, word in enumerate(words) if k not in slot and word not in empty]
     if words and words[0] in WORDS.auxiliaries and words[-1] in WORDS.particles:
         content.append(len(words) - 1)
+    objects, subjects = relations_of(words, content)
+    is_closed = bool(words) and words[0] in WORDS.auxiliaries
     return ParsedQuestion(
         words=tuple(words[k] for k in content),
         slot=tuple(words[k] for k in slot if words[k] not in empty | WORDS.kinds),
@@ -80,6 +90,13 @@ def read_question(text: str) -> ParsedQuestion:
         measures=bool(counting) or "how" in words,
         counted=_counted(words, counting),
         claim=_claim(words, content),
+        is_closed=is_closed,
+        joins=is_closed and "and" in words,
+        asks_existence=is_closed and not (WORDS.anything - {"or"}).isdisjoint(words),
+        objects=objects,
+        subjects=subjects,
+        labels=labels_of(words),
+        is_english=is_english(words),
     )
 
 
@@ -92,7 +109,7 @@ def read_answer(text: str) -> ParsedAnswer:
     content = [word for word in words if word not in FUNCTION_WORDS]
     if not content and not polarity:
         content = [word for word in words if word not in WORDS.articles]
-    return ParsedAnswer(tuple(content), polarity)
+    return ParsedAnswer(tuple(content), polarity, content[-1] if content and content[-1][0].isdigit() else "")
 
 
 def new_words(question: ParsedQuestion, answer: ParsedAnswer) -> tuple[str, ...]:

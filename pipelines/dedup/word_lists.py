@@ -58,6 +58,7 @@ class WordLists(BaseModel):
     auxiliaries: Words
     articles: Words
     light: Words
+    shared: Words
     image: Words
     asked: Words
     quantities: Words

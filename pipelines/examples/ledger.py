@@ -14,6 +14,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.num_turns = 0
+        self.num_unread = 0  # turns that de-duplication compared only for equality
         self._rejects: list[tuple[int, int, str, str | None]] = []
         self._duplicates: list[dict[str, Any]] = []
 
@@ -51,7 +52,7 @@ class Ledger:
         }
         for unit, ledger in (("rows", rows), ("turns", turns)):
             check_ledger(unit, ledger)
-        return {"rows": rows, "turns": turns}
+        return {"rows": rows, "turns": turns, "compared_for_equality": self.num_unread}
 
     def rejects(self) -> pa.Table:
         entries = sorted(self._rejects, key=lambda entry: entry[:2])

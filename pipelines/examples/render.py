@@ -179,6 +179,7 @@ class Renderer:
             return np.ones(len(order), dtype=bool)
         questions, answers = (column.take(pa.array(order)).to_pylist() for column in (turns.question, turns.answer))
         decisions = deduplicate(grouping.offsets, questions, answers, self.embeddings, s.dedup)
+        ledger.num_unread = int(decisions.unread.sum())
         for k in np.flatnonzero(~decisions.keep):
             partner = decisions.partner[k]
             similarity = decisions.similarity[k]

@@ -134,7 +134,10 @@ def _table_of(store: Store, entries: Sequence[Path], model: str, device: str, lo
         table = vectors.embed_texts(texts, model, pa.concat_tables(known) if known else None, device, keep)
         write_batches(out / TABLE, table.schema, table.to_batches(ROWS_PER_BATCH))
         log(f"{table.num_rows:,} distinct texts embedded or reused")
-        return {"num_texts": table.num_rows}
+        unknown = table.num_rows - (pc.sum(table["known"]).as_py() or 0)
+        if unknown:
+            log(f"WARNING: the embedder does not know {unknown:,} of them: their turns are only compared for equality")
+        return {"num_texts": table.num_rows, "num_unknown": unknown}
 
     directory = store.produce("embeddings", key, make)
     for part in directory.glob(PARTS):  # only safe once the manifest has been written
@@ -156,7 +159,8 @@ def _known(store: Store, embedder: dict[str, Any]) -> Iterator[pa.Table]:
 
 def _write_part(out: Path, embedder: dict[str, Any], table: pa.Table) -> None:
     """Writes a part atomically; its name contains the checksum of its bytes."""
-    table = table.replace_schema_metadata({EMBEDDER: json.dumps(embedder, sort_keys=True)})
+    metadata = {**(table.schema.metadata or {}), EMBEDDER: json.dumps(embedder, sort_keys=True).encode()}
+    table = table.replace_schema_metadata(metadata)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
@@ -170,5 +174,6 @@ def _parts(directory: Path, embedder: dict[str, Any]) -> Iterator[pa.Table]:
             path.unlink()  # damaged, so its texts must be embedded again
             continue
         table = open_batches(path).read_all()
-        if table.schema.metadata[EMBEDDER].decode() == json.dumps(embedder, sort_keys=True):
-            yield table.replace_schema_metadata()
+        metadata = dict(table.schema.metadata)
+        if metadata.pop(EMBEDDER).decode() == json.dumps(embedder, sort_keys=True):
+            yield table.replace_schema_metadata(metadata)

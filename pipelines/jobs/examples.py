@@ -69,6 +69,11 @@ def build_examples(
         for marker in out.glob("counts-*.json"):
             marker.unlink()
         log(f"{spec.name}: {manifest['num_examples']:,} examples. {_summary(manifest['rows'])}; rejects in {out}")
+        if unread := manifest["compared_for_equality"]:
+            log(
+                f"WARNING: {spec.name}: {unread:,} turns were only compared for equality: their language is not "
+                "English, or the embedder does not know their words or their length (see docs/deduplication.md)"
+            )
         names = [f"examples-{p:05d}.arrow" for p in range(len(counts))]
         files = [[name, c["num_examples"]] for name, c in zip(names, counts, strict=True)]
         origin = {"dataset": spec.name, "source": spec.source, "task": spec.task}

@@ -2,6 +2,7 @@
 
 import json
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +27,15 @@ def at_angles(**degrees: float) -> Embeddings:
     """Embeddings of texts as unit vectors in the plane at the given angles."""
     angles = np.radians(list(degrees.values()))
     vectors = pa.array(np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float16).reshape(-1))
-    return Embeddings(pa.table({"text": list(degrees), "vector": pa.FixedSizeListArray.from_arrays(vectors, 2)}))
+    return Embeddings(
+        pa.table(
+            {
+                "text": list(degrees),
+                "known": [True] * len(degrees),
+                "vector": pa.FixedSizeListArray.from_arrays(vectors, 2),
+            }
+        )
+    )
 
 
 def test_compares_with_kept_turns_only():
@@ -109,7 +118,7 @@ def test_unknown_options_and_mismatched_sizes_are_errors():
     with pytest.raises(ValueError, match="1 questions"):
         decide([("Is it red?", "yes")], [0, 2])
     with pytest.raises(ValueError, match="needs embeddings"):
-        deduplicate(np.array([0, 2]), ["a", "b"], ["", ""], None)
+        deduplicate(np.array([0, 2]), ["Is the cup red?", "Is it a cup?"], ["yes", "no"], None)
 
 
 def test_decisions_do_not_depend_on_other_groups_or_block_sizes(monkeypatch):
@@ -128,8 +137,8 @@ def test_decisions_do_not_depend_on_other_groups_or_block_sizes(monkeypatch):
         assert part.keep.tolist() == complete.keep[first:last].tolist()
         assert np.array_equal(part.similarity, complete.similarity[first:last], equal_nan=True)
     monkeypatch.setattr("pipelines.dedup.decide.PAIRS_AT_ONCE", 7)
-    monkeypatch.setattr("pipelines.dedup.similarity.WORD_PAIRS_AT_ONCE", 20)
-    monkeypatch.setattr("pipelines.dedup.similarity.VECTORS_AT_ONCE", 3)
+    monkeypatch.setattr("pipelines.dedup.alignment.WORD_PAIRS_AT_ONCE", 20)
+    monkeypatch.setattr("pipelines.dedup.text_vectors.VECTORS_AT_ONCE", 3)
     blocks = decide(turns, offsets)
     assert np.array_equal(blocks.similarity, complete.similarity, equal_nan=True)
     assert np.array_equal(blocks.partner, complete.partner)
@@ -156,5 +165,62 @@ def test_labelled_pairs_of_real_turns(realdata):
     found = decide(turns, range(0, len(turns) + 1, 2))
     is_dup = np.array([row["label"] == "dup" for row in rows])
     dropped = ~found.keep[1::2]
+    assert dropped[~is_dup].mean() <= 0.05
+    assert dropped[is_dup].mean() >= 0.75
+
+
+QUESTIONS_IN_OTHER_LANGUAGES = {
+    "am": ["በምስሉ ውስጥ ስንት ድመቶች አሉ", "መኪናው ምን አይነት ቀለም ነው", "ሰውየው ምን እያደረገ ነው"],
+    "bn": ["ছবিতে কয়টি বিড়াল আছে?", "গাড়িটির রং কী?", "লোকটি কী করছে?"],
+    "de": ["Wie viele Tassen stehen auf dem Tisch?", "Wie viele Teller stehen auf dem Tisch?", "Was macht der Mann?"],
+    "hi": ["मेज पर कितने कप हैं?", "मेज पर कितनी प्लेटें हैं?", "कार किस रंग की है?"],
+    "id": ["Berapa banyak cangkir di atas meja?", "Berapa banyak piring di atas meja?", "Apa warna mobil itu?"],
+    "ko": ["테이블 위에 컵이 몇 개 있나요?", "테이블 위에 접시가 몇 개 있나요?", "차는 무슨 색인가요?"],
+    "my": ["ပုံထဲမှာ ကြောင်ဘယ်နှစ်ကောင်ရှိလဲ", "ကားက ဘာအရောင်လဲ", "လူက ဘာလုပ်နေလဲ"],
+    "ru": ["Сколько чашек на столе?", "Сколько тарелок на столе?", "Какого цвета машина?"],
+    "th": ["มีแก้วกี่ใบบนโต๊ะ", "มีจานกี่ใบบนโต๊ะ", "รถสีอะไร"],
+    "vi": ["Có bao nhiêu cái cốc trên bàn?", "Có bao nhiêu cái đĩa trên bàn?", "Xe ô tô màu gì?"],
+    "zh": ["桌子上有几个杯子？", "桌子上有几个盘子？", "车是什么颜色的？"],
+    "emoji": ["😀", "🚲", "🌳"],
+}
+
+
+@pytest.mark.parametrize("compare", ["pair", "question"])
+@pytest.mark.parametrize("language", QUESTIONS_IN_OTHER_LANGUAGES)
+def test_texts_that_cannot_be_read_are_duplicates_only_if_they_are_equal(language, compare):
+    turns = [(question, "3") for question in QUESTIONS_IN_OTHER_LANGUAGES[language]]
+    found = decide([*turns, turns[0]], compare=compare)
+    assert found.keep.tolist() == [True, True, True, False]
+    assert found.unread.all()
+
+
+def test_long_texts_with_an_equal_beginning_are_different():
+    beginning = "Is the cup next to the plate " * 150
+    turns = [(beginning + "red?", "yes"), (beginning + "blue?", "yes"), (beginning + "red?", "yes")]
+    for compare in ("pair", "question"):
+        found = decide(turns, compare=compare)
+        assert found.keep.tolist() == [True, True, False]
+        assert found.unread.all()
+
+
+@pytest.mark.parametrize("rule", ["semantic", "semantic+answer", "answer", "off"])
+@pytest.mark.parametrize("compare", ["pair", "question", "answer"])
+def test_turns_that_are_alone_need_no_embeddings(rule, compare):
+    found = deduplicate(
+        np.arange(3), ["Is it red?", "Is it red?"], ["yes"] * 2, None, Dedup(rule=rule, compare=compare)
+    )
+    assert found.keep.all()
+
+
+def test_turns_without_content_words_need_no_embeddings():
+    found = deduplicate(np.array([0, 3]), ["What is this?", "Who is it?", "What is this?"], ["yes"] * 3, None)
+    assert found.keep[0] and not found.keep[2]
+
+
+def test_pairs_that_no_rule_was_fitted_on():
+    rows = [json.loads(line) for line in Path(__file__).with_name("held_back_pairs.jsonl").read_text().splitlines()]
+    turns = [(row[side]["question"], row[side]["answer"]) for row in rows for side in "ab"]
+    is_dup = np.array([row["label"] == "dup" for row in rows])
+    dropped = ~decide(turns, range(0, len(turns) + 1, 2)).keep[1::2]
     assert dropped[~is_dup].mean() <= 0.05
     assert dropped[is_dup].mean() >= 0.75

@@ -88,11 +88,31 @@ def test_unusual_texts_have_vectors():
     assert np.abs(norms - 1).max() < 1e-3
 
 
-def test_a_long_text_is_truncated_and_this_is_logged(caplog):
-    texts = ["cup " * 300, "cup " * 9000]
-    first, second = Embeddings(embed_texts(texts, MODEL)).vectors(texts)
-    assert np.array_equal(first, second)
-    assert "2 texts reach the limit of 256 tokens" in caplog.text
+def test_a_truncated_text_is_not_known():
+    texts = ["cup " * 300, "cup " * 9000, "cup " * 254]
+    vectors, known = Embeddings(embed_texts(texts, MODEL)).look_up(texts)
+    assert np.array_equal(vectors[0], vectors[1])
+    assert known.tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("What color is the mousepad?", True),
+        ("Is it 12:30 or 5°C?", True),
+        ("😀", False),  # an unknown token
+        ("café", False),  # the tokenizer strips the accent
+        ("猫は何匹ですか", False),  # single characters
+        ("고양이가 몇 마리 있나요", False),
+        ("मेज पर कितने कप हैं", False),  # stripped vowel signs
+        ("ছবিতে কয়টি বিড়াল আছে", False),
+        ("Сколько чашек на столе?", False),
+        ("a [SEP] b", False),  # special tokens in a text
+        ("a" * 101, False),  # longer than the longest word
+    ],
+)
+def test_known_texts(text, known):
+    assert Embeddings(embed_texts([text], MODEL)).look_up([text])[1].tolist() == [known]
 
 
 def test_an_empty_input_gives_an_empty_table():
@@ -119,7 +139,7 @@ def test_a_missing_model_is_an_error(tmp_path):
 
 
 def test_known_vectors_of_a_different_dimension_are_refused():
-    other = pa.table({"text": ["cup"], "vector": pa.array([[0.0, 1.0]], pa.list_(pa.float16(), 2))})
+    other = pa.table({"text": ["cup"], "known": [True], "vector": pa.array([[0.0, 1.0]], pa.list_(pa.float16(), 2))})
     with pytest.raises(EmbedderError, match="2 dimensions"):
         embed_texts(["plate"], MODEL, known=other)
 

@@ -75,6 +75,7 @@ def write_vqav2(root: Path, things: list[str]) -> DatasetSpec:
         "猫は何匹ですか",
         "word " * 10_000,
         "?!",
+        "Is there a ukulele, a chrysanthemum or a kaleidoscopically coloured boomerang?",
         "Is it red?",
         "Is it red?",
     ]
