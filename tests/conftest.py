@@ -1,6 +1,7 @@
 """Fixtures for all tests."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,11 @@ os.environ.update(
     OPENBLAS_NUM_THREADS="1",
     TORCHINDUCTOR_COMPILE_THREADS="1",
 )
+
+# A shell starts a background job with these signals ignored, and so would be every process that a test stops with them.
+for _number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

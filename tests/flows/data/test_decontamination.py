@@ -15,7 +15,7 @@ from flows.data.stage_data import dataset_examples, stage_data
 from flows.preflight.check import check_inputs, check_settings
 from flows.recipe.recipe import RecipeError, load_recipe
 from flows.report import overlaps
-from flows.runs.find import RunError, examples_of
+from flows.runs.find import RunError, open_run
 from flows.runs.workspace import Workspace, locate_workspace, open_workspace
 from model.training.sample_backbones import train_backbones
 from pipelines.core.store import read_manifest
@@ -223,7 +223,7 @@ def build(root: Path, **part) -> dict[str, Any]:
     of VQAv2's examples."""
     part = {"benchmarks": {"ours": {"images": str(root / "shown")}}, "evaluation": True, **part}
     link_data(root, root / "results", {"decontamination": part})
-    return read_manifest(examples_of((root / "results/data/finetune").resolve())["vqav2"])
+    return read_manifest(open_run(root / "results").examples_of("finetune")["vqav2"])
 
 
 def link_data(root: Path, results: Path, changes: dict) -> None:

@@ -1,6 +1,5 @@
 """A build that rejects most of a dataset fails."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.data.rejects import TooManyRejects, check_rejects
+from pipelines.core.integrity import write_manifest
 from pipelines.decontamination.match import REASON
 from pipelines.schema import REJECTS, SKIPS
 
@@ -20,10 +20,10 @@ def examples(tmp_path):
     def make(rows: dict[str, Any], turns: dict[str, Any] | None = None) -> Path:
         nothing = {"read": 0, "examples": 0, "duplicates": 0, "rejects": {}}
         content = {"rows": nothing | rows, "turns": nothing | (turns or {})}
-        (tmp_path / "manifest.json").write_text(json.dumps(content))
         reasons = [*rows["rejects"], *(turns or nothing)["rejects"]]
         listed = [{"row": 7, "turn": -1, "reason": reason, "detail": f"why {reason}"} for reason in reasons]
         pq.write_table(pa.Table.from_pylist(listed, REJECTS), tmp_path / "rejects-00000.parquet")
+        write_manifest(tmp_path, content)
         return tmp_path
 
     return make

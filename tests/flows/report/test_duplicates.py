@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from flows.report.duplicates import most_surprising
 from pipelines.core.arrow_files import write_parquet
+from pipelines.core.integrity import write_manifest
 from pipelines.schema import DUPLICATES
 
 
@@ -19,5 +20,6 @@ def test_each_pair_is_shown_once_with_its_count(tmp_path: Path):
     for part in range(2):
         table = pa.Table.from_pylist(drops[part::2], DUPLICATES)
         write_parquet(tmp_path / f"duplicates-{part:05d}.parquet", table)
+    write_manifest(tmp_path, {})
     shown = most_surprising({"vqav2": tmp_path}, 2)
     assert [(row["times"], row["row"]) for row in shown] == [(11, 2), (1, 100)]

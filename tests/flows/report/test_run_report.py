@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from flows.report import charts, gallery, score_tables
+from pipelines.core.integrity import write_manifest
 from pipelines.schema import SHARD
 
 BOX = "0.250,0.500,0.750,1.000"
@@ -43,7 +44,7 @@ def shards(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows, SHARD), tmp_path / "s.parquet", row_group_size=100)
     datasets = {"many": {"samples": 600}, "rare": {"samples": 1}, "text": {"samples": 1}}
     datasets["two"] = {"samples": 1}
-    (tmp_path / "manifest.json").write_text(json.dumps({"shards": [{"file": "s.parquet"}], "datasets": datasets}))
+    write_manifest(tmp_path, {"shards": [{"file": "s.parquet"}], "datasets": datasets})
     return tmp_path
 
 

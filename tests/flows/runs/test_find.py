@@ -1,6 +1,5 @@
 """Runs and what they link to are found from any working directory, also after runs or store were moved."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 from flows.recipe.recipe import load_recipe
 from flows.runs.find import RunError, find_model, open_run, shards_at, through_run
 from flows.runs.results import Results
+from pipelines.core.integrity import write_manifest
 
 SHARDS, MODEL, EXAMPLES = "shards/0123456789abcdef", "models/fedcba9876543210/output", "examples/00000000000000aa"
 
@@ -24,7 +24,7 @@ def project(write_recipe, tmp_path, monkeypatch) -> Path:
         (root / "store" / entry).mkdir(parents=True)
         (root / "store" / entry / "config.json").write_text("{}")
     manifest = {"key": {"examples": {"vqav2": "00000000000000aa"}}}
-    (root / "store" / SHARDS / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(root / "store" / SHARDS, manifest)
     results = Results(load_recipe(write_recipe({"sample": None, "paths": paths})), "one")
     results.link("data/finetune", root / "store" / SHARDS)
     results.link("model", root / "store" / MODEL)

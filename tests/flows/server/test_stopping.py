@@ -44,7 +44,10 @@ def run(what: str, *numbers: int) -> tuple[int, str, float]:
         for number in numbers:
             process.send_signal(number)
             time.sleep(0.05)
-        _, errors = process.communicate(timeout=30)
+        try:
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
         return process.returncode, errors, time.monotonic() - start
 
 

@@ -137,7 +137,7 @@ def test_directory_without_a_valid_model_is_rejected(saved: Path, tiny_backbones
         "empty": "no config.json",
         "broken": "is not valid JSON",
         "weightless": "no weights",
-        "truncated": "cannot be loaded",
+        "truncated": "is not a complete safetensors file",
     }
     cases_at = tmp_path.with_name(f"{tmp_path.name}-cases")
     for name in cases:

@@ -22,6 +22,7 @@ from model import HoneybeeForConditionalGeneration, HoneybeeProcessor
 from model.training.engine.checkpoint import require_space
 from model.training.job import Job
 from model.training.work_directory import CheckpointError
+from pipelines.core.integrity import write_manifest
 
 pytestmark = pytest.mark.slow
 IMAGE = 3  # the id of <image> in the tiny tokenizer
@@ -376,7 +377,7 @@ def test_shards_of_a_different_tokenizer_are_refused(
 ) -> None:
     shutil.copytree(shards, tmp_path / "shards")
     manifest = json.loads((shards / "manifest.json").read_text())
-    (tmp_path / "shards" / "manifest.json").write_text(json.dumps(manifest | {key: value}))
+    write_manifest(tmp_path / "shards", manifest | {key: value})
     assert message in fails(job | {"shards": str(tmp_path / "shards")})
 
 

@@ -13,6 +13,7 @@ from support.example_settings import example_settings
 from support.images import encode, noise
 
 from pipelines.core.arrow_files import read_table, write_batches
+from pipelines.core.integrity import write_manifest
 from pipelines.core.store import Store
 from pipelines.decontamination.match import Decontamination
 from pipelines.examples.beam_job import ExamplesJob, run_examples_job
@@ -71,6 +72,8 @@ def job(tmp_path, tokenizer_dir, benchmarks):
     settings = example_settings(
         tokenizer_dir, max_turns=3, decontamination=Decontamination(benchmarks, "perceptual", 8, 13, "drop")
     )
+    for name in ("annotations", "images"):
+        write_manifest(tmp_path / name, {})
     return ExamplesJob(tmp_path / "annotations", tmp_path / "images", None, settings, 3, tmp_path / "out")
 
 
@@ -156,6 +159,7 @@ def test_output_bytes_do_not_depend_on_batches(job, tmp_path):
     (tmp_path / "other").mkdir()
     write_batches(tmp_path / "other" / "annotations-00000.arrow", table.schema, table.slice(40).to_batches(7))
     write_batches(tmp_path / "other" / "annotations-00001.arrow", table.schema, table.slice(0, 40).to_batches(11))
+    write_manifest(tmp_path / "other", {})
     again = dataclasses.replace(job, annotations=tmp_path / "other", out=tmp_path / "again")
     run_examples_job(again, BEAM)
     assert outputs(again) == outputs(job)

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import itertools
-import json
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +12,7 @@ from support.example_settings import example_settings
 from support.vectors import embed_turns
 
 from pipelines.core.arrow_files import read_table, write_batches
+from pipelines.core.integrity import write_manifest
 from pipelines.dedup.settings import Dedup
 from pipelines.examples.beam_job import ExamplesJob, run_examples_job
 from pipelines.examples.ledger import check_ledger
@@ -65,6 +65,8 @@ def job(tmp_path, tokenizer_dir):
     questions, answers = [row["question"] for row in good], [row["answer"].strip() for row in good]
     embedded = embed_turns(questions, answers)
     write_batches(tmp_path / "embeddings" / "embeddings.arrow", embedded.schema, embedded.to_batches())
+    for name in ("annotations", "images", "embeddings"):
+        write_manifest(tmp_path / name, {})
     settings = example_settings(tokenizer_dir, max_turns=3, dedup=Dedup(rule="semantic"))
     return ExamplesJob(
         annotations=tmp_path / "annotations",
@@ -137,6 +139,7 @@ def test_bytes_do_not_depend_on_batches_workers_or_restarts(job, tmp_path):
     other.mkdir()
     write_batches(other / "annotations-00000.arrow", table.schema, table.slice(350).to_batches(50))
     write_batches(other / "annotations-00001.arrow", table.schema, table.slice(0, 350).to_batches(77))
+    write_manifest(other, {})
     again = dataclasses.replace(job, annotations=other, out=tmp_path / "again")
     run_examples_job(again, [*BEAM, "--direct_num_workers=2", "--direct_running_mode=multi_processing"])
     assert outputs(again) == whole
@@ -212,4 +215,4 @@ def test_an_image_missing_from_the_images_table_is_an_error(job):
 
 def test_markers_contain_the_counts(job):
     counts = run_examples_job(job, BEAM)
-    assert counts == [json.loads(job.marker(p).read_text()) for p in range(job.partitions)]
+    assert counts == [job.counts(p) for p in range(job.partitions)]

@@ -18,6 +18,7 @@ import pytest
 from support.example_settings import example_settings
 
 from pipelines.core.arrow_files import read_table, write_batches
+from pipelines.core.integrity import write_manifest
 from pipelines.dedup.settings import Dedup
 from pipelines.examples.beam_job import ExamplesJob, run_examples_job
 from pipelines.schema import ANNOTATIONS
@@ -39,6 +40,7 @@ def job(tmp_path, tokenizer_dir):
     table = pa.Table.from_pylist(rows, ANNOTATIONS["open_question"])
     write_batches(tmp_path / "annotations" / "annotations-00000.arrow", table.schema, table.to_batches(1000))
     settings = example_settings(tokenizer_dir, max_turns=3, dedup=Dedup(rule="answer"))
+    write_manifest(tmp_path / "annotations", {})
     return ExamplesJob(tmp_path / "annotations", None, None, settings, PARTITIONS, tmp_path / "here")
 
 

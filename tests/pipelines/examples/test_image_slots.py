@@ -7,6 +7,7 @@ import pytest
 from support.example_settings import example_settings
 
 from pipelines.core.arrow_files import read_table, write_batches
+from pipelines.core.integrity import write_manifest
 from pipelines.examples.beam_job import ExamplesJob, run_examples_job
 from pipelines.examples.image_slots import image_rows
 from pipelines.examples.render import Renderer
@@ -134,6 +135,8 @@ def test_images_of_other_partitions_are_found_in_the_table_on_disk(settings, tmp
         (tmp_path / name).mkdir()
     write_batches(tmp_path / "annotations" / "annotations-00000.arrow", rows.schema, rows.to_batches(64))
     write_batches(tmp_path / "images" / "images.arrow", IMAGES, measured(names, bad=names[7:8]).to_batches(32))
+    for name in ("annotations", "images"):
+        write_manifest(tmp_path / name, {})
     job = ExamplesJob(tmp_path / "annotations", tmp_path / "images", None, settings, partitions=6, out=tmp_path / "out")
     counts = run_examples_job(job, ["--runner=FnApiRunner"])
     assert sum(count["rows"]["examples"] for count in counts) == 198

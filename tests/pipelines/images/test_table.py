@@ -234,7 +234,7 @@ def test_a_doubted_image_is_measured_again_though_nothing_about_its_file_has_cha
     doubts.add(known["identity"][0].as_py())
     again = images_table(root, ["a.jpg", "deep/b.png"], wrong, doubted=doubts.read())
     assert again["sha256"].to_pylist() == [known["sha256"][0].as_py(), "0" * 64]
-    assert again["identity"].to_pylist() == identities(root, ["a.jpg", "deep/b.png"], doubts.read())
+    assert again["identity"].to_pylist() == identities(root, ["a.jpg", "deep/b.png"], doubted=doubts.read())
     assert again["identity"][0] != known["identity"][0] and again["identity"][1] == known["identity"][1]
 
 

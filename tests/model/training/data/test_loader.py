@@ -26,6 +26,7 @@ from model.training.data.rank_assignment import PackAssignment
 from model.training.data.shard_reader import DataError, Example, Shards
 from model.training.engine.packed_attention import Examples
 from model.training.settings import Loading
+from pipelines.core.integrity import write_manifest
 from pipelines.packing.plan import Packing, make_plan
 from pipelines.shards.remote import push
 
@@ -488,7 +489,7 @@ def test_shards_at_a_url_are_read_through_a_cache(
 def _rewrite_manifest(directory: Path, change: Callable[[dict], object]) -> None:
     manifest = json.loads((directory / "manifest.json").read_text())
     change(manifest)
-    (directory / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(directory, manifest)
 
 
 def _swap(directory: Path) -> None:
