@@ -106,6 +106,7 @@ def stops_promptly(hint: str = "run it again to continue") -> Iterator[Stop]:
         if stop.reason is not None:
             stop.say()
             stop.unwound()
+            sys.unraisablehook = lambda _: None  # of connections that threads still use when the interpreter ends
             raise SystemExit(stop.code)
 
 
