@@ -1,7 +1,6 @@
 """Every benchmark runs at toy size and prints a table with a ratio. Nothing is said about the figures themselves."""
 
 import importlib.util
-import multiprocessing
 import os
 import re
 import runpy
@@ -9,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.fork_server import server
 
 from benchmarks.__main__ import ENTRIES
 
@@ -34,14 +34,6 @@ def programs() -> list[str]:
 
 
 SCRIPTS = [name for name in programs() if name not in CHILDREN]
-
-
-@pytest.fixture(scope="session")
-def context() -> multiprocessing.context.ForkServerContext:
-    """Forks processes from one that has imported the libraries."""
-    forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["torch", "transformers", "pyarrow.parquet", "benchmarks.preload"])
-    return forks
 
 
 @pytest.fixture(scope="session")
@@ -77,11 +69,9 @@ def ratios(text: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_script_runs_at_toy_size(
-    script: str, context: multiprocessing.context.ForkServerContext, workdir: Path, tmp_path: Path
-) -> None:
+def test_a_script_runs_at_toy_size(script: str, workdir: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.txt"
-    process = context.Process(target=run, args=(script, ["--toy", "--workdir", str(workdir)], out))
+    process = server.Process(target=run, args=(script, ["--toy", "--workdir", str(workdir)], out))
     process.start()
     process.join(TIMEOUT)
     hangs = process.is_alive()

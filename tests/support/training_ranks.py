@@ -2,7 +2,6 @@
 
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import socket
@@ -14,9 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_server = multiprocessing.get_context("forkserver")
-# The fork server cannot import `support`: its path is the working directory, normally the root of the project.
-_server.set_forkserver_preload(["model.training.stage", "tests.support.rank_imports"])
+from support.fork_server import server
+
 TIMEOUT = 120.0  # seconds
 
 
@@ -35,7 +33,7 @@ class Ranks:
             environment["MASTER_ADDR"] = "127.0.0.1"
             environment |= {key: value for key, value in os.environ.items() if key.startswith("WANDB_")}
             log.unlink(missing_ok=True)
-            process = _server.Process(target=_rank, args=(json.dumps(job), environment, str(log), own))
+            process = server.Process(target=_rank, args=(json.dumps(job), environment, str(log), own))
             process.start()
             self.processes.append(process)
 
@@ -91,7 +89,7 @@ def losses(job: Mapping[str, Any]) -> list[tuple[int, float, float]]:
 
 def in_a_rank(function: Callable[..., None], *arguments: Any) -> None:
     """Calls a module-level function, which must not raise, in a separate process."""
-    process = _server.Process(target=_alone, args=(function, arguments))
+    process = server.Process(target=_alone, args=(function, arguments))
     process.start()
     process.join(TIMEOUT)
     process.kill()

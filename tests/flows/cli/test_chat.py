@@ -13,6 +13,7 @@ import openai
 import pytest
 import torch
 from PIL import Image
+from support.fork_server import run_honeybee
 
 from model import HoneybeeForConditionalGeneration, HoneybeeProcessor
 
@@ -37,8 +38,7 @@ def model(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def honeybee(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess:
-    command = [COMMAND, *map(str, arguments)]
-    return subprocess.run(command, text=True, capture_output=True, env=ENVIRONMENT, input=stdin, timeout=120)
+    return run_honeybee(*arguments, cwd=Path.cwd(), stdin=stdin, env={"COLUMNS": "200"})
 
 
 def test_one_question_about_several_images(model: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from support.fork_server import run_honeybee
 
 from flows.cli.main import main
 
@@ -18,8 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def honeybee(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess:
-    command = [Path(sys.executable).with_name("honeybee"), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, text=True, capture_output=True, env=os.environ | {"COLUMNS": "200"})
+    return run_honeybee(*arguments, cwd=cwd, env={"COLUMNS": "200"})
 
 
 def test_help_lists_every_command(tmp_path):
