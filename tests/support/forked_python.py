@@ -1,7 +1,8 @@
-"""A stand-in for sys.executable whose `-m MODULE ARGUMENT…` runs in a process of the fork server, for these MODULEs.
+"""A stand-in for sys.executable whose `-m MODULE ARGUMENT…` runs in a process of the fork server, for some MODULEs.
 
-A rank is what it always is: a process with its own environment, output, exit code and signals, started by the code
-under test. It only does not import torch, transformers and DeepSpeed again, which takes longer than a tiny training.
+A rank, or a program of a benchmark, is what it always is: a process with its own environment, output, exit code and
+signals, started by the code under test. It only does not import torch, transformers and DeepSpeed again, which takes
+longer than a tiny training.
 """
 
 import contextlib
@@ -19,18 +20,19 @@ from tempfile import TemporaryDirectory
 
 from support.fork_server import server
 
-MODULES = ("model.training", "model.training.sample_backbones", "model.evaluation")
+PROGRAMS = r"model\.training(\.sample_backbones)?|model\.evaluation|benchmarks\..+"
 STAND_IN = """\
 #!{python} -ISE
-import os, signal, socket, sys
-if sys.argv[1:2] != ["-m"] or sys.argv[2] not in {modules!r}:
+import os, re, signal, socket, sys
+arguments = sys.argv[3:] if sys.argv[1:3] == ["-W", "ignore"] else sys.argv[1:]
+if arguments[:1] != ["-m"] or not re.fullmatch({programs!r}, arguments[1]):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 import json
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: server.send(bytes([number])))
-    request = json.dumps([sys.argv[2:], os.getcwd(), dict(os.environ)]).encode()
+    request = json.dumps([arguments[1:], os.getcwd(), dict(os.environ)]).encode()
     socket.send_fds(server, [len(request).to_bytes(8)], [0, 1, 2])
     server.sendall(request)
     for file in (0, 1, 2):
@@ -51,7 +53,7 @@ def forked_python() -> Iterator[str]:
     """The path of the stand-in; its processes end with the block."""
     with TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as listening:
         path, address = Path(directory, "python"), f"{directory}/socket"
-        path.write_text(STAND_IN.format(python=sys.executable, modules=MODULES, address=address))
+        path.write_text(STAND_IN.format(python=sys.executable, programs=PROGRAMS, address=address))
         path.chmod(0o700)
         listening.bind(address)
         listening.listen()
