@@ -120,7 +120,7 @@ def _stop(name: str, log: Callable[[str], None]) -> None:
         # A worker's children are its runs: they end their ranks and report their final state to the server.
         processes.end(process.children())
         processes.end([process])
-        processes.end([member for member in family if member.is_running()])
+        processes.end([member for member in family if processes.is_alive(member)])
     _record(name).unlink(missing_ok=True)
 
 
@@ -133,7 +133,7 @@ def running_record(name: str) -> dict[str, Any] | None:
     try:
         record = json.loads(_record(name).read_text())
         process = psutil.Process(record["pid"])
-        alive = process.create_time() == record["started"] and process.status() != psutil.STATUS_ZOMBIE
+        alive = process.create_time() == record["started"] and processes.is_alive(process)
     except (FileNotFoundError, psutil.NoSuchProcess):
         return None
     return record if alive else None

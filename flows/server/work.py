@@ -13,6 +13,7 @@ import time
 
 import psutil
 
+from flows.server.process import is_alive
 from flows.server.stopping import LOST_SECONDS, SAVE_SECONDS, is_rank
 
 POLL_SECONDS = 1.0
@@ -22,7 +23,7 @@ def end_with_server(server: int) -> None:
     """Ends this process with all its children, after the ranks have saved, when the server has ended."""
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(server)
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        while is_alive(process):
             time.sleep(POLL_SECONDS)
     print("the Prefect server has ended: so do its worker and its runs", flush=True)
     family = psutil.Process().children(recursive=True)

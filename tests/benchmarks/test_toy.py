@@ -5,10 +5,12 @@ import os
 import re
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.fork_server import server
+from support.forked_python import forked_python
 
 from benchmarks.__main__ import ENTRIES
 
@@ -41,9 +43,16 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("toy")
 
 
-def run(module: str, arguments: list[str], out: Path) -> None:
-    """Does what `python -m` does, with the output in a file."""
+@pytest.fixture(scope="module")
+def python() -> Iterator[str]:
+    with forked_python() as path:
+        yield path
+
+
+def run(module: str, arguments: list[str], out: Path, python: str) -> None:
+    """Does what `python -m` does, with the output in a file. python: starts the programs of the benchmark."""
     os.chdir(ROOT)
+    sys.executable = python
     sys.path.insert(0, str(ROOT))
     sys.argv = [module, *arguments]
     with out.open("w", buffering=1) as file:
@@ -69,9 +78,9 @@ def ratios(text: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_script_runs_at_toy_size(script: str, workdir: Path, tmp_path: Path) -> None:
+def test_a_script_runs_at_toy_size(script: str, workdir: Path, tmp_path: Path, python: str) -> None:
     out = tmp_path / "out.txt"
-    process = server.Process(target=run, args=(script, ["--toy", "--workdir", str(workdir)], out))
+    process = server.Process(target=run, args=(script, ["--toy", "--workdir", str(workdir)], out, python))
     process.start()
     process.join(TIMEOUT)
     hangs = process.is_alive()

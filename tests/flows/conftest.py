@@ -1,11 +1,15 @@
 """Fixtures: the tiny recipe, a corpus with backbones, and the Prefect server that all tests share."""
 
+import atexit
 import os
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import pytest
+from support.forked_python import forked_python
 from support.shared import make_once
 from support.tiny import WriteRecipe, write_tiny
 
@@ -73,5 +77,15 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The Prefect server for all tests of a session: the one that `honeybee train` starts for itself."""
     os.environ["PREFECT_HOME"] = str(tmp_path_factory.mktemp("prefect"))
     settings.configure()
-    with temporary_server():
+    server = ExitStack()
+    server.enter_context(temporary_server())
+    atexit.register(server.close)  # after Prefect has sent its last events, which otherwise takes a minute of retries
+    yield
+
+
+@pytest.fixture(scope="module")
+def forked_ranks() -> Iterator[None]:
+    """Forks the ranks that the flows of a module start (forked_python.py)."""
+    with forked_python() as python, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", python)
         yield

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.realdata, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory, prefect, realdata) -> Path:
+def root(tmp_path_factory, prefect, forked_ranks, realdata) -> Path:
     from flows.train_honeybee import train_honeybee
 
     root = tmp_path_factory.mktemp("realdata")

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory, prefect) -> Path:
+def root(tmp_path_factory, prefect, forked_ranks) -> Path:
     """A directory in which the tiny recipe has run once."""
     from flows.train_honeybee import train_honeybee
 

@@ -20,8 +20,10 @@ import torch.utils.tensorboard
 import transformers
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+import model.evaluation.run
 import model.modeling
 import model.processing
+import model.training.sample_backbones
 import model.training.stage
 
 # What is computed at the first use.

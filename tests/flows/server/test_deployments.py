@@ -12,6 +12,8 @@ import pytest
 import yaml
 from support.tiny import write_tiny
 
+from flows.server.process import is_alive
+
 pytestmark = pytest.mark.slow
 FLOW = Path(__file__).resolve().parents[3] / "flows/rebuild_dataset.py:rebuild_dataset"
 
@@ -24,10 +26,12 @@ def port() -> int:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory, port):
+def project(tmp_path_factory, corpus, port):
     """A directory in which `up` has started Prefect, with deployments of a valid and an invalid recipe."""
     root = tmp_path_factory.mktemp("project")
-    small = {"sample/scenes": 20, "sample/held_out": 12}
+    paths = {"store": str(root / "store"), "runs": str(root / "runs"), "data": str(corpus / "data")}
+    backbones = {"vision": str(corpus / "backbones/vision"), "llm": str(corpus / "backbones/llm")}
+    small = {"sample": None, "paths": paths, "backbones": backbones}
     good = write_tiny(root, small)
     bad = write_tiny(root, {**small, "name": "bad", "finetune/data/templates": "fein"})
     deployments = [
@@ -114,6 +118,6 @@ def test_down_stops_server_and_worker(project, port):
     assert len(started) == 2
     family = started + [child for process in started for child in process.children(recursive=True)]
     assert honeybee(project, "down").returncode == 0
-    assert not [process for process in family if process.is_running()]
+    assert not list(filter(is_alive, family))
     assert records(project) == {}
     assert honeybee(project, "down").stdout == ""
