@@ -97,6 +97,12 @@ def test_each_dataset_has_its_own_deduplication_settings(write_recipe, rule, com
     assert other.dedup == Dedup(rule="semantic", compare="pair", threshold=None)
 
 
+# A few lines that become a billion values.
+BOMB = "\n".join(
+    f"{k}: &{k} [{', '.join([f'*{chr(ord(k) - 1)}' if k > 'a' else 'x'] * 9)}]" for k in "abcdefghij"
+).encode()
+
+
 def test_links_are_followed_unless_the_recipe_or_a_dataset_refuses_them(write_recipe):
     for changes, expected in (
         ({}, ("follow", "follow")),
@@ -132,6 +138,8 @@ def test_invalid_yaml_is_reported_with_its_line(tmp_path):
     ("content", "message"),
     [
         (b"name: a\nname: b\n", "the key 'name' appears twice"),
+        (BOMB, "more than 100,000 values"),
+        (b"name: &a [*a]\n", "more than 100,000 values"),
         (b"name: \xff\xfe", "is not valid YAML"),
         (b"[" * 5000, "is not valid YAML"),
         (b"seed: " + b"1" * 10_000, "is not valid YAML"),
