@@ -121,7 +121,7 @@ class JsonStream(OpenFile):
                     continue
                 self._fail(error.msg, error.pos)
             except RecursionError:
-                return self._rejected("nested_too_deep", "it has arrays or objects inside each other, too many deep")
+                return self._rejected("nested_too_deep", "its arrays or objects are nested too deeply")
             except Reject as reject:
                 return self._rejected(reject.reason, reject.detail)
             except ValueError as error:
