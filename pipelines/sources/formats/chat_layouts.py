@@ -101,12 +101,17 @@ def part_of(part: Any, where: str) -> str | tuple[Mark]:
     return (None if name is None else _file(part[name], f"{where}{name}"),)
 
 
+def check_file_name(value: str, where: str) -> None:
+    """Rejects an address on the web and inline data, which are not the name of a file: image_address."""
+    if re.match(r"(https?|data|s3|gs):", value, re.IGNORECASE):
+        raise Reject("image_address", f"{where} is {show(value)}: fetch the image and give its file below `images`")
+
+
 def _file(value: Any, where: str) -> Mark:
     if type(value) is dict:
         name = one_of(value, TABLE["parts"]["file"], f"{where}.")
         return None if name is None else _file(value[name], f"{where}.{name}")
     if type(value) is not str or not value.strip():
         raise Reject("wrong_type", f"{where} is {show(value)}, not the name of a file")
-    if re.match(r"(https?|data|s3|gs):", value, re.IGNORECASE):
-        raise Reject("image_address", f"{where} is {show(value)}: fetch the image and give its file below `images`")
+    check_file_name(value, where)
     return value.strip().removeprefix("file://")

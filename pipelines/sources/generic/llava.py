@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipelines.sources.base import Skips, Source, SourceError, file_batches, matching_files
 from pipelines.sources.fields import Reject, clean, show
 from pipelines.sources.formats import json_stream
-from pipelines.sources.formats.chat_layouts import TABLE, one_of
+from pipelines.sources.formats.chat_layouts import TABLE, check_file_name, one_of
 from pipelines.sources.formats.conversations import place_images, sizes, talk
 from pipelines.sources.options import SourceOptions
 
@@ -26,14 +26,17 @@ def _records(path: Path) -> Iterator[Any]:
 
 
 def _images(record: dict[str, Any]) -> list[str]:
-    """Returns the image file names. Rejects: wrong_type, empty_field, not_utf8, two_picture_fields."""
+    """Returns the image file names. Rejects: wrong_type, empty_field, not_utf8, two_picture_fields,
+    image_address."""
     found: list[str] = []
     for name in TABLE["row"]["images"]:
         value = record.get(name)
         names = value if type(value) is list else [] if value is None else [value]
         if names and found:
             raise Reject("two_picture_fields", f"image is {show(record['image'])}, images is {show(value)}")
-        found += [clean(f"{name}[{i}]", each) for i, each in enumerate(names)]
+        for i, each in enumerate(names):
+            found.append(clean(f"{name}[{i}]", each))
+            check_file_name(found[-1], f"{name}[{i}]")
     return found
 
 

@@ -363,6 +363,7 @@ def test_conversations_that_cannot_be_used(tmp_path):
         "missing_field": chat("See <image>.", "A."),
         "system_message": {"messages": [system, *chat("Q?", "A.")["messages"]]},
         "two_picture_fields": chat("Q?", "A.", image="1.jpg", images=["2.jpg"]),
+        "image_address": chat("Q?", "A.", image="data:image/png;base64,AAAA"),
         "wrong_type": chat([{"type": "video"}], "A."),
         "wrong_role": {"messages": chat("Q?", "A.")["messages"][::-1]},
         "empty_field": chat("Q?", "A.", images=[" "]),
