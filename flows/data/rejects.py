@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from pipelines.core.integrity import listed
 from pipelines.core.store import read_manifest
 from pipelines.schema import SKIPS
 
@@ -65,7 +66,7 @@ def _problem(dataset: str, examples: Path, limit: float) -> str | None:
 
 def _first(examples: Path, reason: str) -> str:
     """Describes the first reject with a reason."""
-    for path in sorted(examples.glob("rejects-*.parquet")):
+    for path in listed(examples, "rejects-*.parquet"):
         for entry in pq.read_table(path, filters=[("reason", "=", reason)]).slice(0, 1).to_pylist():
             return f", e.g. row {entry['row']}: {entry['detail'] or reason}"
     return ""

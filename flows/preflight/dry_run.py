@@ -54,7 +54,7 @@ def plan(recipe: Recipe, training: bool = True) -> Iterator[str]:
         for name in STAGES:
             known = {dataset: forecaster.known(name, dataset) for dataset in workspace.stage(name).data.names}
             forecast = stage_forecast(workspace, name, known)
-            checks += _rejects(recipe, known)
+            checks += [check for check in _rejects(recipe, known) if check not in checks]  # both stages may use it
             yield ""
             yield from _stage(workspace, name, known, forecast)
             yield from _image_fit(recipe, name, model)

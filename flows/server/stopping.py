@@ -89,8 +89,8 @@ def is_rank(process: psutil.Process) -> bool:
 
 @contextlib.contextmanager
 def stops_promptly(hint: str = "run it again to continue") -> Iterator[Stop]:
-    """Applies `Stop` to the signals that stop a command, whoever handles them, and exits with its code when the block
-    ends because of them. hint: what follows from a signal. Only for the main thread."""
+    """Applies `Stop` to the signals that stop a command, even if a library handles them, and exits with its code when
+    the block ends because of them. hint: what follows from a signal. Only for the main thread."""
     stop = Stop(hint)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)

@@ -64,7 +64,7 @@ def _is_complete(output: Path) -> bool:
     except FileNotFoundError:
         return False
     if found:
-        log.warning("%s: the model is made again from the last checkpoint", found[0])
+        log.warning("%s: the model is rebuilt from the last checkpoint", found[0])
     return not found
 
 

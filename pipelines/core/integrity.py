@@ -1,7 +1,7 @@
 """Checksums of a directory: its manifest lists every file with size and SHA-256, and ends with a checksum of its own.
 
 A manifest is sealed: its last key, `checksum`, is the SHA-256 of all bytes before it, and what follows is fixed. So one
-changed bit in any file of the directory, the manifest included, is found by whoever checks it.
+changed bit in any file of the directory, the manifest included, is found by any check.
 """
 
 import fnmatch
@@ -21,7 +21,7 @@ MANIFEST = "manifest.json"
 _TOGETHER = 64  # files that a thread reads in a row
 CONTENTS, CHECKSUM = "contents", "checksum"  # keys that `write_manifest` adds
 _SEALED = re.compile(rb'(.*)\n "checksum": "([0-9a-f]{64})"\n\}\n', re.DOTALL)
-_AGAIN = "build its recipe again, which makes it anew; if it is a copy, copy it again"
+_AGAIN = "build its recipe again, which rebuilds it; if it is a copy, copy it again"
 
 
 class DamagedError(StoreError):

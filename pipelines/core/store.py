@@ -89,7 +89,7 @@ class Store:
         history: str | None = None,
     ) -> Path:
         """Returns the directory of (kind, key), after calling `make(directory)` if it is not complete. If files of a
-        complete entry are not as they were written, they are logged and removed, and the entry is made again.
+        complete entry are not as they were written, they are logged and removed, and the entry is rebuilt.
 
         key: everything that the output's bytes depend on, as JSON values. make: fills the directory and returns the
         additional entries of the manifest, which is written last and holds the checksums of all files. history: a
@@ -122,7 +122,7 @@ class Store:
     def _is_sound(self, directory: Path) -> bool:
         found = self._faults(directory)
         for fault in found or ():
-            self.log(f"{fault}: {'a build makes it again' if self.read_only else 'it is made again'}")
+            self.log(f"{fault}: {'the next build rebuilds it' if self.read_only else 'it is rebuilt'}")
         return found == []
 
     def _faults(self, directory: Path) -> list[Fault] | None:

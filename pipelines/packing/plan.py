@@ -173,7 +173,7 @@ def cached_plan(
             with np.load(path, allow_pickle=False) as kept:
                 return PackingPlan(lengths, packing, image_tokens, kept["starts"], float(kept["used"]))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            log.warning("%s is damaged: %s: the plan is made again", path, error)
+            log.warning("%s is damaged: %s: the plan is rebuilt", path, error)
     plan = make_plan(lengths, packing, image_tokens, threads)
     if plan.starts is not None and keep:
         directory.mkdir(parents=True, exist_ok=True)

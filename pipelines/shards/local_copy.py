@@ -18,15 +18,15 @@ log = logging.getLogger("honeybee.training")
 class ShardCache:
     """A cache in a local directory for the shards at a URL, which are downloaded on demand.
 
-        copy = LocalCopy("s3://bucket/shards/0123456789abcdef", Path("/local/cache"), limit_bytes=100 << 30)
-        manifest = copy.manifest                    # the manifest at the URL, whose format has been checked
-        path = copy.fetch("shard-00000-of-00042.parquet")
+        cache = ShardCache("s3://bucket/shards/0123456789abcdef", Path("/local/cache"), limit_bytes=100 << 30)
+        manifest = cache.manifest                   # the manifest at the URL, whose format has been checked
+        path = cache.fetch("shard-00000-of-00042.parquet")
 
     `fetch` verifies the SHA-256 of a download, and of a file from an earlier run, against the manifest. File names in
     the cache contain their checksum, so several runs, URLs and processes of one machine can share a directory: each
     file is downloaded once, while the other processes wait for it. If the cache exceeds `limit_bytes` (None means no
-    limit), the least recently used files are removed, except those in use: the last `hold` files that each LocalCopy
-    has fetched. A path is therefore valid until its LocalCopy has fetched `hold` other files or is closed; a file that
+    limit), the least recently used files are removed, except those in use: the last `hold` files that each ShardCache
+    has fetched. A path is therefore valid until its ShardCache has fetched `hold` other files or is closed; a file that
     is already open stays readable anyway. The disk must have room for all files in use, even beyond the limit. Create
     one instance per process.
     """

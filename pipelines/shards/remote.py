@@ -1,6 +1,6 @@
 """Reads and writes shards on remote storage: s3://, gs:// and any other file system of fsspec, or a local directory.
 
-`push` copies a shards directory to a URL; `LocalCopy` reads from a URL through a cache on a local disk. Recipes never
+`push` copies a shards directory to a URL; `ShardCache` reads from a URL through a cache on a local disk. Recipes never
 contain credentials or endpoints: they come from where fsspec's file systems look for them, such as AWS's environment
 variables and files, or fsspec's own settings (`FSSPEC_S3_ENDPOINT_URL`).
 """

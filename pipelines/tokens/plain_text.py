@@ -22,7 +22,7 @@ class PlainTextError(ValueError):
 
 
 def control_tokens(tokenizer: Tokenizer) -> dict[str, int]:
-    """Returns the added tokens that are no part of a text, with their ids: special tokens, and those that are written
+    """Returns the added tokens that are not part of a text, with their ids: special tokens, and those that are written
     like one although the tokenizer does not declare them special. Added words, runs of spaces and bytes are texts."""
     added = [
         (id, token) for id, token in tokenizer.get_added_tokens_decoder().items() if not _BYTE.match(token.content)

@@ -54,13 +54,13 @@ def test_a_flipped_bit_in_any_file_is_found_named_and_repaired(tmp_path, name, s
     flip(directory / name, seed)
     [fault] = faults(directory)
     assert fault.path == directory / name
-    with pytest.raises(DamagedError, match=rf"{name} .*: build its recipe again, which makes it anew"):
+    with pytest.raises(DamagedError, match=rf"{name} .*: build its recipe again, which rebuilds it"):
         check(directory)
     with pytest.raises(NotBuilt):
         Store(tmp_path, read_only=True, log=log.append).produce("stage", KEY, make)
-    assert log == [f"{fault}: a build makes it again"]
+    assert log == [f"{fault}: the next build rebuilds it"]
     assert Store(tmp_path, log=log.append).produce("stage", KEY, make) == directory
-    assert log[1:] == [f"{fault}: it is made again"]
+    assert log[1:] == [f"{fault}: it is rebuilt"]
     assert files_of(directory) == expected
 
 

@@ -1,4 +1,4 @@
-"""Flipped bits in every kind of entry that a build makes: found, named, and made again with the same bytes."""
+"""Flipped bits in every kind of entry that a build makes: found, named, and rebuilt with the same bytes."""
 
 import json
 import shutil
@@ -91,7 +91,7 @@ def test_a_flipped_bit_is_found_named_and_made_again(world, tmp_path, kind, what
     log: list[str] = []
     assert world.build(Store(tmp_path / "store", log=log.append))[kind] == directory
     for name in names:
-        assert any(line.startswith(f"{directory / name} ") and "it is made again" in line for line in log), name
+        assert any(line.startswith(f"{directory / name} ") and "it is rebuilt" in line for line in log), name
     assert files_of(tmp_path / "store") == expected
     assert world.build(Store(tmp_path / "store", log=pytest.fail))[kind] == directory
 

@@ -156,7 +156,7 @@ def test_a_damaged_table_is_rebuilt_and_its_vectors_are_not_reused(cold, spec, t
     other, log = write_vqav2(tmp_path / "half", THINGS[::2]), []
     build_embeddings(store, [other], MODEL)
     assert build_embeddings(Store(tmp_path / "store", log=log.append), [spec], MODEL) == table.parent
-    assert f"{table} is damaged" in log[0] and "it is made again" in log[0]
+    assert f"{table} is damaged" in log[0] and "it is rebuilt" in log[0]
     assert table_bytes(table.parent) == table_bytes(cold)
 
 

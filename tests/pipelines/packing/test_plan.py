@@ -196,7 +196,7 @@ def test_a_damaged_saved_plan_is_named_and_made_again(write: Callable, tmp_path:
         path.write_bytes(damaged)
         caplog.clear()
         cached_plan(tmp_path, lengths, packing, M)
-        assert f"{path} is damaged: " in caplog.text and "the plan is made again" in caplog.text
+        assert f"{path} is damaged: " in caplog.text and "the plan is rebuilt" in caplog.text
         assert path.stat().st_size == len(content)
 
 

@@ -46,7 +46,7 @@ def test_a_build_does_not_reuse_damaged_shards(shards, world, tmp_path, damage):
         first.write_bytes(other)
     log: list[str] = []
     assert build_shards(Store(tmp_path / "store", log=log.append), **world) == directory
-    assert any(f"{path} is" in line and "made again" in line for line in log)
+    assert any(f"{path} is" in line and "rebuilt" in line for line in log)
     assert files_of(directory) == expected
 
 
